@@ -1,0 +1,149 @@
+"""A run's whole state to disk and back: atomic, plain types, read with weights_only.
+
+An object of ours becomes {"__class__": its path, fields...}; classes are looked up in cl_bench
+alone. What a run rebuilds from its config is not stored but found again: the learner, the
+generators, functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Method
+
+PLAIN = (Tensor, int, float, str, bool, bytes, type(None))
+
+
+def encode(value: Any) -> Any:
+    """Plain types all the way down; `...` stands for what is not state."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Learner | Generator) or callable(value):
+        return {"__kept__": True}
+    if isinstance(value, dict):
+        return {"__dict__": [(encode(k), encode(v)) for k, v in value.items()]}
+    if isinstance(value, set | frozenset):
+        return {"__set__": [encode(v) for v in value]}
+    if type(value) in (list, tuple):
+        return type(value)(encode(v) for v in value)
+    cls = type(value)
+    if not cls.__module__.startswith("cl_bench."):
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__} cannot go into a checkpoint")
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    return {"__class__": path, "fields": {k: encode(v) for k, v in _fields(value).items()}}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return value._asdict() if isinstance(value, tuple) else vars(value)
+
+
+def decode(stored: Any, present: Any) -> Any:
+    """`stored` as it was; `present`, its counterpart in the fresh run, gives what was kept back."""
+    if type(stored) in (list, tuple):
+        olds = present if isinstance(present, list | tuple) else ()
+        padded = [*olds, *[None] * len(stored)]
+        return type(stored)(decode(v, p) for v, p in zip(stored, padded, strict=False))
+    if not isinstance(stored, dict):
+        return stored
+    if "__kept__" in stored:
+        assert present is not None, "state refers to a function or generator that is not rebuilt"
+        return present
+    if "__set__" in stored:
+        return {decode(v, None) for v in stored["__set__"]}
+    if "__dict__" in stored:
+        olds = present if isinstance(present, dict) else {}
+        pairs = ((decode(k, None), v) for k, v in stored["__dict__"])
+        return {k: decode(v, olds.get(k)) for k, v in pairs}
+    return _object(stored, present)
+
+
+def _object(stored: dict, present: Any) -> Any:
+    module, _, name = stored["__class__"].partition(":")
+    if not module.startswith("cl_bench."):
+        raise ValueError(f"a checkpoint names {module}, which is not of this package")
+    cls = getattr(importlib.import_module(module), name)
+    fields = {k: decode(v, getattr(present, k, None)) for k, v in stored["fields"].items()}
+    if issubclass(cls, tuple):
+        return cls(**fields)
+    made = cls.__new__(cls)
+    made.__dict__.update(fields)
+    return made
+
+
+def state_of(method: Method) -> dict[str, Any]:
+    """The learner's and the method's state, as plain types."""
+    learner = method.learner
+    own = {k: encode(v) for k, v in vars(method).items()}
+    return {
+        "theta": learner.flat.theta.detach(),
+        "buffers": dict(learner.net.named_buffers()),
+        "optimizer": learner.optimizer.state_dict(),
+        "method": own,
+    }
+
+
+def restore(method: Method, state: dict[str, Any]) -> None:
+    """Put `state_of` back, in place: the views of theta stay whole."""
+    learner = method.learner
+    with torch.no_grad():
+        learner.flat.theta.copy_(state["theta"])
+        for name, buffer in learner.net.named_buffers():
+            buffer.copy_(state["buffers"][name])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["method"].items():
+        setattr(method, name, decode(value, getattr(method, name, None)))
+
+
+def nbytes(method: Method) -> int:
+    """Bytes of tensors that the method keeps between steps, beside the network itself."""
+    return sum(t.numel() * t.element_size() for t in _tensors(state_of(method)["method"]))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write beside, sync, rename; the checkpoint before this one stays as `.previous`."""
+    fresh = path.with_suffix(".tmp")
+    with fresh.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        path.replace(previous(path))
+    fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; None where there is none."""
+    for candidate in (path, previous(path)):
+        if candidate.exists():
+            try:
+                return torch.load(candidate, map_location=device, weights_only=True)
+            except Exception as error:  # a torn file: any of many errors
+                print(f"{candidate}: unreadable ({type(error).__name__}), passed over")
+    return None
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the newest lies."""
+    return path.with_suffix(".previous")

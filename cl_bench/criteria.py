@@ -1,0 +1,71 @@
+"""Masked losses and the square roots of their Hessians in the logits."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
+
+
+class Criterion(Protocol):
+    """A loss per sample, and R vectors a sample whose outer products sum to its Hessian."""
+
+    def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
+        """(B, K), (B,), (B, K) -> (B,)."""
+        ...
+
+    def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
+        """(R, B, K): R = K exact without `rng`; R = 1 drawn with it, right in expectation."""
+        ...
+
+
+class CrossEntropy:
+    """-log softmax over the live classes; Hessian diag(p) - pp' = sum_k p_k (e_k - p)(e_k - p)'."""
+
+    def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
+        return F.cross_entropy(_masked(_full(logits), live), y, reduction="none")
+
+    def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
+        p = _masked(logits, live).softmax(-1)
+        eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
+        if rng is None:
+            return p.T.sqrt().unsqueeze(-1) * (eye.unsqueeze(1) - p)
+        drawn = torch.multinomial(p, 1, generator=rng).squeeze(-1)
+        return (eye[drawn] - p).unsqueeze(0)
+
+
+class ScaledMSE:
+    """1/2 ||scale e_y - f||^2 over the live classes (DLCFT eq. 5); Hessian I over all classes.
+
+    The root covers classes that are not live yet, so that the curvature for a head that is
+    revealed later is already there (house.md D4).
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
+        residual = _full(logits) - self.scale * F.one_hot(y, logits.shape[-1])
+        if live is not None:
+            residual = residual * live
+        return 0.5 * residual.square().sum(-1)
+
+    def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
+        if rng is None:
+            eye = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+            return eye.unsqueeze(1).expand(-1, *logits.shape)
+        shape = (1, *logits.shape)
+        return torch.randn(shape, generator=rng, dtype=logits.dtype, device=logits.device)
+
+
+def _full(logits: Tensor) -> Tensor:
+    """At least float32: a loss is never taken in bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _masked(logits: Tensor, live: Live) -> Tensor:
+    return logits if live is None else logits.masked_fill(~live, -torch.inf)

@@ -1,0 +1,65 @@
+"""Augmentation per sample on the device: crop with padding, flip, resize, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+class Transform:
+    """uint8 pixels to what the network sees; `draw` is random, `view` is not.
+
+    draw:  pad with black, crop at a random place, flip with probability 1/2: one gather.
+    view:  centre crop (if not cropped yet), resize, (x / 255 - mean) / std.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop: int | None,
+        padding: int,
+        flip: bool,
+        resize: int | None,
+        device: torch.device,
+    ) -> None:
+        self.crop, self.padding, self.flip, self.resize = crop, padding, flip, resize
+        centre = torch.tensor(mean, device=device).view(-1, 1, 1)
+        spread = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.scale, self.shift = 1 / (255 * spread), -centre / spread
+        self.centred = any(mean)
+
+    def draw(self, x: Tensor, rng: Generator) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, crop, crop) uint8, each sample by its own draw."""
+        if self.crop is None and not self.flip:
+            return x
+        x = F.pad(x, [self.padding] * 4) if self.padding else x
+        height, width = self.crop or x.shape[-2], self.crop or x.shape[-1]
+        rows = _window(x.shape[-2], height, len(x), rng)
+        columns = _window(x.shape[-1], width, len(x), rng)
+        if self.flip:
+            mirrored = torch.rand(len(x), 1, generator=rng, device=x.device) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        sample = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
+        channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
+        return x[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def view(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, h, w) float32."""
+        if self.crop is not None and x.shape[-1] > self.crop:
+            top, left = (x.shape[-2] - self.crop) // 2, (x.shape[-1] - self.crop) // 2
+            x = x[..., top : top + self.crop, left : left + self.crop]
+        pixels = x.float() * self.scale
+        pixels = pixels + self.shift if self.centred else pixels
+        if self.resize is None:
+            return pixels
+        return F.interpolate(pixels, size=(self.resize,) * 2, mode="bilinear", antialias=True)
+
+
+def _window(size: int, out: int, count: int, rng: Generator) -> Tensor:
+    """(count, out): the positions of a random window of `out` among `size`, one a sample."""
+    start = torch.randint(size - out + 1, (count, 1), generator=rng, device=rng.device)
+    return start + torch.arange(out, device=rng.device)

@@ -1,0 +1,50 @@
+"""How a source is cut into tasks: pure functions from labels to index sets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+
+def by_class(y: Tensor, groups: list[list[int]]) -> list[Tensor]:
+    """The samples of each group of classes, in the source's order: T index sets."""
+    return [torch.isin(y, torch.tensor(group)).nonzero().squeeze(1) for group in groups]
+
+
+def class_groups(order: list[int], tasks: int) -> list[list[int]]:
+    """The class order cut into T runs whose lengths differ by one at most, longer ones first."""
+    return [part.tolist() for part in torch.tensor(order).tensor_split(tasks)]
+
+
+def by_sample(y: Tensor, tasks: int, rng: Generator) -> list[Tensor]:
+    """A stratified partition: each class dealt out evenly, which task gets the rest by turns."""
+    rank = _rank_within_class(y, rng)
+    offset = torch.cat([torch.zeros(1, dtype=torch.long), y.bincount().cumsum(0)])[y]
+    owner = (rank + offset) % tasks
+    return [(owner == task).nonzero().squeeze(1) for task in range(tasks)]
+
+
+def stratified(y: Tensor, count: int, rng: Generator) -> Tensor:
+    """`count` of the samples, every class at its share to within one: sorted indices."""
+    sizes = y.bincount()
+    share = sizes * count / max(len(y), 1)
+    take = share.floor().long()
+    short = count - int(take.sum())
+    if short:
+        take[(share - take).topk(short).indices] += 1
+    return (_rank_within_class(y, rng) < take[y]).nonzero().squeeze(1)
+
+
+def random_subset(total: int, count: int, rng: Generator) -> Tensor:
+    """`count` of `total` indices without replacement."""
+    return torch.randperm(total, generator=rng)[:count]
+
+
+def _rank_within_class(y: Tensor, rng: Generator) -> Tensor:
+    """(N,): each sample's place in a random order of its own class."""
+    shuffled = torch.randperm(len(y), generator=rng)
+    by_label = shuffled[y[shuffled].argsort(stable=True)]
+    starts = y.bincount().cumsum(0) - y.bincount()
+    rank = torch.empty_like(y)
+    rank[by_label] = torch.arange(len(y)) - starts[y[by_label]]
+    return rank

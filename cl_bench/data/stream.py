@@ -1,0 +1,166 @@
+"""Source + split + scenario -> Stream; and the streams made from a stream: joint, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from cl_bench.data import split as cut
+from cl_bench.data.source import Source
+from cl_bench.types import Scenario, Stream, Task, Transform, UserError
+
+Order = Literal["natural", "random", "superclass"]
+Split = Literal["class", "sample", "permutation"]
+Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
+
+
+def build(
+    name: str,
+    source: Source,
+    split: Split,
+    tasks: int,
+    order: Order,
+    train_per_task: int | None,
+    seed: int,
+    transform: Callable[..., Transform],
+    scenario: Scenario,
+    device: torch.device,
+) -> Stream:
+    """Cut the source into `tasks` tasks on `device`; all randomness from `seed`, none of it later.
+
+    split=class        each task its own classes, in the given order
+    split=sample       each task a stratified share of all classes; one test set for all
+    split=permutation  each task all classes under its own fixed order of the pixels
+    `train_per_task` keeps that many of a task's training images: per task at random under
+    `permutation` (as GEM draws them), stratified otherwise.
+    """
+    rng = Generator().manual_seed(seed)
+    classes = len(source.classes)
+    groups, trains, tests = [list(range(classes))] * tasks, [], []
+    if split == "class":
+        groups = cut.class_groups(class_order(source, order, rng), tasks)
+        trains = _parts(source.train_x, source.train_y, cut.by_class(source.train_y, groups))
+        tests = _parts(source.test_x, source.test_y, cut.by_class(source.test_y, groups))
+    elif split == "sample":
+        shares = cut.by_sample(source.train_y, tasks, rng)
+        trains = _parts(source.train_x, source.train_y, shares)
+        tests = [(source.test_x, source.test_y)] * tasks
+    else:
+        trains, tests = _permuted(source, tasks, train_per_task, rng)
+    trains = [_limited(part, train_per_task, rng) for part in trains]
+    member = torch.zeros(tasks, classes, dtype=torch.bool)
+    for task, group in enumerate(groups):
+        member[task, group] = True
+    return Stream(
+        tasks=_tasks(trains, device),
+        tests=_tasks(tests, device),
+        classes=member.to(device),
+        scenario=scenario,
+        transform=transform(device=device),
+        facts={
+            "dataset": name,
+            "classes_of_task": groups if split == "class" else None,
+            "train_images": [len(y) for _, y in trains],
+            "test_images": [len(y) for _, y in tests],
+            "sha256": source.sha256,
+            "provenance": source.provenance,
+        },
+    )
+
+
+def class_order(source: Source, order: Order, rng: Generator) -> list[int]:
+    """The classes as they come: by id, shuffled by `rng`, or coarse class by coarse class."""
+    classes = len(source.classes)
+    if order == "random":
+        return torch.randperm(classes, generator=rng).tolist()
+    if order == "superclass":
+        if source.groups is None:
+            raise UserError(
+                f"dataset.order=superclass: {source.name} has no superclasses; use natural, random"
+            )
+        groups = source.groups
+        return sorted(range(classes), key=lambda c: groups[c])
+    return list(range(classes))
+
+
+def sequential(stream: Stream) -> Stream:
+    """The stream as it is: one task after the other."""
+    return stream
+
+
+def joint(stream: Stream) -> Stream:
+    """All tasks at once, as the last one: the upper bound that no order can beat."""
+    last = stream.tasks[-1].id
+    x, y, t = (torch.cat([getattr(task, f) for task in stream.tasks]) for f in ("x", "y", "t"))
+    return replace(stream, tasks=[Task(last, x, y, t)])
+
+
+def validation(stream: Stream, fraction: float, seed: int) -> Stream:
+    """A stratified part of each task's training data in place of its test data."""
+    rng = Generator().manual_seed(seed)
+    kept, held = [], []
+    for task in stream.tasks:
+        labels = task.y.cpu()
+        count = round(len(task) * fraction)
+        if not 0 < count < len(task):
+            raise UserError(
+                f"evaluation.holdout={fraction}: {count} of {len(task)} training images of task "
+                f"{task.id} would be held out; at least one must be, and one must stay"
+            )
+        out = torch.zeros(len(task), dtype=torch.bool)
+        out[cut.stratified(labels, count, rng)] = True
+        held.append(_rows(task, out))
+        kept.append(_rows(task, ~out))
+    return replace(stream, tasks=kept, tests=held)
+
+
+def _rows(task: Task, keep: Tensor) -> Task:
+    index = keep.nonzero().squeeze(1).to(task.y.device)
+    return Task(task.id, task.x[index], task.y[index], task.t[index])
+
+
+def _parts(x: Tensor, y: Tensor, shares: list[Tensor]) -> list[Part]:
+    return [(x[index], y[index]) for index in shares]
+
+
+def _limited(part: Part, count: int | None, rng: Generator) -> Part:
+    x, y = part
+    if count is None or count == len(y):
+        return part
+    if count > len(y):
+        raise UserError(f"dataset.train_per_task={count}: a task has {len(y)} training images")
+    index = cut.stratified(y, count, rng)
+    return x[index], y[index]
+
+
+def _permuted(
+    source: Source, tasks: int, count: int | None, rng: Generator
+) -> tuple[list[Part], list[Part]]:
+    """Each task: a random subset for training, all test images, both under one pixel order."""
+    total, trains, tests = len(source.train_y), [], []
+    if count is not None and count > total:
+        raise UserError(f"dataset.train_per_task={count}: {source.name} has {total}")
+    for _ in range(tasks):
+        pixels = torch.randperm(source.train_x[0].numel(), generator=rng)
+        index = cut.random_subset(total, total if count is None else count, rng)
+        trains.append((_scrambled(source.train_x[index], pixels), source.train_y[index]))
+        tests.append((_scrambled(source.test_x, pixels), source.test_y))
+    return trains, tests
+
+
+def _scrambled(x: Tensor, pixels: Tensor) -> Tensor:
+    return x.flatten(1)[:, pixels].view_as(x)
+
+
+def _tasks(parts: list[Part], device: torch.device) -> list[Task]:
+    """On the device; parts that share memory share it there too."""
+    placed: dict[int, Part] = {}
+    tasks = []
+    for number, (x, y) in enumerate(parts):
+        here = placed.setdefault(id(x), (x.to(device), y.to(device)))
+        tasks.append(Task(number, *here, torch.full_like(here[1], number)))
+    return tasks

@@ -1,0 +1,205 @@
+"""The protocol, the same for every method: for each task begin, observe, end, test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from cl_bench.methods.base import Method
+from cl_bench.metrics import AccuracyMatrix
+from cl_bench.types import Stream, Task, UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and in what portions each task is trained."""
+
+    epochs: int
+    batch_size: int
+
+    def steps(self, task: Task) -> int:
+        """The number of batches of a task."""
+        return self.epochs * -(-len(task) // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured after each task.
+
+    when=seen   the tasks so far and the next one, and all before training: all metrics
+    when=final  the task just learned and, after the last, all of them: ACC, BWT and LA
+    when=all    the full square
+    """
+
+    when: Literal["seen", "final", "all"]
+    split: Literal["test", "val"]
+    holdout: float
+    batch_size: int
+
+    def columns(self, row: int, stream: Stream) -> list[int]:
+        """The tasks to test after task `row` (-1: before training)."""
+        tasks = len(stream.tests)
+        if self.when == "all" or row == tasks - 1:
+            return list(range(tasks))
+        if self.when == "final":
+            return [row] if row >= 0 else []
+        if row < 0:
+            return list(range(1, tasks))
+        return list(range(row + 2))
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with the method's state, all that a checkpoint needs."""
+
+    matrix: AccuracyMatrix
+    done: int = 0  # tasks that are over
+    step: int = 0  # steps within the current task
+    steps: int = 0  # steps in all
+    order: Tensor | None = None  # the order generator's state when the current task began
+    train_seconds: list[float] = field(default_factory=list)
+    eval_seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, stream: Stream) -> Progress:
+        """Nothing done yet."""
+        return cls(AccuracyMatrix(len(stream.tests)))
+
+
+class Host(Protocol):
+    """What a run needs of the program around it."""
+
+    every: int  # steps between two rows of the training loss
+
+    def seconds(self) -> float: ...
+    def log(self, row: dict[str, Any]) -> None: ...
+    def advance(self, steps: int) -> None: ...
+    def save(self) -> None: ...
+    def stopping(self) -> bool: ...
+    def stop(self) -> None: ...
+
+
+def run(
+    method: Method,
+    stream: Stream,
+    order: Generator,
+    schedule: Schedule,
+    evaluation: Evaluation,
+    progress: Progress,
+    host: Host,
+) -> None:
+    """Run what is left of the stream; `progress` is kept up to date and holds the outcome."""
+    if not progress.done and not progress.step:
+        reveal(method, stream, 0)
+        measure(method, stream, evaluation, progress, host, -1)
+    for task in stream.tasks[progress.done :]:
+        learn(method, stream, task, order, schedule, progress, host)
+        measure(method, stream, evaluation, progress, host, task.id)
+        progress.done, progress.step, progress.order = progress.done + 1, 0, None
+        host.save()
+        if host.stopping() and progress.done < len(stream.tasks):
+            host.stop()
+
+
+def reveal(method: Method, stream: Stream, now: int) -> None:
+    """Set which classes compete, and nothing else."""
+    method.learner.reveal(stream.live(now), now)
+
+
+def learn(
+    method: Method,
+    stream: Stream,
+    task: Task,
+    order: Generator,
+    schedule: Schedule,
+    progress: Progress,
+    host: Host,
+) -> None:
+    """Train on one task, from its beginning or from the step that the checkpoint holds."""
+    before = progress.train_seconds.pop() if progress.order is not None else 0.0
+    started = host.seconds()
+    if progress.order is None:
+        progress.order = order.get_state()
+        method.learner.begin_task(stream.live(task.id), task.id)
+        method.begin_task(task)
+    else:
+        order.set_state(progress.order)
+        reveal(method, stream, task.id)
+    method.learner.net.train()
+    loss = None
+    for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
+        loss = method.observe(batch)
+        progress.step += 1
+        progress.steps += 1
+        host.advance(1)
+        if progress.steps % host.every == 0:
+            _log_loss(loss, task, progress, host)
+        if host.stopping():
+            progress.train_seconds.append(before + host.seconds() - started)
+            host.save()
+            host.stop()
+            progress.train_seconds.pop()
+    if loss is not None and progress.steps % host.every:
+        _log_loss(loss, task, progress, host)
+    method.end_task(task)
+    progress.train_seconds.append(before + host.seconds() - started)
+
+
+def measure(
+    method: Method,
+    stream: Stream,
+    evaluation: Evaluation,
+    progress: Progress,
+    host: Host,
+    row: int,
+) -> None:
+    """Fill one row of the accuracy matrix and report it; -1 is before training."""
+    started = host.seconds()
+    columns = evaluation.columns(row, stream)
+    competing = (method.learner.live | ~stream.classes).all(1).tolist()
+    columns = [c for c in columns if competing[c]]
+    found = accuracies(method, [stream.tests[c] for c in columns], evaluation.batch_size)
+    progress.matrix.fill(row, columns, found)
+    progress.eval_seconds.append(host.seconds() - started)
+    if row >= 0:
+        so_far = progress.matrix.until(row).summary()
+        host.log(
+            {
+                "event": "task",
+                "task": row,
+                "accuracy": dict(zip(columns, found, strict=True)),
+                "metrics": so_far,
+            }
+        )
+
+
+@torch.inference_mode()
+def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
+    """The share of each test set that is classified correctly; one wait for the device in all."""
+    learner = method.learner
+    correct = []
+    with learner.evaluating():
+        for test in tests:
+            hits = torch.zeros((), dtype=torch.long, device=test.y.device)
+            for batch in test.chunks(batch_size):
+                logits = method.predict(batch)
+                if learner.masked:
+                    logits = logits.masked_fill(~learner.live[batch.t], -torch.inf)
+                hits += (logits.argmax(-1) == batch.y).sum()
+            correct.append(hits)
+    counts = torch.stack(correct).tolist() if correct else []
+    return [count / len(test) for count, test in zip(counts, tests, strict=True)]
+
+
+def _log_loss(loss: Tensor, task: Task, progress: Progress, host: Host) -> None:
+    value = loss.item()
+    if not isfinite(value):
+        raise UserError(
+            f"the loss is {value} in task {task.id} at step {progress.step}: "
+            "lower optimizer.lr, or the method's strength"
+        )
+    host.log({"event": "step", "step": progress.steps, "task": task.id, "loss": value})

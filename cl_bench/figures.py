@@ -1,0 +1,52 @@
+"""A run's two pictures: the accuracy matrix and ACC after each task."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from cl_bench.metrics import AccuracyMatrix
+
+
+def draw(matrix: AccuracyMatrix, title: str, folder: Path) -> dict[str, Path]:
+    """Write accuracy.png and acc.png; returns their paths by name."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
+    paths = {name: folder / f"{name}.png" for name in ("accuracy", "acc")}
+    heat_map(matrix, title, paths["accuracy"])
+    curve(matrix, title, paths["acc"])
+    return paths
+
+
+def heat_map(matrix: AccuracyMatrix, title: str, path: Path) -> None:
+    """R in percent, written into the cells where they are few."""
+    from matplotlib.figure import Figure
+
+    values = 100 * matrix.values.numpy()
+    tasks = len(values)
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="tested on task", ylabel="after task")
+    image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis")
+    figure.colorbar(image, label="accuracy (%)")
+    if tasks <= 20:
+        for i, j in zip(*(values == values).nonzero(), strict=True):
+            colour = "white" if values[i, j] < 60 else "black"
+            axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=colour, size=7)
+        axes.set_xticks(range(tasks))
+        axes.set_yticks(range(tasks))
+    figure.savefig(path, dpi=150)
+
+
+def curve(matrix: AccuracyMatrix, title: str, path: Path) -> None:
+    """ACC over the tasks so far, and the accuracy on the task just learned."""
+    from matplotlib.figure import Figure
+
+    tasks = range(len(matrix.values))
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot(
+        title=title, xlabel="after task", ylabel="accuracy (%)", ylim=(0, 100)
+    )
+    axes.plot(tasks, [100 * matrix.until(t).acc for t in tasks], "o-", label="ACC, tasks so far")
+    axes.plot(tasks, 100 * matrix.values.diagonal().numpy(), "s:", label="task just learned")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,53 @@
+"""All trainable parameters of a network as views of one contiguous vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatParams:
+    """theta (P,) and grad (P,): the storage itself; every parameter is a view of it.
+
+    Build it after the network is on its device. Nobody may cut the views: no
+    `zero_grad(set_to_none=True)`, no `deepcopy` of the network; keep `theta.clone()` instead.
+    With `channels_last`, a convolution's weight (O, I, H, W) is stored as (O, H, W, I) and seen
+    through a permuted view, which is exactly PyTorch's channels_last layout.
+    """
+
+    def __init__(self, net: nn.Module, channels_last: bool) -> None:
+        params = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self.shapes = {name: p.shape for name, p in params.items()}
+        self.sizes = [p.numel() for p in params.values()]
+        self.channels_last = channels_last
+        ends = torch.tensor(self.sizes).cumsum(0).tolist()
+        self.slices = {
+            name: slice(end - size, end)
+            for name, size, end in zip(params, self.sizes, ends, strict=True)
+        }
+        self.theta = nn.Parameter(torch.cat([self._stored(p.data) for p in params.values()]))
+        self.grad = torch.zeros_like(self.theta.data)
+        self.theta.grad = self.grad
+        values, grads = self.views(self.theta.data), self.views(self.grad)
+        for name, p in params.items():
+            p.data, p.grad = values[name], grads[name]
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """`vector` (P,) as named tensors in the parameters' shapes; differentiable in `vector`."""
+        parts = vector.split(self.sizes)
+        return {
+            name: self._shaped(part, shape)
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
+
+    def _stored(self, p: Tensor) -> Tensor:
+        return (p.permute(0, 2, 3, 1) if self._permuted(p.shape) else p).reshape(-1)
+
+    def _shaped(self, part: Tensor, shape: torch.Size) -> Tensor:
+        if not self._permuted(shape):
+            return part.view(shape)
+        out, channels, height, width = shape
+        return part.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+    def _permuted(self, shape: torch.Size) -> bool:
+        return self.channels_last and len(shape) == 4

@@ -1,0 +1,89 @@
+"""What stands around a running experiment: rows, checkpoints, progress, the wish to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from typing import Any
+
+from tqdm import tqdm
+
+from cl_bench import checkpoint
+from cl_bench.experiment import Progress
+from cl_bench.methods.base import Method
+from cl_bench.metrics import AccuracyMatrix
+from cl_bench.record import Folder, Journal
+from cl_bench.runtime import Runtime, Stop
+from cl_bench.tracking import Sink
+
+
+class Host:
+    """The `experiment.Host` of a real run; continues from the folder's checkpoint, if any."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        machine: Runtime,
+        method: Method,
+        progress: Progress,
+        sink: Sink,
+        stop: Stop,
+        every: int,
+    ) -> None:
+        self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
+        self.sink, self.wish, self.every = sink, stop, every
+        self.seconds = machine.seconds
+        self.journal = Journal(folder.metrics, self._resume())
+        self.bar = tqdm(disable=True)
+
+    @contextmanager
+    def shown(self, total: int, title: str) -> Iterator[None]:
+        """With a progress bar, on a terminal only; the journal is closed at the end."""
+        done = self.progress.steps
+        self.bar = tqdm(total=total, initial=done, desc=title, leave=False, disable=None)
+        with closing(self.journal.file), self.bar:
+            yield
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.journal.write(row)
+        self.sink.log(row)
+        if row["event"] == "task":
+            self.bar.set_postfix_str(f"task {row['task']}, ACC {100 * row['metrics']['ACC']:.1f}")
+
+    def advance(self, steps: int) -> None:
+        self.bar.update(steps)
+
+    def save(self) -> None:
+        """Everything that the rest of the run depends on, in one file."""
+        done = {f.name: getattr(self.progress, f.name) for f in fields(Progress)}
+        done["matrix"] = (self.progress.matrix.values, self.progress.matrix.initial)
+        state = {
+            "progress": done,
+            "generators": self.machine.state(),
+            "journal": self.journal.size(),
+            **checkpoint.state_of(self.method),
+        }
+        checkpoint.save(state, self.folder.checkpoint)
+
+    def stopping(self) -> bool:
+        return self.wish.pending is not None
+
+    def stop(self) -> None:
+        self.wish.deliver()
+
+    def _resume(self) -> int:
+        """Put the last checkpoint back; returns how many bytes of the journal it vouches for."""
+        saved = checkpoint.load(self.folder.checkpoint, self.machine.device)
+        if saved is None:
+            return 0
+        for name, value in saved["progress"].items():
+            setattr(self.progress, name, value)
+        matrix = AccuracyMatrix(0)
+        matrix.values, matrix.initial = (part.cpu() for part in saved["progress"]["matrix"])
+        self.progress.matrix = matrix
+        if self.progress.order is not None:
+            self.progress.order = self.progress.order.cpu()
+        checkpoint.restore(self.method, saved)
+        self.machine.restore(saved["generators"])
+        return saved["journal"]

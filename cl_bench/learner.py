@@ -1,0 +1,154 @@
+"""A network as a function of one vector, with its loss, its gradient and its step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from cl_bench.criteria import Criterion
+from cl_bench.flat import FlatParams
+from cl_bench.types import Batch, Transform
+
+Objective = Callable[..., Tensor]  # (theta, *args) -> scalar; `Learner.loss` is the first of them
+
+
+class Optimizer(Protocol):
+    """What a step needs of an optimizer: torch.optim's and `cl_bench.optim.SGD` have it."""
+
+    def step(self) -> object: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Machine(Protocol):
+    """What a learner needs of the runtime: generators, mixed precision, a compiler or none."""
+
+    memory: Generator  # on the CPU: what a method draws (replay)
+    draws: Generator  # on the device: augmentation
+    channels_last: bool
+    compiler: Callable[[Callable], Callable] | None
+
+    def autocast(self) -> AbstractContextManager: ...
+
+
+class Learner:
+    """theta moves, nothing else does: `gradient` fills `flat.grad`, `step` applies it."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        criterion: Criterion,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        weight_decay: float,
+        transform: Transform,
+        machine: Machine,
+    ) -> None:
+        self.net, self.criterion, self.transform, self.machine = net, criterion, transform, machine
+        self.flat = FlatParams(net, machine.channels_last)
+        self.weight_decay, self._build = weight_decay, optimizer
+        self.optimizer = optimizer([self.flat.theta])
+        self.masked = self.full_precision = False
+        self._compiled: dict[Objective, Callable] = {}
+
+    @property
+    def rng(self) -> Generator:
+        """The generator for a method's own draws (CPU): replay, sampled memories."""
+        return self.machine.memory
+
+    def begin_task(self, live: Tensor, now: int) -> None:
+        """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
+
+        A gradient of zero still lets momentum and weight decay move a head that is not in use:
+        the optimizer's state starts anew, and decay leaves the rows of other classes alone.
+        """
+        self.reveal(live, now)
+        self.optimizer = self._build([self.flat.theta])
+
+    def reveal(self, live: Tensor, now: int) -> None:
+        """Set `live` alone: on the way back from a checkpoint, or before the first task."""
+        self.live = live
+        self.masked = self.masked or not bool(live.all())
+        self._decay_mask = self._decayed(live[now]) if self.weight_decay else None
+
+    def logits(self, theta: Tensor, batch: Batch) -> Tensor:
+        """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
+        x = self.transform.view(batch.x)
+        with nullcontext() if self.full_precision else self.machine.autocast():
+            if theta is self.flat.theta:
+                return self.net(x)
+            return functional_call(self.net, self.flat.views(theta), (x,))
+
+    def losses(self, theta: Tensor, batch: Batch) -> Tensor:
+        """(B,): each sample's loss over the classes that are live for its task."""
+        live = self.live[batch.t] if self.masked else None
+        return self.criterion(self.logits(theta, batch), batch.y, live)
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The mean of `losses`."""
+        return self.losses(theta, batch).mean()
+
+    def gradient(self, objective: Objective, *args: Any) -> Tensor:
+        """Fill `flat.grad` with d objective(theta, *args) / d theta; returns the detached value.
+
+        Batches among `args` are augmented first, by one draw outside any graph. A compiled
+        objective is kept by its identity: pass a function or a bound method, not a new lambda.
+        """
+        args = tuple(self.augmented(a) if isinstance(a, Batch) else a for a in args)
+        if self.machine.compiler is not None:
+            return self._compiled_gradient(objective, args)
+        self.flat.grad.zero_()
+        value = objective(self.flat.theta, *args)
+        value.backward()
+        return value.detach()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of the optimizer on theta, weight decay included."""
+        if self._decay_mask is not None:
+            self.flat.grad.addcmul_(self.flat.theta, self._decay_mask)
+        self.optimizer.step()
+
+    def descend(self, objective: Objective, *args: Any) -> Tensor:
+        """`gradient`, then `step`."""
+        value = self.gradient(objective, *args)
+        self.step()
+        return value
+
+    def augmented(self, batch: Batch) -> Batch:
+        """The batch under one random draw of the augmentation."""
+        return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
+
+    @contextmanager
+    def evaluating(self, full_precision: bool = False) -> Iterator[None]:
+        """Evaluation mode inside (without mixed precision for a curvature); as before outside."""
+        before = self.net.training, self.full_precision
+        self.net.eval()
+        self.full_precision = full_precision
+        try:
+            yield
+        finally:
+            self.net.train(before[0])
+            self.full_precision = before[1]
+
+    def _compiled_gradient(self, objective: Objective, args: tuple) -> Tensor:
+        if objective not in self._compiled:
+            assert self.machine.compiler is not None
+            self._compiled[objective] = self.machine.compiler(grad_and_value(objective))
+        grad, value = self._compiled[objective](self.flat.theta.detach(), *args)
+        self.flat.grad.copy_(grad)
+        return value
+
+    def _decayed(self, live: Tensor) -> Tensor:
+        """(P,): the weight decay of each parameter; 0 in head rows of classes not `live` (K,)."""
+        mask = torch.full_like(self.flat.grad, self.weight_decay)
+        views = self.flat.views(mask)
+        for name, module in self.net.named_modules():
+            if module is self.net.head:
+                for part, _ in module.named_parameters():
+                    views[f"{name}.{part}"][~live] = 0.0
+        return mask

@@ -1,0 +1,15 @@
+"""Fine-tuning: plain gradient descent, the lower bound; on a joined stream the upper one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cl_bench.methods.base import Method
+from cl_bench.types import Batch
+
+
+class Finetune(Method):
+    """theta <- theta - lr grad loss(theta, batch)."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        return self.learner.descend(self.learner.loss, batch)

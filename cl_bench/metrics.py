@@ -1,0 +1,81 @@
+"""The accuracy matrix and what is computed from it; definitions in the docstrings are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+import torch
+from torch import Tensor
+
+
+class AccuracyMatrix:
+    """R (T, T) in [0, 1]: R[i, j] = accuracy on task j after learning task i; NaN: not measured.
+
+    `initial` (T,) is the accuracy of the untrained network. A metric that needs an entry that
+    was not measured is NaN; none is ever estimated from fewer entries than its definition has.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.values = torch.full((tasks, tasks), nan, dtype=torch.float64)
+        self.initial = torch.full((tasks,), nan, dtype=torch.float64)
+
+    def fill(self, row: int, columns: Sequence[int], accuracies: Sequence[float]) -> None:
+        """Write what was measured after task `row`; row -1 is the untrained network."""
+        target = self.initial if row < 0 else self.values[row]
+        target[list(columns)] = torch.tensor(accuracies, dtype=torch.float64)
+
+    def until(self, task: int) -> AccuracyMatrix:
+        """The matrix as it stood after `task`: its first task + 1 rows and columns."""
+        part = AccuracyMatrix(task + 1)
+        part.values, part.initial = self.values[: task + 1, : task + 1], self.initial[: task + 1]
+        return part
+
+    @property
+    def acc(self) -> float:
+        """ACC = mean_j R[T-1, j]."""
+        return _mean(self.values[-1])
+
+    @property
+    def bwt(self) -> float:
+        """Backward transfer = mean_{j < T-1} (R[T-1, j] - R[j, j]); negative is forgetting."""
+        return _mean(self.values[-1, :-1] - self.values.diagonal()[:-1])
+
+    @property
+    def fwt(self) -> float:
+        """Forward transfer = mean_{j >= 1} (R[j-1, j] - initial[j])."""
+        return _mean(self.values.diagonal(1) - self.initial[1:])
+
+    @property
+    def forgetting(self) -> float:
+        """mean_{j < T-1} (max_{j <= i <= T-2} R[i, j] - R[T-1, j]) (Chaudhry et al. 2018)."""
+        tasks = len(self.values)
+        best = [self.values[j:-1, j].max() for j in range(tasks - 1)]
+        return _mean(torch.stack(best) - self.values[-1, :-1]) if best else nan
+
+    @property
+    def learning_accuracy(self) -> float:
+        """LA = mean_j R[j, j]."""
+        return _mean(self.values.diagonal())
+
+    @property
+    def average_incremental_accuracy(self) -> float:
+        """mean_i mean_{j <= i} R[i, j]."""
+        rows = [self.values[i, : i + 1].mean() for i in range(len(self.values))]
+        return _mean(torch.stack(rows))
+
+    def summary(self) -> dict[str, float]:
+        """Every metric under the name that records, tables and dashboards use."""
+        return {
+            "ACC": self.acc,
+            "BWT": self.bwt,
+            "FWT": self.fwt,
+            "forgetting": self.forgetting,
+            "LA": self.learning_accuracy,
+            "AIA": self.average_incremental_accuracy,
+        }
+
+
+def _mean(values: Tensor) -> float:
+    """NaN for nothing, and NaN where an entry is."""
+    return float(values.mean()) if values.numel() else nan

@@ -1,0 +1,39 @@
+"""Multi-layer perceptron on flattened pixels: 784-100-100-10 has 89,610 parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, initialise
+
+
+class MLP(nn.Module):
+    """Linear layers of the given widths, an activation after each, and a linear head."""
+
+    spatial = False  # the order of the pixels does not matter
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        hidden: list[int],
+        activation: Activation,
+        init: Init,
+        head_init: HeadInit,
+    ) -> None:
+        super().__init__()
+        widths = [prod(shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], num_classes)
+        initialise(self, self.head, init, head_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float -> (B, K)."""
+        return self.head(self.features(x))

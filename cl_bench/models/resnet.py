@@ -1,0 +1,102 @@
+"""ResNet-18 (He et al. 2016) for small images, GEM's reduced variant, and torchvision's for 224.
+
+With width 20 it is the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840):
+1,109,240 parameters with 100 outputs; with width 64 the usual 32x32 network: 11,220,132.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from cl_bench.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    HeadInit,
+    Init,
+    batch_norm,
+    initialise,
+)
+
+
+class Block(nn.Module):
+    """conv3x3 - BN - act - conv3x3 - BN, plus shortcut, act; 1x1 conv + BN where shapes change."""
+
+    def __init__(self, before: int, after: int, stride: int, activation: Activation) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = batch_norm(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = batch_norm(after)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or before != after:
+            conv = nn.Conv2d(before, after, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, batch_norm(after))
+        self.act1, self.act2 = ACTIVATIONS[activation](), ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act1(self.bn1(self.conv1(x)))
+        return self.act2(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """conv3x3 - BN - act, four stages of two blocks (strides 1, 2, 2, 2), mean, head."""
+
+    spatial = True
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        width: int,
+        activation: Activation,
+        init: Init,
+        head_init: HeadInit,
+    ) -> None:
+        super().__init__()
+        stem = nn.Conv2d(shape[0], width, 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(stem, batch_norm(width), ACTIVATIONS[activation]())
+        blocks, before = [], width
+        for stage in range(4):
+            after = width * 2**stage
+            for stride in (1 if stage == 0 else 2, 1):
+                blocks.append(Block(before, after, stride, activation))
+                before = after
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(before, num_classes)
+        initialise(self, self.head, init, head_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float -> (B, K)."""
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class TorchvisionResNet18(nn.Module):
+    """torchvision's ResNet-18 (7x7 stem, max-pooling), for images of 224 pixels."""
+
+    spatial = True
+
+    def __init__(
+        self, shape: Sequence[int], num_classes: int, activation: Activation, head_init: HeadInit
+    ) -> None:
+        from torchvision.models import resnet18
+
+        super().__init__()
+        self.net = resnet18(num_classes=num_classes)
+        for module in list(self.net.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.ReLU):
+                    setattr(module, name, ACTIVATIONS[activation]())
+                if isinstance(child, nn.BatchNorm2d):
+                    child.num_batches_tracked = None
+        initialise(self, self.head, "torch", head_init)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer, under torchvision's name."""
+        return self.net.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) float -> (B, K)."""
+        return self.net(x)

@@ -1,0 +1,53 @@
+"""A record on the terminal: the accuracy matrix, the metrics, and where the files are."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from cl_bench.record import Folder, RunRecord
+
+WIDEST = 20  # tasks whose matrix still fits a terminal
+WIDTH = 120  # columns where there is no terminal
+
+
+def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
+    """Print it; plain text where the output is no terminal."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    if len(record.accuracy) <= WIDEST:
+        console.print(matrix(record.accuracy))
+    table = Table()
+    for name in record.metrics:
+        table.add_column(name, justify="right")
+    table.add_column("train s", justify="right")
+    table.add_column("test s", justify="right")
+    table.add_column("peak MiB", justify="right")
+    took = record.measured
+    numbers = [sum(took["train_seconds"]), sum(took["eval_seconds"])]
+    table.add_row(
+        *(percent(value) for value in record.metrics.values()),
+        *(f"{n:.1f}" for n in numbers),
+        f"{took['peak_mib']:.0f}",
+    )
+    console.print(f"{title}, seed {record.seed}: {note}; in percent:")
+    console.print(table)
+    console.print(f"files: {folder.path}")
+
+
+def matrix(rows: list[list[float | None]]) -> Table:
+    """R in percent: row = after task, column = tested on."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("after task", justify="right")
+    for j in range(len(rows)):
+        table.add_column(str(j), justify="right")
+    for i, row in enumerate(rows):
+        if any(value is not None for value in row):
+            table.add_row(str(i), *(percent(value, 0) for value in row))
+    return table
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share as a percentage; what was not measured as a dash."""
+    return "-" if value is None else f"{100 * value:.{digits}f}"

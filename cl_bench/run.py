@@ -1,0 +1,196 @@
+"""python -m cl_bench.run method=ewc dataset=pmnist: one run, from its config to its record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cl_bench import checkpoint, config, experiment, record, runtime
+from cl_bench.record import Folder, RunRecord
+from cl_bench.types import Stream
+
+HERE = Path(__file__).parent
+CONF = str(HERE.parent / "conf" if (HERE.parent / "conf/config.yaml").exists() else HERE / "conf")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts: its config, its name, its place."""
+
+    cfg: DictConfig
+    plain: dict[str, Any]  # the config, resolved and checked
+    hash: str
+    labels: list[str]  # dataset, scenario, method, as chosen
+    folder: Folder
+
+    @property
+    def title(self) -> str:
+        dataset, scenario, method = self.labels
+        return f"{method} on {dataset}, {scenario}-incremental"
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Check the config whole; nothing is loaded or written yet."""
+    plain, name = config.check(cfg), config.digest(cfg)
+    choices = HydraConfig.get().runtime.choices
+    labels = [choices[group] for group in ("dataset", "scenario", "method")]
+    path = Path(cfg.output_dir).joinpath(*labels, name, f"seed{cfg.seed}")
+    return Plan(cfg, plain, name, labels, Folder(path))
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> float:
+    """One run, or the report of one that is done; returns ACC, a sweep's objective."""
+    from cl_bench.present import present
+
+    this = plan(cfg)
+    with this.folder.locked():
+        if cfg.force:
+            this.folder.clear()
+        outcome, note = this.folder.finished(), "done before, not repeated (force=true repeats)"
+        if outcome is None:
+            outcome, note = guarded(this), "done"
+        present(outcome, this.folder, this.title, note)
+    return float("nan" if outcome.metrics["ACC"] is None else outcome.metrics["ACC"])
+
+
+def guarded(this: Plan) -> RunRecord:
+    """`execute`, with the folder's status telling how it went, whatever happens."""
+    folder = this.folder
+    folder.mark("running")
+    try:
+        return execute(this)
+    except (runtime.StopRun, KeyboardInterrupt):
+        folder.mark("stopped")
+        print(f"stopped; the same command continues ({folder.path})", file=sys.stderr)
+        raise
+    except BaseException as error:
+        folder.mark("failed", traceback.format_exc())
+        if config.explain(error) is None:
+            print(f"{this.title} failed: {error!r} ({folder.path})", file=sys.stderr)
+        raise
+
+
+def execute(this: Plan) -> RunRecord:
+    """Build everything, run what is left to run, leave the record."""
+    from cl_bench.figures import draw
+    from cl_bench.host import Host
+
+    cfg, folder = this.cfg, this.folder
+    (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    machine = config.build(cfg.runtime, seed=cfg.seed)
+    stream = make_stream(cfg, machine)
+    method = make_method(cfg, machine, stream)
+    progress = experiment.Progress.start(stream)
+    schedule, evaluation = config.build(cfg.schedule), config.build(cfg.evaluation)
+    with make_sink(this, stream) as sink, runtime.Stop() as stop:
+        host = Host(folder, machine, method, progress, sink, stop, cfg.log_every)
+        with host.shown(sum(schedule.steps(task) for task in stream.tasks), this.title):
+            experiment.run(method, stream, machine.order, schedule, evaluation, progress, host)
+        outcome = conclude(this, stream, machine, method, progress)
+        sink.finish(outcome, draw(progress.matrix, f"{this.title}, seed {cfg.seed}", folder.path))
+        folder.finish(outcome)
+    return outcome
+
+
+def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
+    """The tasks on the device, as the method will meet them."""
+    from cl_bench.data.stream import validation
+
+    live = config.build(cfg.scenario.live)
+    stream = config.build(cfg.dataset, scenario=live, device=machine.device)
+    if cfg.evaluation.split == "val":
+        stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
+    return config.build(cfg.stream, stream=stream)
+
+
+def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
+    """Network, learner and method in their first state."""
+    from cl_bench.learner import Learner
+
+    shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
+    net = config.build(cfg.model, shape=tuple(shape), num_classes=stream.num_classes)
+    optimizer = config.without(cfg.optimizer, "weight_decay")
+    learner = Learner(
+        net=machine.place(net),
+        criterion=config.build(cfg.criterion),
+        optimizer=config.build(optimizer),
+        weight_decay=cfg.optimizer.weight_decay,
+        transform=stream.transform,
+        machine=machine,
+    )
+    return config.build(cfg.method, learner=learner)
+
+
+def make_sink(this: Plan, stream: Stream) -> Any:
+    """Where rows are mirrored."""
+    dataset, scenario, method = this.labels
+    return config.build(
+        this.cfg.tracking,
+        config={**this.plain, "hash": this.hash, "stream": stream.facts},
+        group="/".join([*this.labels, this.hash]),
+        name=f"{method}-{dataset}-s{this.cfg.seed}",
+        identity=f"{this.hash}-s{this.cfg.seed}",
+        folder=this.folder.path,
+        job_type=scenario,
+        tags=this.labels,
+    )
+
+
+def conclude(
+    this: Plan,
+    stream: Stream,
+    machine: runtime.Runtime,
+    method: Any,
+    progress: experiment.Progress,
+) -> RunRecord:
+    """What the run has proved."""
+    flat = method.learner.flat
+    return RunRecord(
+        config=this.plain,
+        hash=this.hash,
+        seed=this.cfg.seed,
+        stream=stream.facts,
+        accuracy=record.plain(progress.matrix.values.tolist()),
+        initial=record.plain(progress.matrix.initial.tolist()),
+        metrics=record.plain(progress.matrix.summary()),
+        parameters=flat.theta.numel(),
+        state_bytes=checkpoint.nbytes(method),
+        theta_sha256=record.sha256(flat.theta),
+        measured={
+            "train_seconds": progress.train_seconds,
+            "eval_seconds": progress.eval_seconds,
+            "peak_mib": machine.peak_mib(),
+            **machine.facts(),
+            **record.software(),
+        },
+    )
+
+
+def cli() -> None:
+    """`main`, with one line and exit code 2 for the user's mistakes."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function
+    try:
+        main()
+    except runtime.StopRun as stop:
+        signal.signal(stop.number, signal.SIG_DFL)
+        os.kill(os.getpid(), stop.number)
+    except Exception as error:
+        line = config.explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,164 @@
+"""The machine: device, generators, precision, compiler, memory, signals. No other file reads it."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cl_bench.types import UserError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass
+class Runtime:
+    """What a run may use of the machine; generators apart, so that methods see equal streams."""
+
+    device: torch.device
+    precision: Precision
+    channels_last: bool
+    compiler: Callable[[Callable], Callable] | None
+    order: Generator  # CPU: the order of training samples
+    memory: Generator  # CPU: what a method draws
+    draws: Generator  # device: augmentation
+
+    def autocast(self) -> AbstractContextManager:
+        """bfloat16 where it is safe; needs no loss scaling."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """The network on the device, its 4-D weights in channels_last where that is wanted."""
+        net = net.to(self.device)
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+
+    def seconds(self) -> float:
+        """A clock that has waited for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def peak_mib(self) -> float:
+        """Most memory held: on CUDA what the run allocated, on the CPU the whole process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says of the machine."""
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else "cpu"
+        return {"device": name, "threads": torch.get_num_threads()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The generators' states, for a checkpoint."""
+        return {name: rng.get_state() for name, rng in self._generators().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put the generators back where `state` found them."""
+        for name, rng in self._generators().items():
+            rng.set_state(state[name].cpu())
+
+    def _generators(self) -> dict[str, Generator]:
+        return {"order": self.order, "memory": self.memory, "draws": self.draws}
+
+
+def start(
+    seed: int,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Precision,
+    channels_last: bool,
+    compile: bool,
+    deterministic: bool,
+    threads: int | None,
+) -> Runtime:
+    """Set the process up for one run; nothing is left over from a run before it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device=cuda: no CUDA device is available; use cpu or auto")
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    where = torch.device("cuda" if cuda else "cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(where)
+    _seed_global(seed)
+    cpu = torch.device("cpu")
+    compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
+    made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
+    return Runtime(where, precision, channels_last, compiler, *made)
+
+
+def _seed_global(seed: int) -> None:
+    """For the network's initial weights; a method that draws from here fails a test."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _generator(seed: int, stream: int, device: torch.device) -> Generator:
+    """Independent streams for one seed: torch mixes 64-bit seeds well, so distinct ones suffice."""
+    return Generator(device).manual_seed((seed << 8) + stream + 1)
+
+
+class Stop:
+    """SIGTERM, SIGUSR2 and Ctrl-C, noticed at once and obeyed at the next step.
+
+    `deliver` hands the signal to whoever had it before: by default the run ends (StopRun), but a
+    cluster's own handler (submitit's) requeues the job, or lets a SIGTERM pass.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.pending: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {s: signal.signal(s, self._notice) for s in self.signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, _: FrameType | None) -> None:
+        if self.pending is not None:  # asked twice: do not wait for the step
+            raise StopRun(number)
+        self.pending = number
+
+    def deliver(self) -> None:
+        """Call it after the checkpoint; it returns where the handler before lets the run go on."""
+        assert self.pending is not None
+        number, self.pending = self.pending, None
+        handler = self.before[number]
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            raise StopRun(number)
+        if callable(handler):
+            handler(number, None)
+
+
+class StopRun(BaseException):
+    """The run was asked to end, and its checkpoint is written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number

@@ -1,0 +1,147 @@
+"""Where rows go beside metrics.jsonl: to wandb, or nowhere. No other file imports wandb."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+from urllib.parse import urlsplit
+
+from cl_bench.record import RunRecord, plain
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+FINISH_TIMEOUT = 60.0  # seconds; what is not sent by then stays in the run's folder
+
+
+class Sink(Protocol):
+    """A context that takes rows, and at the end the record and its figures (path by name)."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
+    def log(self, row: dict[str, Any]) -> None: ...
+    def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
+
+
+class Null:
+    """Tracks nothing."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
+
+    def log(self, row: dict[str, Any]) -> None: ...
+
+    def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
+
+
+class Wandb:
+    """One wandb run a run: grouped by config, named by seed, the matrix as table and image."""
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None,
+        mode: Mode,
+        init_timeout: float,
+        config: dict[str, Any],
+        group: str,
+        name: str,
+        identity: str,
+        folder: Path,
+        job_type: str,
+        tags: list[str],
+    ) -> None:
+        self.common = {
+            "project": project,
+            "entity": entity,
+            "config": config,
+            "group": group,
+            "name": name,
+            "id": identity,
+            "resume": "allow",
+            "job_type": job_type,
+            "tags": tags,
+            "dir": str(folder),
+        }
+        self.run: Any = self._start(_chosen(mode), mode == "auto", init_timeout)
+        self.run.define_metric("step")
+        self.run.define_metric("train/*", step_metric="step")
+        self.run.define_metric("task")
+        self.run.define_metric("eval/*", step_metric="task")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl under wandb's names."""
+        if row["event"] == "step":
+            self.run.log({"step": row["step"], "train/loss": row["loss"]})
+            return
+        known = {f"eval/{k}": v for k, v in plain(row["metrics"]).items() if v is not None}
+        each = {f"eval/task_{j:02d}": a for j, a in row["accuracy"].items()}
+        self.run.log({"task": row["task"], **known, **each})
+
+    def finish(self, record: RunRecord, figures: dict[str, Path]) -> None:
+        """Summary, matrix and figures."""
+        import wandb
+
+        columns: list[Any] = ["after", *(f"task_{j:02d}" for j in range(len(record.initial)))]
+        rows: Any = [[i, *row] for i, row in enumerate(record.accuracy)]
+        images = {name: wandb.Image(str(path)) for name, path in figures.items()}
+        table = wandb.Table(columns=columns, data=rows)
+        self.run.log({"accuracy_matrix": table, **images})
+        for name, value in record.metrics.items():
+            if value is not None:
+                self.run.summary[name] = value
+        for name in ("train_seconds", "eval_seconds", "peak_mib"):
+            self.run.summary[name] = record.measured[name]
+        self.run.summary["state_bytes"] = record.state_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Hand everything over; the next run of this process gets a wandb run of its own."""
+        self.run.finish(exit_code=0 if kind is None else 1)
+
+    def _start(self, mode: Any, fall_back: bool, timeout: float) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            console="off", silent=True, init_timeout=timeout, finish_timeout=FINISH_TIMEOUT
+        )
+        if mode == "offline" and fall_back:
+            print(f"wandb: offline; `wandb sync {self.common['dir']}/wandb/*` sends the run later")
+        if mode == "online" and fall_back:
+            try:
+                return wandb.init(mode="online", settings=settings, **self.common)
+            except wandb.Error as error:
+                reason = str(error).splitlines()[0]
+                print(f"wandb: no answer ({reason}), logged offline", file=sys.stderr)
+                wandb.teardown()  # its service still holds the run's id
+                mode = "offline"
+        return wandb.init(mode=mode, settings=settings, **self.common)
+
+
+def _chosen(mode: Mode) -> str:
+    """auto: what WANDB_MODE says; else online with a key and offline without one."""
+    if mode != "auto":
+        return mode
+    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+
+
+def _has_key() -> bool:
+    """Whether a key lies where wandb looks; wandb's own question would wait for its server."""
+    import netrc
+
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = urlsplit(wandb.Settings().base_url).hostname
+    try:
+        return bool(host and netrc.netrc(file).authenticators(host))
+    except (OSError, netrc.NetrcParseError):
+        return False
