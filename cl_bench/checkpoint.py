@@ -42,7 +42,7 @@ def encode(value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return value._asdict() if isinstance(value, tuple) else vars(value)
+    return value._asdict() if hasattr(value, "_asdict") else vars(value)
 
 
 def decode(stored: Any, present: Any) -> Any:

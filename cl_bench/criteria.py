@@ -49,7 +49,8 @@ class ScaledMSE:
         self.scale = scale
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
-        residual = _full(logits) - self.scale * F.one_hot(y, logits.shape[-1])
+        target = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
+        residual = _full(logits) - self.scale * target
         if live is not None:
             residual = residual * live
         return 0.5 * residual.square().sum(-1)

@@ -130,21 +130,19 @@ def learn(
         order.set_state(progress.order)
         reveal(method, stream, task.id)
     method.learner.net.train()
-    loss = None
+    last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
         loss = method.observe(batch)
         progress.step += 1
         progress.steps += 1
         host.advance(1)
-        if progress.steps % host.every == 0:
+        if progress.steps % host.every == 0 or progress.step == last:
             _log_loss(loss, task, progress, host)
         if host.stopping():
             progress.train_seconds.append(before + host.seconds() - started)
             host.save()
             host.stop()
             progress.train_seconds.pop()
-    if loss is not None and progress.steps % host.every:
-        _log_loss(loss, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 

@@ -57,8 +57,8 @@ class Task:
         per_epoch = -(-len(self) // size)
         for epoch in range(epochs):
             order = torch.randperm(len(self), generator=rng).to(self.y.device)
-            first = max(start - epoch * per_epoch, 0)
-            for index in order[first * size :].split(size):
+            for i in range(max(start - epoch * per_epoch, 0), per_epoch):
+                index = order[i * size : (i + 1) * size]
                 yield Batch(self.x[index], self.y[index], self.t[index])
 
     def chunks(self, size: int) -> Iterator[Batch]:

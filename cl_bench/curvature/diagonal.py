@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from cl_bench.curvature.capture import captured, covers, squared_gradients
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task
 
-FLOATS = 2**25  # per-sample gradients held at once: 128 MiB of float32
+FLOATS = 2**25  # of per-sample gradients held at once: 128 MiB of float32
+CHUNK = 256  # samples at once, at most
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,28 @@ def empirical_fisher(learner: Learner, task: Task) -> Diagonal:
     Not the square of a batch's mean gradient, which is smaller by about the batch's size.
     Taken in evaluation mode, without augmentation, in float32; memory is bounded by `FLOATS`.
     """
-    theta = learner.flat.theta.detach()
-    total = torch.zeros_like(theta)
+    total = torch.zeros_like(learner.flat.grad)
+    layered = covers(learner.net)
+    largest = max(learner.flat.sizes) if layered else total.numel()
     with learner.evaluating(full_precision=True):
-        for batch in task.chunks(max(1, FLOATS // theta.numel())):
-            total += per_sample_gradients(learner.losses, theta, batch).square().sum(0)
-    return Diagonal(total / len(task))
+        for batch in task.chunks(min(CHUNK, max(1, FLOATS // largest))):
+            (_add_layered if layered else _add_dense)(total, learner, batch)
+    return Diagonal(total.div_(len(task)))
+
+
+def _add_layered(total: Tensor, learner: Learner, batch: Batch) -> None:
+    """By the products of what each layer saw: about the cost of a training step."""
+    views = learner.flat.views(total)
+    with captured(learner.net) as sites:
+        losses = learner.losses(learner.flat.theta, batch)
+    for name, square in squared_gradients(sites, losses):
+        views[name].add_(square)
+
+
+def _add_dense(total: Tensor, learner: Learner, batch: Batch) -> None:
+    """For any network: all per-sample gradients, one vectorised backward pass."""
+    theta = learner.flat.theta.detach()
+    total.add_(per_sample_gradients(learner.losses, theta, batch).square().sum(0))
 
 
 def per_sample_gradients(

@@ -1,0 +1,90 @@
+"""Image files -> one uint8 tensor: the only file that imports PIL."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_bench.types import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+THREADS = 4
+BLOCK = 32  # images a thread takes at a time
+PATIENCE = 10.0  # seconds between lines of progress where there is no terminal
+Fit = Callable[["Image", int], "Image"]
+
+
+def decode(name: str, files: Sequence[Path], size: int, fit: Fit) -> Tensor:
+    """(N, 3, size, size) uint8 RGB in the order of `files`; `fit` brings each to size x size."""
+    out = np.empty((len(files), 3, size, size), np.uint8)
+
+    def block(start: int) -> None:
+        for i in range(start, min(start + BLOCK, len(files))):
+            out[i] = _pixels(name, files[i], size, fit)
+
+    starts = range(0, len(files), BLOCK)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in _progress(pool.map(block, starts), len(files), name):
+            pass
+    return torch.from_numpy(out)
+
+
+def resized(image: Image, size: int) -> Image:
+    """Bilinear with antialiasing; the aspect is not kept."""
+    from PIL.Image import Resampling
+
+    return image.resize((size, size), Resampling.BILINEAR)
+
+
+def exact(image: Image, size: int) -> Image:
+    """The image as it is; another size is an error."""
+    if image.size != (size, size):
+        raise ValueError(f"is {image.width}x{image.height} instead of {size}x{size}")
+    return image
+
+
+def _pixels(name: str, file: Path, size: int, fit: Fit) -> np.ndarray:
+    """(3, size, size) uint8."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return np.asarray(fit(_rgb(image), size)).transpose(2, 0, 1)
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: cannot use the image {file}: {reason}") from error
+
+
+def _rgb(image: Image) -> Image:
+    """RGB without alpha; deeper than 8 bits is an error, as PIL would clip it."""
+    if image.mode[0] in "IF":
+        raise ValueError(f"its mode {image.mode} is deeper than 8 bits")
+    if "transparency" in image.info:  # PIL warns if a palette with alpha goes straight to RGB
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _progress(blocks: Iterable[None], images: int, name: str) -> Iterator[None]:
+    """A bar on a terminal, else a line every `PATIENCE` seconds."""
+    from tqdm import tqdm
+
+    total = -(-images // BLOCK)
+    bar = tqdm(blocks, f"{name}: decoding", total, disable=None, unit=f"x{BLOCK}")
+    due = time.monotonic() + PATIENCE
+    for done, block in enumerate(bar, 1):
+        if bar.disable and time.monotonic() > due:
+            print(
+                f"{name}: decoded {min(done * BLOCK, images)} of {images} images", file=sys.stderr
+            )
+            due += PATIENCE
+        yield block

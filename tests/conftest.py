@@ -1,0 +1,172 @@
+"""A toy stream of coloured blobs, and what it takes to run methods on it without a download."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Generator, Tensor, nn
+
+from cl_bench import config, runtime
+from cl_bench.criteria import CrossEntropy
+from cl_bench.data import scenario
+from cl_bench.data.augment import Transform
+from cl_bench.learner import Learner
+from cl_bench.models.mlp import MLP
+from cl_bench.models.resnet import ResNet18
+from cl_bench.optim import SGD
+from cl_bench.run import CONF
+from cl_bench.types import Batch, Stream, Task
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    ),
+]
+SCENARIOS = {
+    "data": scenario.data_il,
+    "task": scenario.task_il,
+    "class": scenario.class_il,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors: a second thread only costs, and bits depend on the number of threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> Generator:
+    return Generator().manual_seed(0)
+
+
+def identity(device: torch.device = CPU, channels: int = 1) -> Transform:
+    """x / 255 and nothing else."""
+    return Transform([0.0] * channels, [1.0] * channels, None, 0, False, None, device)
+
+
+def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
+    """A runtime in its plainest form, seed 0."""
+    options: dict[str, Any] = {
+        "device": device,
+        "precision": "fp32",
+        "channels_last": False,
+        "compile": False,
+        "deterministic": False,
+        "threads": None,
+    }
+    return runtime.start(seed=0, **{**options, **changes})
+
+
+def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) -> nn.Module:
+    options = {"hidden": [16], "activation": "relu", "init": "xavier", "head_init": "same"}
+    return MLP(shape, classes, **{**options, **changes})
+
+
+def resnet(classes: int = 6, shape: tuple[int, ...] = (3, 8, 8), width: int = 4) -> nn.Module:
+    return ResNet18(shape, classes, width, "relu", "torch", "same")
+
+
+def learner(
+    net: nn.Module,
+    rt: runtime.Runtime | None = None,
+    optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
+    weight_decay: float = 0.0,
+    transform: Transform | None = None,
+) -> Learner:
+    """A learner on `net` by plain SGD, all classes live."""
+    rt = rt or machine()
+    optimizer = optimizer or (lambda params: SGD(params, lr=0.1, momentum=0.0))
+    transform = transform or identity(rt.device)
+    made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
+    classes = made.net.head.out_features
+    made.begin_task(torch.ones(3, classes, dtype=torch.bool, device=rt.device), 0)
+    return made
+
+
+def batch(count: int = 12, classes: int = 6, shape: tuple[int, ...] = (1, 4, 4)) -> Batch:
+    """Random pixels and labels, the same at every call."""
+    g = Generator().manual_seed(7)
+    x = torch.randint(0, 256, (count, *shape), generator=g, dtype=torch.uint8)
+    y = torch.randint(0, classes, (count,), generator=g)
+    return Batch(x, y, torch.randint(0, 3, (count,), generator=g))
+
+
+def blobs(
+    name: str, tasks: int = 3, each: int = 30, device: torch.device = CPU, seed: int = 0
+) -> Stream:
+    """Three tasks of two classes (in data-IL: of six), each class noise about its own image."""
+    g = Generator().manual_seed(seed)
+    classes = torch.zeros(tasks, 2 * tasks, dtype=torch.bool)
+    for t in range(tasks):
+        classes[t, 2 * t : 2 * t + 2] = True
+    if name == "data":
+        classes[:] = True
+    centres = torch.randint(0, 200, (2 * tasks, 1, 4, 4), generator=g)
+
+    def draw(t: int, count: int) -> Task:
+        own = classes[t].nonzero().squeeze(1)
+        y = own[torch.randint(len(own), (count,), generator=g)]
+        noise = torch.randint(0, 56, (count, 1, 4, 4), generator=g)
+        x = (centres[y] + noise).to(torch.uint8)
+        where = torch.full((count,), t)
+        return Task(t, x.to(device), y.to(device), where.to(device))
+
+    trains = [draw(t, each) for t in range(tasks)]
+    tests = [draw(t, 20) for t in range(tasks)]
+    facts: dict[str, object] = {"dataset": "blobs"}
+    return Stream(
+        trains, tests, classes.to(device), SCENARIOS[name], identity(device), facts
+    )
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config that the command line would give."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def names(group: str) -> list[str]:
+    """The options of a config group."""
+    return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
+
+
+def method_for(name: str, made: Learner, *overrides: str) -> Any:
+    """conf/method/<name>.yaml on a learner of the test's own."""
+    return config.build(composed(f"method={name}", *overrides).method, learner=made)
+
+
+def dense(rows: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(rows))
+
+
+def command(*overrides: str, where: Path, **environment: str) -> subprocess.Popen[str]:
+    """`python -m cl_bench.run ...` in its own process, offline, its outputs under `where`."""
+    here = {"WANDB_MODE": "", "WANDB_API_KEY": "", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "cl_bench.run", f"output_dir={where}", *overrides],
+        env={**os.environ, **here, **environment},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err

@@ -1,0 +1,187 @@
+"""The cache of prepared sources: what is believed, what is rebuilt, and what is said about it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cl_bench.data import cache
+from cl_bench.data.arrays import TENSORS, Source, digest, sealed
+from cl_bench.data.cache import Origin, Wanted, cache_file, cached
+from cl_bench.types import UserError
+
+
+class Toy:
+    """A data set of one file, whose first byte is its every pixel."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.place, self.reads = home, home / "toy.bin", 0
+        self.file = cache_file(home, "toy")
+        self.place.write_bytes(b"\x07")
+
+    def read(self) -> Source:
+        self.reads += 1
+        x = torch.full((6, 3, 4, 4), self.place.read_bytes()[0], dtype=torch.uint8)
+        y = torch.arange(6) % 2
+        test = x[:2].clone(), y[:2].clone()
+        return sealed("toy", (x, y), test, ("cat", "dog"), (1, 0), {"order": "any"})
+
+    def find(self) -> Origin | None:
+        found = Origin(self.place, "one file", (self.place,), self.read)
+        return found if self.place.exists() else None
+
+    def load(self) -> Source:
+        wanted = Wanted("toy", "toy: toy not found", self.find, lambda: "no download")
+        return cached(self.home, wanted)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+def same(a: Source, b: Source) -> bool:
+    """Equal in every field."""
+    one, two = dict(vars(a)), dict(vars(b))
+    return all(torch.equal(one.pop(name), two.pop(name)) for name in TENSORS) and one == two
+
+
+def test_second_load_comes_from_the_cache(toy: Toy, capsys: pytest.CaptureFixture[str]):
+    first, second = toy.load(), toy.load()
+    assert toy.reads == 1 and same(first, second) and capsys.readouterr().err == ""
+    assert (second.train_x.dtype, second.train_y.dtype) == (torch.uint8, torch.int64)
+    assert second.provenance == {"origin": str(toy.place), "layout": "one file", "order": "any"}
+    assert os.listdir(toy.file.parent) == ["toy.safetensors"]
+
+
+def test_what_is_loaded_is_no_view_of_the_file(toy: Toy):
+    toy.load()
+    source = toy.load()
+    toy.file.write_bytes(bytes(toy.file.stat().st_size))
+    assert source.train_x.unique().tolist() == [7]
+    source.train_x.zero_()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_truncated(toy: Toy, kept: int, capsys: pytest.CaptureFixture[str]):
+    first = toy.load()
+    toy.file.write_bytes(toy.file.read_bytes()[:kept])
+    assert same(toy.load(), first) and toy.reads == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{toy.file} is unreadable" in said
+    assert same(toy.load(), first) and toy.reads == 2
+
+
+@pytest.mark.parametrize("where", [b"\x07\x07\x07", b"dog", b"sha256", b"fingerprint", b"U8", b"["])
+def test_one_altered_byte(toy: Toy, where: bytes, capsys: pytest.CaptureFixture[str]):
+    first = toy.load()
+    raw = bytearray(toy.file.read_bytes())
+    raw[raw.index(where) + 1] ^= 1
+    toy.file.write_bytes(raw)
+    assert same(toy.load(), first) and toy.reads == 2
+    assert str(toy.file) in capsys.readouterr().err
+
+
+def test_every_flipped_bit_is_harmless_or_found(toy: Toy):
+    first = toy.load()
+    raw = toy.file.read_bytes()
+    for place in range(0, len(raw), 7):
+        toy.file.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        assert same(toy.load(), first)
+
+
+def test_changed_origin(toy: Toy, capsys: pytest.CaptureFixture[str]):
+    toy.load()
+    toy.place.write_bytes(b"\x09\x09")
+    assert toy.load().train_x.unique().tolist() == [9] and toy.reads == 2
+    assert f"{toy.file} was made from another state" in capsys.readouterr().err
+    os.utime(toy.place, ns=(1, 1))
+    assert toy.load().train_x.unique().tolist() == [9] and toy.reads == 3
+
+
+def test_intact_cache_outlives_its_origin(toy: Toy, capsys: pytest.CaptureFixture[str]):
+    first = toy.load()
+    toy.place.unlink()
+    assert same(toy.load(), first) and capsys.readouterr().err == ""
+
+
+def test_altered_cache_without_origin(toy: Toy):
+    toy.load()
+    toy.place.unlink()
+    raw = toy.file.read_bytes()
+    toy.file.write_bytes(raw[:-1] + b"\x55")
+    with pytest.raises(UserError) as error:
+        toy.load()
+    line = str(error.value)
+    assert line.startswith("toy: toy not found; no download; the cache ") and "\n" not in line
+    assert str(toy.file) in line and "altered" in line
+
+
+def test_another_format_is_rebuilt(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "VERSION", "0")
+        toy.load()
+    toy.load()
+    assert toy.reads == 2 and f"{toy.file} has format 0 instead of 1" in capsys.readouterr().err
+
+
+def test_a_file_under_another_key_is_refused(toy: Toy):
+    toy.load()
+    toy.file.rename(cache_file(toy.home, "other"))
+    wanted = Wanted("other", "other not found", lambda: None, lambda: "no download")
+    with pytest.raises(UserError, match="does not match its seal"):
+        cached(toy.home, wanted)
+
+
+def test_stale_partial_files_are_ignored(toy: Toy):
+    toy.file.parent.mkdir()
+    stale = toy.file.with_name(".toy.safetensors.1234.tmp")
+    stale.write_bytes(b"half a file")
+    first = toy.load()
+    assert same(toy.load(), first) and toy.reads == 1
+
+
+def test_failed_write_leaves_the_old_file(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+    toy.load()
+    before = toy.file.read_bytes()
+    toy.place.write_bytes(b"\x09\x09")
+
+    def full(_: object, file: Path, metadata: dict[str, str]) -> None:
+        file.write_bytes(b"the beginning")
+        raise OSError(28, f"No space left on device for {len(metadata)} entries")
+
+    monkeypatch.setattr(cache, "save_file", full)
+    with pytest.raises(UserError, match=r"data_dir=.*No space left"):
+        toy.load()
+    assert toy.file.read_bytes() == before and len(os.listdir(toy.file.parent)) == 1
+
+
+def test_unwritable_data_dir(toy: Toy):
+    blocked = toy.place / "inside a file"
+    with pytest.raises(UserError, match=r"data_dir=.*inside a file is not writable"):
+        cached(blocked, Wanted("toy", "", toy.find, lambda: ""))
+    assert toy.reads == 0
+
+
+def test_digest_sees_dtype_shape_and_bytes():
+    x = torch.arange(12, dtype=torch.uint8)
+    variants = [x, x.view(3, 4), x.view(4, 3), x.view(torch.int8), x.flip(0)]
+    assert len({digest(variant) for variant in variants}) == len(variants)
+
+
+def test_two_processes_at_once(tmp_path: Path):
+    code = "import sys; from cl_bench.data.source import mnist5k as f; print(f(sys.argv[1]).sha256)"
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    pipe, out = subprocess.PIPE, subprocess.STDOUT
+    both = [subprocess.Popen(command, env=environment, stdout=pipe, stderr=out) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1] and len(said[0]) == 65
+    assert os.listdir(tmp_path / "cache") == ["mnist5k.safetensors"]

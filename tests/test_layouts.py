@@ -1,0 +1,154 @@
+"""Image folders, published lists, pixels, and what is said when nothing is found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cl_bench.data import layouts, source
+from cl_bench.data.arrays import Source
+from cl_bench.types import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "download", lambda *_: "download failed: not tried in tests")
+
+
+def paint(file: Path, shade: int, size: tuple[int, int] = (8, 8)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (shade, shade, shade)).save(file)
+
+
+def image_folder(root: Path, classes: str, train: int, test: int) -> None:
+    """Image i of class k has shade 10 k + i in train and 100 more in test."""
+    for k, name in enumerate(classes.split()):
+        for split, count, base in (("train", train, 10 * k), ("test", test, 10 * k + 100)):
+            for i in reversed(range(count)):
+                paint(root / split / name / f"{i}.png", base + i)
+
+
+def shades(x: torch.Tensor) -> list[int]:
+    return x[:, 0, 0, 0].tolist()
+
+
+def refusal(load: Callable[..., Source], *args: str | int) -> str:
+    """The one line that `load(*args)` ends in."""
+    with pytest.raises(UserError) as error:
+        load(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    image_folder(tmp_path / "pets", "dog cat", 3, 1)
+    for noise in ("pets/train/.hidden/0.png", "pets/train/cat/.0.png", "pets/train/0.png"):
+        paint(tmp_path / noise, 255)
+    (tmp_path / "pets" / "train" / "cat" / "notes.txt").write_text("no image")
+    data = source.folder("pets", 4, str(tmp_path))
+    assert data.name == "pets" and data.classes == ("cat", "dog") and data.groups is None
+    assert shades(data.train_x) == [10, 11, 12, 0, 1, 2] and shades(data.test_x) == [110, 100]
+    assert data.train_y.tolist() == [0, 0, 0, 1, 1, 1] and data.test_y.tolist() == [0, 1]
+    assert data.train_x.shape == (6, 3, 4, 4) and "4x4" in data.provenance["resize"]
+    again = source.folder(str(tmp_path / "pets"), 4, str(tmp_path / "other"))
+    assert again.sha256 == data.sha256
+    monkeypatch.chdir(tmp_path)
+    assert source.folder("pets", 4, str(tmp_path / "third")).sha256 == data.sha256
+    assert source.folder("pets", 2, str(tmp_path)).train_x.shape == (6, 3, 2, 2)
+    (tmp_path / "pets").rename(tmp_path / "gone")
+    assert source.folder("pets", 4, str(tmp_path)).sha256 == data.sha256
+
+
+def test_folder_notices_a_new_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    image_folder(tmp_path / "pets", "dog cat", 3, 1)
+    source.folder("pets", 4, str(tmp_path))
+    paint(tmp_path / "pets" / "test" / "cat" / "9.jpg", 200)
+    assert shades(source.folder("pets", 4, str(tmp_path)).test_x) == [110, 200, 100]
+    assert "another state of its origin" in capsys.readouterr().err
+
+
+def test_two_folders_of_one_name_do_not_share_a_cache(tmp_path: Path):
+    image_folder(tmp_path / "a" / "pets", "dog", 1, 1)
+    image_folder(tmp_path / "b" / "pets", "cat", 2, 1)
+    loaded = [source.folder(f"{letter}/pets", 4, str(tmp_path)).classes for letter in "abab"]
+    assert loaded == [("dog",), ("cat",)] * 2 and len(list(tmp_path.glob("cache/*"))) == 2
+
+
+def test_folder_refusals(tmp_path: Path):
+    image_folder(tmp_path / "pets", "dog cat", 1, 1)
+    home = str(tmp_path)
+    assert "size=0" in refusal(source.folder, "pets", 0, home)
+    said = refusal(source.folder, "nothing", 4, home)
+    assert str(tmp_path / "nothing") in said and "{train,test}/<class>/*" in said
+    (tmp_path / "pets" / "train" / "fox").mkdir()
+    assert f"no images in {tmp_path / 'pets/train/fox'}" in refusal(source.folder, "pets", 4, home)
+    paint(tmp_path / "pets" / "train" / "fox" / "1.png", 3)
+    assert "fox is in train only" in refusal(source.folder, "pets", 4, home)
+    shutil.rmtree(tmp_path / "pets" / "train" / "fox")
+    broken = tmp_path / "pets" / "train" / "dog" / "broken.jpg"
+    broken.write_bytes(b"no image")
+    assert str(broken) in refusal(source.folder, "pets", 4, home)
+
+
+def test_mit67(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = tmp_path / "mit67"
+    for i, name in enumerate(("bar/b.png", "attic/z.png", "attic/a.png", "bar/a.png")):
+        paint(root / "Images" / name, 10 * i, (20, 10))
+    (root / "TrainImages.txt").write_bytes(b"bar/b.png\r\nattic/z.png\r\n\r\n")
+    (root / "TestImages.txt").write_text(" attic/a.png \nbar/a.png")
+    assert "2 train classes instead of 67" in refusal(source.mit67, str(tmp_path))
+    monkeypatch.setattr(layouts, "MIT67_COUNTS", (2, None, None))
+    data = source.mit67(str(tmp_path))
+    assert data.classes == ("attic", "bar") and data.train_x.shape == (2, 3, 256, 256)
+    assert shades(data.train_x) == [0, 10] and data.train_y.tolist() == [1, 0]
+    assert shades(data.test_x) == [20, 30] and data.test_y.tolist() == [0, 1]
+    (root / "TestImages.txt").write_text("attic/a.png\nbar/c.png\nbar/d.png")
+    said = refusal(source.mit67, str(tmp_path))
+    assert "2 of 5 listed files" in said and str(root / "Images" / "bar" / "c.png") in said
+
+
+def test_miniimagenet_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    image_folder(tmp_path / "miniimagenet", "n3 n1 n2", 3, 2)
+    assert "3 train classes instead of 100" in refusal(source.miniimagenet, str(tmp_path))
+    monkeypatch.setattr(layouts, "MINIIMAGENET_COUNTS", (3, 3, 2))
+    data = source.miniimagenet(str(tmp_path))
+    assert data.classes == ("n1", "n2", "n3") and data.train_x.shape == (9, 3, 84, 84)
+    assert shades(data.test_x) == [110, 111, 120, 121, 100, 101]
+
+
+def test_miniimagenet_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = tmp_path / "miniimagenet"
+    for k, split in enumerate(("train", "val", "test")):
+        rows = [f"{k}{i}.png,n{3 - k}" for i in (4, 0, 3, 1, 2)]
+        for row in rows:
+            paint(root / "images" / row.split(",")[0], int(row[:2]))
+        (root / f"{split}.csv").write_text("\n".join(["filename,label", *rows]))
+    monkeypatch.setattr(layouts, "MINIIMAGENET_COUNTS", (3, 3, 2))
+    data = source.miniimagenet(str(tmp_path))
+    assert data.classes == ("n1", "n2", "n3")
+    assert shades(data.train_x) == [24, 20, 23, 14, 10, 13, 4, 0, 3]
+    assert shades(data.test_x) == [21, 22, 11, 12, 1, 2]
+    (root / "images" / "11.png").unlink()
+    said = refusal(source.miniimagenet, str(tmp_path))
+    assert "1 of 15 listed files" in said and str(root / "images" / "11.png") in said
+    (root / "val.csv").write_text("file,class\n")
+    assert f"{root / 'val.csv'} has no columns filename,label" in refusal(
+        source.miniimagenet, str(tmp_path)
+    )
+
+
+def test_cifar100_folder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    image_folder(tmp_path / "cifar100", "apple tench", 2, 1)
+    assert "2 train classes instead of 100" in refusal(source.cifar100, str(tmp_path))
+    monkeypatch.setattr(layouts, "CIFAR100_COUNTS", (2, 3, 1))
+    assert "apple has 2 train images instead of 3" in refusal(source.cifar100, str(tmp_path))
+    monkeypatch.setattr(layouts, "CIFAR100_COUNTS", (2, 2, 1))
+    assert "tench" in refusal(source.cifar100, str(tmp_path))
+    shutil.rmtree(tmp_path / "cifar100")
+    image_folder(tmp_path / "cifar100", "apple worm", 2, 1)
+    assert "0.png: is 8x8 instead of 32x32" in refusal(source.cifar100, str(tmp_path))

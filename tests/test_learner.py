@@ -1,0 +1,146 @@
+"""Loss, gradient and step against plain autograd; eager against compiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CPU, DEVICES, batch, learner, machine, mlp, resnet
+from torch import Tensor
+
+from cl_bench.data.augment import Transform
+from cl_bench.learner import Learner
+from cl_bench.types import Batch
+
+LIVE = torch.tensor(
+    [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]
+)
+
+
+def on(device: str) -> Batch:
+    rows = batch()
+    y = 2 * rows.t + rows.y % 2  # a class that is live for the sample's task
+    return Batch(rows.x.to(device), y.to(device), rows.t.to(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_masked_loss_is_the_loss_on_slices(device: str) -> None:
+    made, rows = learner(mlp(), machine(device)), on(device)
+    made.begin_task(LIVE.to(device), 0)
+    logits = made.logits(made.flat.theta, rows)
+    each = [
+        F.cross_entropy(logits[i : i + 1, 2 * t : 2 * t + 2], rows.y[i : i + 1] - 2 * t)
+        for i, t in enumerate(rows.t.tolist())
+    ]
+    torch.testing.assert_close(made.losses(made.flat.theta, rows), torch.stack(each))
+    made.gradient(made.loss, rows)
+    expected = torch.autograd.grad(torch.stack(each).mean(), list(made.net.parameters()))
+    flat = torch.cat([g.flatten() for g in expected])
+    torch.testing.assert_close(made.flat.grad, flat, rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_that_is_not_live_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    made = learner(mlp(), optimizer=lambda p: torch.optim.Adam(p, lr=0.1), weight_decay=0.1)
+    rows = on("cpu")
+    head = made.net.head.weight.detach().clone()
+    body = made.net.features[1].weight.detach().clone()
+    for task in range(3):
+        own = rows.rows(rows.t == task)
+        made.begin_task(LIVE, task)
+        before = made.net.head.weight.detach().clone()
+        for _ in range(3):
+            made.descend(made.loss, own)
+        others = [k for k in range(6) if k // 2 != task]
+        torch.testing.assert_close(made.net.head.weight[others], before[others], rtol=0, atol=0)
+        assert not made.net.head.weight[2 * task].equal(head[2 * task])
+    assert not made.net.features[1].weight.equal(body)
+
+
+def test_weight_decay_is_torchs() -> None:
+    torch.manual_seed(0)
+    plain = mlp()
+    torch.manual_seed(0)
+    made = learner(mlp(), weight_decay=0.05)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, weight_decay=0.05)
+    rows = batch()
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(plain(rows.x / 255), rows.y).backward()
+        optimizer.step()
+        made.descend(made.loss, rows)
+    flat = torch.cat([p.flatten() for p in plain.parameters()])
+    torch.testing.assert_close(made.flat.theta, flat, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_vector_will_do(device: str) -> None:
+    """At another theta the loss is that of a network with those weights; the net stays put."""
+    made, rows = learner(mlp(), machine(device)), on(device)
+    other = mlp().to(device)
+    theta = torch.cat([p.detach().flatten() for p in other.parameters()])
+    before = made.flat.theta.detach().clone()
+    expected = F.cross_entropy(other(rows.x / 255), rows.y)
+    torch.testing.assert_close(made.loss(theta, rows), expected)
+    torch.testing.assert_close(made.flat.theta.detach(), before, rtol=0, atol=0)
+
+
+def pulled(made: Learner, anchor: Tensor) -> float:
+    def objective(theta: Tensor, rows: Batch) -> Tensor:
+        return made.loss(theta, rows) + (theta - anchor).square().sum()
+
+    return float(made.gradient(objective, batch()))
+
+
+def test_an_objective_may_use_theta_directly() -> None:
+    made = learner(mlp())
+    anchor = torch.zeros_like(made.flat.grad)
+    made.gradient(made.loss, batch())
+    plain = made.flat.grad.clone()
+    pulled(made, anchor)
+    torch.testing.assert_close(made.flat.grad, plain + 2 * made.flat.theta.data)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
+    def run(compiled: bool) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(0)
+        rt = machine(device)
+        if compiled:  # the graph as inductor would get it, without the wait for inductor
+            rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+        shape = (1, 4, 4) if kind == "mlp" else (3, 8, 8)
+        made = learner(mlp() if kind == "mlp" else resnet(), rt)
+        live = torch.ones(3, 6, dtype=torch.bool, device=device)
+        live[0, 5] = False
+        made.begin_task(live, 0)
+        rows = Batch(*(part.to(device) for part in batch(8, classes=5, shape=shape)[:3]))
+        for _ in range(3):
+            made.descend(made.loss, rows)
+        return made.flat.theta.detach(), [b.clone() for b in made.net.buffers()]
+
+    (eager, stats), (compiled, others) = run(False), run(True)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(others, stats, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_see_augmented_pixels_and_logits_do_not() -> None:
+    transform = Transform([0.0], [1.0], 4, 2, True, None, CPU)
+    made, rows = learner(mlp(), transform=transform), batch()
+    seen = made.augmented(rows).x
+    assert not seen.equal(rows.x) and seen.shape == rows.x.shape
+    first = made.logits(made.flat.theta, rows)
+    torch.testing.assert_close(first, made.logits(made.flat.theta, rows), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bf16_is_for_the_network_alone(device: str) -> None:
+    made = learner(mlp(), machine(device, precision="bf16"))
+    rows = Batch(*(part.to(device) for part in batch()[:3]))
+    assert made.logits(made.flat.theta, rows).dtype == torch.bfloat16
+    assert made.loss(made.flat.theta, rows).dtype == torch.float32
+    made.descend(made.loss, rows)
+    assert made.flat.grad.dtype == torch.float32
+    with made.evaluating(full_precision=True):
+        assert made.logits(made.flat.theta, rows).dtype == torch.float32

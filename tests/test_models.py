@@ -1,0 +1,79 @@
+"""Architectures by their published parameter counts, and against torchvision's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from conftest import composed, names
+from torch import nn
+
+from cl_bench import config
+from cl_bench.models.layers import ACTIVATIONS
+
+
+def built(name: str, shape: tuple[int, ...], classes: int, *overrides: str) -> Any:
+    node = composed(f"model={name}", *overrides).model
+    return config.build(node, shape=shape, num_classes=classes)
+
+
+COUNTS = [
+    ("mlp", (1, 28, 28), 10, 89_610),
+    ("reduced_resnet18", (3, 32, 32), 100, 1_109_240),
+    ("resnet18", (3, 32, 32), 100, 11_220_132),
+    ("resnet18", (3, 32, 32), 10, 11_173_962),
+    ("resnet18_224", (3, 224, 224), 1000, 11_689_512),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "classes", "count"), COUNTS)
+def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, count: int) -> None:
+    net = built(name, shape, classes)
+    assert sum(p.numel() for p in net.parameters()) == count
+    assert net(torch.zeros(2, *shape)).shape == (2, classes)
+
+
+def test_every_model_is_counted() -> None:
+    assert {name for name, *_ in COUNTS} == set(names("model"))
+
+
+def test_larger_images_pool_to_the_same_features() -> None:
+    net = built("reduced_resnet18", (3, 84, 84), 100)
+    assert net.head.in_features == 160 and net(torch.zeros(1, 3, 84, 84)).shape == (1, 100)
+
+
+def test_torchvisions_weights_fit() -> None:
+    theirs = torchvision.models.resnet18(num_classes=7)
+    net = built("resnet18_224", (3, 64, 64), 7)
+    odd = net.net.load_state_dict(theirs.state_dict(), strict=False)
+    assert not odd.missing_keys and all("num_batches" in key for key in odd.unexpected_keys)
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(net.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_by_argument(name: str, activation: str) -> None:
+    net = built(name, (3, 32, 32), 5, f"model.activation={activation}")
+    found = {type(m) for m in net.modules()} & set(ACTIVATIONS.values())
+    assert found == {ACTIVATIONS[activation]}
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_head_at_zero(name: str) -> None:
+    net = built(name, (3, 32, 32), 5, "model.head_init=zero")
+    assert net(torch.rand(2, 3, 32, 32)).eq(0).all()
+
+
+def test_starts() -> None:
+    torch.manual_seed(0)
+    weight = built("mlp", (1, 28, 28), 10, "model.init=xavier").features[1].weight.detach()
+    assert weight.abs().max() <= (6 / 884) ** 0.5 and weight.std() == pytest.approx(
+        (2 / 884) ** 0.5, rel=0.02
+    )
+    weight = built("mlp", (1, 28, 28), 10, "model.init=kaiming").features[1].weight.detach()
+    assert weight.std() == pytest.approx((2 / 784) ** 0.5, rel=0.02)
+    net = built("mlp", (1, 28, 28), 10, "model.init=xavier")
+    assert all(m.bias.eq(0).all() for m in net.modules() if isinstance(m, nn.Linear))

@@ -1,0 +1,171 @@
+"""Splits, scenarios and streams: pure, seeded, complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import CPU, blobs, identity
+from torch import Generator, Tensor
+
+from cl_bench.data import split
+from cl_bench.data.scenario import class_il, data_il, task_il
+from cl_bench.data.source import Source
+from cl_bench.data.stream import build, joint, validation
+from cl_bench.types import Batch, Stream, UserError
+
+
+def source(classes: int = 6, each: int = 10) -> Source:
+    """Images whose first pixel is their number and whose second is their class."""
+    y = torch.arange(classes).repeat(each)
+    x = torch.zeros(len(y), 1, 3, 3, dtype=torch.uint8)
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = torch.arange(len(y)).byte(), y.byte()
+    names = tuple("abcdefghij"[:classes])
+    groups = tuple(c % 2 for c in range(classes))
+    few = slice(0, 2 * classes)
+    return Source("toy", x, y, x[few] + 100, y[few], names, groups, "0", {"origin": "here"})
+
+
+def stream(**changes: Any) -> Stream:
+    options: dict[str, Any] = {
+        "name": "toy",
+        "source": source(),
+        "split": "class",
+        "tasks": 3,
+        "order": "natural",
+        "train_per_task": None,
+        "seed": 0,
+        "transform": lambda device: identity(device),
+        "scenario": task_il,
+        "device": CPU,
+    }
+    return build(**{**options, **changes})
+
+
+CLASSES = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool)
+
+
+def test_masks() -> None:
+    assert data_il(CLASSES, 0).int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    assert task_il(CLASSES, 0).int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert class_il(CLASSES, 0).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert class_il(CLASSES, 1).int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_by_class() -> None:
+    made = stream()
+    assert [task.y.unique().tolist() for task in made.tasks] == [[0, 1], [2, 3], [4, 5]]
+    assert [len(test) for test in made.tests] == [4, 4, 4]
+    assert made.classes.int().tolist()[1] == [0, 0, 1, 1, 0, 0]
+    assert made.facts["classes_of_task"] == [[0, 1], [2, 3], [4, 5]]
+    for task in made.tasks:
+        assert task.x[:, 0, 0, 1].equal(task.y.byte()) and task.t.eq(task.id).all()
+
+
+def test_class_orders() -> None:
+    random = stream(order="random")
+    assert random.facts == stream(order="random").facts
+    assert random.facts != stream(order="random", seed=1).facts
+    grouped = stream(order="superclass", tasks=2)
+    assert grouped.facts["classes_of_task"] == [[0, 2, 4], [1, 3, 5]]
+    assert split.class_groups(list(range(7)), 3) == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+def test_by_sample_is_a_stratified_partition() -> None:
+    made = stream(split="sample", tasks=4, scenario=data_il)
+    numbers = torch.cat([task.x[:, 0, 0, 0] for task in made.tasks])
+    assert sorted(numbers.tolist()) == list(range(60))
+    for task in made.tasks:
+        assert task.y.bincount().tolist() in ([2, 3, 2, 3, 2, 3], [3, 2, 3, 2, 3, 2])
+        assert len(task) == 15
+    assert made.tests[0].x.data_ptr() == made.tests[3].x.data_ptr(), "one test set, stored once"
+    assert [test.t[0].item() for test in made.tests] == [0, 1, 2, 3]
+
+
+def test_permutation() -> None:
+    made = stream(split="permutation", scenario=data_il, train_per_task=20)
+    toy = source()
+    for task, test in zip(made.tasks, made.tests, strict=True):
+        assert len(task) == 20 and len(task.x.unique(dim=0)) == 20
+        pixels = pixel_order(toy.test_x, test.x)
+        known = {tuple(image.flatten()[pixels].tolist()) for image in toy.train_x}
+        assert all(tuple(image.flatten().tolist()) in known for image in task.x)
+    assert not made.tests[0].x.equal(made.tests[1].x)
+    again = stream(split="permutation", scenario=data_il, train_per_task=20)
+    assert again.tasks[2].x.equal(made.tasks[2].x)
+
+
+def pixel_order(plain: Tensor, scrambled: Tensor) -> Tensor:
+    """The permutation between two stacks of images, from columns that differ everywhere."""
+    a, b = plain.flatten(1), scrambled.flatten(1)
+    found = [(a == b[:, i : i + 1]).all(0).nonzero().flatten().tolist() for i in range(9)]
+    assert all(found), "every scrambled pixel is some pixel of the original"
+    singles = {places[0] for places in found if len(places) == 1}
+    rest = iter(sorted(set(range(9)) - singles))
+    return torch.tensor([p[0] if len(p) == 1 else next(rest) for p in found])
+
+
+@pytest.mark.parametrize("kind", ["class", "sample"])
+def test_fewer_images_a_task(kind: str) -> None:
+    made = stream(split=kind, scenario=data_il, train_per_task=6)
+    assert [len(task) for task in made.tasks] == [6, 6, 6]
+    counts = made.tasks[0].y.bincount()
+    assert counts[counts > 0].unique().numel() == 1
+
+
+def test_too_many_images_a_task() -> None:
+    with pytest.raises(UserError, match=r"dataset\.train_per_task=21"):
+        stream(train_per_task=21)
+
+
+def test_no_superclasses() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match=r"dataset\.order=superclass: toy"):
+        stream(order="superclass", source=replace(source(), groups=None))
+
+
+def test_joint() -> None:
+    made = joint(stream())
+    (task,) = made.tasks
+    assert task.id == 2 and len(task) == 60
+    assert task.y.div(2, rounding_mode="floor").equal(task.t), "each sample keeps its own task"
+    assert len(made.tests) == 3
+
+
+def test_validation_holds_out_training_data() -> None:
+    made = stream()
+    held = validation(made, 0.3, seed=0)
+    for before, kept, test in zip(made.tasks, held.tasks, held.tests, strict=True):
+        assert len(test) == 6 and len(kept) == 14
+        numbers = torch.cat([kept.x[:, 0, 0, 0], test.x[:, 0, 0, 0]])
+        assert sorted(numbers.tolist()) == sorted(before.x[:, 0, 0, 0].tolist())
+        assert test.y.bincount()[-2:].tolist() == [3, 3]
+    again = validation(made, 0.3, seed=0)
+    assert again.tests[1].x.equal(held.tests[1].x)
+    with pytest.raises(UserError, match=r"evaluation\.holdout=0\.01"):
+        validation(made, 0.01, seed=0)
+
+
+def test_batches() -> None:
+    task = blobs("data").tasks[0]
+
+    def run(start: int) -> list[Batch]:
+        return list(task.batches(8, Generator().manual_seed(5), epochs=3, start=start))
+
+    whole = run(0)
+    assert [len(b.y) for b in whole] == [8, 8, 8, 6] * 3
+    first = torch.cat([b.x for b in whole[:4]]).flatten(1).unique(dim=0)
+    assert first.equal(task.x.flatten(1).unique(dim=0)), "an epoch sees everything once"
+    assert not whole[0].x.equal(whole[4].x), "each epoch has its own order"
+    for start in (1, 4, 6, 11, 12):
+        for one, two in zip(run(start), whole[start:], strict=True):
+            assert one.x.equal(two.x) and one.y.equal(two.y)
+
+
+def test_stratified_is_exact() -> None:
+    y = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    index = split.stratified(y, 10, Generator().manual_seed(0))
+    assert y[index].bincount().tolist() == [5, 3, 2] and len(index.unique()) == 10
+    assert len(split.stratified(y, 7, Generator().manual_seed(0))) == 7
