@@ -50,6 +50,7 @@ AT_LEAST = {
     **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
     **dict.fromkeys(("per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1),
 }
+DECOUPLED = ("torch.optim.AdamW",)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
 SILENT = ("tracking", "log_every", "force")  # cannot change a number
 
@@ -208,6 +209,11 @@ def _spelled(hint: Any) -> str:
 
 def _check_combination(plain: dict[str, Any]) -> None:
     scenario, split = plain["scenario"]["name"], plain["dataset"]["split"]
+    if plain["optimizer"]["_target_"] in DECOUPLED:
+        raise UserError(
+            f"optimizer._target_={plain['optimizer']['_target_']}: weight decay is L2 on the "
+            "parameters in use, and this one's is not; use torch.optim.Adam or another"
+        )
     serves = get_object(plain["method"]["_target_"]).scenarios
     if scenario not in serves:
         raise UserError(f"scenario={scenario}: the method serves {', '.join(serves)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cl_bench import checkpoint, config, experiment, record, runtime
@@ -50,11 +51,24 @@ def plan(cfg: DictConfig) -> Plan:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
     """One run, or the report of one that is done; returns ACC, a sweep's objective."""
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    try:
+        return run(plan(cfg))
+    except Exception as error:
+        line = config.explain(error)
+        if line is not None:
+            print(f"error: {line}", file=sys.stderr)
+            if not sweeping:  # in a sweep the other jobs go on
+                sys.exit(2)
+        raise
+
+
+def run(this: Plan) -> float:
+    """The run in its folder, unless it is there already."""
     from cl_bench.present import present
 
-    this = plan(cfg)
     with this.folder.locked():
-        if cfg.force:
+        if this.cfg.force:
             this.folder.clear()
         outcome, note = this.folder.finished(), "done before, not repeated (force=true repeats)"
         if outcome is None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from cl_bench import config, runtime
 from cl_bench.criteria import CrossEntropy
@@ -71,17 +71,22 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
     return runtime.start(seed=0, **{**options, **changes})
 
 
-def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) -> nn.Module:
-    options = {"hidden": [16], "activation": "relu", "init": "xavier", "head_init": "same"}
+def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) -> MLP:
+    options: dict[str, Any] = {
+        "hidden": [16],
+        "activation": "relu",
+        "init": "xavier",
+        "head_init": "same",
+    }
     return MLP(shape, classes, **{**options, **changes})
 
 
-def resnet(classes: int = 6, shape: tuple[int, ...] = (3, 8, 8), width: int = 4) -> nn.Module:
+def resnet(classes: int = 6, shape: tuple[int, ...] = (3, 8, 8), width: int = 4) -> ResNet18:
     return ResNet18(shape, classes, width, "relu", "torch", "same")
 
 
 def learner(
-    net: nn.Module,
+    net: Any,
     rt: runtime.Runtime | None = None,
     optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
     weight_decay: float = 0.0,
@@ -92,7 +97,7 @@ def learner(
     optimizer = optimizer or (lambda params: SGD(params, lr=0.1, momentum=0.0))
     transform = transform or identity(rt.device)
     made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
-    classes = made.net.head.out_features
+    classes = net.head.out_features
     made.begin_task(torch.ones(3, classes, dtype=torch.bool, device=rt.device), 0)
     return made
 
@@ -128,9 +133,7 @@ def blobs(
     trains = [draw(t, each) for t in range(tasks)]
     tests = [draw(t, 20) for t in range(tasks)]
     facts: dict[str, object] = {"dataset": "blobs"}
-    return Stream(
-        trains, tests, classes.to(device), SCENARIOS[name], identity(device), facts
-    )
+    return Stream(trains, tests, classes.to(device), SCENARIOS[name], identity(device), facts)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -149,16 +152,13 @@ def method_for(name: str, made: Learner, *overrides: str) -> Any:
     return config.build(composed(f"method={name}", *overrides).method, learner=made)
 
 
-def dense(rows: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(rows))
-
-
 def command(*overrides: str, where: Path, **environment: str) -> subprocess.Popen[str]:
     """`python -m cl_bench.run ...` in its own process, offline, its outputs under `where`."""
-    here = {"WANDB_MODE": "", "WANDB_API_KEY": "", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    offline = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    here = {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "cl_bench.run", f"output_dir={where}", *overrides],
-        env={**os.environ, **here, **environment},
+        [sys.executable, "-m", "cl_bench.run", *overrides, f"output_dir={where}"],
+        env={**offline, **here, **environment},
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

@@ -61,7 +61,9 @@ def test_scaled_mse() -> None:
     torch.testing.assert_close(criterion(LOGITS, Y, None), expected)
     sliced = 0.5 * (target - LOGITS)[:, [0, 1, 3]].square().sum(1)
     torch.testing.assert_close(criterion(LOGITS, Y, SOME), sliced)
-    torch.testing.assert_close(outer(criterion.hessian_root(LOGITS, None, None)), hessians(criterion, None))
+    torch.testing.assert_close(
+        outer(criterion.hessian_root(LOGITS, None, None)), hessians(criterion, None)
+    )
 
 
 def test_scaled_mse_covers_classes_that_are_not_live() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,7 +92,7 @@ def test_views_differentiate_twice(channels_last: bool) -> None:
 
 
 def test_frozen_parameters_stay_out() -> None:
-    net = mlp()
+    net: Any = mlp()
     net.features[1].weight.requires_grad_(False)
     flat = FlatParams(net, False)
     assert "features.1.weight" not in flat.slices

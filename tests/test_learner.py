@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,20 +43,21 @@ def test_masked_loss_is_the_loss_on_slices(device: str) -> None:
 
 def test_a_head_that_is_not_live_stays_as_it_was() -> None:
     torch.manual_seed(0)
-    made = learner(mlp(), optimizer=lambda p: torch.optim.Adam(p, lr=0.1), weight_decay=0.1)
+    net: Any = mlp()
+    made = learner(net, optimizer=lambda p: torch.optim.Adam(p, lr=0.1), weight_decay=0.1)
     rows = on("cpu")
-    head = made.net.head.weight.detach().clone()
-    body = made.net.features[1].weight.detach().clone()
+    head = net.head.weight.detach().clone()
+    body = net.features[1].weight.detach().clone()
     for task in range(3):
         own = rows.rows(rows.t == task)
         made.begin_task(LIVE, task)
-        before = made.net.head.weight.detach().clone()
+        before = net.head.weight.detach().clone()
         for _ in range(3):
             made.descend(made.loss, own)
         others = [k for k in range(6) if k // 2 != task]
-        torch.testing.assert_close(made.net.head.weight[others], before[others], rtol=0, atol=0)
-        assert not made.net.head.weight[2 * task].equal(head[2 * task])
-    assert not made.net.features[1].weight.equal(body)
+        torch.testing.assert_close(net.head.weight[others], before[others], rtol=0, atol=0)
+        assert not net.head.weight[2 * task].equal(head[2 * task])
+    assert not net.features[1].weight.equal(body)
 
 
 def test_weight_decay_is_torchs() -> None:

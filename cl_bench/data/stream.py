@@ -39,20 +39,11 @@ def build(
     `permutation` (as GEM draws them), stratified otherwise.
     """
     rng = Generator().manual_seed(seed)
-    classes = len(source.classes)
-    groups, trains, tests = [list(range(classes))] * tasks, [], []
+    groups = [list(range(len(source.classes)))] * tasks
     if split == "class":
         groups = cut.class_groups(class_order(source, order, rng), tasks)
-        trains = _parts(source.train_x, source.train_y, cut.by_class(source.train_y, groups))
-        tests = _parts(source.test_x, source.test_y, cut.by_class(source.test_y, groups))
-    elif split == "sample":
-        shares = cut.by_sample(source.train_y, tasks, rng)
-        trains = _parts(source.train_x, source.train_y, shares)
-        tests = [(source.test_x, source.test_y)] * tasks
-    else:
-        trains, tests = _permuted(source, tasks, train_per_task, rng)
-    trains = [_limited(part, train_per_task, rng) for part in trains]
-    member = torch.zeros(tasks, classes, dtype=torch.bool)
+    trains, tests = _cut(source, split, groups, train_per_task, rng)
+    member = torch.zeros(tasks, len(source.classes), dtype=torch.bool)
     for task, group in enumerate(groups):
         member[task, group] = True
     return Stream(
@@ -70,6 +61,22 @@ def build(
             "provenance": source.provenance,
         },
     )
+
+
+def _cut(
+    source: Source, split: Split, groups: list[list[int]], count: int | None, rng: Generator
+) -> tuple[list[Part], list[Part]]:
+    """Training and test part of each task."""
+    if split == "permutation":
+        return _permuted(source, len(groups), count, rng)
+    if split == "class":
+        trains = _parts(source.train_x, source.train_y, cut.by_class(source.train_y, groups))
+        tests = _parts(source.test_x, source.test_y, cut.by_class(source.test_y, groups))
+    else:
+        shares = cut.by_sample(source.train_y, len(groups), rng)
+        trains = _parts(source.train_x, source.train_y, shares)
+        tests = [(source.test_x, source.test_y)] * len(groups)
+    return [_limited(part, count, rng) for part in trains], tests
 
 
 def class_order(source: Source, order: Order, rng: Generator) -> list[int]:

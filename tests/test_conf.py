@@ -1,0 +1,179 @@
+"""Every YAML composes and binds; every mistake is one line before any data is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composed, names
+from omegaconf import OmegaConf
+
+from cl_bench import config
+from cl_bench.run import CONF
+from cl_bench.types import UserError
+
+GROUPS = sorted(p.name for p in Path(CONF).iterdir() if p.is_dir() and any(p.glob("*.yaml")))
+OPTIONS = [(group, name) for group in GROUPS for name in names(group) if group != "experiment"]
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_and_binds(group: str, name: str) -> None:
+    extra = ["dataset.split=sample"] if (group, name) != ("model", "mlp") else []
+    if group == "scenario":
+        extra = [f"dataset.split={'sample' if name == 'data' else 'class'}"]
+    if group == "dataset":
+        extra = []
+    config.check(composed(f"{group}={name}", *extra))
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_composes_and_binds(name: str) -> None:
+    config.check(composed(f"experiment={name}"))
+
+
+@pytest.mark.parametrize("dataset", names("dataset"))
+@pytest.mark.parametrize("method", names("method"))
+def test_every_method_with_every_dataset(method: str, dataset: str) -> None:
+    plain = config.check(composed(f"method={method}", f"dataset={dataset}"))
+    assert plain["dataset"]["name"] == dataset
+
+
+def test_a_dataset_brings_its_defaults_and_the_command_line_wins() -> None:
+    brought = composed("dataset=seqcifar100")
+    assert brought.scenario.name == "task" and "ResNet18" in brought.model._target_
+    assert brought.dataset.split == "class"
+    chosen = composed("dataset=seqcifar100", "scenario=data", "model=mlp", "schedule=multi_epoch")
+    assert chosen.scenario.name == "data" and "MLP" in chosen.model._target_
+    assert chosen.dataset.split == "sample" and chosen.schedule.epochs == 20
+    assert composed("dataset=pmnist").scenario.name == "data"
+
+
+BAD = [
+    ("method.capacity=abc", "method.capacity=abc: must be an integer", ["method=er"]),
+    ("method.capacity=-1", "method.capacity=-1: must be at least 1", ["method=er"]),
+    ("method.capacity=1.5", "method.capacity=1.5: must be an integer", ["method=er"]),
+    ("method.strength=high", "method.strength=high: must be a number", ["method=ewc"]),
+    ("method.strength=true", "method.strength=True: must be a number", ["method=ewc"]),
+    ("seed=abc", "seed=abc: must be an integer", []),
+    ("seed=-1", "seed=-1: must be at least 0", []),
+    ("force=1", "force=1: must be true or false", []),
+    ("optimizer.weight_decay=x", "optimizer.weight_decay=x: must be a number", []),
+    ("dataset.tasks=0", "dataset.tasks=0: must be at least 1", []),
+    ("dataset.order=up", "must be one of natural, random, superclass", []),
+    ("dataset.transform.mean=0", "dataset.transform.mean=0: must be a list of a number", []),
+    ("evaluation.when=later", "must be one of seen, final, all", []),
+    ("evaluation.holdout=1.5", "evaluation.holdout=1.5: must be between 0 and 1", []),
+    ("runtime.device=tpu", "runtime.device=tpu: must be one of auto, cpu, cuda", []),
+    ("runtime.threads=0", "runtime.threads=0: must be at least 1", []),
+    ("model.activation=swish", "must be one of relu, leaky_relu, elu, gelu, tanh", []),
+    ("model.hidden=[100,x]", "model.hidden=[100, 'x']: must be a list of an integer", []),
+    (
+        "+method.lamda=3",
+        "method.lamda: no such key; method has curvature, strength",
+        ["method=ewc"],
+    ),
+    ("~method.capacity", "method.capacity: missing; method needs capacity, replay", ["method=er"]),
+    ("method._target_=cl_bench.methods.no.No", "method._target_=cl_bench.methods.no.No: ", []),
+    ("scenario=task", "scenario=task: with dataset.split=permutation", []),
+    ("dataset.split=sample", "scenario=class: with dataset.split=sample", ["scenario=class"]),
+    ("model=resnet18", "dataset.split=permutation: the model sees neighbouring pixels", []),
+    ("data_dir=${oc.env:NO_SUCH_NAME}", "data_dir: ", []),
+    (
+        "optimizer._target_=torch.optim.AdamW",
+        "optimizer._target_=torch.optim.AdamW: ",
+        ["optimizer=adam"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "line", "others"), BAD, ids=[b[0] for b in BAD])
+def test_mistakes(override: str, line: str, others: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.check(composed(*others, override))
+    said = str(caught.value)
+    assert line in said and "\n" not in said
+
+
+def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cl_bench.methods.er import ER
+
+    monkeypatch.setattr(ER, "scenarios", ("task", "class"))
+    with pytest.raises(UserError, match="scenario=data: the method serves task, class"):
+        config.check(composed("method=er"))
+
+
+HYDRA = [
+    ("method=nope", "method=nope: no such method; there are agem, er, ewc"),
+    ("dataset=nope", "dataset=nope: no such dataset; there are cifar100_superclass, folder"),
+    ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, decay"),
+    ("experiment=nope", "experiment=nope: no such experiment; there are gem_cifar100, gem_pmnist"),
+    ("datset=x", "datset: Key 'datset' is not in struct; there are criterion, curvature"),
+    ("method==er", "method==er"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), HYDRA, ids=[h[0] for h in HYDRA])
+def test_hydras_errors_in_one_line(override: str, line: str) -> None:
+    others = ["method=ewc"] if "lamda" in override else []
+    with pytest.raises(Exception) as caught:
+        composed(*others, override)
+    said = config.explain(caught.value)
+    assert said is not None and line in said and "\n" not in said
+
+
+def test_other_errors_are_not_explained_away() -> None:
+    assert config.explain(RuntimeError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "good"),
+    [
+        (3, int, True),
+        (3, float, True),
+        (True, int, False),
+        (3.0, int, False),
+        (None, int | None, True),
+        ("a", int | None, False),
+        ([0.9, 0.999], tuple[float, float], True),
+        ("x", Any, True),
+    ],
+)
+def test_fits(value: Any, hint: Any, good: bool) -> None:
+    assert config.fits(value, hint) is good
+
+
+def test_the_hash_names_what_can_change_a_number() -> None:
+    base = config.digest(composed())
+    for silent in (
+        "seed=7",
+        "output_dir=x",
+        "data_dir=y",
+        "tracking=none",
+        "log_every=7",
+        "force=true",
+    ):
+        assert config.digest(composed(silent)) == base, silent
+    for loud in ("method=er", "optimizer.lr=0.1", "dataset.seed=1", "runtime.precision=bf16"):
+        assert config.digest(composed(loud)) != base, loud
+    tied = [config.digest(composed("dataset.seed=${seed}", f"seed={s}")) for s in (0, 1)]
+    assert tied[0] == tied[1], "a stream that goes with the seed is one config"
+
+
+def test_yaml_is_plain() -> None:
+    """Interpolations stand where the house allows them: paths, the curvature, the split."""
+    allowed = {"${data_dir}", "${curvature}", "${scenario.split}", "${output_dir}"}
+    for path in Path(CONF).rglob("*.yaml"):
+        if path.name == "config.yaml":
+            continue
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        for value in _leaves(plain):
+            assert "${" not in str(value) or value in allowed, f"{path}: {value}"
+
+
+def _leaves(node: Any) -> list[Any]:
+    if isinstance(node, dict):
+        return [leaf for child in node.values() for leaf in _leaves(child)]
+    if isinstance(node, list):
+        return [leaf for child in node for leaf in _leaves(child)]
+    return [node]

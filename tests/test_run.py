@@ -1,0 +1,166 @@
+"""The command itself, as a user meets it: each test is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command, composed, finished
+
+from cl_bench import config
+from cl_bench.run import execute  # noqa: F401  (the module imports without a config)
+
+SMALL = ("dataset.tasks=3", "dataset.train_per_task=300", "tracking=none", "runtime.threads=1")
+
+
+def only(where: Path, pattern: str) -> Path:
+    """The one file of that name below `where`."""
+    (found,) = where.rglob(pattern)
+    return found
+
+
+def record(where: Path) -> dict[str, Any]:
+    return json.loads(only(where, "record.json").read_text())
+
+
+def proved(where: Path) -> dict[str, Any]:
+    """The record without what differs between two runs of one config."""
+    found = record(where)
+    found.pop("measured")
+    found["config"].pop("output_dir")
+    return found
+
+
+def test_a_run_leaves_its_evidence_and_is_not_repeated(tmp_path: Path) -> None:
+    code, out, err = finished(command(*SMALL, "method=er", where=tmp_path))
+    assert code == 0, err
+    folder = only(tmp_path, "record.json").parent
+    names = {p.name for p in folder.iterdir()}
+    left = {"config.yaml", "metrics.jsonl", "record.json", "status.json", "accuracy.csv"}
+    assert left | {"accuracy.png", "acc.png", "checkpoint.pt"} <= names
+    assert (
+        folder
+        == tmp_path / "pmnist5k/data/er" / config.digest(composed(*SMALL, "method=er")) / "seed0"
+    )
+    proof = record(tmp_path)
+    assert "ACC" in out and f"{100 * proof['metrics']['ACC']:.2f}" in out and str(folder) in out
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tasks = [row for row in rows if row["event"] == "task"]
+    assert [row["task"] for row in tasks] == [0, 1, 2]
+    assert tasks[-1]["metrics"] == proof["metrics"]
+    assert proof["stream"]["train_images"] == [300, 300, 300]
+    assert proof["parameters"] == 89_610 and proof["state_bytes"] > 200 * 784
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    before = (folder / "record.json").stat().st_mtime_ns
+    code, out, err = finished(command(*SMALL, "method=er", where=tmp_path))
+    assert code == 0 and "not repeated" in out
+    assert (folder / "record.json").stat().st_mtime_ns == before
+    code, out, err = finished(command(*SMALL, "method=er", "force=true", where=tmp_path))
+    assert code == 0 and (folder / "record.json").stat().st_mtime_ns != before
+    again = record(tmp_path)
+    assert {k: v for k, v in again.items() if k not in ("measured", "config")} == {
+        k: v for k, v in proof.items() if k not in ("measured", "config")
+    }
+
+
+LONG = (
+    "dataset.tasks=4",
+    "schedule.epochs=12",
+    "tracking=none",
+    "runtime.threads=1",
+    "log_every=50",
+)
+
+
+def interrupted(where: Path, how: signal.Signals, *overrides: str) -> tuple[int, str]:
+    """Start a run, wait until it is in the middle of a task, send it a signal."""
+    process = command(*LONG, *overrides, where=where)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        rows = [p.read_text().count("\n") for p in where.rglob("metrics.jsonl")]
+        if rows and rows[0] >= 27:  # two tasks of 24 rows and a bit
+            break
+        time.sleep(0.005)
+    process.send_signal(how)
+    code, _, err = finished(process)
+    return code, err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGKILL])
+def test_stop_and_continue(how: signal.Signals, tmp_path: Path) -> None:
+    """Whatever stops a run, typing it again gives the record of a run that was never stopped."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert finished(command(*LONG, "method=er", where=straight))[0] == 0
+    code, err = interrupted(broken, how, "method=er")
+    assert code == -how, (code, err)
+    assert not list(broken.rglob("record.json")), "it was stopped before its end"
+    state = json.loads(only(broken, "status.json").read_text())["state"]
+    if how != signal.SIGKILL:
+        assert state == "stopped" and "the same command continues" in err
+        assert only(broken, "checkpoint.pt").exists()
+    assert finished(command(*LONG, "method=er", where=broken))[0] == 0
+    assert proved(broken) == proved(straight)
+    lines = [only(where, "metrics.jsonl").read_text() for where in (straight, broken)]
+    assert lines[0] == lines[1]
+
+
+WRONG = [
+    ("method=nope", "error: method=nope: no such method; there are"),
+    ("dataset=nope", "error: dataset=nope: no such dataset; there are"),
+    ("method.nope=1", "error: method.nope: Key 'nope' is not in struct"),
+    ("seed=abc", "error: seed=abc: must be an integer"),
+    ("scenario=task", "error: scenario=task: with dataset.split=permutation"),
+    ("model=resnet18", "error: dataset.split=permutation: the model sees neighbouring pixels"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), WRONG, ids=[w[0] for w in WRONG])
+def test_mistakes_cost_one_line(override: str, line: str, tmp_path: Path) -> None:
+    nowhere = tmp_path / "data"
+    code, out, err = finished(command(override, f"data_dir={nowhere}", where=tmp_path / "out"))
+    assert code == 2 and out == ""
+    assert err.startswith(line) and err.count("\n") == 1
+    assert not nowhere.exists(), "no data was touched"
+    assert not list(tmp_path.rglob("status.json")), "no run was begun"
+
+
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    """A folder data set is never downloaded: what was sought, where, and in which layout."""
+    code, _, err = finished(
+        command("dataset=folder", f"data_dir={tmp_path}", "tracking=none", where=tmp_path / "out")
+    )
+    assert code == 2 and str(tmp_path / "images") in err.splitlines()[-1]
+    assert "{train,test}/<class>/*" in err.splitlines()[-1]
+    status = json.loads(only(tmp_path, "status.json").read_text())
+    assert status["state"] == "failed" and "UserError" in status["error"]
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(tmp_path: Path) -> None:
+    code, _, err = finished(command(*SMALL, "optimizer.lr=1e6", where=tmp_path))
+    assert code == 2 and "the loss is" in err and "lower optimizer.lr" in err
+    assert json.loads(only(tmp_path, "status.json").read_text())["state"] == "failed"
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = command(*LONG, where=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    code, _, err = finished(command(*LONG, where=tmp_path))
+    assert code == 2 and "another process is at this run" in err
+    assert finished(first)[0] == 0
+
+
+def test_a_sweep_goes_on_past_a_failure_and_repeats_nothing(tmp_path: Path) -> None:
+    sweep = ("-m", "method=finetune,er", "optimizer.lr=0.03,1e6", *SMALL)
+    code, _, err = finished(command(*sweep, where=tmp_path))
+    assert code == 2 and "the loss is" in err
+    states = [json.loads(p.read_text())["state"] for p in tmp_path.rglob("status.json")]
+    assert sorted(states) == ["done", "done", "failed", "failed"]
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
+    finished(command(*sweep, where=tmp_path))
+    assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}

@@ -1,0 +1,103 @@
+"""wandb, read back with wandb's own tool from what an offline run left on the disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command, finished
+
+from cl_bench import tracking
+
+SMALL = ("dataset.tasks=3", "dataset.train_per_task=200", "runtime.threads=1")
+
+
+def inspected(run: Path) -> dict[str, Any]:
+    """`wandb leet inspect --summary --json` of one offline run."""
+    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
+    out = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    return json.loads(out)
+
+
+def test_nine_runs_in_one_process_are_nine_wandb_runs(tmp_path: Path) -> None:
+    sweep = ("-m", "method=finetune,er,ewc", "seed=0,1,2", *SMALL)
+    code, out, err = finished(command(*sweep, where=tmp_path))
+    assert code == 0, err
+    assert "wandb: offline" in out
+    runs = sorted(tmp_path.rglob("offline-run-*"))
+    records = sorted(tmp_path.rglob("record.json"))
+    assert len(runs) == len(records) == 9
+    groups, ids = set(), set()
+    for run in runs:
+        record = json.loads((run.parents[1] / "record.json").read_text())
+        seen = inspected(run)
+        assert seen["summary"]["ACC"] == pytest.approx(record["metrics"]["ACC"])
+        assert seen["summary"]["BWT"] == pytest.approx(record["metrics"]["BWT"])
+        assert seen["config"]["seed"] == record["seed"]
+        ids.add(run.name.rpartition("-run-")[2].partition("-")[2])
+        groups.add(record["hash"])
+        media = {p.parent.name for p in (run / "files/media").rglob("*.*")}
+        assert media == {"images", "table"}
+    assert len(ids) == 9 and len(groups) == 3
+    code, out, _ = finished(command(*sweep, where=tmp_path))
+    assert code == 0 and out.count("not repeated") == 9
+    assert sorted(tmp_path.rglob("offline-run-*")) == runs
+
+
+def test_mode_auto_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking._chosen("auto") == "offline"
+    assert tracking._chosen("disabled") == "disabled"
+    import wandb
+
+    host = wandb.Settings().base_url.partition("//")[2]
+    (tmp_path / "netrc").write_text(f"machine {host} login user password {'a' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert tracking._chosen("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert tracking._chosen("auto") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("NETRC", str(tmp_path / "other"))
+    assert tracking._chosen("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert tracking._chosen("auto") == "online"
+
+
+def test_no_answer_means_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key, but a server that cannot be reached: one line, and the run goes on offline."""
+    import wandb
+
+    asked: list[str] = []
+
+    class Run:
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+    def init(mode: str, **_: Any) -> Run:
+        asked.append(mode)
+        if mode == "online":
+            raise wandb.Error("Timed out\nand more")
+        return Run()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    words = {
+        "config": {},
+        "group": "g",
+        "name": "n",
+        "identity": "i",
+        "job_type": "data",
+        "tags": [],
+    }
+    tracking.Wandb("p", None, "auto", 1.0, folder=tmp_path, **words)
+    assert asked == ["online", "offline"]
+    assert "wandb: no answer (Timed out), logged offline" in capsys.readouterr().err
