@@ -1,0 +1,86 @@
+"""python -m cl_bench.report outputs/: the runs below a folder as one table, seeds averaged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from cl_bench.present import percent
+
+Record = dict[str, Any]
+METRICS = ("ACC", "BWT", "forgetting", "LA")
+PLACES = ("seed", "output_dir", "data_dir", "force", "log_every", "tracking")
+
+
+def table(root: Path) -> pd.DataFrame:
+    """One row a config: mean and standard deviation (n - 1) over its seeds, in percent.
+
+    `differs` holds what sets a config apart from the others of its dataset, scenario and method.
+    Only finished runs have a record; the others are not in the table.
+    """
+    families: dict[tuple[str, ...], dict[str, list[Record]]] = {}
+    for path in sorted(root.rglob("record.json")):
+        record = json.loads(path.read_text())
+        family = families.setdefault(path.parts[-6:-3], {})
+        family.setdefault(record["hash"], []).append(record)
+    rows = []
+    for names, configs in families.items():
+        told = _differences({name: records[0] for name, records in configs.items()})
+        for name, records in configs.items():
+            row = dict(zip(("dataset", "scenario", "method"), names, strict=True))
+            rows.append(row | {"differs": told[name]} | _numbers(records))
+    return pd.DataFrame(rows)
+
+
+def _numbers(records: list[Record]) -> dict[str, Any]:
+    took = [sum(record["measured"]["train_seconds"]) for record in records]
+    spreads = {m: _spread([record["metrics"][m] for record in records]) for m in METRICS}
+    return {"n": len(records), **spreads, "train s": f"{mean(took):.1f}"}
+
+
+def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        path = f"{key}.{name}" if key else name
+        if isinstance(value, dict):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _differences(family: dict[str, Record]) -> dict[str, str]:
+    """For each hash the overrides in which the family's configs are not all alike."""
+    configs = {
+        name: {k: v for k, v in _leaves(record["config"], "") if k.split(".")[0] not in PLACES}
+        for name, record in family.items()
+    }
+    keys = {key for config in configs.values() for key in config}
+    varied = [k for k in sorted(keys) if len({str(c.get(k)) for c in configs.values()}) > 1]
+    return {h: " ".join(f"{k}={c.get(k)}" for k in varied) for h, c in configs.items()}
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    middle = percent(mean(known))
+    return middle if len(known) == 1 else f"{middle} +- {percent(stdev(known))}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The finished runs below a folder as one table")
+    parser.add_argument("root", type=Path, nargs="?", default=Path("outputs"))
+    root = parser.parse_args().root
+    found = table(root)
+    if found.empty:
+        parser.error(f"{root}: no finished run (record.json) below this folder")
+    print(found.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
