@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.types import Batch
+from cl_bench.types import Batch, beside
 
 
 class Reservoir:
@@ -78,7 +78,7 @@ def _index(kept: dict[int, int]) -> Tensor:
 
 def _written(rows: Batch | None, size: int, places: list[int], new: Batch) -> Batch:
     """`rows`, grown to `size` where it is shorter, with `new` written at `places`."""
-    index = torch.tensor(places)
+    index = beside(torch.tensor(places), new.y)
     stored = []
     for old, field in zip(rows or (None,) * 4, new, strict=True):
         if field is None:

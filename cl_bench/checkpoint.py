@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
@@ -26,7 +26,9 @@ def encode(value: Any) -> Any:
     """Plain types all the way down; `...` stands for what is not state."""
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, Learner | Generator) or callable(value):
+    if isinstance(value, Learner | Generator):
+        return {"__kept__": True}
+    if callable(value) and not isinstance(value, nn.Module):
         return {"__kept__": True}
     if isinstance(value, dict):
         return {"__dict__": [(encode(k), encode(v)) for k, v in value.items()]}
@@ -83,6 +85,7 @@ def state_of(method: Method) -> dict[str, Any]:
     learner = method.learner
     own = {k: encode(v) for k, v in vars(method).items()}
     return {
+        "masked": learner.masked,
         "theta": learner.flat.theta.detach(),
         "buffers": dict(learner.net.named_buffers()),
         "optimizer": learner.optimizer.state_dict(),
@@ -97,6 +100,7 @@ def restore(method: Method, state: dict[str, Any]) -> None:
         learner.flat.theta.copy_(state["theta"])
         for name, buffer in learner.net.named_buffers():
             buffer.copy_(state["buffers"][name])
+    learner.masked = state["masked"]
     learner.optimizer.load_state_dict(state["optimizer"])
     for name, value in state["method"].items():
         setattr(method, name, decode(value, getattr(method, name, None)))

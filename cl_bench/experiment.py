@@ -94,7 +94,8 @@ def run(
 ) -> None:
     """Run what is left of the stream; `progress` is kept up to date and holds the outcome."""
     if not progress.done and not progress.step:
-        reveal(method, stream, 0)
+        first = stream.tasks[0]
+        method.learner.reveal(stream.live(0), first.t.unique())
         measure(method, stream, evaluation, progress, host, -1)
     for task in stream.tasks[progress.done :]:
         learn(method, stream, task, order, schedule, progress, host)
@@ -103,11 +104,6 @@ def run(
         host.save()
         if host.stopping() and progress.done < len(stream.tasks):
             host.stop()
-
-
-def reveal(method: Method, stream: Stream, now: int) -> None:
-    """Set which classes compete, and nothing else."""
-    method.learner.reveal(stream.live(now), now)
 
 
 def learn(
@@ -122,13 +118,14 @@ def learn(
     """Train on one task, from its beginning or from the step that the checkpoint holds."""
     before = progress.train_seconds.pop() if progress.order is not None else 0.0
     started = host.seconds()
+    now = stream.live(task.id), task.t.unique()
     if progress.order is None:
         progress.order = order.get_state()
-        method.learner.begin_task(stream.live(task.id), task.id)
+        method.learner.begin_task(*now)
         method.begin_task(task)
     else:
         order.set_state(progress.order)
-        reveal(method, stream, task.id)
+        method.learner.reveal(*now)
     method.learner.net.train()
     last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):

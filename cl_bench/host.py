@@ -16,6 +16,7 @@ from cl_bench.metrics import AccuracyMatrix
 from cl_bench.record import Folder, Journal
 from cl_bench.runtime import Runtime, Stop
 from cl_bench.tracking import Sink
+from cl_bench.types import UserError
 
 
 class Host:
@@ -30,7 +31,9 @@ class Host:
         sink: Sink,
         stop: Stop,
         every: int,
+        identity: dict[str, str],
     ) -> None:
+        self.identity = identity
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
         self.sink, self.wish, self.every = sink, stop, every
         self.seconds = machine.seconds
@@ -59,6 +62,7 @@ class Host:
         done = {f.name: getattr(self.progress, f.name) for f in fields(Progress)}
         done["matrix"] = (self.progress.matrix.values, self.progress.matrix.initial)
         state = {
+            "identity": self.identity,
             "progress": done,
             "generators": self.machine.state(),
             "journal": self.journal.size(),
@@ -70,13 +74,21 @@ class Host:
         return self.wish.pending is not None
 
     def stop(self) -> None:
+        self.folder.mark("stopped")
         self.wish.deliver()
+        self.folder.mark("running")  # whoever had the signal before lets the run go on
 
     def _resume(self) -> int:
         """Put the last checkpoint back; returns how many bytes of the journal it vouches for."""
         saved = checkpoint.load(self.folder.checkpoint, self.machine.device)
         if saved is None:
             return 0
+        for name, value in self.identity.items():
+            if saved["identity"][name] != value:
+                raise UserError(
+                    f"{self.folder.checkpoint}: was written with {name} {saved['identity'][name]}, "
+                    f"now it is {value}; go back to that, or remove the folder"
+                )
         for name, value in saved["progress"].items():
             setattr(self.progress, name, value)
         matrix = AccuracyMatrix(0)

@@ -60,20 +60,25 @@ class Learner:
         """The generator for a method's own draws (CPU): replay, sampled memories."""
         return self.machine.memory
 
-    def begin_task(self, live: Tensor, now: int) -> None:
+    def begin_task(self, live: Tensor, tasks: Tensor) -> None:
         """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
+
+        `tasks` are the ids of the tasks that are learned now: one, or all of a joined stream.
 
         A gradient of zero still lets momentum and weight decay move a head that is not in use:
         the optimizer's state starts anew, and decay leaves the rows of other classes alone.
         """
-        self.reveal(live, now)
+        self.reveal(live, tasks)
         self.optimizer = self._build([self.flat.theta])
 
-    def reveal(self, live: Tensor, now: int) -> None:
-        """Set `live` alone: on the way back from a checkpoint, or before the first task."""
+    def reveal(self, live: Tensor, tasks: Tensor) -> None:
+        """Set `live` alone: on the way back from a checkpoint, or before the first task.
+
+        Once there was something to mask, the mask stays: one compiled graph for all tasks.
+        """
         self.live = live
         self.masked = self.masked or not bool(live.all())
-        self._decay_mask = self._decayed(live[now]) if self.weight_decay else None
+        self._decay_mask = self._decayed(live[tasks].any(0)) if self.weight_decay else None
 
     def logits(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""

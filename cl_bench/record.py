@@ -20,9 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
+from cl_bench import __version__
 from cl_bench.types import UserError
 
-PACKAGES = ("cl_bench", "torch", "torchvision", "hydra-core", "omegaconf", "wandb")
+PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def software() -> dict[str, Any]:
     """Versions, and the commit where the package runs from a git checkout."""
     root = Path(__file__).parents[1]
     commit = None
-    if (root / ".git").exists():
+    if (root / ".git").exists() and shutil.which("git"):
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         commit = found.stdout.strip() or None
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {"cl_bench": __version__} | {name: version(name) for name in PACKAGES}
     return {"commit": commit, "python": platform.python_version(), "versions": versions}
 
 
@@ -135,7 +136,9 @@ class Journal:
 
     def __init__(self, path: Path, keep: int) -> None:
         self.file = path.open("a+b")
+        assert keep <= self.file.seek(0, os.SEEK_END), "rows that the checkpoint vouches for"
         self.file.truncate(keep)  # rows after the checkpoint will be written again
+        self.file.seek(0, os.SEEK_END)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append, flush, sync."""

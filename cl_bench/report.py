@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from cl_bench.config import PLACES, SILENT
 from cl_bench.present import percent
 
 Record = dict[str, Any]
 METRICS = ("ACC", "BWT", "forgetting", "LA")
-PLACES = ("seed", "output_dir", "data_dir", "force", "log_every", "tracking")
 
 
 def table(root: Path) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def table(root: Path) -> pd.DataFrame:
     Only finished runs have a record; the others are not in the table.
     """
     families: dict[tuple[str, ...], dict[str, list[Record]]] = {}
-    for path in sorted(root.rglob("record.json")):
+    for path in sorted(root.resolve().rglob("record.json")):
         record = json.loads(path.read_text())
         family = families.setdefault(path.parts[-6:-3], {})
         family.setdefault(record["hash"], []).append(record)
@@ -56,7 +56,9 @@ def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
 def _differences(family: dict[str, Record]) -> dict[str, str]:
     """For each hash the overrides in which the family's configs are not all alike."""
     configs = {
-        name: {k: v for k, v in _leaves(record["config"], "") if k.split(".")[0] not in PLACES}
+        name: {
+            k: v for k, v in _leaves(record["config"], "") if k.split(".")[0] not in PLACES + SILENT
+        }
         for name, record in family.items()
     }
     keys = {key for config in configs.values() for key in config}

@@ -60,20 +60,28 @@ def main(cfg: DictConfig) -> float:
             print(f"error: {line}", file=sys.stderr)
             if not sweeping:  # in a sweep the other jobs go on
                 sys.exit(2)
+        release(error)
         raise
+
+
+def release(error: BaseException | None) -> None:
+    """Let go of what a failed run holds: a sweep keeps its errors, and with them their frames."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def run(this: Plan) -> float:
     """The run in its folder, unless it is there already."""
     from cl_bench.present import present
 
-    with this.folder.locked():
-        if this.cfg.force:
-            this.folder.clear()
-        outcome, note = this.folder.finished(), "done before, not repeated (force=true repeats)"
-        if outcome is None:
+    outcome, note = this.folder.finished(), "done before, not repeated (force=true repeats)"
+    if outcome is None or this.cfg.force:
+        with this.folder.locked():
+            if outcome is not None:
+                this.folder.clear()
             outcome, note = guarded(this), "done"
-        present(outcome, this.folder, this.title, note)
+    present(outcome, this.folder, this.title, note)
     return float("nan" if outcome.metrics["ACC"] is None else outcome.metrics["ACC"])
 
 
@@ -84,11 +92,13 @@ def guarded(this: Plan) -> RunRecord:
     try:
         return execute(this)
     except (runtime.StopRun, KeyboardInterrupt):
-        folder.mark("stopped")
-        print(f"stopped; the same command continues ({folder.path})", file=sys.stderr)
+        if folder.finished() is None:
+            folder.mark("stopped")
+            print(f"stopped; the same command continues ({folder.path})", file=sys.stderr)
         raise
     except BaseException as error:
-        folder.mark("failed", traceback.format_exc())
+        if folder.status()["state"] == "running":
+            folder.mark("failed", traceback.format_exc())
         if config.explain(error) is None:
             print(f"{this.title} failed: {error!r} ({folder.path})", file=sys.stderr)
         raise
@@ -102,17 +112,20 @@ def execute(this: Plan) -> RunRecord:
     cfg, folder = this.cfg, this.folder
     (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     machine = config.build(cfg.runtime, seed=cfg.seed)
-    stream = make_stream(cfg, machine)
-    method = make_method(cfg, machine, stream)
-    progress = experiment.Progress.start(stream)
     schedule, evaluation = config.build(cfg.schedule), config.build(cfg.evaluation)
-    with make_sink(this, stream) as sink, runtime.Stop() as stop:
-        host = Host(folder, machine, method, progress, sink, stop, cfg.log_every)
+    with make_sink(this) as sink, runtime.Stop() as stop:
+        stream = make_stream(cfg, machine)
+        sink.describe(stream.facts)
+        method = make_method(cfg, machine, stream)
+        progress = experiment.Progress.start(stream)
+        known = {"data": str(stream.facts["sha256"]), "device": machine.device.type}
+        host = Host(folder, machine, method, progress, sink, stop, cfg.log_every, known)
         with host.shown(sum(schedule.steps(task) for task in stream.tasks), this.title):
             experiment.run(method, stream, machine.order, schedule, evaluation, progress, host)
         outcome = conclude(this, stream, machine, method, progress)
-        sink.finish(outcome, draw(progress.matrix, f"{this.title}, seed {cfg.seed}", folder.path))
-        folder.finish(outcome)
+        figures = draw(progress.matrix, f"{this.title}, seed {cfg.seed}", folder.path)
+        folder.finish(outcome)  # from here on the run is done, whatever becomes of its mirror
+        sink.finish(outcome, figures)
     return outcome
 
 
@@ -132,6 +145,7 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
     from cl_bench.learner import Learner
 
     shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
+    stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # fits, or says why not
     net = config.build(cfg.model, shape=tuple(shape), num_classes=stream.num_classes)
     optimizer = config.without(cfg.optimizer, "weight_decay")
     learner = Learner(
@@ -145,12 +159,12 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
     return config.build(cfg.method, learner=learner)
 
 
-def make_sink(this: Plan, stream: Stream) -> Any:
+def make_sink(this: Plan) -> Any:
     """Where rows are mirrored."""
     dataset, scenario, method = this.labels
     return config.build(
         this.cfg.tracking,
-        config={**this.plain, "hash": this.hash, "stream": stream.facts},
+        config={**this.plain, "hash": this.hash},
         group="/".join([*this.labels, this.hash]),
         name=f"{method}-{dataset}-s{this.cfg.seed}",
         identity=f"{this.hash}-s{this.cfg.seed}",
@@ -173,7 +187,11 @@ def conclude(
         config=this.plain,
         hash=this.hash,
         seed=this.cfg.seed,
-        stream=stream.facts,
+        stream={
+            **stream.facts,
+            "train_images": [len(task) for task in stream.tasks],
+            "test_images": [len(test) for test in stream.tests],
+        },
         accuracy=record.plain(progress.matrix.values.tolist()),
         initial=record.plain(progress.matrix.initial.tolist()),
         metrics=record.plain(progress.matrix.summary()),

@@ -6,12 +6,12 @@ import os
 import random
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from torch import Generator, Tensor, nn
 
 from cl_bench.types import UserError
 
+STATUS = Path("/proc/self/status")
+THREADS = torch.get_num_threads()  # PyTorch's choice for this process
 Precision = Literal["fp32", "bf16"]
 
 
@@ -46,6 +48,10 @@ class Runtime:
         net = net.to(self.device)
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
+    def generator(self) -> Generator:
+        """One more generator on the device, of no consequence for the run."""
+        return Generator(self.device)
+
     def seconds(self) -> float:
         """A clock that has waited for the device."""
         if self.device.type == "cuda":
@@ -53,11 +59,13 @@ class Runtime:
         return time.perf_counter()
 
     def peak_mib(self) -> float:
-        """Most memory held: on CUDA what the run allocated, on the CPU the whole process."""
+        """Most memory held since `start`: on CUDA what was allocated, else the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        if STATUS.exists():
+            (line,) = (x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+            return int(line.split()[1]) / 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
 
     def facts(self) -> dict[str, Any]:
         """What the record says of the machine."""
@@ -92,19 +100,26 @@ def start(
         raise UserError("runtime.device=cuda: no CUDA device is available; use cpu or auto")
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     where = torch.device("cuda" if cuda else "cpu")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or THREADS)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(where)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, on every device; bf16 is the fast way
+    _forget_peak(where)
     _seed_global(seed)
     cpu = torch.device("cpu")
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
     made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
     return Runtime(where, precision, channels_last, compiler, *made)
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Count memory from here: a sweep's earlier runs in this process do not count."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _seed_global(seed: int) -> None:
@@ -114,7 +129,7 @@ def _seed_global(seed: int) -> None:
 
 
 def _generator(seed: int, stream: int, device: torch.device) -> Generator:
-    """Independent streams for one seed: torch mixes 64-bit seeds well, so distinct ones suffice."""
+    """Its own stream for each seed and use; the CPU's generator takes 32 bits: seed < 2^24."""
     return Generator(device).manual_seed((seed << 8) + stream + 1)
 
 
@@ -136,9 +151,11 @@ class Stop:
             self.before = {s: signal.signal(s, self._notice) for s in self.signals}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.pending is not None and kind is None:  # it came after the last step
+            self.deliver()
 
     def _notice(self, number: int, _: FrameType | None) -> None:
         if self.pending is not None:  # asked twice: do not wait for the step

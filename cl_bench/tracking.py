@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 from cl_bench.record import RunRecord, plain
+from cl_bench.types import UserError
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 FINISH_TIMEOUT = 60.0  # seconds; what is not sent by then stays in the run's folder
@@ -19,6 +20,7 @@ class Sink(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: object, error: object, trace: object) -> None: ...
+    def describe(self, stream: dict[str, Any]) -> None: ...
     def log(self, row: dict[str, Any]) -> None: ...
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
 
@@ -33,6 +35,8 @@ class Null:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None: ...
 
+    def describe(self, stream: dict[str, Any]) -> None: ...
+
     def log(self, row: dict[str, Any]) -> None: ...
 
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
@@ -40,6 +44,8 @@ class Null:
 
 class Wandb:
     """One wandb run a run: grouped by config, named by seed, the matrix as table and image."""
+
+    unreachable: ClassVar = False  # a sweep waits for a server that is away once, not once a run
 
     def __init__(
         self,
@@ -72,6 +78,10 @@ class Wandb:
         self.run.define_metric("train/*", step_metric="step")
         self.run.define_metric("task")
         self.run.define_metric("eval/*", step_metric="task")
+
+    def describe(self, stream: dict[str, Any]) -> None:
+        """What the data turned out to be, into the run's config."""
+        self.run.config.update({"data": plain(stream)}, allow_val_change=True)
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl under wandb's names."""
@@ -111,6 +121,10 @@ class Wandb:
         settings = wandb.Settings(
             console="off", silent=True, init_timeout=timeout, finish_timeout=FINISH_TIMEOUT
         )
+        if mode == "online" and not _has_key():
+            raise UserError("tracking.mode=online: no wandb key; log in, or use auto or offline")
+        if fall_back and Wandb.unreachable:
+            mode = "offline"
         if mode == "offline" and fall_back:
             print(f"wandb: offline; `wandb sync {self.common['dir']}/wandb/*` sends the run later")
         if mode == "online" and fall_back:
@@ -120,7 +134,7 @@ class Wandb:
                 reason = str(error).splitlines()[0]
                 print(f"wandb: no answer ({reason}), logged offline", file=sys.stderr)
                 wandb.teardown()  # its service still holds the run's id
-                mode = "offline"
+                mode, Wandb.unreachable = "offline", True
         return wandb.init(mode=mode, settings=settings, **self.common)
 
 

@@ -14,6 +14,13 @@ class UserError(ValueError):
     """The user's config or data is wrong: shown as one line, exit code 2."""
 
 
+def beside(index: Tensor, data: Tensor) -> Tensor:
+    """`index`, drawn on the CPU, on the device of `data`; nobody waits for that device."""
+    if data.device.type == "cpu" or index.device == data.device:
+        return index
+    return index.pin_memory().to(data.device, non_blocking=True)
+
+
 class Batch(NamedTuple):
     """B samples as they were stored: raw pixels, global class ids, task ids."""
 
@@ -34,6 +41,8 @@ class Batch(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The samples that `index` picks."""
+        if isinstance(index, Tensor):
+            index = beside(index, self.y)
         logits = None if self.logits is None else self.logits[index]
         return Batch(self.x[index], self.y[index], self.t[index], logits)
 
@@ -56,7 +65,7 @@ class Task:
         """Shuffled batches, `start` of them passed over; the last of an epoch may be short."""
         per_epoch = -(-len(self) // size)
         for epoch in range(epochs):
-            order = torch.randperm(len(self), generator=rng).to(self.y.device)
+            order = beside(torch.randperm(len(self), generator=rng), self.y)
             for i in range(max(start - epoch * per_epoch, 0), per_epoch):
                 index = order[i * size : (i + 1) * size]
                 yield Batch(self.x[index], self.y[index], self.t[index])

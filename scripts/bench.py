@@ -74,7 +74,7 @@ class Contender:
 
     def evaluate(self, test: Task, size: int) -> float:
         """Seconds to test on one task."""
-        self.method.learner.reveal(self.stream.live(test.id), test.id)
+        self.method.learner.reveal(self.stream.live(test.id), test.t.unique())
         started = self.machine.seconds()
         experiment.accuracies(self.method, [test], size)
         return self.machine.seconds() - started

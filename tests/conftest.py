@@ -98,7 +98,7 @@ def learner(
     transform = transform or identity(rt.device)
     made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
     classes = net.head.out_features
-    made.begin_task(torch.ones(3, classes, dtype=torch.bool, device=rt.device), 0)
+    made.begin_task(torch.ones(3, classes, dtype=torch.bool, device=rt.device), torch.tensor([0]))
     return made
 
 
@@ -155,7 +155,8 @@ def method_for(name: str, made: Learner, *overrides: str) -> Any:
 def command(*overrides: str, where: Path, **environment: str) -> subprocess.Popen[str]:
     """`python -m cl_bench.run ...` in its own process, offline, its outputs under `where`."""
     offline = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    here = {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
+    cache = str(where.parent / "cache")
+    here = {"NETRC": os.devnull, "OMP_NUM_THREADS": "1", "CL_BENCH_DATA": cache}
     return subprocess.Popen(
         [sys.executable, "-m", "cl_bench.run", *overrides, f"output_dir={where}"],
         env={**offline, **here, **environment},

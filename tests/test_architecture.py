@@ -17,14 +17,14 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     {"curvature"},
     {"methods"},
     {"experiment", "checkpoint"},
-    {"record", "runtime", "figures", "tracking", "present", "config"},
+    {"record", "runtime", "figures", "tracking", "present", "schema", "config"},
     {"host", "report"},
     {"run"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TOGETHER = {"data", "models", "curvature"}  # folders whose files may use each other
 ONLY = {  # a foreign package and the files that may import it
-    "hydra": {"run", "config"},
+    "hydra": {"run", "config", "schema"},
     "omegaconf": {"run", "config"},
     "wandb": {"tracking"},
     "numpy": {"data/decode", "data/readers"},

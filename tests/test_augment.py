@@ -9,6 +9,7 @@ from conftest import CPU, DEVICES
 from torch import Generator
 
 from cl_bench.data.augment import Transform
+from cl_bench.types import UserError
 
 X = torch.randint(0, 256, (64, 3, 10, 10), generator=Generator().manual_seed(0)).byte()
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -46,6 +47,18 @@ def test_draws_are_uniform() -> None:
     counts = corners.bincount()
     counts = counts[counts > 0]
     assert len(counts) == 18 and counts.min() > 400 and counts.max() < 600
+
+
+def test_padding_alone_moves_the_window_and_keeps_the_size() -> None:
+    made = transform(padding=2)
+    drawn = made.draw(X, Generator().manual_seed(1))
+    assert drawn.shape == X.shape and not drawn.equal(X)
+    assert made.view(drawn).shape == made.view(X).shape
+
+
+def test_a_crop_larger_than_the_image() -> None:
+    with pytest.raises(UserError, match=r"dataset\.transform\.crop=16: the padded images have 14"):
+        transform(crop=16, padding=2).draw(X, Generator())
 
 
 def test_nothing_to_draw_is_no_copy() -> None:

@@ -59,6 +59,8 @@ def test_buffers_go_on_as_if_never_stopped(kind: type, tmp_path: Path) -> None:
 def test_unknown_types_are_refused_with_their_name() -> None:
     with pytest.raises(TypeError, match=r"pathlib.*Path cannot go into a checkpoint"):
         checkpoint.encode({"x": Path("y")})
+    with pytest.raises(TypeError, match=r"torch.*Linear cannot go into a checkpoint"):
+        checkpoint.encode(torch.nn.Linear(1, 1))
 
 
 def test_a_checkpoint_cannot_name_foreign_classes() -> None:

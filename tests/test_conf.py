@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import composed, names
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cl_bench import config
+from cl_bench import config, schema
 from cl_bench.run import CONF
 from cl_bench.types import UserError
 
@@ -56,6 +57,15 @@ BAD = [
     ("method.strength=high", "method.strength=high: must be a number", ["method=ewc"]),
     ("method.strength=true", "method.strength=True: must be a number", ["method=ewc"]),
     ("seed=abc", "seed=abc: must be an integer", []),
+    ("seed=16777216", "seed=16777216: must be below 16777216", []),
+    ("~seed", "seed: missing", []),
+    ("~method._target_", "method._target_: missing", []),
+    ("+sede=1", "sede: no such key; there are scenario, model", []),
+    ("+scenario.foo=1", "scenario.foo: no such key; there are name, split, live", []),
+    ("optimizer.betas=[0.9,x]", "optimizer.betas=[0.9, 'x']: must be", ["optimizer=adam"]),
+    ("model.hidden=[-5]", "model.hidden=[-5]: must be at least 1", []),
+    ("dataset.transform.std=[0.0]", "dataset.transform.std=[0.0]: must be above 0", []),
+    ("method.capacity={a:1}", "method.capacity={'a': 1}: must be an integer", ["method=er"]),
     ("seed=-1", "seed=-1: must be at least 0", []),
     ("force=1", "force=1: must be true or false", []),
     ("optimizer.weight_decay=x", "optimizer.weight_decay=x: must be a number", []),
@@ -124,6 +134,16 @@ def test_hydras_errors_in_one_line(override: str, line: str) -> None:
 
 def test_other_errors_are_not_explained_away() -> None:
     assert config.explain(RuntimeError("a bug")) is None
+    wrapped = InstantiationException("Error in call to target 'x':")
+    wrapped.__cause__ = KeyError("a bug in a loader")
+    assert config.explain(wrapped) is None
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "file").write_text("")
+        (tmp_path / "file" / "outputs").mkdir()
+    assert config.explain(caught.value) == f"{tmp_path}/file/outputs: Not a directory"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +160,7 @@ def test_other_errors_are_not_explained_away() -> None:
     ],
 )
 def test_fits(value: Any, hint: Any, good: bool) -> None:
-    assert config.fits(value, hint) is good
+    assert schema.fits(value, hint) is good
 
 
 def test_the_hash_names_what_can_change_a_number() -> None:
@@ -158,6 +178,8 @@ def test_the_hash_names_what_can_change_a_number() -> None:
         assert config.digest(composed(loud)) != base, loud
     tied = [config.digest(composed("dataset.seed=${seed}", f"seed={s}")) for s in (0, 1)]
     assert tied[0] == tied[1], "a stream that goes with the seed is one config"
+    folders = [config.digest(composed("dataset=folder", f"data_dir={d}")) for d in "ab"]
+    assert folders[0] != folders[1], "which folder it is depends on where it is sought"
 
 
 def test_yaml_is_plain() -> None:

@@ -80,7 +80,7 @@ def test_fisher_respects_the_mask() -> None:
     made, task = case("mlp")
     live = torch.zeros(3, 6, dtype=torch.bool)
     live[:, :2] = True
-    made.begin_task(live, 0)
+    made.begin_task(live, torch.tensor([0]))
     values = empirical_fisher(made, Task(0, task.x, task.y % 2, task.t)).values
     head = made.flat.views(values)["head.weight"]
     assert head[2:].eq(0).all() and head[:2].gt(0).any()

@@ -119,6 +119,14 @@ def test_too_many_images_a_task() -> None:
         stream(train_per_task=21)
 
 
+def test_more_tasks_than_classes() -> None:
+    with pytest.raises(UserError, match=r"dataset\.tasks=7: toy has 6 classes"):
+        stream(tasks=7)
+    with pytest.raises(UserError, match=r"dataset\.tasks=6: .* one class leaves nothing"):
+        stream(tasks=6)
+    assert len(stream(tasks=6, scenario=class_il).tasks) == 6
+
+
 def test_no_superclasses() -> None:
     from dataclasses import replace
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cl_bench.types import UserError
+
 
 class Transform:
     """uint8 pixels to what the network sees; `draw` is random, `view` is not.
@@ -33,11 +35,11 @@ class Transform:
         self.centred = any(mean)
 
     def draw(self, x: Tensor, rng: Generator) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, crop, crop) uint8, each sample by its own draw."""
-        if self.crop is None and not self.flip:
+        """(B, C, H, W) uint8 -> (B, C, crop or H, crop or W) uint8, a draw for each sample."""
+        if self.crop is None and not self.flip and not self.padding:
             return x
-        x = F.pad(x, [self.padding] * 4) if self.padding else x
         height, width = self.crop or x.shape[-2], self.crop or x.shape[-1]
+        x = F.pad(x, [self.padding] * 4) if self.padding else x
         rows = _window(x.shape[-2], height, len(x), rng)
         columns = _window(x.shape[-1], width, len(x), rng)
         if self.flip:
@@ -61,5 +63,7 @@ class Transform:
 
 def _window(size: int, out: int, count: int, rng: Generator) -> Tensor:
     """(count, out): the positions of a random window of `out` among `size`, one a sample."""
+    if out > size:
+        raise UserError(f"dataset.transform.crop={out}: the padded images have {size} pixels")
     start = torch.randint(size - out + 1, (count, 1), generator=rng, device=rng.device)
     return start + torch.arange(out, device=rng.device)

@@ -6,13 +6,15 @@ of these three and of the file's own key: an altered header is found like an alt
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -66,8 +68,13 @@ def cache_file(home: Path, key: str) -> Path:
 
 def cached(home: Path, wanted: Wanted) -> Source:
     """The source from `home/cache`; from its origin if that has changed or the cache is unfit."""
+    file = cache_file(home, wanted.key)
     try:
-        return _current(cache_file(home, wanted.key), wanted)
+        stored, _ = _stored(file)
+        if stored and _up_to_date(stored, wanted.find()):
+            return stored.source
+        with _alone(file):
+            return _current(file, wanted)
     except OSError as error:
         raise UserError(f"{wanted.key}: {error}") from error
 
@@ -84,7 +91,7 @@ def require_writable(home: Path) -> None:
 def _current(file: Path, wanted: Wanted) -> Source:
     stored, complaint = _stored(file)
     origin = wanted.find()
-    if stored and (origin is None or stored.fingerprint == _fingerprint(origin)):
+    if stored and _up_to_date(stored, origin):
         return stored.source
     if origin is None:
         origin = _fetched(wanted, f"; the cache {file} {complaint}" if complaint else "")
@@ -92,6 +99,20 @@ def _current(file: Path, wanted: Wanted) -> Source:
         complaint = complaint or "was made from another state of its origin"
         print(f"{file} {complaint}: rebuilding it from {origin.place}", file=sys.stderr)
     return _built(file, origin)
+
+
+def _up_to_date(stored: _Stored, origin: Origin | None) -> bool:
+    """Also where the origin has gone: the cache is whole."""
+    return origin is None or stored.fingerprint == _fingerprint(origin)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One process at a time fetches and builds; the others find the cache when it is their turn."""
+    require_writable(file.parents[1])
+    with (file.parents[1] / f".{file.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _stored(file: Path) -> tuple[_Stored | None, str]:

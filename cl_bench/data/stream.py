@@ -41,11 +41,16 @@ def build(
     rng = Generator().manual_seed(seed)
     groups = [list(range(len(source.classes)))] * tasks
     if split == "class":
-        groups = cut.class_groups(class_order(source, order, rng), tasks)
+        groups = cut.class_groups(class_order(source, tasks, order, rng), tasks)
     trains, tests = _cut(source, split, groups, train_per_task, rng)
     member = torch.zeros(tasks, len(source.classes), dtype=torch.bool)
     for task, group in enumerate(groups):
         member[task, group] = True
+    if scenario(member, tasks - 1).sum(1).min() < 2:
+        raise UserError(
+            f"dataset.tasks={tasks}: in this scenario a task of one class leaves nothing to tell "
+            "apart; use fewer tasks, or scenario=class or data"
+        )
     return Stream(
         tasks=_tasks(trains, device),
         tests=_tasks(tests, device),
@@ -55,8 +60,6 @@ def build(
         facts={
             "dataset": name,
             "classes_of_task": groups if split == "class" else None,
-            "train_images": [len(y) for _, y in trains],
-            "test_images": [len(y) for _, y in tests],
             "sha256": source.sha256,
             "provenance": source.provenance,
         },
@@ -79,9 +82,11 @@ def _cut(
     return [_limited(part, count, rng) for part in trains], tests
 
 
-def class_order(source: Source, order: Order, rng: Generator) -> list[int]:
+def class_order(source: Source, tasks: int, order: Order, rng: Generator) -> list[int]:
     """The classes as they come: by id, shuffled by `rng`, or coarse class by coarse class."""
     classes = len(source.classes)
+    if tasks > classes:
+        raise UserError(f"dataset.tasks={tasks}: {source.name} has {classes} classes")
     if order == "random":
         return torch.randperm(classes, generator=rng).tolist()
     if order == "superclass":
@@ -168,6 +173,8 @@ def _tasks(parts: list[Part], device: torch.device) -> list[Task]:
     placed: dict[int, Part] = {}
     tasks = []
     for number, (x, y) in enumerate(parts):
-        here = placed.setdefault(id(x), (x.to(device), y.to(device)))
+        if id(x) not in placed:
+            placed[id(x)] = x.to(device), y.to(device)
+        here = placed[id(x)]
         tasks.append(Task(number, *here, torch.full_like(here[1], number)))
     return tasks

@@ -18,6 +18,7 @@ from cl_bench.models.layers import (
     batch_norm,
     initialise,
 )
+from cl_bench.types import UserError
 
 
 class Block(nn.Module):
@@ -83,6 +84,10 @@ class TorchvisionResNet18(nn.Module):
         from torchvision.models import resnet18
 
         super().__init__()
+        if shape[0] != 3:
+            raise UserError(
+                f"model: torchvision's ResNet-18 sees 3 channels, the data has {shape[0]}"
+            )
         self.net = resnet18(num_classes=num_classes)
         for module in list(self.net.modules()):
             for name, child in module.named_children():
