@@ -26,9 +26,8 @@ def encode(value: Any) -> Any:
     """Plain types all the way down; `...` stands for what is not state."""
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, Learner | Generator):
-        return {"__kept__": True}
-    if callable(value) and not isinstance(value, nn.Module):
+    function = callable(value) and not isinstance(value, nn.Module)
+    if function or isinstance(value, Learner | Generator):
         return {"__kept__": True}
     if isinstance(value, dict):
         return {"__dict__": [(encode(k), encode(v)) for k, v in value.items()]}
