@@ -33,9 +33,9 @@ def encode(value: Any) -> Any:
         return {"__dict__": [(encode(k), encode(v)) for k, v in value.items()]}
     if isinstance(value, set | frozenset):
         return {"__set__": [encode(v) for v in value]}
-    if type(value) in (list, tuple):
-        return type(value)(encode(v) for v in value)
-    cls = type(value)
+    cls: Any = type(value)
+    if cls in (list, tuple):
+        return cls(encode(v) for v in value)
     if not cls.__module__.startswith("cl_bench."):
         raise TypeError(f"{cls.__module__}.{cls.__qualname__} cannot go into a checkpoint")
     path = f"{cls.__module__}:{cls.__qualname__}"
