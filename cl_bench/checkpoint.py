@@ -26,6 +26,8 @@ def encode(value: Any) -> Any:
     """Plain types all the way down; `...` stands for what is not state."""
     if isinstance(value, PLAIN):
         return value
+    if type(value) in (list, tuple):
+        return type(value)(encode(v) for v in value)
     function = callable(value) and not isinstance(value, nn.Module)
     if function or isinstance(value, Learner | Generator):
         return {"__kept__": True}
@@ -33,9 +35,7 @@ def encode(value: Any) -> Any:
         return {"__dict__": [(encode(k), encode(v)) for k, v in value.items()]}
     if isinstance(value, set | frozenset):
         return {"__set__": [encode(v) for v in value]}
-    cls: Any = type(value)
-    if cls in (list, tuple):
-        return cls(encode(v) for v in value)
+    cls = type(value)
     if not cls.__module__.startswith("cl_bench."):
         raise TypeError(f"{cls.__module__}.{cls.__qualname__} cannot go into a checkpoint")
     path = f"{cls.__module__}:{cls.__qualname__}"
