@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,31 @@ SCENARIOS = {
 def one_thread() -> None:
     """Small tensors: a second thread only costs, and bits depend on the number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with MNIST/ and cifar100/, to be read only."""
+    given, unpack = os.environ.get("CL_BENCH_TEST_DATA"), ROOT.parent / "shared/data/unpack.py"
+    if given:
+        yield Path(given).absolute()
+    elif not unpack.is_file():
+        pytest.skip(f"no real data: neither CL_BENCH_TEST_DATA nor {unpack}")
+    else:
+        dest = tmp_path_factory.mktemp("real")
+        command = [sys.executable, str(unpack), str(dest), "mnist", "cifar100"]
+        subprocess.run(command, check=True, capture_output=True)
+        yield dest
+        shutil.rmtree(dest)
+
+
+def linked(home: Path, real: Path, name: str) -> str:
+    """`home` as a data_dir in which only `name` is real."""
+    if not (real / name).is_dir():
+        pytest.skip(f"no {name} in {real}")
+    (home / name).parent.mkdir(exist_ok=True)
+    (home / name).symlink_to(real / name)
+    return str(home)
 
 
 @pytest.fixture

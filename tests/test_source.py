@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import linked
 from PIL import Image
 from torchvision import datasets
 
@@ -26,31 +27,6 @@ REPO = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "download", lambda *_: "download failed: not tried in tests")
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with MNIST/ and cifar100/, to be read only."""
-    given, unpack = os.environ.get("CL_BENCH_TEST_DATA"), REPO.parent / "shared/data/unpack.py"
-    if given:
-        yield Path(given).absolute()
-    elif not unpack.is_file():
-        pytest.skip(f"no real data: neither CL_BENCH_TEST_DATA nor {unpack}")
-    else:
-        dest = tmp_path_factory.mktemp("real")
-        command = [sys.executable, str(unpack), str(dest), "mnist", "cifar100"]
-        subprocess.run(command, check=True, capture_output=True)
-        yield dest
-        shutil.rmtree(dest)
-
-
-def linked(home: Path, real: Path, name: str) -> str:
-    """`home` as a data_dir in which only `name` is real."""
-    if not (real / name).is_dir():
-        pytest.skip(f"no {name} in {real}")
-    (home / name).parent.mkdir(exist_ok=True)
-    (home / name).symlink_to(real / name)
-    return str(home)
 
 
 def refusal(load: Callable[..., Source], *args: str | int) -> str:
