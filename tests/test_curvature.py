@@ -63,8 +63,32 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(empirical_fisher(made, task).values, whole)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+        nn.Conv2d(3, 5, 1, stride=2, bias=False),
+        nn.Conv2d(3, 5, 5, padding=2),
+    ],
+)
+def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
+    a = torch.randn(4, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(layer)
+    with capture.captured(net) as sites:
+        out = net(a)
+    found = dict(capture.squared_gradients(sites, out.square().sum((1, 2, 3))))
+    for name, parameter in layer.named_parameters():
+        looped = torch.zeros_like(parameter)
+        for i in range(4):
+            (g,) = torch.autograd.grad(layer(a[i : i + 1]).square().sum(), parameter)
+            looped += g.square()
+        torch.testing.assert_close(found[f"0.{name}"], looped, rtol=1e-4, atol=1e-3)
+
+
 def test_grouped_convolutions_take_the_dense_path() -> None:
     assert not capture.covers(nn.Conv2d(4, 4, 3, groups=2))
+    assert not capture.covers(nn.Conv2d(4, 4, 3, padding="same"))
+    assert not capture.covers(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
     assert not capture.covers(nn.PReLU())
 
 

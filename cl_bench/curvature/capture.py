@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,10 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
 def covers(net: nn.Module) -> bool:
     """Whether every layer with parameters is of a kind in `SQUARES`."""
     layers = [module for module in net.modules() if module._parameters]
-    plain = all(type(layer) in SQUARES for layer in layers)
-    return plain and all(m.groups == 1 for m in layers if isinstance(m, nn.Conv2d))
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    zeros = all(c.groups == 1 and c.padding_mode == "zeros" for c in convolutions)
+    numbers = all(isinstance(c.padding, tuple) for c in convolutions)
+    return zeros and numbers and all(type(layer) in SQUARES for layer in layers)
 
 
 def squared_gradients(sites: list[Site], losses: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -66,10 +69,18 @@ def _linear(layer: nn.Linear, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
 
 
 def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """Sum over places first, then the square: (B, out, in k k) for one layer at a time."""
+    """Sum over places first, then the square; one place of the kernel at a time: no patches."""
     assert isinstance(layer.padding, tuple)
-    patches = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    weight = (s.flatten(2) @ patches.transpose(1, 2)).square().sum(0)
+    (high, wide), (down, right) = layer.padding, layer.stride
+    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(2)
+    squares = []
+    for i, j in product(*map(range, layer.kernel_size)):
+        top, left = i * layer.dilation[0], j * layer.dilation[1]
+        rows = slice(top, top + down * (s.shape[2] - 1) + 1, down)
+        columns = slice(left, left + right * (s.shape[3] - 1) + 1, right)
+        seen = a[:, :, rows, columns].flatten(2)
+        squares.append((flat @ seen.transpose(1, 2)).square().sum(0))
+    weight = torch.stack(squares, -1)
     return (weight,) if layer.bias is None else (weight, s.sum((2, 3)).square().sum(0))
 
 

@@ -15,7 +15,7 @@ from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task
 
 FLOATS = 2**25  # of per-sample gradients held at once: 128 MiB of float32
-CHUNK = 64  # samples at once, at most: bounds the patches of a convolution too
+CHUNK = 32  # samples at once, at most: what a layer sees stays in the cache
 
 
 @dataclass(frozen=True)
