@@ -92,7 +92,7 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
         "channels_last": False,
         "compile": False,
         "deterministic": False,
-        "threads": None,
+        "threads": 1,
     }
     return runtime.start(seed=0, **{**options, **changes})
 
