@@ -39,6 +39,7 @@ def heat_map(matrix: AccuracyMatrix, title: str, path: Path) -> None:
 def curve(matrix: AccuracyMatrix, title: str, path: Path) -> None:
     """ACC over the tasks so far, and the accuracy on the task just learned."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     tasks = range(len(matrix.values))
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -47,6 +48,7 @@ def curve(matrix: AccuracyMatrix, title: str, path: Path) -> None:
     )
     axes.plot(tasks, [100 * matrix.until(t).acc for t in tasks], "o-", label="ACC, tasks so far")
     axes.plot(tasks, 100 * matrix.values.diagonal().numpy(), "s:", label="task just learned")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.savefig(path, dpi=150)

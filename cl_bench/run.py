@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_bench import checkpoint, config, experiment, record, runtime
 from cl_bench.record import Folder, RunRecord
-from cl_bench.types import Stream
+from cl_bench.types import Stream, UserError
 
 HERE = Path(__file__).parent
 CONF = str(HERE.parent / "conf" if (HERE.parent / "conf/config.yaml").exists() else HERE / "conf")
@@ -44,6 +44,8 @@ def plan(cfg: DictConfig) -> Plan:
     plain, name = config.check(cfg), config.digest(cfg)
     choices = HydraConfig.get().runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
+    if (choices["stream"] == "joint") != (choices["method"] == "joint"):
+        raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")
     path = Path(cfg.output_dir).joinpath(*labels, name, f"seed{cfg.seed}")
     return Plan(cfg, plain, name, labels, Folder(path))
 
@@ -113,8 +115,8 @@ def execute(this: Plan) -> RunRecord:
     (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     machine = config.build(cfg.runtime, seed=cfg.seed)
     schedule, evaluation = config.build(cfg.schedule), config.build(cfg.evaluation)
+    stream = make_stream(cfg, machine)
     with make_sink(this) as sink, runtime.Stop() as stop:
-        stream = make_stream(cfg, machine)
         sink.describe(stream.facts)
         method = make_method(cfg, machine, stream)
         progress = experiment.Progress.start(stream)

@@ -56,6 +56,11 @@ def test_padding_alone_moves_the_window_and_keeps_the_size() -> None:
     assert made.view(drawn).shape == made.view(X).shape
 
 
+def test_channels_must_agree() -> None:
+    with pytest.raises(UserError, match="mean and std of 3 channels, the images have 1"):
+        transform().view(X[:, :1])
+
+
 def test_a_crop_larger_than_the_image() -> None:
     with pytest.raises(UserError, match=r"dataset\.transform\.crop=16: the padded images have 14"):
         transform(crop=16, padding=2).draw(X, Generator())

@@ -54,6 +54,11 @@ class Transform:
         if self.crop is not None and x.shape[-1] > self.crop:
             top, left = (x.shape[-2] - self.crop) // 2, (x.shape[-1] - self.crop) // 2
             x = x[..., top : top + self.crop, left : left + self.crop]
+        if len(self.scale) != x.shape[1]:
+            raise UserError(
+                f"dataset.transform: mean and std of {len(self.scale)} channels, "
+                f"the images have {x.shape[1]}"
+            )
         pixels = x.float() * self.scale
         pixels = pixels + self.shift if self.centred else pixels
         if self.resize is None:
