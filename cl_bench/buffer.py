@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from cl_bench.types import Batch, beside
 
@@ -32,7 +32,8 @@ class Reservoir:
         kept = {p: i for i, p in enumerate(places.tolist()) if p < self.capacity}
         self.seen += count
         if kept:
-            self.rows = _written(self.rows, self.capacity, list(kept), batch.rows(_index(kept)))
+            new = batch.rows(torch.tensor(list(kept.values())))
+            self.rows = _written(self.rows, self.capacity, list(kept), new)
 
     def sample(self, count: int) -> Batch:
         """`count` different samples at random, fewer where fewer are stored."""
@@ -70,10 +71,6 @@ class PerTaskRing:
         """`count` different samples of past tasks at random, fewer where fewer are stored."""
         assert self.rows is not None
         return self.rows.rows(torch.randperm(self.filled, generator=self.rng)[:count])
-
-
-def _index(kept: dict[int, int]) -> Tensor:
-    return torch.tensor(list(kept.values()))
 
 
 def _written(rows: Batch | None, size: int, places: list[int], new: Batch) -> Batch:

@@ -70,7 +70,7 @@ def without(node: DictConfig, key: str) -> DictConfig:
 
 def explain(error: BaseException) -> str | None:
     """One line for what is the user's fault; None for what is not."""
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
@@ -91,7 +91,8 @@ def explain(error: BaseException) -> str | None:
     return _first_line(error) if isinstance(error, composing) else None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

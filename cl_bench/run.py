@@ -66,11 +66,10 @@ def main(cfg: DictConfig) -> float:
         raise
 
 
-def release(error: BaseException | None) -> None:
+def release(error: BaseException) -> None:
     """Let go of what a failed run holds: a sweep keeps its errors, and with them their frames."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for link in config.causes(error):
+        traceback.clear_frames(link.__traceback__)
 
 
 def run(this: Plan) -> float:
@@ -94,7 +93,7 @@ def guarded(this: Plan) -> RunRecord:
     try:
         return execute(this)
     except (runtime.StopRun, KeyboardInterrupt):
-        if folder.finished() is None:
+        if folder.status()["state"] != "done":
             folder.mark("stopped")
             print(f"stopped; the same command continues ({folder.path})", file=sys.stderr)
         raise

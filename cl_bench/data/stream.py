@@ -43,14 +43,7 @@ def build(
     if split == "class":
         groups = cut.class_groups(class_order(source, tasks, order, rng), tasks)
     trains, tests = _cut(source, split, groups, train_per_task, rng)
-    member = torch.zeros(tasks, len(source.classes), dtype=torch.bool)
-    for task, group in enumerate(groups):
-        member[task, group] = True
-    if scenario(member, tasks - 1).sum(1).min() < 2:
-        raise UserError(
-            f"dataset.tasks={tasks}: in this scenario a task of one class leaves nothing to tell "
-            "apart; use fewer tasks, or scenario=class or data"
-        )
+    member = _membership(groups, len(source.classes), scenario)
     return Stream(
         tasks=_tasks(trains, device),
         tests=_tasks(tests, device),
@@ -80,6 +73,19 @@ def _cut(
         trains = _parts(source.train_x, source.train_y, shares)
         tests = [(source.test_x, source.test_y)] * len(groups)
     return [_limited(part, count, rng) for part in trains], tests
+
+
+def _membership(groups: list[list[int]], classes: int, scenario: Scenario) -> Tensor:
+    """(T, K) bool: the classes of each task; refused where one class would stand alone."""
+    member = torch.zeros(len(groups), classes, dtype=torch.bool)
+    for task, group in enumerate(groups):
+        member[task, group] = True
+    if scenario(member, len(groups) - 1).sum(1).min() < 2:
+        raise UserError(
+            f"dataset.tasks={len(groups)}: in this scenario a task of one class leaves nothing "
+            "to tell apart; use fewer tasks, or scenario=class or data"
+        )
+    return member
 
 
 def class_order(source: Source, tasks: int, order: Order, rng: Generator) -> list[int]:
