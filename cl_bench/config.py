@@ -16,7 +16,8 @@ from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, che
 from cl_bench.types import UserError
 
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
-GROUPS += ("curvature", "runtime", "tracking", "dataset", "method")
+GROUPS += ("curvature", "merging", "runtime", "tracking", "dataset", "method")
+PROXIMAL = ("cl_bench.optim.SGD", "torch.optim.SGD")
 DECOUPLED = ("torch.optim.AdamW",)
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
@@ -129,4 +130,42 @@ def _check_combination(plain: dict[str, Any]) -> None:
         raise UserError(
             "dataset.split=permutation: the model sees neighbouring pixels, which a permutation "
             "destroys; use model=mlp, or dataset.split=class or sample"
+        )
+    if "curvature" in plain["method"]:
+        _check_curvature(plain, plain["method"]["curvature"])
+    if plain["method"].get("step") == "implicit":
+        _check_implicit(plain)
+
+
+def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
+    criterion = plain["criterion"]["_target_"]
+    if curvature.get("labels") == "empirical" and criterion.endswith("ScaledMSE"):
+        raise UserError(
+            "curvature.labels=empirical: with a squared loss it is made of residuals, which vanish "
+            "as the fit improves; use sampled or exact"
+        )
+    if curvature.get("negative") == "raw":
+        raise UserError(
+            "curvature.negative=raw: a penalty by negative values is unbounded below; "
+            "use clamped or absolute"
+        )
+    frozen = plain["schedule"].get("batch_norm") == "frozen"
+    if curvature.get("batch_norm") == "frozen" and not frozen:
+        raise UserError(
+            "curvature.batch_norm=frozen: batch norm's weights would move unprotected; "
+            "use diagonal, or schedule.batch_norm=frozen"
+        )
+
+
+def _check_implicit(plain: dict[str, Any]) -> None:
+    if plain["optimizer"]["_target_"] not in PROXIMAL:
+        raise UserError(
+            f"method.step=implicit: with optimizer._target_={plain['optimizer']['_target_']} its "
+            "fixed points are not those of loss + penalty; use method.step=explicit, or SGD"
+        )
+    apart = plain["method"].get("merging", {}).get("_target_", "").endswith(".apart")
+    if apart and not get_object(plain["method"]["curvature"]["_target_"]).linear:
+        raise UserError(
+            "merging=apart: Kronecker factors of several tasks have no common inverse; "
+            "use method.step=explicit, or another merging"
         )

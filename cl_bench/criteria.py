@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cl_bench.types import beside
+
 Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
 
 
@@ -19,7 +21,10 @@ class Criterion(Protocol):
         ...
 
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
-        """(R, B, K): R = K exact without `rng`; R = 1 drawn with it, right in expectation."""
+        """(R, B, K): R = K exact without `rng`; R = 1 drawn with it, right in expectation.
+
+        `rng` is a generator on the CPU, so that every device draws the same.
+        """
         ...
 
 
@@ -34,7 +39,10 @@ class CrossEntropy:
         eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
         if rng is None:
             return p.T.sqrt().unsqueeze(-1) * (eye.unsqueeze(1) - p)
-        drawn = torch.multinomial(p, 1, generator=rng).squeeze(-1)
+        below = p.cumsum(-1)
+        u = beside(torch.rand(len(p), 1, generator=rng, dtype=p.dtype), p)
+        level = u * (1 - 1e-6) * below[:, -1:]  # below the last step in spite of rounding
+        drawn = (below <= level).sum(-1)  # never a class of probability 0
         return (eye[drawn] - p).unsqueeze(0)
 
 
@@ -59,8 +67,8 @@ class ScaledMSE:
         if rng is None:
             eye = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
             return eye.unsqueeze(1).expand(-1, *logits.shape)
-        shape = (1, *logits.shape)
-        return torch.randn(shape, generator=rng, dtype=logits.dtype, device=logits.device)
+        probe = torch.randn((1, *logits.shape), generator=rng, dtype=logits.dtype)
+        return beside(probe, logits)
 
 
 def _full(logits: Tensor) -> Tensor:

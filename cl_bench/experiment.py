@@ -16,10 +16,14 @@ from cl_bench.types import Stream, Task, UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and in what portions each task is trained."""
+    """How long and in what portions each task is trained.
+
+    batch_norm=frozen  statistics and weights of batch norm stay as the first task left them
+    """
 
     epochs: int
     batch_size: int
+    batch_norm: Literal["train", "frozen"]
 
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""
@@ -126,7 +130,7 @@ def learn(
     else:
         order.set_state(progress.order)
         method.learner.reveal(*now)
-    method.learner.net.train()
+    method.learner.train(frozen=schedule.batch_norm == "frozen" and progress.done > 0)
     last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
         loss = method.observe(batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,6 +20,8 @@ Objective = Callable[..., Tensor]  # (theta, *args) -> scalar; `Learner.loss` is
 class Optimizer(Protocol):
     """What a step needs of an optimizer: torch.optim's and `cl_bench.optim.SGD` have it."""
 
+    param_groups: list[dict[str, Any]]
+
     def step(self) -> object: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -34,6 +36,13 @@ class Machine(Protocol):
     compiler: Callable[[Callable], Callable] | None
 
     def autocast(self) -> AbstractContextManager: ...
+
+
+class Snapshot(NamedTuple):
+    """A network at one time."""
+
+    theta: Tensor  # (P,)
+    buffers: dict[str, Tensor]  # batch norm's statistics
 
 
 class Learner:
@@ -52,7 +61,8 @@ class Learner:
         self.flat = FlatParams(net, machine.channels_last)
         self.weight_decay, self._build = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
-        self.masked = self.full_precision = False
+        self.masked = self.full_precision = self.frozen = False
+        self._held: Tensor | None = None  # (P,) bool: parameters that may move
         self._compiled: dict[Objective, Callable] = {}
 
     @property
@@ -80,6 +90,15 @@ class Learner:
         self.masked = self.masked or not bool(live.all())
         self._decay_mask = self._decayed(live[tasks].any(0)) if self.weight_decay else None
 
+    def train(self, frozen: bool) -> None:
+        """Training mode; `frozen`: batch norm's statistics and weights stay as they are."""
+        self.frozen = frozen
+        self._mode(True)
+        if frozen:
+            self._held = self._outside(nn.modules.batchnorm._BatchNorm)
+            if self._decay_mask is not None:
+                self._decay_mask *= self._held
+
     def logits(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
         x = self.transform.view(batch.x)
@@ -90,8 +109,11 @@ class Learner:
 
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B,): each sample's loss over the classes that are live for its task."""
-        live = self.live[batch.t] if self.masked else None
-        return self.criterion(self.logits(theta, batch), batch.y, live)
+        return self.criterion(self.logits(theta, batch), batch.y, self.competing(batch))
+
+    def competing(self, batch: Batch) -> Tensor | None:
+        """(B, K) bool: the classes that are live for each sample's task; None: all of them."""
+        return self.live[batch.t] if self.masked else None
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """The mean of `losses`."""
@@ -103,12 +125,20 @@ class Learner:
         Batches among `args` are augmented first, by one draw outside any graph. A compiled
         objective is kept by its identity: pass a function or a bound method, not a new lambda.
         """
-        args = tuple(self.augmented(a) if isinstance(a, Batch) else a for a in args)
+        return self.differentiate(
+            objective, *(self.augmented(a) if isinstance(a, Batch) else a for a in args)
+        )
+
+    def differentiate(self, objective: Objective, *args: Any) -> Tensor:
+        """`gradient` of batches that are augmented already."""
         if self.machine.compiler is not None:
-            return self._compiled_gradient(objective, args)
-        self.flat.grad.zero_()
-        value = objective(self.flat.theta, *args)
-        value.backward()
+            value = self._compiled_gradient(objective, args)
+        else:
+            self.flat.grad.zero_()
+            value = objective(self.flat.theta, *args)
+            value.backward()
+        if self._held is not None:
+            self.flat.grad.mul_(self._held)
         return value.detach()
 
     @torch.no_grad()
@@ -128,17 +158,45 @@ class Learner:
         """The batch under one random draw of the augmentation."""
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
 
+    def snapshot(self) -> Snapshot:
+        """A copy of what `logits` depends on, to ask later (a teacher)."""
+        buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
+        return Snapshot(self.flat.theta.detach().clone(), buffers)
+
+    def recall(self, then: Snapshot, batch: Batch) -> Tensor:
+        """(B, K): what the network said then, in evaluation mode, without a graph."""
+        with self.evaluating(self.full_precision), torch.no_grad(), self.machine.autocast():
+            state = {**self.flat.views(then.theta), **then.buffers}
+            return functional_call(self.net, state, (self.transform.view(batch.x),))
+
     @contextmanager
     def evaluating(self, full_precision: bool = False) -> Iterator[None]:
         """Evaluation mode inside (without mixed precision for a curvature); as before outside."""
         before = self.net.training, self.full_precision
-        self.net.eval()
+        self._mode(False)
         self.full_precision = full_precision
         try:
             yield
         finally:
-            self.net.train(before[0])
+            self._mode(before[0])
             self.full_precision = before[1]
+
+    def _mode(self, training: bool) -> None:
+        self.net.train(training)
+        if self.frozen:
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _outside(self, kind: type[nn.Module]) -> Tensor:
+        """(P,) bool: the parameters of all modules but those of this kind."""
+        mask = torch.ones_like(self.flat.grad, dtype=torch.bool)
+        views = self.flat.views(mask)
+        for name, module in self.net.named_modules():
+            if isinstance(module, kind):
+                for part, _ in module.named_parameters():
+                    views[f"{name}.{part}"].zero_()
+        return mask
 
     def _compiled_gradient(self, objective: Objective, args: tuple) -> Tensor:
         if objective not in self._compiled:

@@ -23,9 +23,9 @@ SUPPLIED = {
     "stream": ("stream",),
     "model": ("shape", "num_classes"),
     "optimizer": ("params",),
-    "curvature": ("learner", "task"),
+    "merging": ("past", "found"),
     "method": ("learner",),
-    "method.curvature": ("learner", "task"),
+    "method.merging": ("past", "found"),
     "runtime": ("seed",),
     "tracking": ("config", "group", "name", "identity", "folder", "job_type", "tags"),
 }
@@ -46,6 +46,7 @@ AT_LEAST = {
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
+    **dict.fromkeys(("samples", "probes"), 1),
 }
 
 

@@ -107,8 +107,10 @@ def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) ->
     return MLP(shape, classes, **{**options, **changes})
 
 
-def resnet(classes: int = 6, shape: tuple[int, ...] = (3, 8, 8), width: int = 4) -> ResNet18:
-    return ResNet18(shape, classes, width, "relu", "torch", "same")
+def resnet(
+    classes: int = 6, shape: tuple[int, ...] = (3, 8, 8), width: int = 4, norm: Any = "batch"
+) -> ResNet18:
+    return ResNet18(shape, classes, width, "relu", "torch", "same", norm)
 
 
 def learner(
@@ -116,7 +118,7 @@ def learner(
     rt: runtime.Runtime | None = None,
     optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
     weight_decay: float = 0.0,
-    transform: Transform | None = None,
+    transform: Any = None,
 ) -> Learner:
     """A learner on `net` by plain SGD, all classes live."""
     rt = rt or machine()

@@ -80,7 +80,7 @@ BAD = [
     ("model.hidden=[100,x]", "model.hidden=[100, 'x']: must be a list of an integer", []),
     (
         "+method.lamda=3",
-        "method.lamda: no such key; method has curvature, strength",
+        "method.lamda: no such key; method has curvature, merging, strength",
         ["method=ewc"],
     ),
     ("~method.capacity", "method.capacity: missing; method needs capacity, replay", ["method=er"]),
@@ -89,6 +89,26 @@ BAD = [
     ("dataset.split=sample", "scenario=class: with dataset.split=sample", ["scenario=class"]),
     ("model=resnet18", "dataset.split=permutation: the model sees neighbouring pixels", []),
     ("data_dir=${oc.env:NO_SUCH_NAME}", "data_dir: ", []),
+    (
+        "criterion=scaled_mse",
+        "curvature.labels=empirical: with a squared loss",
+        ["method=ewc", "curvature.labels=empirical"],
+    ),
+    (
+        "curvature.negative=raw",
+        "curvature.negative=raw: a penalty by negative values",
+        ["method=ewc", "curvature=diag_hessian"],
+    ),
+    (
+        "curvature.batch_norm=frozen",
+        "curvature.batch_norm=frozen: batch norm's weights would move",
+        ["method=osla"],
+    ),
+    ("optimizer=adam", "method.step=implicit: with optimizer._target_=torch", ["method=si"]),
+    ("curvature.labels=all", "must be one of exact, sampled, empirical", ["method=ewc"]),
+    ("curvature.samples=0", "curvature.samples=0: must be at least 1", ["method=ewc"]),
+    ("method.source=web", "must be one of new, buffer, old_full", ["method=lwf"]),
+    ("schedule.batch_norm=off", "must be one of train, frozen", []),
     (
         "optimizer._target_=torch.optim.AdamW",
         "optimizer._target_=torch.optim.AdamW: ",
@@ -114,9 +134,9 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
 
 HYDRA = [
-    ("method=nope", "method=nope: no such method; there are agem, er, ewc"),
+    ("method=nope", "method=nope: no such method; there are agem, distill, er"),
     ("dataset=nope", "dataset=nope: no such dataset; there are cifar100_superclass, folder"),
-    ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, decay"),
+    ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, merging"),
     ("experiment=nope", "experiment=nope: no such experiment; there are gem_cifar100, gem_pmnist"),
     ("datset=x", "datset: Key 'datset' is not in struct; there are criterion, curvature"),
     ("method==er", "method==er"),
@@ -183,8 +203,8 @@ def test_the_hash_names_what_can_change_a_number() -> None:
 
 
 def test_yaml_is_plain() -> None:
-    """Interpolations stand where the house allows them: paths, the curvature, the split."""
-    allowed = {"${data_dir}", "${curvature}", "${scenario.split}", "${output_dir}"}
+    """Interpolations stand where the house allows them: paths, curvature and merging, the split."""
+    allowed = {"${data_dir}", "${curvature}", "${merging}", "${scenario.split}", "${output_dir}"}
     for path in Path(CONF).rglob("*.yaml"):
         if path.name == "config.yaml":
             continue

@@ -35,7 +35,7 @@ from cl_bench.tracking import Null
 from cl_bench.types import Batch, Stream, Task, UserError
 
 METHODS = names("method")
-SCHEDULE = Schedule(epochs=2, batch_size=8)  # 30 samples a task: the last batch is short
+SCHEDULE = Schedule(2, 8, "train")  # 30 samples a task: the last batch is short
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
 
@@ -157,6 +157,26 @@ def test_stop_and_continue(name: str, scenario: str, stop_at: int, tmp_path: Pat
 def test_every_kind_of_state_comes_back(name: str, tmp_path: Path) -> None:
     """Batch norm's statistics, Adam's moments, the augmentation's draws; stopped three times."""
     stopped_and_continued(tmp_path, [3, 4, 9], name=name, scenario="class", hard=True)
+
+
+def test_frozen_batch_norm_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first task batch norm trains; after it neither its statistics nor its weights move."""
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen"))
+    seen = []
+    monkeypatch.setattr(
+        experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
+    )
+    Run("finetune", "data", hard=True)()
+    assert not seen[0].equal(seen[1]) and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
+    monkeypatch.undo()
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen"))
+    stopped_and_continued(tmp_path, [3, 6, 4], name="ewc", scenario="data", hard=True)
+
+
+def norms(net: Any) -> Tensor:
+    """All that batch norm holds."""
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    return torch.cat([v.detach().flatten() for m in layers for v in m.state_dict().values()])
 
 
 def test_a_compiled_run_comes_back(tmp_path: Path) -> None:
@@ -289,6 +309,6 @@ def test_first_task_is_the_same_for_all() -> None:
     """No past, nothing to protect: finetune, ER's first batches aside, EWC and A-GEM agree."""
     first = {
         name: Run(name, "task")().progress.matrix.values[0, 0].item()
-        for name in ("finetune", "ewc", "agem")
+        for name in ("finetune", "ewc", "agem", "osla", "mas", "si", "l2", "lwf", "distill")
     }
     assert len(set(first.values())) == 1

@@ -1,66 +1,414 @@
-"""The diagonal empirical Fisher against a loop of autograd, one sample at a time."""
+"""Every curvature against dense matrices in float64: what it is, and what it does to vectors."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import reference as ref
 import torch
-from conftest import batch, learner, mlp, resnet
-from torch import Tensor, nn
+from conftest import learner, mlp
+from torch import Generator, Tensor, nn
 
 from cl_bench.curvature import capture
-from cl_bench.curvature.diagonal import Diagonal, empirical_fisher, per_sample_gradients
+from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.dense import FullFisher, FullHessian
+from cl_bench.curvature.diagonal import MAS, BatchedFisher, Fisher, Identity
+from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
+from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
+from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.learner import Learner
-from cl_bench.types import Batch, Task
+from cl_bench.types import Batch, Task, UserError
+
+CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
+ESTIMATORS: dict[str, Estimator] = {
+    "identity": Identity(),
+    "diag_fisher": Fisher("exact", None),
+    "batched": BatchedFisher(2, None),
+    "mas": MAS(None),
+    "diag_hessian": DiagonalHessian("exact", "absolute", 1, None),
+    "full": FullFisher("exact", None),
+    "full_hessian": FullHessian("clamped", None),
+    "kfac": KFAC("exact", None, "diagonal"),
+    "tkfac": TKFAC("exact", None, "diagonal", "published"),
+    "ekfac": EKFAC("exact", None, "diagonal"),
+}
+CASES = [(kind, name) for kind in ref.KINDS for name in ESTIMATORS]
 
 
-def looped(made: Learner, task: Task) -> Tensor:
-    """The slow obvious version: backward once a sample, square, mean."""
-    total = torch.zeros_like(made.flat.grad)
-    made.net.eval()
-    for single in Batch(task.x, task.y, task.t).singles():
-        made.flat.grad.zero_()
-        made.loss(made.flat.theta, single).backward()
-        total += made.flat.grad.square()
-    made.net.train()
-    return total / len(task)
+def size(made: Learner) -> int:
+    return made.flat.theta.numel()
 
 
-def case(kind: str) -> tuple[Learner, Task]:
-    torch.manual_seed(0)
-    shape = (1, 4, 4) if kind == "mlp" else (3, 8, 8)
-    made = learner(mlp() if kind == "mlp" else resnet())
-    for module in made.net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    rows = batch(9, shape=shape)
-    return made, Task(0, rows.x, rows.y, rows.t)
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_operations_are_those_of_the_dense_matrix(kind: str, name: str, criterion: str) -> None:
+    made, task = ref.case(kind, criterion)
+    found: Any = ESTIMATORS[name](made, task)
+    matrix = ref.dense(found.matvec, size(made))
+    torch.testing.assert_close(matrix, matrix.T, **CLOSE)
+    values = torch.linalg.eigvalsh(matrix)
+    assert values[0] > -1e-9 * values[-1], "positive semi-definite"
+    v = torch.randn(3, size(made), generator=Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(found.matvec(v), v @ matrix, **CLOSE)
+    torch.testing.assert_close(found.quadratic(v), ((v @ matrix) * v).sum(-1), **CLOSE)
+    damped = matrix + 0.3 * torch.eye(size(made), dtype=torch.float64)
+    torch.testing.assert_close(found.solve(v, 0.3), torch.linalg.solve(damped, v.T).T, **CLOSE)
+    torch.testing.assert_close(found.trace(), matrix.trace(), **CLOSE)
+    torch.testing.assert_close(found.max_eigenvalue(), values[-1], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "resnet"])
-def test_fisher_equals_loop(kind: str) -> None:
-    made, task = case(kind)
-    assert capture.covers(made.net)
-    torch.testing.assert_close(
-        empirical_fisher(made, task).values, looped(made, task), rtol=1e-4, atol=1e-7
-    )
+def halves(task: Task) -> tuple[Task, Task]:
+    cut = 3
+    parts = (slice(0, cut), slice(cut, None))
+    one, two = (Task(task.id, task.x[p], task.y[p], task.t[p]) for p in parts)
+    return one, two
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_merging_the_parts_gives_the_whole(kind: str, name: str) -> None:
+    """By number of samples, at one theta; EKFAC's diagonal is in another basis, see below."""
+    made, task = ref.case(kind)
+    (one, two), estimate = halves(task), ESTIMATORS[name]
+    weights = (2 / 7, 5 / 7) if name == "batched" else (3 / 7, 4 / 7)
+    if name in ("batched", "ekfac", "diag_hessian", "full_hessian"):
+        pytest.skip("not linear in the samples")
+    merged: Any = estimate(made, one).merge(estimate(made, two), *weights)  # type: ignore[arg-type]
+    whole = ref.dense(estimate(made, task).matvec, size(made))
+    torch.testing.assert_close(ref.dense(merged.matvec, size(made)), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["identity", "diag_fisher", "full", "full_hessian"])
+def test_linear_families_add_up(name: str) -> None:
+    made, task = ref.case("mlp")
+    one, two = (ESTIMATORS[name](made, part) for part in halves(task))
+    found = ref.dense(one.merge(two, 2.0, 0.5).matvec, size(made))  # type: ignore[arg-type]
+    parts = ref.dense(one.matvec, size(made)), ref.dense(two.matvec, size(made))
+    torch.testing.assert_close(found, 2 * parts[0] + 0.5 * parts[1], **CLOSE)
+    assert ESTIMATORS[name].linear
+
+
+@pytest.mark.parametrize("name", ["kfac", "tkfac", "ekfac"])
+def test_factored_families_merge_by_their_weights(name: str) -> None:
+    """Twice the same is twice as much; a weight of zero leaves nothing behind."""
+    made, task = ref.case("conv")
+    one, two = (ESTIMATORS[name](made, part) for part in halves(task))
+    alone = ref.dense(one.matvec, size(made))
+    doubled = ref.dense(one.merge(one, 1.0, 1.0).matvec, size(made))  # type: ignore[arg-type]
+    torch.testing.assert_close(doubled, 2 * alone, **CLOSE)
+    kept = ref.dense(one.merge(two, 1.0, 0.0).matvec, size(made))  # type: ignore[arg-type]
+    torch.testing.assert_close(kept, alone, **CLOSE)
+    trace = one.merge(two, 2.0, 0.5).trace()  # type: ignore[arg-type]
+    if name != "kfac":
+        torch.testing.assert_close(trace, 2 * one.trace() + 0.5 * two.trace(), **CLOSE)
+    assert not ESTIMATORS[name].linear
+
+
+def test_ekfac_merges_to_the_best_diagonal_in_the_pooled_basis() -> None:
+    made, task = ref.case("mlp")
+    one, two = (ESTIMATORS["ekfac"](made, part) for part in halves(task))
+    merged: Any = one.merge(two, 2.0, 0.5)  # type: ignore[arg-type]
+    matrices = [ref.dense(c.matvec, size(made)) for c in (one, two)]
+    total = 2 * matrices[0] + 0.5 * matrices[1]
+    pooled = KFAC("exact", None, "diagonal")
+    basis: Any = pooled(made, halves(task)[0]).merge(pooled(made, halves(task)[1]), 2.0, 0.5)
+    for name, block, factors in zip(
+        ref.layer_names(made), merged.blocks, basis.blocks, strict=True
+    ):
+        at = ref.order(made, name)
+        _, u_a, _, u_g = factors.eigen
+        turn = torch.kron(u_g, u_a)
+        best = (turn.T @ total[at][:, at] @ turn).diagonal()
+        torch.testing.assert_close(block.values.flatten(), best, **CLOSE)
+
+
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_fisher_is_the_ggn(kind: str, criterion: str) -> None:
+    """Scale 1: the mean over samples of J' H J, whatever is not stored of it."""
+    made, task = ref.case(kind, criterion)
+    exact = ref.fisher(made, task)
+    torch.testing.assert_close(FullFisher("exact", None)(made, task).matrix, exact, **CLOSE)
+    found = Fisher("exact", None)(made, task).values
+    torch.testing.assert_close(found, exact.diagonal(), **CLOSE)
+    v = torch.randn(size(made), dtype=torch.float64, generator=Generator().manual_seed(0))
+    torch.testing.assert_close(ggn_product(made, task)(v), exact @ v, **CLOSE)
+    top, _ = largest_eigenvalue(ggn_product(made, task), v, 300)
+    torch.testing.assert_close(top, torch.linalg.eigvalsh(exact)[-1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_any_network_takes_the_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that have no formula here: the same numbers by per-sample gradients."""
+    made, task = ref.case(kind)
+    for estimate in (Fisher("exact", None), Fisher("empirical", None), MAS(None)):
+        by_layers = estimate(made, task).values
+        with monkeypatch.context() as patch:
+            patch.setattr("cl_bench.curvature.diagonal.unserved", lambda net: "any")
+            torch.testing.assert_close(estimate(made, task).values, by_layers, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_empirical_fisher_equals_the_loop(kind: str) -> None:
+    made, task = ref.case(kind)
+    rows = ref.labelled_gradients(made, task)
+    found = Fisher("empirical", None)(made, task).values
+    torch.testing.assert_close(found, rows.square().mean(0), **CLOSE)
     assert made.net.training
+    matrix = FullFisher("empirical", None)(made, task).matrix
+    torch.testing.assert_close(matrix, rows.T @ rows / len(task), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "resnet"])
-def test_dense_path_equals_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, task = case(kind)
-    monkeypatch.setattr("cl_bench.curvature.diagonal.covers", lambda net: False)
-    found = empirical_fisher(made, task).values
-    torch.testing.assert_close(found, looped(made, task), rtol=1e-4, atol=1e-7)
+def test_batched_is_the_square_of_the_mean() -> None:
+    made, task = ref.case("conv")
+    rows = ref.labelled_gradients(made, task)
+    found = BatchedFisher(3, None)(made, task).values
+    expected = torch.stack([part.mean(0).square() for part in rows.split(3)]).mean(0)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    single = BatchedFisher(1, None)(made, task).values
+    torch.testing.assert_close(single, rows.square().mean(0), **CLOSE)
 
 
-def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, task = case("mlp")
-    whole = empirical_fisher(made, task).values
-    monkeypatch.setattr("cl_bench.curvature.diagonal.CHUNK", 2)
-    torch.testing.assert_close(empirical_fisher(made, task).values, whole)
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_mas_equals_the_loop(kind: str) -> None:
+    made, task = ref.case(kind)
+    rows = [ref.flat_gradient(made, f.square().sum()) for _, f in ref.singles(made, task)]
+    found = MAS(None)(made, task).values
+    torch.testing.assert_close(found, torch.stack(rows).abs().mean(0), **CLOSE)
+    relabelled = MAS(None)(made, Task(0, task.x, task.y.flip(0), task.t)).values
+    assert found.equal(relabelled), "no label is used"
+    with torch.no_grad():
+        ref.net(made).head.weight.mul_(3)
+        ref.net(made).head.bias.mul_(3)
+    scaled = made.flat.views(MAS(None)(made, task).values)
+    before = made.flat.views(found)
+    first = next(iter(before))
+    torch.testing.assert_close(scaled[first], 9 * before[first], **CLOSE)
+
+
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+def test_sampled_labels_are_right_in_expectation(criterion: str) -> None:
+    made, task = ref.case("mlp", criterion)
+    many = Task(0, *(getattr(task, f).repeat_interleave(4000, 0) for f in "xyt"))
+    exact = Fisher("exact", None)(made, task).values
+    found = Fisher("sampled", None)(made, many).values
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.02 * float(exact.max()))
+    trace = KFAC("sampled", None, "diagonal")(made, many).trace()
+    torch.testing.assert_close(
+        trace, KFAC("exact", None, "diagonal")(made, task).trace(), rtol=0.05, atol=0
+    )
+    again = Fisher("sampled", None)(made, many).values
+    assert not again.equal(found), "the learner's generator moves on"
+
+
+def test_ggn_is_the_hessian_of_a_linear_softmax() -> None:
+    made, task = ref.case("mlp")
+    made = learner(mlp(ref.CLASSES, (2, 2, 2), hidden=[]).double(), transform=made.transform)
+    exact = ref.hessian(made, task)
+    torch.testing.assert_close(FullFisher("exact", None)(made, task).matrix, exact, **CLOSE)
+    for estimate in ("ggn", "exact"):
+        found = DiagonalHessian(estimate, "raw", 1, None)(made, task).values  # type: ignore[arg-type]
+        torch.testing.assert_close(found, exact.diagonal(), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_hessians(kind: str) -> None:
+    made, task = ref.case(kind)
+    exact = ref.hessian(made, task)
+    torch.testing.assert_close(FullHessian("raw", None)(made, task).matrix, exact, **CLOSE)
+    values, vectors = torch.linalg.eigh(exact)
+    assert values[0] < 0, "not a minimum"
+    for negative, wanted in (("absolute", values.abs()), ("clamped", values.clamp(min=0))):
+        found = FullHessian(negative, None)(made, task).matrix  # type: ignore[arg-type]
+        torch.testing.assert_close(found, vectors * wanted @ vectors.T, **CLOSE)
+    raw = exact.diagonal()
+    for negative, wanted in (("raw", raw), ("absolute", raw.abs()), ("clamped", raw.clamp(min=0))):
+        found = DiagonalHessian("exact", negative, 1, None)(made, task).values  # type: ignore[arg-type]
+        torch.testing.assert_close(found, wanted, **CLOSE)
+    probed = DiagonalHessian("hutchinson", "raw", 800, None)(made, task).values
+    torch.testing.assert_close(probed, raw, rtol=0, atol=0.35 * float(raw.abs().max()))
+
+
+def test_one_probe_is_enough_where_the_hessian_is_diagonal() -> None:
+    """One unit for each weight: f = W x with one-hot x, squared loss."""
+    made, _ = ref.case("mlp", "mse")
+    made = learner(mlp(ref.CLASSES, (2, 2, 2), hidden=[]).double(), transform=made.transform)
+    made.criterion = ref.CRITERIA["mse"]
+    transform: Any = made.transform
+    transform.shift.zero_()
+    x = 255 * torch.eye(8, dtype=torch.uint8).view(8, 2, 2, 2)
+    task = Task(0, x, torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.long))
+    weights = made.flat.slices["head.weight"]
+    with torch.no_grad():
+        found = DiagonalHessian("hutchinson", "raw", 1, None)
+    one, exact = found(made, task).values, ref.hessian(made, task)
+    off = (exact[weights, weights] - exact[weights, weights].diagonal().diag()).abs().max()
+    assert off < 1e-12
+    sums = HessianRowSums(None)(made, task).values
+    cross = exact[weights, made.flat.slices["head.bias"]].sum(1)
+    torch.testing.assert_close(sums[weights], exact.diagonal()[weights] + cross, **CLOSE)
+    assert (one[weights] - exact.diagonal()[weights]).abs().max() <= cross.abs().max() + 1e-9
+
+
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_row_sums_are_not_the_diagonal(kind: str) -> None:
+    made, task = ref.case(kind)
+    rows = [ref.hessian(made, part).sum(1).abs() for part in _each(task)]
+    found = HessianRowSums(None)(made, task).values
+    torch.testing.assert_close(found, torch.stack(rows).mean(0), **CLOSE)
+    exact = torch.stack([ref.hessian(made, part).diagonal().abs() for part in _each(task)]).mean(0)
+    assert not torch.allclose(found, exact, rtol=0.1)
+
+
+def _each(task: Task) -> list[Task]:
+    return [Task(0, *(getattr(task, f)[i : i + 1] for f in "xyt")) for i in range(len(task))]
+
+
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_factors_equal_loops_over_samples_roots_and_places(kind: str, criterion: str) -> None:
+    made, task = ref.case(kind, criterion)
+    found: Any = KFAC("exact", None, "diagonal")(made, task)
+    for block, (a, g) in zip(found.blocks, ref.kfac(made, task).values(), strict=True):
+        torch.testing.assert_close(block.a, a, **CLOSE)
+        torch.testing.assert_close(block.g, g, **CLOSE)
+    traced: Any = TKFAC("exact", None, "diagonal", "published")(made, task)
+    for block, (a, g, delta) in zip(traced.blocks, ref.tkfac(made, task).values(), strict=True):
+        torch.testing.assert_close(block.a, a, **CLOSE)
+        torch.testing.assert_close(block.g, g, **CLOSE)
+        torch.testing.assert_close(block.scale, delta, **CLOSE)
+        torch.testing.assert_close(block.a.trace(), torch.ones_like(delta), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_blocks_are_kronecker_products_in_the_order_of_the_vector(kind: str) -> None:
+    made, task = ref.case(kind)
+    found: Any = KFAC("exact", None, "diagonal")(made, task)
+    matrix = ref.dense(found.matvec, size(made))
+    rest = torch.ones(size(made), dtype=torch.bool)
+    for name, block in zip(ref.layer_names(made), found.blocks, strict=True):
+        at = ref.order(made, name)
+        torch.testing.assert_close(matrix[at][:, at], torch.kron(block.g, block.a), **CLOSE)
+        matrix[at.unsqueeze(1), at] = 0
+        rest[at] = False
+    fisher = ref.fisher(made, task).diagonal()
+    torch.testing.assert_close(matrix, torch.where(rest, fisher, 0).diag(), **CLOSE)
+
+
+def test_frozen_batch_norm_has_no_curvature() -> None:
+    made, task = ref.case("norm")
+    for estimate in (KFAC, EKFAC):
+        values = ref.dense(estimate("exact", None, "frozen")(made, task).matvec, size(made))
+        for part in ("weight", "bias"):
+            assert values[made.flat.slices[f"body.1.{part}"]].eq(0).all()
+
+
+def test_kfac_is_exact_for_one_linear_layer_with_squared_loss() -> None:
+    made, task = ref.case("mlp", "mse")
+    made = learner(mlp(ref.CLASSES, (2, 2, 2), hidden=[]).double(), transform=made.transform)
+    made.criterion = ref.CRITERIA["mse"]
+    exact = ref.fisher(made, task)
+    torch.testing.assert_close(exact, ref.hessian(made, task), **CLOSE)
+    for estimate in (KFAC("exact", None, "diagonal"), EKFAC("exact", None, "diagonal")):
+        found: Any = estimate(made, task)
+        torch.testing.assert_close(ref.dense(found.matvec, size(made)), exact, **CLOSE)
+    g = KFAC("exact", None, "diagonal")(made, task).blocks[0].g  # type: ignore[attr-defined]
+    torch.testing.assert_close(g, torch.eye(ref.CLASSES, dtype=torch.float64), **CLOSE)
+
+
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+def test_tkfac_keeps_the_trace(criterion: str) -> None:
+    made, task = ref.case("mlp", criterion)
+    found = TKFAC("exact", None, "diagonal", "published")(made, task)
+    torch.testing.assert_close(found.trace(), ref.fisher(made, task).trace(), **CLOSE)
+    made, task = ref.case("conv", criterion)
+    exact = ref.fisher(made, task).trace()
+    found = TKFAC("exact", None, "diagonal", "exact")(made, task)
+    torch.testing.assert_close(found.trace(), exact, **CLOSE)
+    published = TKFAC("exact", None, "diagonal", "published")(made, task)
+    assert not torch.allclose(published.trace(), exact, rtol=1e-3), "places do correlate"
+
+
+def test_tkfac_is_exact_for_one_sample_and_one_root() -> None:
+    made, task = ref.case("mlp")
+    one = Task(0, task.x[:1], task.y[:1], task.t[:1])
+    torch.manual_seed(0)
+    made.criterion = OneRoot()
+    found: Any = TKFAC("exact", None, "diagonal", "published")(made, one)
+    exact = ref.fisher(made, one)
+    for name in ref.layer_names(made):
+        at = ref.order(made, name)
+        block = ref.dense(found.matvec, size(made))[at][:, at]
+        torch.testing.assert_close(block, exact[at][:, at], **CLOSE)
+
+
+class OneRoot:
+    """A criterion whose Hessian has rank one."""
+
+    def __call__(self, logits: Tensor, y: Tensor, live: Any) -> Tensor:
+        return logits.sum(-1)
+
+    def hessian_root(self, logits: Tensor, live: Any, rng: Any) -> Tensor:
+        return torch.linspace(-1, 2, logits.shape[-1]).double().expand(1, *logits.shape)
+
+
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_ekfac_is_no_worse_than_kfac(kind: str, criterion: str) -> None:
+    """In Frobenius norm, layer by layer; the same sampled labels in both passes."""
+    made, task = ref.case(kind, criterion)
+    exact = ref.fisher(made, task)
+    matrices = [
+        ref.dense(estimate("exact", None, "diagonal")(made, task).matvec, size(made))
+        for estimate in (KFAC, EKFAC)
+    ]
+    for name in ref.layer_names(made):
+        at = ref.order(made, name)
+        far, near = ((m[at][:, at] - exact[at][:, at]).norm() for m in matrices)
+        assert near <= far + 1e-9 * exact.norm(), name
+        trace = matrices[1][at][:, at].trace()
+        torch.testing.assert_close(trace, exact[at][:, at].trace(), **CLOSE)
+
+
+def test_mask_of_live_classes() -> None:
+    made, task = ref.case("mlp")
+    live = torch.zeros(3, ref.CLASSES, dtype=torch.bool)
+    live[:, :2] = True
+    made.begin_task(live, torch.tensor([0]))
+    inside = Task(0, task.x, task.y % 2, task.t)
+    exact = ref.fisher(made, inside).diagonal()
+    for labels in ("exact", "sampled", "empirical"):
+        values = Fisher(labels, None)(made, inside).values
+        head = made.flat.views(values)["head.weight"]
+        assert head[2:].eq(0).all() and head[:2].gt(0).any()
+    torch.testing.assert_close(Fisher("exact", None)(made, inside).values, exact, **CLOSE)
+    mas = made.flat.views(MAS(None)(made, inside).values)["head.weight"]
+    assert mas[2:].eq(0).all() and mas[:2].gt(0).any()
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_parts_of_a_task_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "batched":
+        pytest.skip("made of batches")
+    made, task = ref.case("conv")
+    v = torch.randn(size(made), dtype=torch.float64, generator=Generator().manual_seed(0))
+    whole = ESTIMATORS[name](made, task).matvec(v)
+    monkeypatch.setitem(capture.CHUNK, "cpu", 2)
+    for module in ("capture", "diagonal", "kfac", "sums", "products"):
+        monkeypatch.setattr(f"cl_bench.curvature.{module}.FLOATS", 30)
+    torch.testing.assert_close(ESTIMATORS[name](made, task).matvec(v), whole, **CLOSE)
+
+
+def test_a_part_of_the_samples() -> None:
+    made, task = ref.case("mlp")
+    drawn = Generator().manual_seed(0)
+    drawn.set_state(made.rng.get_state())
+    chosen = torch.randperm(7, generator=drawn)[:3].sort().values
+    part = Task(0, task.x[chosen], task.y[chosen], task.t[chosen])
+    found = Fisher("exact", 3)(made, task).values
+    torch.testing.assert_close(found, Fisher("exact", None)(made, part).values, **CLOSE)
+    everything = Fisher("exact", 99)(made, task).values
+    torch.testing.assert_close(everything, Fisher("exact", None)(made, task).values, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +420,12 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
-    a = torch.randn(4, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    a = torch.randn(4, 3, 7, 8, generator=Generator().manual_seed(0))
     net = nn.Sequential(layer)
     with capture.captured(net) as sites:
         out = net(a)
-    found = dict(capture.squared_gradients(sites, out.square().sum((1, 2, 3))))
+    (s,) = torch.autograd.grad(out.square().sum(), sites[0].output)
+    found = dict(capture.elementwise(sites[0], s.unsqueeze(0), torch.square))
     for name, parameter in layer.named_parameters():
         looped = torch.zeros_like(parameter)
         for i in range(4):
@@ -85,39 +434,91 @@ def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
         torch.testing.assert_close(found[f"0.{name}"], looped, rtol=1e-4, atol=1e-3)
 
 
-def test_grouped_convolutions_take_the_dense_path() -> None:
-    assert not capture.covers(nn.Conv2d(4, 4, 3, groups=2))
-    assert not capture.covers(nn.Conv2d(4, 4, 3, padding="same"))
-    assert not capture.covers(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
-    assert not capture.covers(nn.PReLU())
+UNSERVED = [
+    (nn.Conv2d(4, 4, 3, groups=2), "a convolution in 2 groups"),
+    (nn.Conv2d(4, 4, 3, padding="same"), "padding=same"),
+    (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padded by reflect"),
+    (nn.PReLU(), "PReLU is neither of Linear, Conv2d, BatchNorm2d"),
+    (nn.BatchNorm2d(3, track_running_stats=False), "without running statistics"),
+]
 
 
-def test_per_sample_gradients_average_to_the_gradient() -> None:
-    made, task = case("mlp")
-    rows = Batch(task.x, task.y, task.t)
-    each = per_sample_gradients(made.losses, made.flat.theta.detach(), rows)
-    made.gradient(made.loss, rows)
-    torch.testing.assert_close(each.mean(0), made.flat.grad)
+@pytest.mark.parametrize(("layer", "line"), UNSERVED, ids=[line for _, line in UNSERVED])
+def test_layers_without_factors_are_named(layer: nn.Module, line: str) -> None:
+    made, _ = ref.case("mlp")
+    ref.net(made).features[1] = layer
+    for estimate in (KFAC("exact", None, "diagonal"), EKFAC("exact", None, "diagonal")):
+        with pytest.raises(UserError, match=r"layer features\.1: .*" + line.replace(".", r"\.")):
+            estimate.check(made)
+    Fisher("exact", None).check(made)
 
 
-def test_fisher_respects_the_mask() -> None:
-    made, task = case("mlp")
-    live = torch.zeros(3, 6, dtype=torch.bool)
-    live[:, :2] = True
-    made.begin_task(live, torch.tensor([0]))
-    values = empirical_fisher(made, Task(0, task.x, task.y % 2, task.t)).values
-    head = made.flat.views(values)["head.weight"]
-    assert head[2:].eq(0).all() and head[:2].gt(0).any()
+def test_a_dense_matrix_too_large_is_refused() -> None:
+    made = learner(mlp(10, (1, 28, 28)))
+    with pytest.raises(UserError, match="a dense matrix of 12730 parameters"):
+        FullFisher("exact", None).check(made)
+    with pytest.raises(UserError, match="a dense matrix"):
+        DiagonalHessian("exact", "raw", 1, None).check(made)
+    DiagonalHessian("ggn", "raw", 1, None).check(made)
 
 
-def test_diagonal_is_its_dense_matrix() -> None:
-    g = torch.Generator().manual_seed(0)
-    a, b, v = (torch.rand(7, generator=g, dtype=torch.float64) for _ in range(3))
-    dense_a, dense_b = a.diag(), b.diag()
-    one, two = Diagonal(a), Diagonal(b)
-    torch.testing.assert_close(one.matvec(v), dense_a @ v)
-    torch.testing.assert_close(one.quadratic(v), v @ dense_a @ v)
-    solved = torch.linalg.solve(dense_a + 0.3 * torch.eye(7, dtype=torch.float64), v)
-    torch.testing.assert_close(one.solve(v, 0.3), solved)
-    merged = one.merge(two, 2.0, 0.5)
-    torch.testing.assert_close(merged.matvec(v), (2 * dense_a + 0.5 * dense_b) @ v)
+class Odd(nn.Module):
+    """One layer used twice, or written over in place."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8).double(), nn.Linear(8, ref.CLASSES).double()
+        self.twice, self.spatial = twice, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1))
+        return self.head(self.first(x) if self.twice else x.relu_())
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_what_hooks_cannot_see_is_refused(twice: bool) -> None:
+    made, task = ref.case("mlp")
+    made = learner(Odd(twice), transform=made.transform)
+    with pytest.raises(UserError, match="used twice" if twice else "changed in place"):
+        Fisher("exact", None)(made, task)
+
+
+def test_channels_last_is_the_same_matrix_in_another_order() -> None:
+    made, task = ref.case("conv")
+    from conftest import machine
+
+    other = learner(made.net, machine(channels_last=True), transform=made.transform)
+    g = Generator().manual_seed(0)
+    v = torch.randn(size(made), dtype=torch.float64, generator=g)
+    w = torch.zeros_like(v)
+    for name, value in other.flat.views(w).items():
+        value.copy_(made.flat.views(v)[name])
+    for estimate in ESTIMATORS.values():
+        plain = made.flat.views(estimate(made, task).matvec(v))
+        turned = other.flat.views(estimate(other, task).matvec(w))
+        for name in plain:
+            torch.testing.assert_close(turned[name], plain[name], **CLOSE)
+
+
+def test_a_saturated_network_has_no_curvature() -> None:
+    made, task = ref.case("mlp")
+    with torch.no_grad():
+        ref.net(made).head.bias.copy_(torch.tensor([1e5, 0, 0, 0]))
+    for name in ("diag_fisher", "kfac", "tkfac", "ekfac", "full"):
+        found: Any = ESTIMATORS[name](made, task)
+        assert found.max_eigenvalue() == 0
+        merged = found.merge(found, 1.0, 1.0)
+        assert merged.matvec(made.flat.theta.detach()).eq(0).all()
+
+
+def test_rows_average_to_the_gradient() -> None:
+    made, task = ref.case("mlp")
+    rows = torch.cat(list(ref_rows(made, task)))
+    made.gradient(made.loss, Batch(task.x, task.y, task.t))
+    torch.testing.assert_close(rows.mean(0), made.flat.grad)
+
+
+def ref_rows(made: Learner, task: Task) -> Any:
+    from cl_bench.curvature.diagonal import jacobian_rows
+
+    return jacobian_rows(made, task, capture.gradient)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import reference as ref
 import torch
-from conftest import DEVICES, batch, blobs, learner, machine, method_for, mlp
+from conftest import DEVICES, batch, blobs, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
 from cl_bench.methods.agem import project
+from cl_bench.methods.lwf import divergence
+from cl_bench.optim import SGD
 from cl_bench.types import Batch
 
 
@@ -40,31 +43,39 @@ def test_er_is_one_mean_over_new_and_old() -> None:
     torch.testing.assert_close(moved(method, second), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_ewc_adds_the_penaltys_gradient() -> None:
-    """Against autograd of loss + strength / 2 sum F (theta - anchor)^2, over three tasks."""
+@pytest.mark.parametrize("merging", ["sum", "online", "last", "count", "apart"])
+def test_ewc_adds_the_penaltys_gradient(merging: str) -> None:
+    """Against autograd of loss + strength / 2 sum_j (theta - a_j)' F_j (theta - a_j)."""
     made, stream = learner(mlp()), blobs("data")
-    method = method_for("ewc", made, "method.strength=5.0", "method.decay=0.5")
+    chosen = "curvature.labels=exact", f"merging={merging}", "method.step=explicit"
+    method = method_for("ewc", made, "method.strength=0.5", *chosen)
     rows = Batch(*(getattr(stream.tasks[0], f)[:8] for f in "xyt"))
-    fishers = []
+    fishers, anchors = [], []
     for task in stream.tasks:
         for _ in range(3):
             method.observe(rows)
         fishers.append(method.estimate(made, task).values)
+        anchors.append(made.flat.theta.detach().clone())
         method.end_task(task)
-    weight = fishers[2] + 0.5 * (fishers[1] + 0.5 * fishers[0])
-    anchor = made.flat.theta.detach().clone()
-    torch.testing.assert_close(method.past[0].values, weight)
-    method.observe(rows)
+    weights = {"sum": (1, 1, 1), "online": (0.81, 0.9, 1), "last": (0, 0, 1), "apart": (1, 1, 1)}
+    shares = weights.get(merging, (1 / 3, 1 / 3, 1 / 3))
+    if merging != "apart":
+        anchors = [anchors[-1]] * 3
+    with torch.no_grad():
+        made.flat.theta.add_(0.1)
 
     def objective(theta: torch.Tensor, rows: Batch) -> torch.Tensor:
-        return made.loss(theta, rows) + 2.5 * (weight * (theta - anchor).square()).sum()
+        parts = zip(shares, fishers, anchors, strict=True)
+        return made.loss(theta, rows) + sum(
+            0.25 * w * (f * (theta - a).square()).sum() for w, f, a in parts
+        )
 
     made.gradient(objective, rows)
     expected = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, rows), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_ewc_at_strength_zero_is_finetune() -> None:
+def test_strength_zero_is_finetune() -> None:
     def run(name: str, *overrides: str) -> torch.Tensor:
         rt = machine()
         torch.manual_seed(3)
@@ -76,7 +87,120 @@ def test_ewc_at_strength_zero_is_finetune() -> None:
             method.end_task(task)
         return made.flat.theta.detach()
 
-    torch.testing.assert_close(run("ewc", "method.strength=0.0"), run("finetune"))
+    for name in ("ewc", "osla", "mas", "si", "l2", "lwf", "distill"):
+        torch.testing.assert_close(run(name, "method.strength=0.0"), run("finetune"))
+
+
+@pytest.mark.parametrize("step", ["explicit", "implicit"])
+def test_si_credits_the_path(step: str) -> None:
+    """omega is -g dtheta summed by hand; with small steps its sum is the loss that went down."""
+    fine = learner(mlp(), optimizer=lambda p: SGD(p, lr=0.002, momentum=0.5))
+    stream = blobs("data")
+    method = method_for("si", fine, f"method.step={step}", "method.strength=0.3")
+    total = torch.zeros_like(fine.flat.grad)
+    importance = torch.zeros_like(total)
+    for task in stream.tasks:
+        rows = Batch(task.x, task.y, task.t)
+        method.begin_task(task)
+        start, path = fine.flat.theta.detach().clone(), torch.zeros_like(total)
+        first = fine.loss(fine.flat.theta, rows).item()
+        for _ in range(40):
+            fine.gradient(fine.loss, rows)
+            slope, before = fine.flat.grad.clone(), fine.flat.theta.detach().clone()
+            method.observe(rows)
+            path -= slope * (fine.flat.theta.detach() - before)
+        torch.testing.assert_close(method.omega, path)
+        drop = first - fine.loss(fine.flat.theta, rows).item()
+        assert float(path.sum()) == pytest.approx(drop, rel=0.05)
+        importance += path.clamp(min=0) / ((fine.flat.theta.detach() - start).square() + 0.1)
+        method.end_task(task)
+        torch.testing.assert_close(method.penalty.past[0].curvature.values, importance)
+
+
+@pytest.mark.parametrize("scenario", ["data", "task", "class"])
+@pytest.mark.parametrize("name", ["lwf", "distill"])
+def test_distillation(name: str, scenario: str) -> None:
+    """Against KL by hand over each past head; zero, and without a gradient, at the teacher."""
+    made, stream = learner(mlp()), blobs(scenario)
+    method = method_for(name, made, "method.replay=5")
+    for task in stream.tasks[:2]:
+        made.begin_task(stream.live(task.id), task.t.unique())
+        for rows in task.batches(10, Generator().manual_seed(0)):
+            method.observe(rows)
+        method.end_task(task)
+    teacher = made.flat.theta.detach().clone()
+    now = stream.tasks[2]
+    made.begin_task(stream.live(2), now.t.unique())
+    rows = Batch(now.x[:9], now.y[:9], now.t[:9])
+    made.gradient(made.loss, rows)
+    plain = made.flat.grad.clone()
+    torch.testing.assert_close(moved(method, rows), plain, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        made.flat.theta.copy_(teacher + 0.1)
+    seen = rows
+    if name == "distill":
+        drawn = torch.randperm(60, generator=_copy(made.rng))[:5]
+        old = [torch.cat([getattr(t, f) for t in stream.tasks[:2]])[drawn] for f in "xyt"]
+        seen = Batch(*old)
+    heads = stream.live(1)[:2]
+    temperature = 2.0 if name == "lwf" else 1.0
+
+    def objective(theta: torch.Tensor, rows: Batch) -> torch.Tensor:
+        pulls = torch.zeros(())
+        for i in range(len(seen.y)):
+            one = seen.rows(slice(i, i + 1))
+            sets = {tuple(h.tolist()) for h in heads}
+            sets = {tuple(heads[int(one.t)].tolist())} if name == "distill" else sets
+            for head in sets:
+                where = torch.tensor(head)
+                logs = [
+                    (made.logits(th, one)[0, where] / temperature).log_softmax(0)
+                    for th in (teacher, theta)
+                ]
+                pulls = pulls + (logs[0].exp() * (logs[0] - logs[1])).sum()
+        return made.loss(theta, rows) + temperature**2 * pulls / len(seen.y)
+
+    made.gradient(objective, rows)
+    expected = made.flat.grad.clone()
+    torch.testing.assert_close(moved(method, rows), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_teacher_keeps_its_batch_norm() -> None:
+    made = learner(resnet())
+    rows = batch(shape=(3, 8, 8))
+    then = made.snapshot()
+    with torch.no_grad(), made.evaluating():
+        said = made.logits(made.flat.theta, rows)
+    made.net.train()
+    for _ in range(3):
+        made.descend(made.loss, rows)
+    torch.testing.assert_close(made.recall(then, rows), said)
+    assert made.net.training and not then.buffers["stem.1.running_mean"].equal(
+        ref.net(made).stem[1].running_mean
+    )
+
+
+def test_distilling_on_old_data_is_the_prior_to_second_order() -> None:
+    """papers/000 section 3: equal gradients at the old network; the KL's Hessian is the Fisher."""
+    made, task = ref.case("mlp")
+    old = Batch(task.x, task.y, task.t)
+    then = made.snapshot()
+    live = torch.ones(1, 1, ref.CLASSES, dtype=torch.bool)
+    said = made.recall(then, old)
+
+    def kept(theta: torch.Tensor) -> torch.Tensor:
+        return divergence(said, made.logits(theta, old), live).mean()
+
+    start = then.theta
+    assert torch.func.grad(kept)(start).abs().max() < 1e-12
+    fisher = ref.fisher(made, task)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.grad(kept))(start), fisher)
+    direction = torch.randn(len(start), dtype=torch.float64, generator=Generator().manual_seed(0))
+    gaps = []
+    for size in (1e-2, 5e-3):
+        d = size * direction
+        gaps.append(float((kept(start + d) - d @ fisher @ d / 2).abs()))
+    assert gaps[0] / gaps[1] == pytest.approx(8, rel=0.1), "they part at third order"
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from cl_bench.learner import Learner
-from cl_bench.types import Task
+from cl_bench.types import Task, beside
 
 
 class Curvature(Protocol):
-    """A (P, P), immutable; vectors are flat (P,)."""
+    """A (P, P), immutable; vectors are flat (..., P): algebra runs over the last axis."""
 
     def matvec(self, v: Tensor) -> Tensor:
         """A v: the gradient of 1/2 v'Av."""
         ...
 
     def quadratic(self, v: Tensor) -> Tensor:
-        """v'Av, a scalar."""
+        """v'Av, a scalar for each vector."""
         ...
 
     def solve(self, v: Tensor, damping: float) -> Tensor:
@@ -27,8 +27,56 @@ class Curvature(Protocol):
         ...
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
-        """mine A + theirs B, within one family."""
+        """mine A + theirs B, within one family; the family says what of it is kept."""
+        ...
+
+    def trace(self) -> Tensor:
+        """The sum of the eigenvalues, a scalar."""
+        ...
+
+    def max_eigenvalue(self) -> Tensor:
+        """The largest eigenvalue, a scalar."""
         ...
 
 
-Estimator = Callable[[Learner, Task], Curvature]  # accumulation lives inside, locally
+class Estimator:
+    """A curvature from a task's data: in its own order, not augmented, in evaluation mode, fp32.
+
+    It keeps nothing between tasks; memory beside the result is bounded by a batch.
+    """
+
+    linear: ClassVar[bool] = True  # whether `merge` of its result is the sum of the matrices
+
+    def check(self, learner: Learner) -> None:
+        """UserError where this network or criterion cannot be served: before the first step."""
+
+    def __call__(self, learner: Learner, task: Task) -> Curvature:
+        """The mean over the task's samples, at the learner's theta."""
+        raise NotImplementedError
+
+
+Negative = Literal["raw", "absolute", "clamped"]  # what becomes of negative eigenvalues
+
+NEGATIVE = {"raw": lambda x: x, "absolute": Tensor.abs, "clamped": lambda x: x.clamp(min=0)}
+
+
+def subset(task: Task, samples: int | None, rng: Generator) -> Task:
+    """The task, or `samples` of it drawn without replacement."""
+    if samples is None or samples >= len(task):
+        return task
+    chosen = beside(torch.randperm(len(task), generator=rng)[:samples].sort().values, task.y)
+    return Task(task.id, task.x[chosen], task.y[chosen], task.t[chosen])
+
+
+def fork(rng: Generator) -> Generator:
+    """A generator of its own, seeded by one draw: the same draws can be made twice."""
+    return Generator().manual_seed(int(torch.randint(2**53, (), generator=rng)))
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues and eigenvectors, worked out in float64.
+
+    In float32 LAPACK fails on what is common here: factors of low rank with denormal entries.
+    """
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)

@@ -1,8 +1,11 @@
-"""Per-layer inputs and output gradients of one batch, and the squared per-sample gradients.
+"""What every layer saw of a batch: its inputs, and the gradients at its outputs.
 
 For a layer with input a and output gradient s, a sample's weight gradient is s a' (summed over
-places in a convolution): products of what one forward and one backward pass have already seen.
-Samples must not see each other: evaluation mode.
+places in a convolution): all curvatures here are made of what one forward pass and a backward
+pass for each root of the output Hessian have already seen. Samples must not see each other:
+evaluation mode.
+
+Shapes: B samples, R roots, L places of a convolution, d = inputs of a unit (channels x kernel).
 """
 
 from __future__ import annotations
@@ -11,20 +14,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from cl_bench.learner import Learner
+from cl_bench.types import Batch, Task, UserError
+
+Labels = Literal["exact", "sampled", "empirical"]
+Roots = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)
+
+FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
+CHUNK = {"cpu": 32, "cuda": 256}  # samples at once: on a CPU what a layer sees stays in the cache
 
 
 @dataclass
 class Site:
-    """One use of a layer in a forward pass."""
+    """A layer with parameters, as a forward pass went through it."""
 
     name: str
     layer: nn.Module
-    input: Tensor
-    output: Tensor
+    input: Tensor  # (B, ...)
+    output: Tensor  # (B, ...), in the graph
+    versions: tuple[int, int]  # of input and output, to notice a write in place
+
+    def key(self, parameter: str) -> str:
+        """The parameter's name in the network."""
+        return f"{self.name}.{parameter}" if self.name else parameter
 
 
 @contextmanager
@@ -33,66 +51,151 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
     sites: list[Site] = []
 
     def watch(name: str) -> Callable:
-        return lambda layer, args, out: sites.append(Site(name, layer, args[0].detach(), out))
+        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            a = args[0].detach()
+            sites.append(Site(name, layer, a, out, (a._version, out._version)))
 
-    layers = [(name, m) for name, m in net.named_modules() if m._parameters]
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers]
+        return keep
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers(net)]
     try:
         yield sites
     finally:
         for hook in hooks:
             hook.remove()
+    _once(sites)
 
 
-def covers(net: nn.Module) -> bool:
-    """Whether every layer with parameters is of a kind in `SQUARES`."""
-    layers = [module for module in net.modules() if module._parameters]
-    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    zeros = all(c.groups == 1 and c.padding_mode == "zeros" for c in convolutions)
-    numbers = all(isinstance(c.padding, tuple) for c in convolutions)
-    return zeros and numbers and all(type(layer) in SQUARES for layer in layers)
+def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that hold parameters themselves."""
+    return [(name, m) for name, m in net.named_modules() if m._parameters]
 
 
-def squared_gradients(sites: list[Site], losses: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """For each parameter its name and the sum over samples of its squared gradient."""
-    gradients = torch.autograd.grad(losses.sum(), [site.output for site in sites])
-    for site, s in zip(sites, gradients, strict=True):
-        squares = SQUARES[type(site.layer)](site.layer, site.input, s)
-        for (name, parameter), square in zip(site.layer.named_parameters(), squares, strict=True):
-            yield f"{site.name}.{name}", square.view_as(parameter)
+def _once(sites: list[Site]) -> None:
+    names = [site.name for site in sites]
+    for site in sites:
+        if names.count(site.name) > 1:
+            raise UserError(f"curvature: layer {site.name} is used twice in one forward pass")
+        if (site.input._version, site.output._version) != site.versions:
+            raise UserError(
+                f"curvature: what layer {site.name} read or wrote is changed in place; "
+                "use activations and sums that are not in place"
+            )
 
 
-def _linear(layer: nn.Linear, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """sum_b (s_b a_b')^2 = (s^2)' (a^2): no per-sample matrix is built."""
-    weight = s.square().T @ a.square()
-    return (weight,) if layer.bias is None else (weight, s.square().sum(0))
+def unserved(net: nn.Module) -> str | None:
+    """Which layer is of a kind that has no formula here; None where all have."""
+    for name, layer in layers(net):
+        if type(layer) not in ELEMENTWISE:
+            return f"{name}: {type(layer).__name__} is neither of Linear, Conv2d, BatchNorm2d"
+        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+            return f"{name}: a convolution in {layer.groups} groups"
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            return f"{name}: a convolution padded by {layer.padding_mode}"
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, tuple):
+            return f"{name}: a convolution with padding={layer.padding}"
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
+            return f"{name}: batch norm without running statistics"
+    return None
 
 
-def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """Sum over places first, then the square; one place of the kernel at a time: no patches."""
+def chunk(learner: Learner) -> int:
+    """Samples at once."""
+    return CHUNK.get(learner.flat.theta.device.type, 32)
+
+
+def streamed(
+    learner: Learner, task: Task, roots: Roots
+) -> Iterator[tuple[list[Site], Iterator[list[Tensor]]]]:
+    """For each part of the task the sites, and for groups of roots the gradients at them.
+
+    A gradient is (R, B, ...) for the R roots of its group, in the order of the sites.
+    """
+    with learner.evaluating(full_precision=True):
+        for batch in task.chunks(chunk(learner)):
+            with captured(learner.net) as sites:
+                logits = learner.logits(learner.flat.theta, batch)
+            yield sites, _backward(sites, logits, roots(learner, batch, logits.detach()))
+
+
+def _backward(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
+    """One backward pass for all roots that fit into memory together."""
+    outputs = [site.output for site in sites]
+    size = max(1, FLOATS // sum(out.numel() for out in outputs))
+    for group in roots.split(size) if len(roots) else ():
+        kept = {"retain_graph": True, "is_grads_batched": len(group) > 1}
+        seed = group if len(group) > 1 else group[0]
+        found = torch.autograd.grad(logits, outputs, seed, **kept)
+        yield [s if len(group) > 1 else s.unsqueeze(0) for s in found]
+
+
+def law(labels: Labels, rng: Generator) -> Roots:
+    """The output Hessian's square roots: exact, one draw (`rng`), or the true label's gradient."""
+
+    def hessian(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+        drawn = rng if labels == "sampled" else None
+        found = learner.criterion.hessian_root(logits, learner.competing(batch), drawn)
+        return found[found.flatten(1).any(1)]  # without classes that no sample's task has
+
+    return gradient if labels == "empirical" else hessian
+
+
+def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+    """(1, B, K): the gradient of each sample's loss at its true label."""
+    with torch.enable_grad():
+        z = logits.detach().requires_grad_()
+        losses = learner.criterion(z, batch.y, learner.competing(batch))
+        return torch.autograd.grad(losses.sum(), z)[0].unsqueeze(0)
+
+
+def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, d, L): what each place of the output has seen, in the weight's order."""
+    assert isinstance(layer.padding, tuple)
+    return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+
+
+def elementwise(
+    site: Site, s: Tensor, power: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """For each parameter sum over roots and samples of power(gradient); power(xy) = its product."""
+    found = ELEMENTWISE[type(site.layer)](site.layer, site.input, s, power)
+    for (name, parameter), value in zip(site.layer.named_parameters(), found, strict=True):
+        yield site.key(name), value.view_as(parameter)
+
+
+def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """sum_b power(s_b a_b') = power(s)' power(a): no per-sample matrix is built."""
+    by_sample = power(s).sum(0)
+    weight = by_sample.T @ power(a)
+    return (weight,) if layer.bias is None else (weight, by_sample.sum(0))
+
+
+def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """Sum over places first, then the power; one place of the kernel at a time: no patches."""
     assert isinstance(layer.padding, tuple)
     (high, wide), (down, right) = layer.padding, layer.stride
-    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(2)
-    squares = []
+    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(3)
+    powers = []
     for i, j in product(*map(range, layer.kernel_size)):
         top, left = i * layer.dilation[0], j * layer.dilation[1]
-        rows = slice(top, top + down * (s.shape[2] - 1) + 1, down)
-        columns = slice(left, left + right * (s.shape[3] - 1) + 1, right)
+        rows = slice(top, top + down * (s.shape[3] - 1) + 1, down)
+        columns = slice(left, left + right * (s.shape[4] - 1) + 1, right)
         seen = a[:, :, rows, columns].flatten(2)
-        squares.append((flat @ seen.transpose(1, 2)).square().sum(0))
-    weight = torch.stack(squares, -1)
-    return (weight,) if layer.bias is None else (weight, s.sum((2, 3)).square().sum(0))
+        powers.append(power(flat @ seen.transpose(1, 2)).sum((0, 1)))
+    weight = torch.stack(powers, -1)
+    return (weight,) if layer.bias is None else (weight, power(flat.sum(3)).sum((0, 1)))
 
 
-def _norm(layer: nn.BatchNorm2d, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+def _norm(layer: nn.BatchNorm2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
     """The running statistics are constants."""
     assert layer.running_mean is not None and layer.running_var is not None
     centred = a - layer.running_mean.view(-1, 1, 1)
     scaled = centred * (layer.running_var + layer.eps).rsqrt().view(-1, 1, 1)
-    return (s * scaled).sum((2, 3)).square().sum(0), s.sum((2, 3)).square().sum(0)
+    weight, bias = (s * scaled).sum((3, 4)), s.sum((3, 4))
+    return power(weight).sum((0, 1)), power(bias).sum((0, 1))
 
 
-SQUARES: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
+ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _norm,

@@ -1,21 +1,35 @@
-"""Diagonal curvature, and its estimate by the empirical Fisher."""
+"""Diagonal curvature: identity, Fisher by any label law, the batched square, MAS.
+
+Fisher (Kirkpatrick et al. 2017, arXiv:1612.00796; van de Ven 2025 on its variants): the mean over
+samples of squared per-sample gradients, at labels that are
+    exact      all, weighted by the network's probabilities: the diagonal of the GGN
+    sampled    drawn once a sample from the network's probabilities: right in expectation
+    empirical  the true ones
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vjp, vmap
 
-from cl_bench.curvature.capture import captured, covers, squared_gradients
+from cl_bench.curvature.base import Estimator, fork, subset
+from cl_bench.curvature.capture import (
+    FLOATS,
+    Labels,
+    Roots,
+    chunk,
+    elementwise,
+    law,
+    streamed,
+    unserved,
+)
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task
-
-FLOATS = 2**25  # of per-sample gradients held at once: 128 MiB of float32
-CHUNK = 32  # samples at once, at most: what a layer sees stays in the cache
 
 
 @dataclass(frozen=True)
@@ -36,43 +50,114 @@ class Diagonal:
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         return type(self)(mine * self.values + theirs * other.values)
 
+    def trace(self) -> Tensor:
+        return self.values.sum(-1)
 
-def empirical_fisher(learner: Learner, task: Task) -> Diagonal:
-    """Mean over the task of the squared per-sample gradient of the loss at the true label.
+    def max_eigenvalue(self) -> Tensor:
+        return self.values.amax(-1)
 
-    Not the square of a batch's mean gradient, which is smaller by about the batch's size.
-    Taken in evaluation mode, without augmentation, in float32; memory is bounded by `FLOATS`.
+
+class Identity(Estimator):
+    """A = I, whatever the data: plain L2 towards the anchor."""
+
+    def __call__(self, learner: Learner, task: Task) -> Diagonal:
+        return Diagonal(torch.ones_like(learner.flat.grad))
+
+
+class Fisher(Estimator):
+    """Mean over `samples` of the task (null: all) of sum_r (J' root_r)^2."""
+
+    def __init__(self, labels: Labels, samples: int | None) -> None:
+        self.labels: Labels = labels
+        self.samples = samples
+
+    def __call__(self, learner: Learner, task: Task) -> Diagonal:
+        chosen = subset(task, self.samples, learner.rng)
+        return mean_of(torch.square, learner, chosen, law(self.labels, fork(learner.rng)))
+
+
+class BatchedFisher(Estimator):
+    """Mean over batches of the squared gradient of the batch's mean loss.
+
+    Not a Fisher: signs cancel within a batch, so it is smaller by about the batch's size. Many
+    published codes compute it (GEM's, Avalanche's); here to reproduce them.
     """
+
+    def __init__(self, batch_size: int, samples: int | None) -> None:
+        self.batch_size, self.samples = batch_size, samples
+
+    def __call__(self, learner: Learner, task: Task) -> Diagonal:
+        chosen, total = subset(task, self.samples, learner.rng), torch.zeros_like(learner.flat.grad)
+        with learner.evaluating(full_precision=True):
+            for batch in chosen.chunks(self.batch_size):
+                total.add_(_gradient(learner, batch).square())
+        return Diagonal(total.div_(-(-len(chosen) // self.batch_size)))
+
+
+def _gradient(learner: Learner, batch: Batch) -> Tensor:
+    theta = learner.flat.theta.detach().clone().requires_grad_()
+    return torch.autograd.grad(learner.loss(theta, batch), theta)[0]
+
+
+class MAS(Estimator):
+    """Mean of |d ||f(x)||^2 / d theta| over the live outputs (Aljundi et al. 2018).
+
+    arXiv:1711.09601. The absolute value is each sample's; no label is used.
+    """
+
+    def __init__(self, samples: int | None) -> None:
+        self.samples = samples
+
+    def __call__(self, learner: Learner, task: Task) -> Diagonal:
+        chosen = subset(task, self.samples, learner.rng)
+        return mean_of(torch.abs, learner, chosen, _norm_gradient)
+
+
+def _norm_gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+    live = learner.competing(batch)
+    return (2 * (logits if live is None else logits * live)).unsqueeze(0)
+
+
+def mean_of(
+    power: Callable[[Tensor], Tensor], learner: Learner, task: Task, roots: Roots
+) -> Diagonal:
+    """Mean over samples of sum_r power(J' root_r), by layers or, for any network, by rows."""
     total = torch.zeros_like(learner.flat.grad)
-    layered = covers(learner.net)
-    largest = max(learner.flat.sizes) if layered else total.numel()
-    with learner.evaluating(full_precision=True):
-        for batch in task.chunks(min(CHUNK, max(1, FLOATS // largest))):
-            (_add_layered if layered else _add_dense)(total, learner, batch)
+    if unserved(learner.net) is None:
+        views = learner.flat.views(total)
+        for sites, gradients in streamed(learner, task, roots):
+            for group in gradients:
+                for site, s in zip(sites, group, strict=True):
+                    for name, value in elementwise(site, s, power):
+                        views[name].add_(value)
+    else:
+        for rows in jacobian_rows(learner, task, roots):
+            total.add_(power(rows).sum(0))
     return Diagonal(total.div_(len(task)))
 
 
-def _add_layered(total: Tensor, learner: Learner, batch: Batch) -> None:
-    """By the products of what each layer saw: about the cost of a training step."""
-    views = learner.flat.views(total)
-    with captured(learner.net) as sites:
-        losses = learner.losses(learner.flat.theta, batch)
-    for name, square in squared_gradients(sites, losses):
-        views[name].add_(square)
-
-
-def _add_dense(total: Tensor, learner: Learner, batch: Batch) -> None:
-    """For any network: all per-sample gradients, one vectorised backward pass."""
+def jacobian_rows(learner: Learner, task: Task, roots: Roots) -> Iterator[Tensor]:
+    """Per-sample gradients (R x B, P) of parts of a task, by one vectorised backward pass each."""
     theta = learner.flat.theta.detach()
-    total.add_(per_sample_gradients(learner.losses, theta, batch).square().sum(0))
+    with learner.evaluating(full_precision=True):
+        for whole in task.chunks(chunk(learner)):
+            with torch.no_grad():
+                logits = learner.logits(learner.flat.theta, whole)
+            seeds = roots(learner, whole, logits)
+            size = max(1, FLOATS // (max(1, len(seeds)) * theta.numel()))
+            for start in range(0, len(whole.y), size):
+                part = slice(start, start + size)
+                rows = _rows(learner, theta, whole.rows(part), seeds[:, part])
+                yield rows.flatten(0, 1)
 
 
-def per_sample_gradients(
-    losses: Callable[[Tensor, Batch], Tensor], theta: Tensor, batch: Batch
-) -> Tensor:
-    """(B, P): the gradient of each sample's loss, by one vectorised backward pass."""
+def _rows(learner: Learner, theta: Tensor, batch: Batch, roots: Tensor) -> Tensor:
+    """(R, B, P)"""
 
-    def single(theta: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        return losses(theta, Batch(x[None], y[None], t[None])).squeeze(0)
+    def single(x: Tensor, y: Tensor, t: Tensor, seeds: Tensor) -> Tensor:
+        def outputs(theta: Tensor) -> Tensor:
+            return learner.logits(theta, Batch(x[None], y[None], t[None]))[0]
 
-    return vmap(grad(single), in_dims=(None, 0, 0, 0))(theta, batch.x, batch.y, batch.t)
+        return vmap(vjp(outputs, theta)[1])(seeds)[0]
+
+    return vmap(single, in_dims=(0, 0, 0, 1), out_dims=1)(batch.x, batch.y, batch.t, roots)

@@ -1,42 +1,44 @@
-"""Elastic Weight Consolidation: a quadratic penalty on what past tasks need.
+"""A quadratic penalty on past tasks, whatever the curvature and however the tasks add up.
 
-Kirkpatrick et al. 2017 (arXiv:1612.00796) in the one-anchor form of Huszar 2018
-(arXiv:1712.03847, `decay` = 1: consolidated) and Schwarz et al. 2018 (arXiv:1805.06370,
-`decay` < 1: online).
+EWC         diagonal Fisher (Kirkpatrick et al. 2017, arXiv:1612.00796; papers/002): merging=apart
+            is its eq. 13, sum Huszar's (arXiv:1712.03847), online Schwarz et al.'s
+            (arXiv:1805.06370); the gradient's 1/2 is in the penalty, other codes may lack it
+OSLA        K-FAC (Ritter et al. 2018, arXiv:1805.07810)
+MAS         |d ||f||^2 / d theta| (Aljundi et al. 2018, arXiv:1711.09601)
+L2          the identity
+prior       the second-order Taylor expansion of the old loss (papers/000 eq. 3)
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-from cl_bench.curvature.base import Curvature, Estimator
+from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.penalty import Merging, Penalty
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.types import Batch, Task
 
 
 class EWC(Method):
-    """loss + strength/2 (theta - anchor)' A (theta - anchor), with A <- A_task + decay A."""
+    """loss + strength/2 (theta - anchor)' A (theta - anchor)."""
 
     def __init__(
-        self, learner: Learner, curvature: Estimator, strength: float, decay: float
+        self,
+        learner: Learner,
+        curvature: Estimator,
+        merging: Merging,
+        strength: float,
+        step: Literal["explicit", "implicit"],
     ) -> None:
         super().__init__(learner)
-        self.estimate, self.strength, self.decay = curvature, strength, decay
-        self.past: tuple[Curvature, Tensor] | None = None  # (A, anchor)
+        curvature.check(learner)
+        self.estimate, self.penalty = curvature, Penalty(merging, strength, step)
 
     def observe(self, batch: Batch) -> Tensor:
-        learner = self.learner
-        loss = learner.gradient(learner.loss, batch)
-        if self.past is not None:
-            curvature, anchor = self.past
-            pull = curvature.matvec(learner.flat.theta.data - anchor)
-            learner.flat.grad.add_(pull, alpha=self.strength)
-        learner.step()
-        return loss
+        return self.penalty.descend(self.learner, self.learner.loss, batch)
 
     def end_task(self, task: Task) -> None:
-        found = self.estimate(self.learner, task)
-        if self.past is not None:
-            found = found.merge(self.past[0], 1.0, self.decay)
-        self.past = found, self.learner.flat.theta.detach().clone()
+        self.penalty.add(self.learner, self.estimate(self.learner, task), task)

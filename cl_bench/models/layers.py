@@ -9,6 +9,7 @@ from torch import nn
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "tanh"]
 Init = Literal["torch", "xavier", "kaiming"]
 HeadInit = Literal["zero", "same"]
+Norm = Literal["batch", "folded"]  # folded: merged into the convolutions as it starts
 
 ACTIVATIONS = {
     "relu": nn.ReLU,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from cl_bench.models.fold import fold
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
     HeadInit,
     Init,
+    Norm,
     batch_norm,
     initialise,
 )
@@ -54,6 +57,7 @@ class ResNet18(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
+        norm: Norm,
     ) -> None:
         super().__init__()
         stem = nn.Conv2d(shape[0], width, 3, 1, 1, bias=False)
@@ -67,6 +71,8 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(before, num_classes)
         initialise(self, self.head, init, head_init)
+        if norm == "folded":
+            fold(self, torch.zeros(1, *shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, K)."""
@@ -79,7 +85,12 @@ class TorchvisionResNet18(nn.Module):
     spatial = True
 
     def __init__(
-        self, shape: Sequence[int], num_classes: int, activation: Activation, head_init: HeadInit
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        activation: Activation,
+        head_init: HeadInit,
+        norm: Norm,
     ) -> None:
         from torchvision.models import resnet18
 
@@ -96,6 +107,8 @@ class TorchvisionResNet18(nn.Module):
                 if isinstance(child, nn.BatchNorm2d):
                     child.num_batches_tracked = None
         initialise(self, self.head, "torch", head_init)
+        if norm == "folded":
+            fold(self, torch.zeros(1, *shape))
 
     @property
     def head(self) -> nn.Linear:

@@ -1,0 +1,93 @@
+"""The whole matrix, for small networks and for tests: Fisher (GGN) or Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from torch import Tensor
+
+from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, eigh, fork, subset
+from cl_bench.curvature.capture import Labels, law
+from cl_bench.curvature.diagonal import jacobian_rows
+from cl_bench.curvature.products import hessian
+from cl_bench.learner import Learner
+from cl_bench.types import Task, UserError
+
+LARGEST = 8192  # parameters: 256 MiB of float32
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A (P, P) itself, symmetric."""
+
+    matrix: Tensor
+
+    @cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, ascending, and eigenvectors."""
+        return eigh(self.matrix)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return v @ self.matrix
+
+    def quadratic(self, v: Tensor) -> Tensor:
+        return (self.matvec(v) * v).sum(-1)
+
+    def solve(self, v: Tensor, damping: float) -> Tensor:
+        values, vectors = self.eigen
+        return ((v @ vectors) / (values + damping)) @ vectors.T
+
+    def merge(self, other: Self, mine: float, theirs: float) -> Self:
+        return type(self)(mine * self.matrix + theirs * other.matrix)
+
+    def trace(self) -> Tensor:
+        return self.matrix.trace()
+
+    def max_eigenvalue(self) -> Tensor:
+        return self.eigen[0][-1]
+
+
+class Small(Estimator):
+    """An estimator that needs the square of the number of parameters."""
+
+    def check(self, learner: Learner) -> None:
+        count = learner.flat.theta.numel()
+        if count > LARGEST:
+            raise UserError(
+                f"curvature: a dense matrix of {count} parameters (at most {LARGEST}); "
+                "use a smaller model, kfac or diag_fisher"
+            )
+
+
+class FullFisher(Small):
+    """Mean over samples of sum_r J' root_r root_r' J; with exact labels the GGN."""
+
+    def __init__(self, labels: Labels, samples: int | None) -> None:
+        self.labels: Labels = labels
+        self.samples = samples
+
+    def __call__(self, learner: Learner, task: Task) -> Dense:
+        self.check(learner)
+        chosen = subset(task, self.samples, learner.rng)
+        count = learner.flat.grad.numel()
+        total = learner.flat.grad.new_zeros(count, count)
+        for rows in jacobian_rows(learner, chosen, law(self.labels, fork(learner.rng))):
+            total.addmm_(rows.T, rows)
+        return Dense(total.div_(len(chosen)))
+
+
+class FullHessian(Small):
+    """The Hessian of the mean loss, its negative eigenvalues kept, reflected or cut off."""
+
+    def __init__(self, negative: Negative, samples: int | None) -> None:
+        self.negative, self.samples = negative, samples
+
+    def __call__(self, learner: Learner, task: Task) -> Dense:
+        self.check(learner)
+        matrix = hessian(learner, subset(task, self.samples, learner.rng))
+        if self.negative == "raw":
+            return Dense(matrix)
+        values, vectors = eigh(matrix)
+        return Dense(vectors * NEGATIVE[self.negative](values) @ vectors.T)

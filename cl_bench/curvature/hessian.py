@@ -1,0 +1,92 @@
+"""Diagonals of the Hessian: by Hutchinson's probes, of the GGN, exact; and its row sums.
+
+The Hessian's diagonal may be negative, and a penalty by it unbounded below: `negative` says what
+becomes of such entries.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+
+from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, fork, subset
+from cl_bench.curvature.capture import FLOATS, chunk
+from cl_bench.curvature.dense import Small
+from cl_bench.curvature.diagonal import Diagonal, Fisher
+from cl_bench.curvature.products import hessian, hessian_product
+from cl_bench.learner import Learner
+from cl_bench.types import Batch, Task, beside
+
+
+class DiagonalHessian(Estimator):
+    """diag of the Hessian of the mean loss.
+
+    estimate=hutchinson  mean over probes of v * (H v), v of random signs: unbiased (Bekas 2007)
+    estimate=ggn         of the GGN: the exact Fisher
+    estimate=exact       all of H, for small networks
+    """
+
+    def __init__(
+        self,
+        estimate: Literal["hutchinson", "ggn", "exact"],
+        negative: Negative,
+        probes: int,
+        samples: int | None,
+    ) -> None:
+        self.estimate, self.negative = estimate, negative
+        self.probes, self.samples = probes, samples
+
+    def check(self, learner: Learner) -> None:
+        if self.estimate == "exact":
+            Small().check(learner)
+
+    def __call__(self, learner: Learner, task: Task) -> Diagonal:
+        self.check(learner)
+        chosen = subset(task, self.samples, learner.rng)
+        if self.estimate == "ggn":
+            return Fisher("exact", None)(learner, chosen)
+        exact = self.estimate == "exact"
+        values = hessian(learner, chosen).diagonal() if exact else self._probed(learner, chosen)
+        return Diagonal(NEGATIVE[self.negative](values).clone())
+
+    def _probed(self, learner: Learner, task: Task) -> Tensor:
+        product, rng = hessian_product(learner, task), fork(learner.rng)
+        total = torch.zeros_like(learner.flat.grad)
+        for _ in range(self.probes):
+            signs = torch.randint(2, total.shape, generator=rng) * 2 - 1
+            v = beside(signs, total).to(total.dtype)
+            total += v * product(v)
+        return total / self.probes
+
+
+class HessianRowSums(Estimator):
+    """Mean over samples of |H_b 1|: the gradient of the sum of a gradient's entries.
+
+    What the code published with the note on EWC (papers/002, secder_mode with abs_mode) computes
+    in place of the Hessian's diagonal; equal to its absolute value only where H is diagonal.
+    """
+
+    def __init__(self, samples: int | None) -> None:
+        self.samples = samples
+
+    def __call__(self, learner: Learner, task: Task) -> Diagonal:
+        chosen = subset(task, self.samples, learner.rng)
+        total, theta = torch.zeros_like(learner.flat.grad), learner.flat.theta.detach()
+        ones = torch.ones_like(theta)
+
+        def row_sums(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+            def slope(theta: Tensor) -> Tensor:
+                return grad(lambda th: learner.losses(th, Batch(x[None], y[None], t[None])).sum())(
+                    theta
+                )
+
+            return vjp(slope, theta)[1](ones)[0]
+
+        size = min(chunk(learner), max(1, FLOATS // theta.numel()))
+        with learner.evaluating(full_precision=True):
+            for batch in chosen.chunks(size):
+                total += vmap(row_sums)(batch.x, batch.y, batch.t).abs().sum(0)
+        return Diagonal(total / len(chosen))

@@ -1,0 +1,145 @@
+"""Estimators of Kronecker factors, summed over a task layer by layer.
+
+With a_l (d) what a unit sees at place l of L (1 appended for the bias), s_l (out) the gradient at
+its output, B samples and R roots of the output Hessian (the label law):
+
+K-FAC (Martens & Grosse 2015, arXiv:1503.05671; convolutions: Grosse & Martens 2016,
+arXiv:1602.01407): A = E[sum_l a_l a_l'], G = E[sum_l s_l s_l' / L].
+TK-FAC (Gao et al. 2021, arXiv:2011.10741, eq. 4.9 and theorem 4.3): both factors weighted by the
+other's trace and normalised to trace 1, the scale delta their joint trace.
+EKFAC (George et al. 2018, arXiv:1806.03884): K-FAC's eigenbasis with the Fisher's own diagonal.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cl_bench.curvature.base import Estimator, fork, subset
+from cl_bench.curvature.capture import (
+    FLOATS,
+    Labels,
+    Site,
+    law,
+    layers,
+    streamed,
+    unserved,
+)
+from cl_bench.curvature.kronecker import Blocks, Corrected, Factors
+from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
+from cl_bench.learner import Learner
+from cl_bench.types import Task, UserError
+
+
+class Factored(Estimator):
+    """What the three share: which labels, how many samples, what becomes of batch norm's weights.
+
+    batch_norm=diagonal  their diagonal Fisher
+    batch_norm=frozen    no curvature: they do not move (schedule.batch_norm=frozen)
+    """
+
+    linear: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        labels: Literal["exact", "sampled"],
+        samples: int | None,
+        batch_norm: Literal["diagonal", "frozen"],
+    ) -> None:
+        self.labels: Labels = labels
+        self.samples, self.batch_norm = samples, batch_norm
+
+    def check(self, learner: Learner) -> None:
+        name = unserved(learner.net)
+        if name is not None:
+            raise UserError(f"curvature: no Kronecker factors for layer {name}; use diag_fisher")
+
+    def sums(
+        self, learner: Learner, task: Task, rng: Generator, kind: type[Sum]
+    ) -> tuple[dict[str, Sum], Tensor]:
+        """For each layer its sums over the task, and the diagonal (P,) of batch norm's weights."""
+        self.check(learner)
+        found = {name: kind(name, layer, learner) for name, layer in factored(learner.net)}
+        squares = Squares(learner, self.batch_norm == "diagonal")
+        for sites, gradients in streamed(learner, task, law(self.labels, rng)):
+            for group in gradients:
+                for site, s in zip(sites, group, strict=True):
+                    found.get(site.name, squares).outputs(site, s)
+            for site in sites:
+                found.get(site.name, squares).inputs(site)
+        return found, squares.total / len(task)
+
+
+def factored(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that get a block each."""
+    return [(name, m) for name, m in layers(net) if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+class KFAC(Factored):
+    """A and G of each layer."""
+
+    def __call__(self, learner: Learner, task: Task) -> Blocks:
+        chosen = subset(task, self.samples, learner.rng)
+        found, rest = self.sums(learner, chosen, fork(learner.rng), Sum)
+        return Blocks([part.factors(len(chosen)) for part in found.values()], rest)
+
+
+class TKFAC(Factored):
+    """delta Psi (x) Phi of each layer.
+
+    delta=published  in a convolution, products at distinct places are taken for uncorrelated
+    delta=exact      the trace of the layer's Fisher, by one more look at its gradients
+    """
+
+    def __init__(
+        self,
+        labels: Literal["exact", "sampled"],
+        samples: int | None,
+        batch_norm: Literal["diagonal", "frozen"],
+        delta: Literal["published", "exact"],
+    ) -> None:
+        super().__init__(labels, samples, batch_norm)
+        self.delta = delta
+
+    def __call__(self, learner: Learner, task: Task) -> Blocks:
+        chosen = subset(task, self.samples, learner.rng)
+        kind = ExactlyTraced if self.delta == "exact" else Traced
+        found, rest = self.sums(learner, chosen, fork(learner.rng), kind)
+        return Blocks([part.factors(len(chosen)) for part in found.values()], rest)
+
+
+class EKFAC(Factored):
+    """K-FAC's eigenbasis; the diagonal in it by a second pass with the same labels."""
+
+    def __call__(self, learner: Learner, task: Task) -> Blocks:
+        chosen = subset(task, self.samples, learner.rng)
+        rng = fork(learner.rng)
+        start = rng.get_state()
+        found, rest = self.sums(learner, chosen, rng, Sum)
+        bases = {name: part.factors(len(chosen)) for name, part in found.items()}
+        totals = {name: torch.zeros_like(b.g @ b.place.read(rest)) for name, b in bases.items()}
+        rng.set_state(start)
+        for sites, gradients in streamed(learner, chosen, law(self.labels, rng)):
+            for group in gradients:
+                for site, s in zip(sites, group, strict=True):
+                    if site.name in bases:
+                        _add_rotated(totals[site.name], found[site.name], bases[site.name], site, s)
+        blocks = [Corrected(bases[name], total / len(chosen)) for name, total in totals.items()]
+        return Blocks(blocks, rest)
+
+
+def _add_rotated(total: Tensor, part: Sum, basis: Factors, site: Site, s: Tensor) -> None:
+    """total (out, d) += sum over roots and samples of (U_G' grad U_A)^2."""
+    _, u_a, _, u_g = basis.eigen
+    s = u_g.T @ places(s)
+    if s.shape[-1] == 1:
+        for a, _ in part.seen(site):
+            total.addmm_(s.squeeze(-1).square().sum(0).T, (a.squeeze(-1) @ u_a).square())
+        return
+    size = max(1, FLOATS // (len(s) * total.numel()))
+    for a, where in part.seen(site):
+        inner = zip((u_a.T @ a).split(size), s[:, where].split(size, 1), strict=True)
+        for turned, slopes in inner:
+            total.add_((slopes @ turned.transpose(1, 2)).square().sum((0, 1)))

@@ -1,0 +1,135 @@
+"""A quadratic penalty on what past tasks need, how tasks add up in it, and its two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cl_bench.curvature.base import Curvature
+from cl_bench.learner import Learner, Objective
+from cl_bench.optim import rate, stability
+from cl_bench.types import Task, UserError
+
+
+class Anchored(NamedTuple):
+    """1/2 (theta - anchor)' A (theta - anchor), for so many tasks and samples."""
+
+    curvature: Any  # a Curvature
+    anchor: Tensor  # (P,)
+    tasks: int
+    samples: int
+
+
+Merging = Callable[[list[Anchored], Anchored], list[Anchored]]
+
+
+def decayed(past: list[Anchored], found: Anchored, decay: float) -> list[Anchored]:
+    """A <- A_t + decay A, one anchor: the last theta.
+
+    decay = 1 is consolidated EWC (Huszar 2018, arXiv:1712.03847; papers/002 eq. 14), below 1
+    online EWC (Schwarz et al. 2018, arXiv:1805.06370), 0 forgets all but the last task.
+    """
+    return [_merged(old, found, 1.0, decay) for old in past] or [found]
+
+
+def averaged(
+    past: list[Anchored], found: Anchored, by: Literal["tasks", "samples"]
+) -> list[Anchored]:
+    """A <- the mean over all tasks (or samples) so far, one anchor: ((t-1) A + A_t) / t."""
+
+    def mean(old: Anchored) -> Anchored:
+        counts = (found.tasks, old.tasks) if by == "tasks" else (found.samples, old.samples)
+        return _merged(old, found, counts[0] / sum(counts), counts[1] / sum(counts))
+
+    return [mean(old) for old in past] or [found]
+
+
+def apart(past: list[Anchored], found: Anchored) -> list[Anchored]:
+    """Each task keeps its own anchor (Kirkpatrick et al. 2017; papers/002 eq. 13).
+
+    Memory and time grow with the number of tasks. Early tasks count again through later anchors
+    (Huszar 2018): for three tasks and more this is not what joint training minimises.
+    """
+    return [*past, found]
+
+
+def _merged(old: Anchored, new: Anchored, mine: float, theirs: float) -> Anchored:
+    curvature = new.curvature.merge(old.curvature, mine, theirs)
+    return Anchored(curvature, new.anchor, new.tasks + old.tasks, new.samples + old.samples)
+
+
+class Penalty:
+    """strength/2 sum_j (theta - a_j)' A_j (theta - a_j), for one anchor or one each task.
+
+    step=explicit  its gradient joins the loss's: stable while lr strength max_eigenvalue < 2
+    step=implicit  after the step on the loss, theta <- argmin of the penalty +
+                   |x - theta|^2 / (2 lr): stable at any strength, with the same fixed points;
+                   with momentum m, lr / (1 - m) is what a step goes in the long run
+    """
+
+    def __init__(
+        self, merging: Merging, strength: float, step: Literal["explicit", "implicit"]
+    ) -> None:
+        self.merging, self.strength, self.step = merging, strength, step
+        self.past: list[Anchored] = []
+        self.total: list[Curvature] = []  # the sum, where the anchors are apart
+
+    def descend(self, learner: Learner, objective: Objective, *args: Any) -> Tensor:
+        """One step on objective + penalty; returns the objective's value."""
+        loss = learner.gradient(objective, *args)
+        self.move(learner)
+        return loss
+
+    def move(self, learner: Learner) -> None:
+        """The step that `flat.grad` and the penalty ask for together."""
+        active = bool(self.past) and self.strength > 0
+        if active and self.step == "explicit":
+            pull = self.pull(learner.flat.theta.detach())
+            learner.flat.grad.add_(pull, alpha=self.strength)
+        learner.step()
+        if active and self.step == "implicit":
+            self._contract(learner)
+
+    def pull(self, theta: Tensor) -> Tensor:
+        """sum_j A_j (theta - a_j): the gradient, without the strength."""
+        first, *others = self.past
+        total = first.curvature.matvec(theta - first.anchor)
+        for each in others:
+            total = total + each.curvature.matvec(theta - each.anchor)
+        return total
+
+    def add(self, learner: Learner, curvature: Curvature, task: Task) -> None:
+        """Take in a finished task: its curvature at the present theta, which is the anchor."""
+        anchor = learner.flat.theta.detach().clone()
+        found = Anchored(curvature, anchor, len(task.t.unique()), len(task))
+        before, self.past = self.past, self.merging(self.past, found)
+        if len(self.past) > 1:
+            self.total = [found.curvature.merge(self._whole(before), 1.0, 1.0)]
+        if self.step == "explicit":
+            self._refuse_unstable(learner)
+
+    def _whole(self, past: list[Anchored]) -> Any:
+        return self.total[0] if self.total else past[0].curvature
+
+    @torch.no_grad()
+    def _contract(self, learner: Learner) -> None:
+        """The implicit step: one Newton step on a quadratic is its minimiser."""
+        theta, damping = learner.flat.theta, 1 / (rate(learner.optimizer) * self.strength)
+        if len(self.past) == 1:
+            curvature, anchor, *_ = self.past[0]
+            theta.copy_(anchor + damping * curvature.solve(theta - anchor, damping))
+        else:
+            theta.sub_(self._whole(self.past).solve(self.pull(theta), damping))
+
+    def _refuse_unstable(self, learner: Learner) -> None:
+        largest = float(self._whole(self.past).max_eigenvalue())
+        limit = stability(learner.optimizer) / max(largest, 1e-30)
+        if self.strength >= limit:
+            raise UserError(
+                f"method.strength={self.strength}: an explicit step diverges from {limit:.4g} on "
+                "(2 / (lr x the curvature's largest eigenvalue)); use method.step=implicit, "
+                "a smaller strength or a smaller optimizer.lr"
+            )

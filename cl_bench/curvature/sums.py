@@ -1,0 +1,139 @@
+"""A layer's Kronecker factors, summed batch by batch: what each estimator adds up.
+
+Shapes: B samples, R roots, L places of a convolution (1 of a linear layer), d inputs of a unit (1
+appended for the bias), in the order of the flat vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_bench.curvature.capture import FLOATS, Site, elementwise, patches
+from cl_bench.curvature.kronecker import Factors, Place
+from cl_bench.learner import Learner
+
+
+class Sum:
+    """One layer's A (d, d) and G (out, out) for K-FAC, over the samples so far."""
+
+    def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
+        self.place, self.channels_last = Place.of(name, learner.flat), learner.flat.channels_last
+        size = self.place.size
+        self.a = learner.flat.grad.new_zeros(size, size)
+        self.g = learner.flat.grad.new_zeros(self.place.out, self.place.out)
+
+    def outputs(self, site: Site, s: Tensor) -> None:
+        """Take in a group of roots: s (R, B, out[, H, W])."""
+        s = places(s).flatten(0, 1)
+        gram(self.g, s, None, 1 / s.shape[-1])
+
+    def inputs(self, site: Site) -> None:
+        """Take in what the layer saw; called once a batch, after all of its roots."""
+        for part, _ in self.seen(site):
+            gram(self.a, part, None, 1.0)
+
+    def factors(self, samples: int) -> Factors:
+        """The means over the samples."""
+        return Factors(self.place, self.a / samples, self.g / samples, self.a.new_ones(()))
+
+    def seen(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
+        """a (b, d, L) in the order of the flat vector, for parts of the batch that fit."""
+        size = max(1, FLOATS // (self.place.size * self._places(site)))
+        for start in range(0, len(site.input), size):
+            part = slice(start, start + size)
+            yield self._patches(site.layer, site.input[part]), part
+
+    def _places(self, site: Site) -> int:
+        return site.output[0, 0].numel()
+
+    def _patches(self, layer: nn.Module, a: Tensor) -> Tensor:
+        if isinstance(layer, nn.Conv2d):
+            channels, a = a.shape[1], patches(layer, a)
+            if self.channels_last:
+                a = a.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1, 2)
+        else:
+            a = a.unsqueeze(-1)
+        return a if self.place.bias is None else F.pad(a, (0, 0, 0, 1), value=1.0)
+
+
+class Squares:
+    """Batch norm's weights: the diagonal (P,) of their Fisher, if it is wanted."""
+
+    def __init__(self, learner: Learner, wanted: bool) -> None:
+        self.total, self.wanted = torch.zeros_like(learner.flat.grad), wanted
+        self.views = learner.flat.views(self.total)
+
+    def outputs(self, site: Site, s: Tensor) -> None:
+        if self.wanted:
+            for name, value in elementwise(site, s, torch.square):
+                self.views[name].add_(value)
+
+    def inputs(self, site: Site) -> None: ...
+
+
+class Traced(Sum):
+    """The same for TK-FAC: each place weighted by the other factor's trace there."""
+
+    def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
+        super().__init__(name, layer, learner)
+        self.weights: Tensor | float = 0.0  # (B, L): sum over roots of |s_l|^2, of this batch
+
+    def outputs(self, site: Site, s: Tensor) -> None:
+        s = places(s)
+        self.weights = self.weights + s.square().sum((0, 2))
+        gram(self.g, s.flatten(0, 1), self._norms(site).repeat(len(s), 1), 1.0)
+
+    def inputs(self, site: Site) -> None:
+        if isinstance(self.weights, Tensor):
+            for a, part in self.seen(site):
+                gram(self.a, a, self.weights[part], 1.0)
+        self.weights = 0.0
+
+    def factors(self, samples: int) -> Factors:
+        delta = self.a.trace()
+        unit = delta.clamp(min=torch.finfo(delta.dtype).tiny)
+        return Factors(self.place, self.a / unit, self.g / unit, delta / samples)
+
+    def _norms(self, site: Site) -> Tensor:
+        """(B, L): |a_l|^2, the bias's 1 included."""
+        layer, squares = site.layer, site.input.square().sum(1, keepdim=True)
+        if isinstance(layer, nn.Conv2d):
+            ones = squares.new_ones(1, 1, *layer.kernel_size)
+            assert isinstance(layer.padding, tuple)
+            squares = F.conv2d(squares, ones, None, layer.stride, layer.padding, layer.dilation)
+        return squares.flatten(1) + (self.place.bias is not None)
+
+
+class ExactlyTraced(Traced):
+    """TK-FAC with delta the trace of the Fisher itself."""
+
+    def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
+        super().__init__(name, layer, learner)
+        self.trace = self.a.new_zeros(())
+
+    def outputs(self, site: Site, s: Tensor) -> None:
+        super().outputs(site, s)
+        for _, value in elementwise(site, s, torch.square):
+            self.trace.add_(value.sum())
+
+    def factors(self, samples: int) -> Factors:
+        found = super().factors(samples)
+        return Factors(self.place, found.a, found.g, self.trace / samples)
+
+
+def places(s: Tensor) -> Tensor:
+    """(R, B, out[, H, W]) -> (R, B, out, L)."""
+    return s.unsqueeze(-1) if s.dim() == 3 else s.flatten(3)
+
+
+def gram(total: Tensor, x: Tensor, weights: Tensor | None, scale: float) -> None:
+    """total (d, d) += scale sum_nl w_nl x_nl x_nl', for x (N, d, L) and w (N, L)."""
+    left = x if weights is None else x * weights.unsqueeze(1)
+    if x.shape[-1] == 1:
+        total.addmm_(left.squeeze(-1).T, x.squeeze(-1), alpha=scale)
+    else:
+        total.addbmm_(left, x.transpose(1, 2), alpha=scale)

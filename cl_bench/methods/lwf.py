@@ -1,0 +1,95 @@
+"""Distillation from the network as the last task left it.
+
+LwF (Li & Hoiem 2016, arXiv:1606.09282): source=new, on the new task's images, temperature 2.
+papers/000 eq. 4: temperature 1 on old images, source=old_full (all of them) or source=buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.buffer import Reservoir
+from cl_bench.learner import Learner, Snapshot
+from cl_bench.methods.base import Method
+from cl_bench.types import Batch, Task
+
+
+class LwF(Method):
+    """loss + strength T^2 KL(softmax(f_old / T) || softmax(f / T)), summed over old heads.
+
+    A head is a set of classes that competed for a past task when it ended: each task's own in
+    task-IL, all classes so far in class-IL, all classes in data-IL. On an old image it is that of
+    the image's task alone. The teacher sees the very image that the student sees, in evaluation
+    mode, with the statistics of batch norm that it had.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        strength: float,
+        temperature: float,
+        source: Literal["new", "buffer", "old_full"],
+        capacity: int,
+        replay: int,
+    ) -> None:
+        super().__init__(learner)
+        self.strength, self.temperature, self.source = strength, temperature, source
+        self.replay = replay
+        self.memory = Reservoir(capacity, learner.rng)
+        self.teacher: Snapshot | None = None
+        self.tasks: list[int] = []  # the past ones
+        self.live = learner.flat.grad.new_zeros(0, 0).bool()  # (T, K) when the last task ended
+
+    def observe(self, batch: Batch) -> Tensor:
+        learner, fresh = self.learner, self.learner.augmented(batch)
+        if self.teacher is None:
+            loss = learner.differentiate(learner.loss, fresh)
+        elif self.source == "new":
+            taught = fresh._replace(logits=learner.recall(self.teacher, fresh))
+            heads = self.live[self.tasks].unique(dim=0).unsqueeze(1)
+            loss = learner.differentiate(self._on_new, taught, heads)
+        else:
+            old = learner.augmented(self.memory.sample(self.replay))
+            old = old._replace(logits=learner.recall(self.teacher, old))
+            loss = learner.differentiate(self._on_old, fresh, old, self.live[old.t].unsqueeze(0))
+        learner.step()
+        return loss
+
+    def end_task(self, task: Task) -> None:
+        self.teacher = self.learner.snapshot()
+        self.tasks = sorted({*self.tasks, *task.t.unique().tolist()})
+        self.live = self.learner.live.clone()
+        if self.source == "old_full":
+            self.memory.capacity = self.memory.seen + len(task)
+        if self.source != "new":
+            self.memory.add(Batch(task.x, task.y, task.t))
+
+    def _on_new(self, theta: Tensor, batch: Batch, heads: Tensor) -> Tensor:
+        """The loss and the divergence on one batch, by one forward pass."""
+        logits = self.learner.logits(theta, batch)
+        losses = self.learner.criterion(logits, batch.y, self.learner.competing(batch))
+        assert batch.logits is not None
+        return losses.mean() + self._pull(batch.logits, logits, heads)
+
+    def _on_old(self, theta: Tensor, batch: Batch, old: Batch, heads: Tensor) -> Tensor:
+        """The loss on the new, the divergence on the old."""
+        assert old.logits is not None
+        kept = self._pull(old.logits, self.learner.logits(theta, old), heads)
+        return self.learner.loss(theta, batch) + kept
+
+    def _pull(self, before: Tensor, now: Tensor, heads: Tensor) -> Tensor:
+        found = divergence(before / self.temperature, now / self.temperature, heads)
+        return self.strength * self.temperature**2 * found.sum(0).mean()
+
+
+def divergence(before: Tensor, now: Tensor, live: Tensor) -> Tensor:
+    """KL(softmax(before) || softmax(now)) over the live classes: (B, K), (H, B or 1, K) -> (H, B).
+
+    At least in float32, as every loss.
+    """
+    kind = torch.promote_types(now.dtype, torch.float32)
+    old, new = (z.to(kind).masked_fill(~live, -torch.inf).log_softmax(-1) for z in (before, now))
+    return (old.exp() * (old - new).masked_fill(~live, 0.0)).sum(-1)

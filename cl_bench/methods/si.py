@@ -1,0 +1,50 @@
+"""Synaptic Intelligence (Zenke, Poole & Ganguli 2017, arXiv:1703.04200)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.curvature.diagonal import Diagonal
+from cl_bench.curvature.penalty import Penalty, decayed
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Method
+from cl_bench.types import Batch, Task
+
+
+class SI(Method):
+    """omega -= g * (change of theta) along the way; Omega += max(omega, 0) / (change^2 + xi).
+
+    g is the gradient of the task's loss alone. The paper's penalty is c sum Omega (theta -
+    anchor)^2, so c = strength / 2; a parameter whose omega is negative (the loss rose along it)
+    gets no penalty, where the paper's would be unbounded below.
+    """
+
+    def __init__(
+        self, learner: Learner, strength: float, xi: float, step: Literal["explicit", "implicit"]
+    ) -> None:
+        super().__init__(learner)
+        self.penalty = Penalty(partial(decayed, decay=1.0), strength, step)
+        self.xi = xi
+        self.omega = torch.zeros_like(learner.flat.grad)
+        self.start = learner.flat.theta.detach().clone()
+
+    def begin_task(self, task: Task) -> None:
+        self.omega.zero_()
+        self.start.copy_(self.learner.flat.theta.detach())
+
+    def observe(self, batch: Batch) -> Tensor:
+        flat = self.learner.flat
+        loss = self.learner.gradient(self.learner.loss, batch)
+        slope, before = flat.grad.clone(), flat.theta.detach().clone()
+        self.penalty.move(self.learner)
+        self.omega.addcmul_(slope, flat.theta.detach() - before, value=-1)
+        return loss
+
+    def end_task(self, task: Task) -> None:
+        change = self.learner.flat.theta.detach() - self.start
+        found = self.omega.clamp(min=0) / (change.square() + self.xi)
+        self.penalty.add(self.learner, Diagonal(found), task)

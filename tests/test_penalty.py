@@ -1,0 +1,178 @@
+"""What quadratic penalties promise: joint training, for diagonal quadratics; steps that hold."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import reference as ref
+import torch
+from conftest import learner
+from torch import Generator, Tensor
+
+from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.diagonal import Diagonal, Fisher
+from cl_bench.curvature.kfac import EKFAC, KFAC
+from cl_bench.curvature.penalty import Penalty, apart, averaged, decayed
+from cl_bench.optim import SGD, rate, stability
+from cl_bench.types import Task, UserError
+
+P = 6
+G = Generator().manual_seed(0)
+CENTRES = torch.randn(4, P, generator=G, dtype=torch.float64)
+WEIGHTS = torch.rand(4, P, generator=G, dtype=torch.float64) + 0.1
+SIZES = (3, 5, 2, 4)
+
+
+def solved(merging: Any, tasks: int, share: Any) -> Tensor:
+    """Tasks 1/2 (x - c)' D (x - c) in a row, each with its penalty solved exactly."""
+    penalty = Penalty(merging, 1.0, "implicit")
+    theta = torch.zeros(P, dtype=torch.float64)
+    for t in range(tasks):
+        new, old = share(t)
+        curvature = new * WEIGHTS[t]
+        slope = curvature * (theta - CENTRES[t])
+        if penalty.past:
+            slope = slope + old * penalty.pull(theta)
+            curvature = curvature + old * penalty._whole(penalty.past).values
+        theta = theta - slope / curvature
+        made: Any = SimpleNamespace(flat=SimpleNamespace(theta=theta))
+        n = SIZES[t]
+        task = Task(t, torch.zeros(n, 1), torch.zeros(n), torch.full((n,), t))
+        penalty.add(made, Diagonal(WEIGHTS[t]), task)
+    return theta
+
+
+def joint(tasks: int, counts: Any = (1, 1, 1, 1)) -> Tensor:
+    weights = torch.tensor(counts[:tasks], dtype=torch.float64).unsqueeze(1) * WEIGHTS[:tasks]
+    return (weights * CENTRES[:tasks]).sum(0) / weights.sum(0)
+
+
+def whole(t: int) -> tuple[float, float]:
+    return 1.0, 1.0
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4])
+def test_one_anchor_is_joint_training(tasks: int) -> None:
+    """Huszar 2018; with means in place of sums where the loss has the same weights (DLCFT)."""
+    torch.testing.assert_close(solved(partial(decayed, decay=1.0), tasks, whole), joint(tasks))
+    mean = partial(averaged, by="tasks")
+    shares = solved(mean, tasks, lambda t: (1 / (t + 1), t / (t + 1)))
+    torch.testing.assert_close(shares, joint(tasks))
+    sizes = partial(averaged, by="samples")
+    counts = solved(
+        sizes,
+        tasks,
+        lambda t: (SIZES[t] / sum(SIZES[: t + 1]), sum(SIZES[:t]) / sum(SIZES[: t + 1])),
+    )
+    torch.testing.assert_close(counts, joint(tasks, SIZES))
+
+
+def test_anchors_apart_are_joint_training_for_two_tasks_only() -> None:
+    torch.testing.assert_close(solved(apart, 2, whole), joint(2))
+    for tasks in (3, 4):
+        assert (solved(apart, tasks, whole) - joint(tasks)).abs().max() > 1e-2
+
+
+def test_other_mergings_are_not() -> None:
+    for decay in (0.0, 0.5):
+        found = solved(partial(decayed, decay=decay), 3, whole)
+        assert (found - joint(3)).abs().max() > 1e-2
+
+
+def case(estimate: Estimator, step: Any, strength: float, merging: Any, lr: float = 0.1) -> Any:
+    """A penalty with the curvatures of two tasks, and a learner away from both anchors."""
+    made, task = ref.case("mlp")
+    made = learner(made.net, optimizer=lambda p: SGD(p, lr, 0.5), transform=made.transform)
+    penalty = Penalty(merging, strength, step)
+    for shift in (0.1, -0.2):
+        penalty.add(made, estimate(made, task), task)
+        with torch.no_grad():
+            made.flat.theta.add_(shift * torch.linspace(-1, 1, made.flat.theta.numel()))
+    return penalty, made, task
+
+
+ONE = partial(decayed, decay=1.0)
+CASES = [
+    (Fisher("exact", None), ONE),
+    (Fisher("exact", None), apart),
+    (KFAC("exact", None, "diagonal"), ONE),
+    (EKFAC("exact", None, "diagonal"), ONE),
+]
+
+
+@pytest.mark.parametrize(("estimate", "merging"), CASES)
+def test_the_implicit_step_is_the_minimiser(estimate: Estimator, merging: Any) -> None:
+    """Of the penalty + |x - v|^2 / (2 lr / (1 - momentum)), v where the loss's step went."""
+    penalty, made, _ = case(estimate, "implicit", 3.0, merging)
+    made.flat.grad.zero_()
+    v = made.flat.theta.detach().clone()
+    penalty.move(made)
+    x = made.flat.theta.detach()
+    slope = 3.0 * penalty.pull(x) + (x - v) / (0.1 / (1 - 0.5))
+    assert slope.abs().max() < 1e-9 and (x - v).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("estimate", "merging"), CASES)
+def test_both_steps_have_the_same_fixed_point(estimate: Estimator, merging: Any) -> None:
+    """A loss with a constant slope and the penalty come to rest at one place."""
+    ends = []
+    for step in ("explicit", "implicit"):
+        penalty, made, _ = case(estimate, step, 0.5, merging, lr=0.05)
+        push = penalty.pull(made.flat.theta.detach() + 0.3).clone()
+        for _ in range(4000):
+            made.flat.grad.copy_(push)
+            penalty.move(made)
+        ends.append(0.5 * penalty.pull(made.flat.theta.detach()) + push)
+    for end in ends:
+        assert end.norm() < 0.05 * push.norm()
+
+
+def test_no_strength_diverges_when_the_step_is_implicit() -> None:
+    penalty, made, task = case(Fisher("exact", None), "implicit", 1e12, ONE)
+    values = penalty.past[0].curvature.values
+    for _ in range(20):
+        penalty.descend(made, made.loss, next(task.chunks(7)))
+    away = (made.flat.theta.detach() - penalty.past[0].anchor).abs()
+    assert away.isfinite().all() and away[values > 1e-6].max() < 1e-3
+
+
+def test_an_explicit_step_beyond_its_bound_is_refused() -> None:
+    """2 (1 + momentum) / (lr largest eigenvalue), to the digit; Adam has no such number."""
+    _, made, task = case(Fisher("exact", None), "implicit", 1.0, ONE)
+    found = Fisher("exact", None)(made, task)
+    bound = 2 * 1.5 / (0.1 * float(found.max_eigenvalue()))
+    Penalty(ONE, 0.999 * bound, "explicit").add(made, found, task)
+    with pytest.raises(UserError, match=rf"an explicit step diverges from {bound:.4g} on"):
+        Penalty(ONE, 1.001 * bound, "explicit").add(made, found, task)
+    rescaled = learner(made.net, optimizer=lambda p: torch.optim.Adam(p), transform=made.transform)
+    Penalty(ONE, 1e9, "explicit").add(rescaled, found, task)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", [SGD, torch.optim.SGD])
+def test_the_bound_is_where_steps_begin_to_diverge(kind: Any, momentum: float) -> None:
+    for factor, diverges in ((0.99, False), (1.01, True)):
+        x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = kind([x], lr=0.1, momentum=momentum)
+        curvature = factor * stability(optimizer)
+        x.grad = torch.zeros_like(x.data)
+        for _ in range(4000):
+            x.grad.copy_(curvature * x.data)
+            optimizer.step()
+        assert (abs(float(x.detach())) > 1) == diverges
+        assert rate(optimizer) == pytest.approx(0.1 / (1 - momentum))
+
+
+def test_kronecker_anchors_apart_have_no_common_inverse() -> None:
+    from conftest import composed
+
+    from cl_bench import config
+
+    apart_with = "method=osla", "merging=apart"
+    with pytest.raises(UserError, match="merging=apart: Kronecker factors"):
+        config.check(composed(*apart_with))
+    config.check(composed(*apart_with, "method.step=explicit"))
+    config.check(composed("method=ewc", "merging=apart"))
