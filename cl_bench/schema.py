@@ -46,7 +46,7 @@ AT_LEAST = {
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
-    **dict.fromkeys(("samples", "probes"), 1),
+    **dict.fromkeys(("samples", "probes", "every"), 1),
 }
 
 

@@ -3,6 +3,7 @@
     python scripts/bench.py                        # the embedded digits: no download
     python scripts/bench.py dataset=pmnist         # any dataset, any override of cl_bench.run
     python scripts/bench.py dataset=seqcifar100 dataset.tasks=20 --tasks 2
+    python scripts/bench.py dataset=pmnist --curvature   # backends, penalties, curvlinops
 
 Each round trains one task by the bare loop and by every contender in turn, so that a slow moment
 of the machine falls on all of them; the ratio is that of the medians over the rounds. One thread
@@ -26,6 +27,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cl_bench import checkpoint, config, experiment
+from cl_bench.criteria import CrossEntropy
+from cl_bench.learner import Learner
 from cl_bench.run import CONF, make_method, make_stream
 from cl_bench.types import Task
 
@@ -194,14 +197,139 @@ def process(overrides: list[str]) -> None:
     print(f"peak memory {row[8]} MiB; the same command again (start-up and report) {again:.1f} s")
 
 
+BACKENDS = {
+    "diag_fisher labels=empirical": ["curvature=diag_fisher", "curvature.labels=empirical"],
+    "diag_fisher labels=sampled": ["curvature=diag_fisher", "curvature.labels=sampled"],
+    "diag_fisher labels=exact": ["curvature=diag_fisher", "curvature.labels=exact"],
+    "diag_batched": ["curvature=diag_batched"],
+    "diag_hessian, 10 probes": ["curvature=diag_hessian"],
+    "hessian_row_sums": ["curvature=hessian_row_sums", "curvature.samples=null"],
+    "mas": ["curvature=mas"],
+    "kfac": ["curvature=kfac"],
+    "kfac labels=exact": ["curvature=kfac", "curvature.labels=exact"],
+    "tkfac": ["curvature=tkfac"],
+    "ekfac": ["curvature=ekfac"],
+}
+PENALTIES = {
+    "diagonal, implicit": ["method=ewc"],
+    "diagonal, explicit": ["method=ewc", "method.step=explicit"],
+    "kfac, implicit": ["method=osla"],
+    "kfac, explicit": ["method=osla", "method.step=explicit"],
+    "si": ["method=si"],
+}
+
+
+def curvature(overrides: list[str], tasks: int) -> None:
+    """Backends against an epoch of training, penalties against a plain step, Fisher and a loop."""
+    base = ["runtime.threads=1", *overrides]
+    plain = Contender("method=finetune", *base)
+    learner, chosen = plain.method.learner, plain.stream.tasks[:tasks]
+    plain.train(chosen[0])
+
+    def passes(estimate: Any) -> Callable[[Task], float]:
+        def run(task: Task) -> float:
+            started = plain.machine.seconds()
+            estimate(learner, task)
+            return plain.machine.seconds() - started
+
+        return run
+
+    made = {n: config.build(composed(*base, *o).curvature) for n, o in BACKENDS.items()}
+    runners = {"an epoch of training": plain.train, **{n: passes(e) for n, e in made.items()}}
+    seconds = rounds(chosen, runners)
+    print(f"\none pass over {len(chosen[0])} samples, median of {len(chosen)} tasks")
+    for name, value in seconds.items():
+        print(f"{name:32}{value:9.3f} s{value / seconds['an epoch of training']:9.2f} epochs")
+    few = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt"))
+    loop = looped_fisher(plain, few)
+    fast = statistics.median(passes(made["diag_fisher labels=empirical"])(few) for _ in range(5))
+    print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
+    steps(base, chosen)
+
+
+def looped_fisher(plain: Contender, task: Task) -> float:
+    """Seconds for a backward pass a sample, in Python."""
+    learner = plain.method.learner
+    total, started = torch.zeros_like(learner.flat.grad), plain.machine.seconds()
+    for single in next(task.chunks(len(task))).singles():
+        learner.flat.grad.zero_()
+        learner.loss(learner.flat.theta, single).backward()
+        total += learner.flat.grad.square()
+    return plain.machine.seconds() - started
+
+
+def steps(base: list[str], chosen: list[Task]) -> None:
+    """Training steps with a penalty against those without."""
+    plain = Contender("method=finetune", *base)
+    contenders = {n: Contender(*o, "method.strength=1e-6", *base) for n, o in PENALTIES.items()}
+    for contender in contenders.values():
+        contender.train(chosen[0])
+        contender.finish(chosen[0])
+    everyone = {"finetune": plain, **contenders}
+    seconds = rounds(chosen, {name: c.train for name, c in everyone.items()})
+    print("\na step with a penalty, as a multiple of one without")
+    for name, value in seconds.items():
+        print(f"{name:32}{value / seconds['finetune']:9.2f}")
+
+
+def against_curvlinops(samples: int) -> None:
+    """K-FAC with sampled labels of a folded ResNet-18 (11.2 M parameters), both on one thread."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from curvlinops import FisherType, KFACLinearOperator
+
+    data = "dataset=seqcifar100", "model=resnet18", "model.norm=folded", "runtime.threads=1"
+    cfg = composed(*data, "curvature=kfac")
+    machine = config.build(cfg.runtime, seed=0)
+    net = machine.place(config.build(cfg.model, shape=(3, 32, 32), num_classes=100))
+    transform = config.build(cfg.dataset.transform, device=machine.device)
+    optimizer = config.build(config.without(cfg.optimizer, "weight_decay"))
+    learner = Learner(net, CrossEntropy(), optimizer, 0.0, transform, machine)
+    learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]))
+    x = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8)
+    y = torch.randint(0, 100, (samples,))
+    task = Task(0, *(part.to(machine.device) for part in (x, y, torch.zeros_like(y))))
+    estimate, seen = config.build(cfg.curvature), transform.view(task.x)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    options = {"fisher_type": FisherType.MC, "separate_weight_and_bias": False}
+    loss = torch.nn.CrossEntropyLoss()
+
+    def ours() -> None:
+        estimate(learner, task)
+
+    def theirs() -> None:
+        data = [(part, label) for part, label in zip(seen.split(32), task.y.split(32), strict=True)]
+        made = KFACLinearOperator(
+            net.eval(), loss, parameters, data, check_deterministic=False, **options
+        )
+        made @ torch.zeros(learner.flat.theta.numel(), device=machine.device)
+
+    taken: dict[str, list[float]] = {"ours": [], "curvlinops": []}
+    for _ in range(3):
+        for name, run in (("ours", ours), ("curvlinops", theirs)):
+            started = machine.seconds()
+            run()
+            taken[name].append(machine.seconds() - started)
+    one, two = (statistics.median(seconds) for seconds in taken.values())
+    print(
+        f"\nK-FAC of ResNet-18, {samples} samples: {one:.2f} s, curvlinops {two / one:.2f} times it"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The framework's cost")
     parser.add_argument("overrides", nargs="*", help="as for cl_bench.run")
     parser.add_argument("--tasks", type=int, default=10, help="rounds")
     parser.add_argument("--no-compile", action="store_true", help="skip runtime.compile=true")
     parser.add_argument("--no-process", action="store_true", help="skip the whole process")
+    parser.add_argument("--curvature", action="store_true", help="curvature and penalties instead")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
+    if args.curvature:
+        curvature(args.overrides, args.tasks)
+        against_curvlinops(64)
+        return
     training(args.overrides, args.tasks, not args.no_compile)
     if not args.no_process:
         process(args.overrides)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import learner, mlp
+from conftest import DEVICES, identity, learner, machine, mlp
 from torch import Generator, Tensor, nn
 
 from cl_bench.curvature import capture
@@ -54,6 +54,13 @@ def test_operations_are_those_of_the_dense_matrix(kind: str, name: str, criterio
     torch.testing.assert_close(found.quadratic(v), ((v @ matrix) * v).sum(-1), **CLOSE)
     damped = matrix + 0.3 * torch.eye(size(made), dtype=torch.float64)
     torch.testing.assert_close(found.solve(v, 0.3), torch.linalg.solve(damped, v.T).T, **CLOSE)
+    drawn, anchor = v[0].clone(), v[1]
+    found.contraction(0.3).draw(drawn, anchor)
+    wanted = torch.linalg.solve(damped, (v[0] - anchor) * 0.3) + anchor
+    torch.testing.assert_close(drawn, wanted, **CLOSE)
+    pushed = v[2].clone()
+    found.push(pushed, v[0], 0.7)
+    torch.testing.assert_close(pushed, v[2] + 0.7 * matrix @ v[0], **CLOSE)
     torch.testing.assert_close(found.trace(), matrix.trace(), **CLOSE)
     torch.testing.assert_close(found.max_eigenvalue(), values[-1], **CLOSE)
 
@@ -393,7 +400,7 @@ def test_parts_of_a_task_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatc
     made, task = ref.case("conv")
     v = torch.randn(size(made), dtype=torch.float64, generator=Generator().manual_seed(0))
     whole = ESTIMATORS[name](made, task).matvec(v)
-    monkeypatch.setitem(capture.CHUNK, "cpu", 2)
+    monkeypatch.setitem(capture.IMAGES, "cpu", 2)
     for module in ("capture", "diagonal", "kfac", "sums", "products"):
         monkeypatch.setattr(f"cl_bench.curvature.{module}.FLOATS", 30)
     torch.testing.assert_close(ESTIMATORS[name](made, task).matvec(v), whole, **CLOSE)
@@ -485,8 +492,6 @@ def test_what_hooks_cannot_see_is_refused(twice: bool) -> None:
 
 def test_channels_last_is_the_same_matrix_in_another_order() -> None:
     made, task = ref.case("conv")
-    from conftest import machine
-
     other = learner(made.net, machine(channels_last=True), transform=made.transform)
     g = Generator().manual_seed(0)
     v = torch.randn(size(made), dtype=torch.float64, generator=g)
@@ -498,6 +503,36 @@ def test_channels_last_is_the_same_matrix_in_another_order() -> None:
         turned = other.flat.views(estimate(other, task).matvec(w))
         for name in plain:
             torch.testing.assert_close(turned[name], plain[name], **CLOSE)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["mlp", "norm"])
+def test_single_precision_on_any_device(kind: str, device: str) -> None:
+    """float32, on the device, channels_last, under bf16 autocast (which a curvature leaves out)."""
+    made, task = ref.case(kind)
+    rt = machine(device, channels_last=True, precision="bf16")
+    transform: Any = identity(rt.device, 2)
+    transform.shift, transform.centred = made.transform.shift.float().to(rt.device), True  # type: ignore[attr-defined]
+    transform.scale = made.transform.scale.float().to(rt.device)  # type: ignore[attr-defined]
+    g = Generator().manual_seed(0)
+    v = torch.randn(size(made), dtype=torch.float64, generator=g)
+    wanted = {name: made.flat.views(e(made, task).matvec(v)) for name, e in ESTIMATORS.items()}
+    parts = made.flat.views(v)
+    other = learner(made.net.float(), rt, transform=transform)
+    w = torch.zeros_like(other.flat.grad)
+    for name, value in other.flat.views(w).items():
+        value.copy_(parts[name])
+    there = Task(0, *(getattr(task, f).to(rt.device) for f in "xyt"))
+    for estimator, expected in wanted.items():
+        found: Any = ESTIMATORS[estimator](other, there)
+        moved = found.matvec(w)
+        assert moved.dtype == torch.float32 and moved.device.type == device
+        for name, value in other.flat.views(moved).items():
+            tolerance = 2e-3 * float(max(part.abs().max() for part in expected.values()))
+            torch.testing.assert_close(
+                value.cpu().double(), expected[name], rtol=1e-3, atol=tolerance
+            )
+        assert found.solve(w, 0.1).isfinite().all()
 
 
 def test_a_saturated_network_has_no_curvature() -> None:

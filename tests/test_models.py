@@ -11,6 +11,7 @@ from conftest import composed, names
 from torch import nn
 
 from cl_bench import config
+from cl_bench.models.fold import fold
 from cl_bench.models.layers import ACTIVATIONS
 
 
@@ -77,3 +78,27 @@ def test_starts() -> None:
     assert weight.std() == pytest.approx((2 / 784) ** 0.5, rel=0.02)
     net = built("mlp", (1, 28, 28), 10, "model.init=xavier")
     assert all(m.bias.eq(0).all() for m in net.modules() if isinstance(m, nn.Linear))
+
+
+@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224"])
+def test_folding_keeps_what_the_network_computes(name: str) -> None:
+    """To 1e-10 in float64, whatever the statistics and weights of batch norm are."""
+    torch.manual_seed(0)
+    net = built(name, (3, 64, 64), 5).double().eval()
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        for part in norm.state_dict().values():
+            part.uniform_(0.5, 2)
+    x = torch.rand(2, 3, 64, 64).double()
+    before = net(x)
+    folded = fold(net, x[:1])
+    torch.testing.assert_close(folded(x), before, rtol=1e-10, atol=1e-10)
+    left = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and not left and not list(folded.buffers())
+    assert all(m.bias is not None for m in folded.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_a_model_can_start_folded() -> None:
+    net = built("reduced_resnet18", (3, 32, 32), 100, "model.norm=folded")
+    assert net.training and not list(net.buffers())
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 100)

@@ -28,7 +28,7 @@ SIZES = (3, 5, 2, 4)
 
 def solved(merging: Any, tasks: int, share: Any) -> Tensor:
     """Tasks 1/2 (x - c)' D (x - c) in a row, each with its penalty solved exactly."""
-    penalty = Penalty(merging, 1.0, "implicit")
+    penalty = Penalty(merging, 1.0, "implicit", 1)
     theta = torch.zeros(P, dtype=torch.float64)
     for t in range(tasks):
         new, old = share(t)
@@ -86,7 +86,7 @@ def case(estimate: Estimator, step: Any, strength: float, merging: Any, lr: floa
     """A penalty with the curvatures of two tasks, and a learner away from both anchors."""
     made, task = ref.case("mlp")
     made = learner(made.net, optimizer=lambda p: SGD(p, lr, 0.5), transform=made.transform)
-    penalty = Penalty(merging, strength, step)
+    penalty = Penalty(merging, strength, step, 1)
     for shift in (0.1, -0.2):
         penalty.add(made, estimate(made, task), task)
         with torch.no_grad():
@@ -113,6 +113,22 @@ def test_the_implicit_step_is_the_minimiser(estimate: Estimator, merging: Any) -
     x = made.flat.theta.detach()
     slope = 3.0 * penalty.pull(x) + (x - v) / (0.1 / (1 - 0.5))
     assert slope.abs().max() < 1e-9 and (x - v).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("step", ["explicit", "implicit"])
+def test_every_nth_step_for_n_steps(step: str) -> None:
+    """At rest in between; then as one step of n times the strength."""
+    rare, made, _ = case(Fisher("exact", None), step, 0.2, ONE)
+    often, other, _ = case(Fisher("exact", None), step, 0.6, ONE)
+    rare.every = 3
+    start = made.flat.theta.detach().clone()
+    for learner_, penalty, steps in ((made, rare, 3), (other, often, 1)):
+        learner_.flat.grad.zero_()
+        for i in range(steps):
+            assert i == 0 or learner_.flat.theta.equal(start)
+            penalty.move(learner_)
+    assert not made.flat.theta.equal(start)
+    torch.testing.assert_close(made.flat.theta, other.flat.theta)
 
 
 @pytest.mark.parametrize(("estimate", "merging"), CASES)
@@ -144,11 +160,11 @@ def test_an_explicit_step_beyond_its_bound_is_refused() -> None:
     _, made, task = case(Fisher("exact", None), "implicit", 1.0, ONE)
     found = Fisher("exact", None)(made, task)
     bound = 2 * 1.5 / (0.1 * float(found.max_eigenvalue()))
-    Penalty(ONE, 0.999 * bound, "explicit").add(made, found, task)
+    Penalty(ONE, 0.999 * bound, "explicit", 1).add(made, found, task)
     with pytest.raises(UserError, match=rf"an explicit step diverges from {bound:.4g} on"):
-        Penalty(ONE, 1.001 * bound, "explicit").add(made, found, task)
+        Penalty(ONE, 1.001 * bound, "explicit", 1).add(made, found, task)
     rescaled = learner(made.net, optimizer=lambda p: torch.optim.Adam(p), transform=made.transform)
-    Penalty(ONE, 1e9, "explicit").add(rescaled, found, task)
+    Penalty(ONE, 1e9, "explicit", 1).add(rescaled, found, task)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

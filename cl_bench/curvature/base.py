@@ -12,7 +12,11 @@ from cl_bench.types import Task, beside
 
 
 class Curvature(Protocol):
-    """A (P, P), immutable; vectors are flat (..., P): algebra runs over the last axis."""
+    """A (P, P), immutable; vectors are flat (..., P): algebra runs over the last axis.
+
+    `contraction`, `draw` and `push` are what a penalty's steps are made of: prepared once a task,
+    and with as few passes over memory as the family allows.
+    """
 
     def matvec(self, v: Tensor) -> Tensor:
         """A v: the gradient of 1/2 v'Av."""
@@ -28,6 +32,18 @@ class Curvature(Protocol):
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         """mine A + theirs B, within one family; the family says what of it is kept."""
+        ...
+
+    def contraction(self, damping: float) -> Curvature:
+        """A (A + damping I)^-1: how much of a distance an implicit step takes away."""
+        ...
+
+    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+        """theta <- theta + A (anchor - theta), in place."""
+        ...
+
+    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+        """out <- out + scale A v, in place."""
         ...
 
     def trace(self) -> Tensor:

@@ -42,6 +42,16 @@ class Dense:
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         return type(self)(mine * self.matrix + theirs * other.matrix)
 
+    def contraction(self, damping: float) -> Self:
+        values, vectors = self.eigen
+        return type(self)(vectors * (values / (values + damping)) @ vectors.T)
+
+    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+        theta.add_(self.matvec(anchor - theta))
+
+    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+        out.add_(self.matvec(v), alpha=scale)
+
     def trace(self) -> Tensor:
         return self.matrix.trace()
 

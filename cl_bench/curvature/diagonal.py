@@ -50,6 +50,15 @@ class Diagonal:
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         return type(self)(mine * self.values + theirs * other.values)
 
+    def contraction(self, damping: float) -> Self:
+        return type(self)(self.values / (self.values + damping))
+
+    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+        theta.lerp_(anchor, self.values)
+
+    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+        out.addcmul_(self.values, v, value=scale)
+
     def trace(self) -> Tensor:
         return self.values.sum(-1)
 

@@ -63,6 +63,7 @@ class Block(Protocol):
     def matvec(self, d: Tensor) -> Tensor: ...
     def solve(self, d: Tensor, damping: float) -> Tensor: ...
     def merge(self, other: Self, mine: float, theirs: float) -> Self: ...
+    def contraction(self, damping: float) -> Block: ...
     def trace(self) -> Tensor: ...
     def max_eigenvalue(self) -> Tensor: ...
 
@@ -87,9 +88,15 @@ class Factors:
 
     def solve(self, d: Tensor, damping: float) -> Tensor:
         """Exactly, in the eigenbasis: the damping is not split over the factors."""
-        values_a, u_a, values_g, u_g = self.eigen
-        values = self.scale * values_g.unsqueeze(-1) * values_a + damping
-        return u_g @ ((u_g.T @ d @ u_a) / values) @ u_a.T
+        return Corrected(self, self._values()).solve(d, damping)
+
+    def contraction(self, damping: float) -> Corrected:
+        return Corrected(self, self._values()).contraction(damping)
+
+    def _values(self) -> Tensor:
+        """(out, in): the eigenvalues."""
+        values_a, _, values_g, _ = self.eigen
+        return self.scale * values_g.unsqueeze(-1) * values_a
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         """What the two data sets give together: factors averaged, scales added.
@@ -127,6 +134,9 @@ class Corrected:
 
     def solve(self, d: Tensor, damping: float) -> Tensor:
         return self._in_basis(d, 1 / (self.values + damping))
+
+    def contraction(self, damping: float) -> Self:
+        return type(self)(self.basis, self.values / (self.values + damping))
 
     def _in_basis(self, d: Tensor, values: Tensor) -> Tensor:
         _, u_a, _, u_g = self.basis.eigen
@@ -176,6 +186,16 @@ class Blocks:
         pairs = zip(self.blocks, other.blocks, strict=True)
         blocks = [one.merge(two, mine, theirs) for one, two in pairs]
         return type(self)(blocks, mine * self.rest + theirs * other.rest)
+
+    def contraction(self, damping: float) -> Self:
+        blocks = [block.contraction(damping) for block in self.blocks]
+        return type(self)(blocks, self.rest / (self.rest + damping))
+
+    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+        theta.add_(self.matvec(anchor - theta))
+
+    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+        out.add_(self.matvec(v), alpha=scale)
 
     def trace(self) -> Tensor:
         return torch.stack([block.trace() for block in self.blocks]).sum() + self.rest.sum(-1)

@@ -61,6 +61,13 @@ def _merged(old: Anchored, new: Anchored, mine: float, theirs: float) -> Anchore
     return Anchored(curvature, new.anchor, new.tasks + old.tasks, new.samples + old.samples)
 
 
+class Ready(NamedTuple):
+    """The implicit step, prepared for one learning rate."""
+
+    damping: float
+    contraction: Any  # a Curvature
+
+
 class Penalty:
     """strength/2 sum_j (theta - a_j)' A_j (theta - a_j), for one anchor or one each task.
 
@@ -68,14 +75,21 @@ class Penalty:
     step=implicit  after the step on the loss, theta <- argmin of the penalty +
                    |x - theta|^2 / (2 lr): stable at any strength, with the same fixed points;
                    with momentum m, lr / (1 - m) is what a step goes in the long run
+    every=n        at every n-th step, for n steps at once: cheaper where A is costly to apply
     """
 
     def __init__(
-        self, merging: Merging, strength: float, step: Literal["explicit", "implicit"]
+        self,
+        merging: Merging,
+        strength: float,
+        step: Literal["explicit", "implicit"],
+        every: int,
     ) -> None:
-        self.merging, self.strength, self.step = merging, strength, step
+        self.merging, self.strength, self.step, self.every = merging, strength, step, every
         self.past: list[Anchored] = []
         self.total: list[Curvature] = []  # the sum, where the anchors are apart
+        self.ready: Ready | None = None
+        self.count = 0  # steps since a task ended
 
     def descend(self, learner: Learner, objective: Objective, *args: Any) -> Tensor:
         """One step on objective + penalty; returns the objective's value."""
@@ -83,12 +97,15 @@ class Penalty:
         self.move(learner)
         return loss
 
+    @torch.no_grad()
     def move(self, learner: Learner) -> None:
         """The step that `flat.grad` and the penalty ask for together."""
-        active = bool(self.past) and self.strength > 0
+        self.count += 1
+        active = bool(self.past) and self.strength > 0 and self.count % self.every == 0
         if active and self.step == "explicit":
-            pull = self.pull(learner.flat.theta.detach())
-            learner.flat.grad.add_(pull, alpha=self.strength)
+            scale, flat = self.strength * self.every, learner.flat
+            for each in self.past:
+                each.curvature.push(flat.grad, flat.theta - each.anchor, scale)
         learner.step()
         if active and self.step == "implicit":
             self._contract(learner)
@@ -108,24 +125,26 @@ class Penalty:
         before, self.past = self.past, self.merging(self.past, found)
         if len(self.past) > 1:
             self.total = [found.curvature.merge(self._whole(before), 1.0, 1.0)]
+        self.ready, self.count = None, 0
         if self.step == "explicit":
             self._refuse_unstable(learner)
 
     def _whole(self, past: list[Anchored]) -> Any:
         return self.total[0] if self.total else past[0].curvature
 
-    @torch.no_grad()
     def _contract(self, learner: Learner) -> None:
         """The implicit step: one Newton step on a quadratic is its minimiser."""
-        theta, damping = learner.flat.theta, 1 / (rate(learner.optimizer) * self.strength)
-        if len(self.past) == 1:
-            curvature, anchor, *_ = self.past[0]
-            theta.copy_(anchor + damping * curvature.solve(theta - anchor, damping))
-        else:
-            theta.sub_(self._whole(self.past).solve(self.pull(theta), damping))
+        theta, whole = learner.flat.theta, self._whole(self.past)
+        damping = 1 / (rate(learner.optimizer) * self.strength * self.every)
+        if len(self.past) > 1:
+            theta.sub_(whole.solve(self.pull(theta), damping))
+            return
+        if self.ready is None or self.ready.damping != damping:
+            self.ready = Ready(damping, whole.contraction(damping))
+        self.ready.contraction.draw(theta, self.past[0].anchor)
 
     def _refuse_unstable(self, learner: Learner) -> None:
-        largest = float(self._whole(self.past).max_eigenvalue())
+        largest = float(self._whole(self.past).max_eigenvalue()) * self.every
         limit = stability(learner.optimizer) / max(largest, 1e-30)
         if self.strength >= limit:
             raise UserError(

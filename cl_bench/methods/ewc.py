@@ -32,10 +32,11 @@ class EWC(Method):
         merging: Merging,
         strength: float,
         step: Literal["explicit", "implicit"],
+        every: int,
     ) -> None:
         super().__init__(learner)
         curvature.check(learner)
-        self.estimate, self.penalty = curvature, Penalty(merging, strength, step)
+        self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
 
     def observe(self, batch: Batch) -> Tensor:
         return self.penalty.descend(self.learner, self.learner.loss, batch)

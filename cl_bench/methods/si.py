@@ -27,7 +27,7 @@ class SI(Method):
         self, learner: Learner, strength: float, xi: float, step: Literal["explicit", "implicit"]
     ) -> None:
         super().__init__(learner)
-        self.penalty = Penalty(partial(decayed, decay=1.0), strength, step)
+        self.penalty = Penalty(partial(decayed, decay=1.0), strength, step, every=1)
         self.xi = xi
         self.omega = torch.zeros_like(learner.flat.grad)
         self.start = learner.flat.theta.detach().clone()
