@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, fork, subset
-from cl_bench.curvature.capture import FLOATS, chunk
+from cl_bench.curvature.capture import FLOATS
 from cl_bench.curvature.dense import Small
 from cl_bench.curvature.diagonal import Diagonal, Fisher
 from cl_bench.curvature.products import hessian, hessian_product
@@ -85,7 +85,7 @@ class HessianRowSums(Estimator):
 
             return vjp(slope, theta)[1](ones)[0]
 
-        size = min(chunk(learner), max(1, FLOATS // theta.numel()))
+        size = min(32, max(1, FLOATS // theta.numel()))
         with learner.evaluating(full_precision=True):
             for batch in chosen.chunks(size):
                 total += vmap(row_sums)(batch.x, batch.y, batch.t).abs().sum(0)
