@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from typing import Any, cast
@@ -18,6 +19,7 @@ from cl_bench.types import UserError
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
 GROUPS += ("curvature", "merging", "runtime", "tracking", "dataset", "method")
 PROXIMAL = ("cl_bench.optim.SGD", "torch.optim.SGD")
+OPTIONAL = ("probe", "study")  # groups of which there may be none
 DECOUPLED = ("torch.optim.AdamW",)
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
@@ -27,12 +29,14 @@ SILENT = ("tracking", "log_every", "force")  # cannot change a number
 def check(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config, once every key, type and combination in it is known to be right."""
     try:
-        plain = _resolved(cfg)
+        whole = _resolved(cfg)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
-    check_keys("", plain, [*GROUPS, *(key for key in PLAIN if "." not in key)])
+    plain: dict[str, Any] = {k: v for k, v in whole.items() if v is not None or k not in OPTIONAL}
+    chosen = [group for group in OPTIONAL if group in plain]
+    check_keys("", plain, [*GROUPS, *chosen, *(key for key in PLAIN if "." not in key)])
     check_keys("scenario", plain["scenario"], ["name", "split", "live"])
-    for group in GROUPS[1:]:
+    for group in (*GROUPS[1:], *chosen):
         at(plain, f"{group}._target_")
     for key, hint in PLAIN.items():
         check_type(key, at(plain, key), hint)
@@ -62,6 +66,11 @@ def build(node: DictConfig, **extra: Any) -> Any:
     """The object that a node describes; the only call of `instantiate`."""
     made = instantiate(node, _convert_="all")
     return made(**extra) if extra else made
+
+
+def parameters(node: DictConfig) -> list[str]:
+    """The names of what the node's target takes."""
+    return list(inspect.signature(get_object(node._target_)).parameters)
 
 
 def without(node: DictConfig, key: str) -> DictConfig:

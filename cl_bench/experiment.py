@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.metrics import AccuracyMatrix
 from cl_bench.types import Stream, Task, UserError
@@ -74,6 +75,14 @@ class Progress:
         return cls(AccuracyMatrix(len(stream.tests)))
 
 
+class Probe(Protocol):
+    """What is watched while a task is learned; it draws nothing and keeps nothing."""
+
+    every: int  # steps between two looks
+
+    def __call__(self, learner: Learner, task: Task) -> dict[str, float]: ...
+
+
 class Host(Protocol):
     """What a run needs of the program around it."""
 
@@ -95,6 +104,7 @@ def run(
     evaluation: Evaluation,
     progress: Progress,
     host: Host,
+    probe: Probe | None = None,
 ) -> None:
     """Run what is left of the stream; `progress` is kept up to date and holds the outcome."""
     if not progress.done and not progress.step:
@@ -102,7 +112,7 @@ def run(
         method.learner.reveal(stream.live(0), first.t.unique())
         measure(method, stream, evaluation, progress, host, -1)
     for task in stream.tasks[progress.done :]:
-        learn(method, stream, task, order, schedule, progress, host)
+        learn(method, stream, task, order, schedule, progress, host, probe)
         measure(method, stream, evaluation, progress, host, task.id)
         progress.done, progress.step, progress.order = progress.done + 1, 0, None
         host.save()
@@ -118,6 +128,7 @@ def learn(
     schedule: Schedule,
     progress: Progress,
     host: Host,
+    probe: Probe | None = None,
 ) -> None:
     """Train on one task, from its beginning or from the step that the checkpoint holds."""
     before = progress.train_seconds.pop() if progress.order is not None else 0.0
@@ -133,6 +144,9 @@ def learn(
     method.learner.train(frozen=schedule.batch_norm == "frozen" and progress.done > 0)
     last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
+        if probe is not None and progress.step % probe.every == 0:
+            place = {"event": "probe", "task": task.id, "step": progress.steps}
+            host.log(place | probe(method.learner, task))
         loss = method.observe(batch)
         progress.step += 1
         progress.steps += 1

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cl_bench.metrics import AccuracyMatrix
+
+
+def picture(fill: Callable[[Any], None], path: Path) -> None:
+    """One picture: `fill` gets an empty figure."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    fill(figure)
+    figure.savefig(path, dpi=150)
 
 
 def draw(matrix: AccuracyMatrix, title: str, folder: Path) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cl_bench import checkpoint, config, experiment, record, runtime
+from cl_bench.parts import make_method, make_stream
 from cl_bench.record import Folder, RunRecord
 from cl_bench.types import Stream, UserError
 
@@ -46,7 +48,8 @@ def plan(cfg: DictConfig) -> Plan:
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")
-    path = Path(cfg.output_dir).joinpath(*labels, name, f"seed{cfg.seed}")
+    place = labels if cfg.get("study") is None else ["studies", choices["study"]]
+    path = Path(cfg.output_dir).joinpath(*place, name, f"seed{cfg.seed}")
     return Plan(cfg, plain, name, labels, Folder(path))
 
 
@@ -55,7 +58,7 @@ def main(cfg: DictConfig) -> float:
     """One run, or the report of one that is done; returns ACC, a sweep's objective."""
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        return run(plan(cfg))
+        return run(plan(cfg)) if cfg.get("study") is None else study(plan(cfg))
     except Exception as error:
         line = config.explain(error)
         if line is not None:
@@ -81,17 +84,43 @@ def run(this: Plan) -> float:
         with this.folder.locked():
             if outcome is not None:
                 this.folder.clear()
-            outcome, note = guarded(this), "done"
+            outcome, note = guarded(this, execute), "done"
+    assert outcome is not None
     present(outcome, this.folder, this.title, note)
-    return float("nan" if outcome.metrics["ACC"] is None else outcome.metrics["ACC"])
+    acc = outcome.metrics["ACC"]
+    return float("nan") if acc is None else acc
 
 
-def guarded(this: Plan) -> RunRecord:
-    """`execute`, with the folder's status telling how it went, whatever happens."""
+def study(this: Plan) -> float:
+    """A study's page in its folder, unless it is there already."""
+    page = this.folder.path / "page.md"
+    if this.folder.status().get("state") != "done" or this.cfg.force:
+        with this.folder.locked():
+            guarded(this, conduct)
+    print(f"{page.read_text()}\nfiles: {page.parent}")
+    return float("nan")
+
+
+def conduct(this: Plan) -> None:
+    """Hand the study what it asks for: a seed, or a learner with its stream and schedule."""
+    cfg = this.cfg
+    machine = config.build(cfg.runtime, seed=cfg.seed)
+    asked, given = config.parameters(cfg.study), {"seed": cfg.seed}
+    if "learner" in asked:
+        stream = make_stream(cfg, machine)
+        given |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
+        given |= {"order": machine.order, "schedule": config.build(cfg.schedule)}
+    page = config.build(cfg.study, **{k: v for k, v in given.items() if k in asked})
+    page.write(this.folder.path)
+    this.folder.mark("done")
+
+
+def guarded(this: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecord | None:
+    """`work`, with the folder's status telling how it went, whatever happens."""
     folder = this.folder
     folder.mark("running")
     try:
-        return execute(this)
+        return work(this)
     except (runtime.StopRun, KeyboardInterrupt):
         if folder.status()["state"] != "done":
             folder.mark("stopped")
@@ -122,42 +151,13 @@ def execute(this: Plan) -> RunRecord:
         known = {"data": str(stream.facts["sha256"]), "device": machine.device.type}
         host = Host(folder, machine, method, progress, sink, stop, cfg.log_every, known)
         with host.shown(sum(schedule.steps(task) for task in stream.tasks), this.title):
-            experiment.run(method, stream, machine.order, schedule, evaluation, progress, host)
+            order, probe = machine.order, cfg.get("probe") and config.build(cfg.probe)
+            experiment.run(method, stream, order, schedule, evaluation, progress, host, probe)
         outcome = conclude(this, stream, machine, method, progress)
         figures = draw(progress.matrix, f"{this.title}, seed {cfg.seed}", folder.path)
         folder.finish(outcome)  # from here on the run is done, whatever becomes of its mirror
         sink.finish(outcome, figures)
     return outcome
-
-
-def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
-    """The tasks on the device, as the method will meet them."""
-    from cl_bench.data.stream import validation
-
-    live = config.build(cfg.scenario.live)
-    stream = config.build(cfg.dataset, scenario=live, device=machine.device)
-    if cfg.evaluation.split == "val":
-        stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
-    return config.build(cfg.stream, stream=stream)
-
-
-def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
-    """Network, learner and method in their first state."""
-    from cl_bench.learner import Learner
-
-    shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
-    stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # fits, or says why not
-    net = config.build(cfg.model, shape=tuple(shape), num_classes=stream.num_classes)
-    optimizer = config.without(cfg.optimizer, "weight_decay")
-    learner = Learner(
-        net=machine.place(net),
-        criterion=config.build(cfg.criterion),
-        optimizer=config.build(optimizer),
-        weight_decay=cfg.optimizer.weight_decay,
-        transform=stream.transform,
-        machine=machine,
-    )
-    return config.build(cfg.method, learner=learner)
 
 
 def make_sink(this: Plan) -> Any:

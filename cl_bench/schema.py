@@ -27,6 +27,7 @@ SUPPLIED = {
     "method": ("learner",),
     "method.merging": ("past", "found"),
     "runtime": ("seed",),
+    "study": ("seed", "learner", "stream", "order", "schedule"),
     "tracking": ("config", "group", "name", "identity", "folder", "job_type", "tags"),
 }
 PLAIN: dict[str, Any] = {  # keys that no constructor has
@@ -46,7 +47,7 @@ AT_LEAST = {
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
-    **dict.fromkeys(("samples", "probes", "every"), 1),
+    **dict.fromkeys(("samples", "probes", "every", "iterations", "repeats"), 1),
 }
 
 

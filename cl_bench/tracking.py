@@ -88,6 +88,10 @@ class Wandb:
         if row["event"] == "step":
             self.run.log({"step": row["step"], "train/loss": row["loss"]})
             return
+        if row["event"] == "probe":
+            seen = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
+            self.run.log({"step": row["step"], **seen})
+            return
         known = {f"eval/{k}": v for k, v in plain(row["metrics"]).items() if v is not None}
         each = {f"eval/task_{j:02d}": a for j, a in row["accuracy"].items()}
         self.run.log({"task": row["task"], **known, **each})

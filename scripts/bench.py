@@ -29,7 +29,8 @@ from omegaconf import DictConfig
 from cl_bench import checkpoint, config, experiment
 from cl_bench.criteria import CrossEntropy
 from cl_bench.learner import Learner
-from cl_bench.run import CONF, make_method, make_stream
+from cl_bench.parts import make_method, make_stream
+from cl_bench.run import CONF
 from cl_bench.types import Task
 
 

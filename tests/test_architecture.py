@@ -17,15 +17,15 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     {"curvature"},
     {"methods"},
     {"experiment", "checkpoint"},
-    {"record", "runtime", "figures", "tracking", "present", "schema", "config"},
-    {"host", "report"},
+    {"record", "runtime", "figures", "tracking", "present", "schema", "config", "parts"},
+    {"host", "report", "studies"},
     {"run"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-TOGETHER = {"data", "models", "curvature"}  # folders whose files may use each other
+TOGETHER = {"data", "models", "curvature", "studies"}  # folders whose files may use each other
 ONLY = {  # a foreign package and the files that may import it
-    "hydra": {"run", "config", "schema"},
-    "omegaconf": {"run", "config"},
+    "hydra": {"run", "config", "schema", "studies/sweeps"},
+    "omegaconf": {"run", "config", "parts", "studies/sweeps"},
     "wandb": {"tracking"},
     "numpy": {"data/decode", "data/readers"},
     "PIL": {"data/decode"},

@@ -136,8 +136,11 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 HYDRA = [
     ("method=nope", "method=nope: no such method; there are agem, distill, er"),
     ("dataset=nope", "dataset=nope: no such dataset; there are cifar100_superclass, folder"),
-    ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, merging"),
-    ("experiment=nope", "experiment=nope: no such experiment; there are gem_cifar100, gem_pmnist"),
+    ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, every"),
+    (
+        "experiment=nope",
+        "experiment=nope: no such experiment; there are fisher_estimators, fisher_vs_hessian",
+    ),
     ("datset=x", "datset: Key 'datset' is not in struct; there are criterion, curvature"),
     ("method==er", "method==er"),
 ]

@@ -1,0 +1,154 @@
+"""What a sweep says, once all of its runs are done: Hydra callbacks of `experiment=...`.
+
+They read the records below output_dir and write table.csv, figure.png and page.md beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from cl_bench.studies.page import Page
+
+Record = dict[str, Any]
+
+
+class Study(Callback):
+    """A page from the records of a sweep."""
+
+    def __init__(self, title: str, variant: list[str]) -> None:
+        self.title, self.variant = title, variant
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write the page; nothing where no run was finished."""
+        folder = Path(config.output_dir)
+        found = list(records(folder))
+        if found:
+            print(self.page(found).write(folder) + f"files: {folder.resolve()}")
+
+    def page(self, found: list[tuple[Path, Record]]) -> Page:
+        """Of all records and the folders that they lie in."""
+        raise NotImplementedError
+
+    def label(self, record: Record) -> str:
+        """The values that tell one variant from another; of a path its last part."""
+        values = (at(record["config"], key) for key in self.variant)
+        return " ".join(str(v).rpartition(".")[2] for v in values if v is not None)
+
+
+class Grid(Study):
+    """Accuracy over one key for each variant; the value is chosen on the validation split."""
+
+    def __init__(self, title: str, variant: list[str], x: str) -> None:
+        super().__init__(title, variant)
+        self.x = x
+
+    def page(self, found: list[tuple[Path, Record]]) -> Page:
+        cells: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for _, record in found:
+            split = at(record["config"], "evaluation.split")
+            value = at(record["config"], self.x)
+            key = (self.label(record), float("nan") if value is None else float(value))
+            cells[key][split].append(100 * record["metrics"]["ACC"])
+            cells[key]["seconds"].append(sum(record["measured"]["train_seconds"]))
+        rows = [self._row(key, cells[key]) for key in sorted(cells)]
+        for variant in dict.fromkeys(row["variant"] for row in rows):
+            mine = [row for row in rows if row["variant"] == variant and row["val"] is not None]
+            if mine:
+                max(mine, key=lambda row: row["val"])["chosen"] = "*"
+        name = self.x.rpartition(".")[2]
+        findings = [
+            f"{row['variant']}: {name} {row['value']:g}, {_said(row)}"
+            for row in rows
+            if row["chosen"]
+        ]
+        if not findings:
+            findings = ["nothing was chosen: no run on the validation split"]
+        return Page(self.title, findings, rows, lambda f: self._draw(f, rows))
+
+    def _row(self, key: tuple[str, float], cell: dict[str, list[float]]) -> dict[str, Any]:
+        row: dict[str, Any] = {"variant": key[0], "value": key[1]}
+        for split in ("val", "test"):
+            values = cell.get(split, [])
+            row[split] = mean(values) if values else None
+            row[f"{split} sd"] = stdev(values) if len(values) > 1 else None
+            row[f"{split} n"] = len(values)
+        return row | {"train s": mean(cell["seconds"]), "chosen": ""}
+
+    def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
+        axes = figure.add_subplot(xlabel=self.x, ylabel="ACC (%)", xscale="log", title=self.title)
+        for variant in dict.fromkeys(row["variant"] for row in rows):
+            split = (
+                "test" if any(r["test n"] > 1 for r in rows if r["variant"] == variant) else "val"
+            )
+            part = [r for r in rows if r["variant"] == variant and r[split] is not None]
+            spread = [r[f"{split} sd"] or 0 for r in part]
+            x, y = [r["value"] for r in part], [r[split] for r in part]
+            axes.errorbar(x, y, spread, fmt="o-", capsize=3, label=f"{variant} ({split})")
+        axes.legend()
+        axes.grid(alpha=0.3)
+
+
+class Traces(Study):
+    """A probe's value along training for each variant."""
+
+    def __init__(self, title: str, variant: list[str], quantity: str) -> None:
+        super().__init__(title, variant)
+        self.quantity = quantity
+
+    def page(self, found: list[tuple[Path, Record]]) -> Page:
+        traces = {}
+        for folder, record in found:
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            seen = [row for row in map(json.loads, lines) if row["event"] == "probe"]
+            if seen:
+                traces[f"{self.label(record)} seed {record['seed']}"] = seen
+        rows, findings = [], []
+        for name, seen in traces.items():
+            values = [row[self.quantity] for row in seen]
+            row = {"variant": name, "first": values[0], "largest": max(values), "last": values[-1]}
+            row |= {"last / largest": values[-1] / max(values), "last loss": seen[-1]["loss"]}
+            rows.append(row | {"last accuracy": seen[-1]["accuracy"]})
+            findings.append(
+                f"{name}: {self.quantity} {values[0]:.4g} at first, {max(values):.4g} at most, "
+                f"{values[-1]:.4g} at last ({values[-1] / max(values):.3g} of the largest) at "
+                f"training accuracy {seen[-1]['accuracy']:.3f}"
+            )
+        return Page(self.title, findings, rows, lambda f: self._draw(f, traces))
+
+    def _draw(self, figure: Any, traces: dict[str, list[dict[str, Any]]]) -> None:
+        axes = figure.add_subplot(
+            xlabel="step", ylabel=self.quantity, yscale="log", title=self.title
+        )
+        for name, seen in traces.items():
+            axes.plot([r["step"] for r in seen], [r[self.quantity] for r in seen], ".-", label=name)
+        axes.legend()
+        axes.grid(alpha=0.3)
+
+
+def records(root: Path) -> Iterator[tuple[Path, Record]]:
+    """Every finished run below a folder."""
+    for path in sorted(root.rglob("record.json")):
+        yield path.parent, json.loads(path.read_text())
+
+
+def at(node: Any, key: str) -> Any:
+    """A value of a nested mapping by its dotted key; None where it is not."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _said(row: dict[str, Any]) -> str:
+    spread = "" if row["test sd"] is None else f" +- {row['test sd']:.2f}"
+    test = "" if row["test"] is None else f", test {row['test']:.2f}{spread} (n = {row['test n']})"
+    return f"validation {row['val']:.2f}{test}"

@@ -1,0 +1,155 @@
+"""Studies: the laws that they must find, what they leave, and that none is done twice."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import blobs, command, finished, learner, mlp
+from torch import Generator
+
+from cl_bench.curvature.probe import MaxEigenvalue
+from cl_bench.experiment import Schedule
+from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
+from cl_bench.studies.models import MODELS, fitted, hessian
+from cl_bench.studies.sweeps import Grid, Traces
+
+
+def test_the_hessians_ratio_follows_its_law() -> None:
+    """Within 0.03 wherever the test split has a hundred samples, ours and the published points."""
+    page = hessian_ratio.study([10, 50], repeats=5, extension_dimension=2, seed=0)
+    linear = [row for row in page.rows if row["model"] == "linear" and row["n_test"] >= 100]
+    assert len(linear) == 8
+    for row in linear:
+        assert row["ratio"] == pytest.approx(row["theory"], abs=0.03)
+        assert row["published"] == pytest.approx(row["theory"], abs=0.03)
+    equal = [row["ratio"] for row in linear if row["log10 n/d"] == 2]
+    assert equal[0] > equal[1] + 0.1, "no function of n / d"
+    assert hessian_ratio.ratio(torch.eye(3)) == 1
+    assert hessian_ratio.ratio(torch.ones(4, 4)) == pytest.approx(1 / 4)
+
+
+def test_a_quadratic_has_no_taylor_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    for name in ("logistic", "mlp"):
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], steps=300))
+    page = taylor_error.study(6, 4, 500, tasks=4, drift=0.1, repeats=1, seed=0)
+    rows = {(row["model"], row["displacement"]): row for row in page.rows}
+    for scale in taylor_error.SCALES:
+        assert rows["linear", scale]["taylor error"] < 1e-12
+    small, whole = (rows["mlp", scale]["taylor error"] for scale in (0.01, 1.0))
+    assert 0 < small < 1e-3 * whole, "third order"
+
+
+@pytest.mark.parametrize("name", ["linear", "logistic", "mlp"])
+def test_models_by_vectors(name: str) -> None:
+    """The Hessian by differences; training ends where the gradient is small."""
+    model = MODELS[name]
+    theta, x, y = fitted(model, 3, 200, Generator().manual_seed(0))
+    slope = torch.func.grad(model.loss)
+    assert slope(theta, x[40:], y[40:]).norm() < 0.05 * slope(theta + 0.5, x[40:], y[40:]).norm()
+    step = 1e-6 * torch.eye(len(theta), dtype=torch.float64)
+    rows = [(slope(theta + e, x, y) - slope(theta - e, x, y)) / 2e-6 for e in step]
+    exact = hessian(model, theta, x, y)
+    torch.testing.assert_close(
+        torch.stack(rows), exact, rtol=1e-4, atol=1e-6 * float(exact.abs().max())
+    )
+
+
+def test_prior_and_distillation_part_at_third_order() -> None:
+    torch.manual_seed(0)
+    made, stream = learner(mlp()), blobs("data", each=60)
+    order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train")
+    page = prior_vs_distillation.study(made, stream, order, schedule, [0.05, 0.1, 0.2])
+    assert page.rows[1]["order"] == pytest.approx(3, abs=0.5)
+    assert page.rows[0]["KL"] == pytest.approx(page.rows[0]["quadratic"], rel=0.1)
+    assert page.rows[0]["KL"] > 0
+
+
+def record(folder: Path, name: str, strength: float, split: str, seed: int, acc: float) -> Any:
+    config = {"a": {"_target_": f"some.{name}"}, "s": strength, "evaluation": {"split": split}}
+    measured = {"train_seconds": [1.0, 2.0]}
+    return folder, {"config": config, "seed": seed, "metrics": {"ACC": acc}, "measured": measured}
+
+
+def test_a_grid_is_chosen_on_validation_and_reported_on_test(tmp_path: Path) -> None:
+    found = [
+        record(tmp_path, name, strength, split, seed, acc + 0.01 * seed)
+        for name, strength, split, acc in (
+            ("One", 1.0, "val", 0.5),
+            ("One", 10.0, "val", 0.6),
+            ("One", 1.0, "test", 0.9),
+            ("One", 10.0, "test", 0.4),
+            ("Two", 1.0, "val", 0.3),
+        )
+        for seed in (0, 1)
+    ]
+    page = Grid("a title", ["a._target_", "absent"], "s").page(found)
+    text = page.write(tmp_path / "out")
+    assert "One: s 10, validation 60.50, test 40.50 +- 0.71 (n = 2)" in text
+    assert "Two: s 1, validation 30.50\n" in text
+    with (tmp_path / "out/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["variant"], float(r["value"]), r["chosen"]) for r in rows] == [
+        ("One", 1.0, ""),
+        ("One", 10.0, "*"),
+        ("Two", 1.0, "*"),
+    ]
+    assert (tmp_path / "out/figure.png").stat().st_size > 5000
+
+
+def test_traces_of_a_probe(tmp_path: Path) -> None:
+    lines = [
+        '{"event": "probe", "task": 0, "step": 0, "max_eigenvalue": 2.0, "loss": 1, "accuracy": 0}',
+        '{"event": "step", "step": 5, "task": 0, "loss": 0.5}',
+        '{"event": "probe", "task": 0, "step": 9, "max_eigenvalue": 0.5, "loss": 0, "accuracy": 1}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = [record(tmp_path, "One", 1.0, "test", 3, 0.5)]
+    page = Traces("a title", ["a._target_"], "max_eigenvalue").page(found)
+    (row,) = page.rows
+    assert row["variant"] == "One seed 3" and row["last / largest"] == 0.25
+    page.write(tmp_path / "out")
+
+
+@pytest.mark.parametrize("criterion", ["ce", "mse"])
+def test_the_probe_is_the_largest_eigenvalue(criterion: str) -> None:
+    import reference as ref
+
+    made, task = ref.case("mlp", criterion)
+    rng, before = made.rng.get_state(), made.flat.theta.detach().clone()
+    found = MaxEigenvalue(every=1, samples=5, iterations=300)(made, task)
+    part = type(task)(0, task.x[:5], task.y[:5], task.t[:5])
+    exact = torch.linalg.eigvalsh(ref.fisher(made, part))[-1]
+    assert found["max_eigenvalue"] == pytest.approx(float(exact), rel=1e-5)
+    assert made.rng.get_state().equal(rng) and made.flat.theta.equal(before) and made.net.training
+
+
+def test_a_study_is_one_command_and_not_done_twice(tmp_path: Path) -> None:
+    ask = "experiment=hessian_ratio", "study.dimensions=[10]", "study.repeats=2"
+    small = "study.extension_dimension=1"
+    code, out, err = finished(command(*ask, small, where=tmp_path / "out"))
+    assert code == 0, err
+    assert "linear regression: at most" in out
+    (folder,) = (tmp_path / "out/studies/hessian_ratio").glob("*/seed0")
+    made = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {"page.md", "table.csv", "figure.png", "status.json"} <= set(made)
+    code, again, _ = finished(command(*ask, small, where=tmp_path / "out"))
+    assert code == 0 and again == out
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made | {
+        "lock": made["lock"]
+    }
+
+
+def test_a_sweep_with_its_page(tmp_path: Path) -> None:
+    """experiment=fisher_vs_hessian on bundled digits, two strengths, one task less than three."""
+    small = "dataset=pmnist5k", "dataset.tasks=2", "seed=0", "method.strength=1,10"
+    ask = "experiment=fisher_vs_hessian", *small, "evaluation.split=val"
+    code, out, err = finished(command(*ask, "curvature=diag_ggn", where=tmp_path / "out"))
+    assert code == 0, err
+    assert "DiagonalHessian ggn: strength" in out
+    assert {"page.md", "table.csv", "figure.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
