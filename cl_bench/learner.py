@@ -101,7 +101,7 @@ class Learner:
 
     def logits(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
-        x = self.transform.view(batch.x)
+        x = self.transform.view(batch.x).to(theta.dtype)
         with nullcontext() if self.full_precision else self.machine.autocast():
             if theta is self.flat.theta:
                 return self.net(x)

@@ -214,8 +214,11 @@ BACKENDS = {
 PENALTIES = {
     "diagonal, implicit": ["method=ewc"],
     "diagonal, explicit": ["method=ewc", "method.step=explicit"],
-    "kfac, implicit": ["method=osla"],
-    "kfac, explicit": ["method=osla", "method.step=explicit"],
+    **{
+        f"kfac, {step}, every {n}": ["method=osla", f"method.step={step}", f"method.every={n}"]
+        for step in ("implicit", "explicit")
+        for n in (1, 10, 20)
+    },
     "si": ["method=si"],
 }
 

@@ -25,6 +25,7 @@ from test_flat import whole
 from torch import Tensor
 
 from cl_bench import checkpoint, config, experiment
+from cl_bench.curvature.probe import MaxEigenvalue
 from cl_bench.data.augment import Transform
 from cl_bench.experiment import Evaluation, Progress, Schedule
 from cl_bench.host import Host
@@ -59,6 +60,7 @@ class Run:
     stop_at: int | None = None
     hard: bool = False  # ResNet, Adam, weight decay, flips and crops
     compiled: bool = False
+    probe: Any = None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self) -> Run:
@@ -83,7 +85,7 @@ class Run:
         self.left = self.stop_at
         start = self.method, self.stream, rt.order, SCHEDULE, EVALUATION, self.progress
         with nullcontext() if self.folder is None else host.shown(STEPS, self.name):
-            experiment.run(*start, host)
+            experiment.run(*start, host, self.probe)
         assert torch.get_rng_state().equal(global_state), "a draw from the global generator"
         return self
 
@@ -177,6 +179,42 @@ def norms(net: Any) -> Tensor:
     """All that batch norm holds."""
     layers = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     return torch.cat([v.detach().flatten() for m in layers for v in m.state_dict().values()])
+
+
+def test_a_probe_changes_nothing_and_comes_back(tmp_path: Path) -> None:
+    probe = MaxEigenvalue(every=3, samples=10, iterations=5)
+    watched, alone = Run("er", "class", probe=probe)(), Run("er", "class")()
+    assert watched.theta.equal(alone.theta)
+    seen = [row for row in watched.rows if row["event"] == "probe"]
+    assert [row["step"] for row in seen] == [0, 3, 6, 8, 11, 14, 16, 19, 22]
+    assert all(row["max_eigenvalue"] > 0 for row in seen)
+    stopped_and_continued(tmp_path, [7], name="er", scenario="class", probe=probe)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_keeps_does_not_grow(name: str) -> None:
+    """From the second task on; but for a memory a task, all old data, and anchors apart."""
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        measure = experiment.measure
+        patch.setattr(
+            experiment,
+            "measure",
+            lambda method, *rest: (kept.append(checkpoint.nbytes(method)), measure(method, *rest)),
+        )
+        Run(name, "data")()
+    grows = name in ("agem", "distill")
+    assert name == "joint" or (kept[3] > kept[2]) == grows
+
+
+def test_anchors_apart_grow_with_the_tasks() -> None:
+    made, stream = learner(mlp()), blobs("data")
+    method = method_for("ewc", made, "merging=apart")
+    kept = []
+    for task in stream.tasks:
+        method.end_task(task)
+        kept.append(checkpoint.nbytes(method))
+    assert kept[2] - kept[1] == 2 * made.flat.theta.numel() * 4 and len(method.penalty.past) == 3
 
 
 def test_a_compiled_run_comes_back(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class LwF(Method):
         self.teacher: Snapshot | None = None
         self.tasks: list[int] = []  # the past ones
         self.live = learner.flat.grad.new_zeros(0, 0).bool()  # (T, K) when the last task ended
+        self.heads = self.live  # (H, 1, K): the different ones of the past tasks
 
     def observe(self, batch: Batch) -> Tensor:
         learner, fresh = self.learner, self.learner.augmented(batch)
@@ -49,8 +50,7 @@ class LwF(Method):
             loss = learner.differentiate(learner.loss, fresh)
         elif self.source == "new":
             taught = fresh._replace(logits=learner.recall(self.teacher, fresh))
-            heads = self.live[self.tasks].unique(dim=0).unsqueeze(1)
-            loss = learner.differentiate(self._on_new, taught, heads)
+            loss = learner.differentiate(self._on_new, taught, self.heads)
         else:
             old = learner.augmented(self.memory.sample(self.replay))
             old = old._replace(logits=learner.recall(self.teacher, old))
@@ -62,6 +62,7 @@ class LwF(Method):
         self.teacher = self.learner.snapshot()
         self.tasks = sorted({*self.tasks, *task.t.unique().tolist()})
         self.live = self.learner.live.clone()
+        self.heads = self.live[self.tasks].unique(dim=0).unsqueeze(1)
         if self.source == "old_full":
             self.memory.capacity = self.memory.seen + len(task)
         if self.source != "new":

@@ -28,14 +28,14 @@ def study(
     """Train on task 0, measure there with its data, along the displacement of task 1."""
     old, new = stream.tasks[:2]
     _train(learner, stream, old, order, schedule)
-    start, live = learner.flat.theta.detach().clone(), stream.live(0)[0].view(1, 1, -1)
-    probe = Probe(learner, old, live)
-    prior, distilled = probe.gradients(start, Batch(new.x[:256], new.y[:256], new.t[:256]))
+    start = learner.flat.theta.detach().double()
     _train(learner, stream, new, order, schedule)
     move = learner.flat.theta.detach() - start
-    with torch.no_grad():
-        learner.flat.theta.copy_(start)
-    learner.reveal(stream.live(0), old.t.unique())
+    learner.net.double()  # from here on all is measured in float64, at w0, as the old task ended
+    learner.flat.theta.data = start
+    learner.reveal(stream.live(1), new.t.unique())
+    probe = Probe(learner, old, stream.live(1)[0].view(1, 1, -1))
+    prior, distilled = probe.gradients(start, Batch(new.x[:256], new.y[:256], new.t[:256]))
     fisher = float(move @ ggn_product(learner, old)(move))
     curved = probe.curvature(start, move)
     rows: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def study(
 
 
 class Probe:
-    """KL to the network at w0 on all the old data, in float64."""
+    """KL to the network at w0 on all the old data."""
 
     def __init__(self, learner: Learner, old: Task, live: Tensor) -> None:
         self.learner, self.live, self.old = learner, live, old
