@@ -82,10 +82,12 @@ def test_other_mergings_are_not() -> None:
         assert (found - joint(3)).abs().max() > 1e-2
 
 
-def case(estimate: Estimator, step: Any, strength: float, merging: Any, lr: float = 0.1) -> Any:
+def case(
+    estimate: Estimator, step: Any, strength: float, merging: Any, lr: float = 0.1, m: float = 0.5
+) -> Any:
     """A penalty with the curvatures of two tasks, and a learner away from both anchors."""
     made, task = ref.case("mlp")
-    made = learner(made.net, optimizer=lambda p: SGD(p, lr, 0.5), transform=made.transform)
+    made = learner(made.net, optimizer=lambda p: SGD(p, lr, m), transform=made.transform)
     penalty = Penalty(merging, strength, step, 1)
     for shift in (0.1, -0.2):
         penalty.add(made, estimate(made, task), task)
@@ -118,10 +120,11 @@ def test_the_implicit_step_is_the_minimiser(estimate: Estimator, merging: Any) -
 @pytest.mark.parametrize("step", ["explicit", "implicit"])
 def test_every_nth_step_for_n_steps(step: str) -> None:
     """At rest in between; then as one step of n times the strength."""
-    rare, made, _ = case(Fisher("exact", None), step, 0.2, ONE)
-    often, other, _ = case(Fisher("exact", None), step, 0.6, ONE)
+    rare, made, _ = case(Fisher("exact", None), step, 0.2, ONE, m=0.0)
+    often, other, _ = case(Fisher("exact", None), step, 0.6, ONE, m=0.0)
     rare.every = 3
     start = made.flat.theta.detach().clone()
+    made.flat.grad.zero_()
     for learner_, penalty, steps in ((made, rare, 3), (other, often, 1)):
         learner_.flat.grad.zero_()
         for i in range(steps):
@@ -129,6 +132,18 @@ def test_every_nth_step_for_n_steps(step: str) -> None:
             penalty.move(learner_)
     assert not made.flat.theta.equal(start)
     torch.testing.assert_close(made.flat.theta, other.flat.theta)
+    twice, last, _ = case(Fisher("exact", None), step, 0.4, ONE, m=0.0)
+    twice.move(last)
+    rare.count = 0
+    with torch.no_grad():
+        made.flat.theta.copy_(start)
+    for _ in range(2):
+        rare.move(made)
+    assert made.flat.theta.equal(start), "two of three steps"
+    rare.settle(made)
+    torch.testing.assert_close(made.flat.theta, last.flat.theta)
+    rare.settle(made)
+    torch.testing.assert_close(made.flat.theta, last.flat.theta)
 
 
 @pytest.mark.parametrize(("estimate", "merging"), CASES)

@@ -75,7 +75,8 @@ class Penalty:
     step=implicit  after the step on the loss, theta <- argmin of the penalty +
                    |x - theta|^2 / (2 lr): stable at any strength, with the same fixed points;
                    with momentum m, lr / (1 - m) is what a step goes in the long run
-    every=n        at every n-th step, for n steps at once: cheaper where A is costly to apply
+    every=n        at every n-th step and at the end of a task, for the steps since: cheaper where
+                   A is costly to apply
     """
 
     def __init__(
@@ -108,7 +109,19 @@ class Penalty:
                 each.curvature.push(flat.grad, flat.theta - each.anchor, scale)
         learner.step()
         if active and self.step == "implicit":
-            self._contract(learner)
+            self._contract(learner, self.every)
+
+    @torch.no_grad()
+    def settle(self, learner: Learner) -> None:
+        """Make up for the steps since the penalty was last applied: a task must not end on them."""
+        left, self.count = self.count % self.every, 0
+        if not (left and self.past and self.strength > 0):
+            return
+        if self.step == "implicit":
+            self._contract(learner, left)
+        else:
+            theta, scale = learner.flat.theta, rate(learner.optimizer) * self.strength * left
+            theta.sub_(self.pull(theta), alpha=scale)
 
     def pull(self, theta: Tensor) -> Tensor:
         """sum_j A_j (theta - a_j): the gradient, without the strength."""
@@ -125,17 +138,17 @@ class Penalty:
         before, self.past = self.past, self.merging(self.past, found)
         if len(self.past) > 1:
             self.total = [found.curvature.merge(self._whole(before), 1.0, 1.0)]
-        self.ready, self.count = None, 0
+        self.ready = None
         if self.step == "explicit":
             self._refuse_unstable(learner)
 
     def _whole(self, past: list[Anchored]) -> Any:
         return self.total[0] if self.total else past[0].curvature
 
-    def _contract(self, learner: Learner) -> None:
+    def _contract(self, learner: Learner, steps: int) -> None:
         """The implicit step: one Newton step on a quadratic is its minimiser."""
         theta, whole = learner.flat.theta, self._whole(self.past)
-        damping = 1 / (rate(learner.optimizer) * self.strength * self.every)
+        damping = 1 / (rate(learner.optimizer) * self.strength * steps)
         if len(self.past) > 1:
             theta.sub_(whole.solve(self.pull(theta), damping))
             return

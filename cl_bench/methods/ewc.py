@@ -42,4 +42,5 @@ class EWC(Method):
         return self.penalty.descend(self.learner, self.learner.loss, batch)
 
     def end_task(self, task: Task) -> None:
+        self.penalty.settle(self.learner)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)
