@@ -135,6 +135,7 @@ def test_every_nth_step_for_n_steps(step: str) -> None:
     twice, last, _ = case(Fisher("exact", None), step, 0.4, ONE, m=0.0)
     twice.move(last)
     rare.count = 0
+    made.flat.grad.zero_()
     with torch.no_grad():
         made.flat.theta.copy_(start)
     for _ in range(2):
