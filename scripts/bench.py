@@ -276,6 +276,20 @@ def steps(base: list[str], chosen: list[Task]) -> None:
         print(f"{name:32}{value / seconds['finetune']:9.2f}")
 
 
+def growth() -> None:
+    """A task's whole time, its curvature included, over the 100 tasks of manypmnist."""
+    print("\n100 tasks: median time of the last five over that of the second to the sixth")
+    base = ["dataset=manypmnist", "runtime.threads=1", "optimizer.lr=0.01"]
+    apart = "merging=apart", "method.step=explicit", "method.strength=0.01"
+    cases = {name: [f"method={name}"] for name in ("ewc", "osla", "mas", "si", "l2", "lwf")}
+    for name, chosen in {**cases, "ewc merging=apart": ["method=ewc", *apart]}.items():
+        contender = Contender(*base, *chosen)
+        tasks = contender.stream.tasks
+        seconds = [contender.train(task) + contender.finish(task) for task in tasks]
+        ratio = statistics.median(seconds[-5:]) / statistics.median(seconds[1:6])
+        print(f"{name:32}{ratio:9.2f}")
+
+
 def against_curvlinops(samples: int) -> None:
     """K-FAC with sampled labels of a folded ResNet-18 (11.2 M parameters), both on one thread."""
     import warnings
@@ -332,6 +346,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
     if args.curvature:
         curvature(args.overrides, args.tasks)
+        growth()
         against_curvlinops(64)
         return
     training(args.overrides, args.tasks, not args.no_compile)
