@@ -24,6 +24,7 @@ DECOUPLED = ("torch.optim.AdamW",)
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
 SILENT = ("tracking", "log_every", "force")  # cannot change a number
+SILENT += ("curvature", "merging")  # a method that uses them holds them itself
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -142,18 +143,21 @@ def _check_combination(plain: dict[str, Any]) -> None:
         )
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
-    if plain["method"].get("step") == "implicit":
-        _check_implicit(plain)
+    if "step" in plain["method"]:
+        _check_step(plain, plain["method"])
 
 
 def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
     criterion = plain["criterion"]["_target_"]
-    if curvature.get("labels") == "empirical" and criterion.endswith("ScaledMSE"):
+    batched = curvature["_target_"].endswith("BatchedFisher")
+    residuals = curvature.get("labels") == "empirical" or batched
+    if residuals and criterion.endswith("ScaledMSE"):
         raise UserError(
-            "curvature.labels=empirical: with a squared loss it is made of residuals, which vanish "
-            "as the fit improves; use sampled or exact"
+            f"curvature={'diag_batched' if batched else 'diag_fisher, labels=empirical'}: with a "
+            "squared loss it is made of residuals, which vanish as the fit improves; use "
+            "diag_fisher with labels=sampled or exact"
         )
-    if curvature.get("negative") == "raw":
+    if curvature.get("negative") == "raw" and curvature.get("estimate") != "ggn":
         raise UserError(
             "curvature.negative=raw: a penalty by negative values is unbounded below; "
             "use clamped or absolute"
@@ -166,14 +170,23 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
         )
 
 
-def _check_implicit(plain: dict[str, Any]) -> None:
-    if plain["optimizer"]["_target_"] not in PROXIMAL:
+def _check_step(plain: dict[str, Any], method: dict[str, Any]) -> None:
+    """What the two steps of a penalty need of the optimizer and of the curvature."""
+    optimizer = plain["optimizer"]
+    proximal = optimizer["_target_"] in PROXIMAL
+    if not proximal and (method["step"] == "implicit" or method.get("every", 1) > 1):
+        key = "method.step=implicit" if method["step"] == "implicit" else "method.every above 1"
         raise UserError(
-            f"method.step=implicit: with optimizer._target_={plain['optimizer']['_target_']} its "
-            "fixed points are not those of loss + penalty; use method.step=explicit, or SGD"
+            f"{key}: with optimizer._target_={optimizer['_target_']}, which may rescale gradients, "
+            "its fixed points are not those of loss + penalty; use method.step=explicit and "
+            "method.every=1, or SGD"
         )
-    apart = plain["method"].get("merging", {}).get("_target_", "").endswith(".apart")
-    if apart and not get_object(plain["method"]["curvature"]["_target_"]).linear:
+    for name in ("nesterov", "dampening", "maximize"):
+        if proximal and optimizer.get(name):
+            raise UserError(f"optimizer.{name}: a penalty's steps are not worked out for it")
+    apart = method.get("merging", {}).get("_target_", "").endswith(".apart")
+    implicit = apart and method["step"] == "implicit"
+    if implicit and not get_object(method["curvature"]["_target_"]).linear:
         raise UserError(
             "merging=apart: Kronecker factors of several tasks have no common inverse; "
             "use method.step=explicit, or another merging"

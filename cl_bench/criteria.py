@@ -39,10 +39,8 @@ class CrossEntropy:
         eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
         if rng is None:
             return p.T.sqrt().unsqueeze(-1) * (eye.unsqueeze(1) - p)
-        below = p.cumsum(-1)
-        u = beside(torch.rand(len(p), 1, generator=rng, dtype=p.dtype), p)
-        level = u * (1 - 1e-6) * below[:, -1:]  # below the last step in spite of rounding
-        drawn = (below <= level).sum(-1)  # never a class of probability 0
+        waiting = -torch.rand(p.shape, generator=rng, dtype=p.dtype).log()  # exponential, above 0
+        drawn = (p / beside(waiting, p)).argmax(-1)  # the first to come; never one of probability 0
         return (eye[drawn] - p).unsqueeze(0)
 
 

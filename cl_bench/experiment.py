@@ -145,8 +145,7 @@ def learn(
     last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
         if probe is not None and progress.step % probe.every == 0:
-            place = {"event": "probe", "task": task.id, "step": progress.steps}
-            host.log(place | probe(method.learner, task))
+            started += _watch(probe, method, task, progress, host)
         loss = method.observe(batch)
         progress.step += 1
         progress.steps += 1
@@ -158,8 +157,18 @@ def learn(
             host.save()
             host.stop()
             progress.train_seconds.pop()
+    if probe is not None:
+        started += _watch(probe, method, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
+
+
+def _watch(probe: Probe, method: Method, task: Task, progress: Progress, host: Host) -> float:
+    """One look, reported; returns its seconds, which are no training."""
+    before = host.seconds()
+    place = {"event": "probe", "task": task.id, "step": progress.steps}
+    host.log(place | probe(method.learner, task))
+    return host.seconds() - before
 
 
 def measure(

@@ -88,21 +88,21 @@ class Learner:
         """
         self.live = live
         self.masked = self.masked or not bool(live.all())
-        self._decay_mask = self._decayed(live[tasks].any(0)) if self.weight_decay else None
+        used = self.in_use(live[tasks].any(0)) if self.weight_decay else None
+        self._decay_mask = None if used is None else used * self.weight_decay
 
     def train(self, frozen: bool) -> None:
         """Training mode; `frozen`: batch norm's statistics and weights stay as they are."""
         self.frozen = frozen
         self._mode(True)
-        if frozen:
-            self._held = self._outside(nn.modules.batchnorm._BatchNorm)
-            if self._decay_mask is not None:
-                self._decay_mask *= self._held
+        self._held = self._outside(nn.modules.batchnorm._BatchNorm) if frozen else None
+        if self._held is not None and self._decay_mask is not None:
+            self._decay_mask *= self._held
 
     def logits(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
         x = self.transform.view(batch.x).to(theta.dtype)
-        with nullcontext() if self.full_precision else self.machine.autocast():
+        with self._autocast():
             if theta is self.flat.theta:
                 return self.net(x)
             return functional_call(self.net, self.flat.views(theta), (x,))
@@ -154,6 +154,16 @@ class Learner:
         self.step()
         return value
 
+    def in_use(self, live: Tensor) -> Tensor:
+        """(P,): 1 for each parameter, 0 in the head's rows of classes that are not `live` (K,)."""
+        mask = torch.ones_like(self.flat.grad)
+        views = self.flat.views(mask)
+        for name, module in self.net.named_modules():
+            if module is self.net.head:
+                for part, _ in module.named_parameters():
+                    views[f"{name}.{part}"][~live] = 0.0
+        return mask
+
     def augmented(self, batch: Batch) -> Batch:
         """The batch under one random draw of the augmentation."""
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
@@ -165,9 +175,9 @@ class Learner:
 
     def recall(self, then: Snapshot, batch: Batch) -> Tensor:
         """(B, K): what the network said then, in evaluation mode, without a graph."""
-        with self.evaluating(self.full_precision), torch.no_grad(), self.machine.autocast():
-            state = {**self.flat.views(then.theta), **then.buffers}
-            return functional_call(self.net, state, (self.transform.view(batch.x),))
+        x = self.transform.view(batch.x).to(then.theta.dtype)
+        with self.evaluating(self.full_precision), torch.no_grad(), self._autocast():
+            return functional_call(self.net, {**self.flat.views(then.theta), **then.buffers}, (x,))
 
     @contextmanager
     def evaluating(self, full_precision: bool = False) -> Iterator[None]:
@@ -180,6 +190,9 @@ class Learner:
         finally:
             self._mode(before[0])
             self.full_precision = before[1]
+
+    def _autocast(self) -> AbstractContextManager:
+        return nullcontext() if self.full_precision else self.machine.autocast()
 
     def _mode(self, training: bool) -> None:
         self.net.train(training)
@@ -205,13 +218,3 @@ class Learner:
         grad, value = self._compiled[objective](self.flat.theta.detach(), *args)
         self.flat.grad.copy_(grad)
         return value
-
-    def _decayed(self, live: Tensor) -> Tensor:
-        """(P,): the weight decay of each parameter; 0 in head rows of classes not `live` (K,)."""
-        mask = torch.full_like(self.flat.grad, self.weight_decay)
-        views = self.flat.views(mask)
-        for name, module in self.net.named_modules():
-            if module is self.net.head:
-                for part, _ in module.named_parameters():
-                    views[f"{name}.{part}"][~live] = 0.0
-        return mask

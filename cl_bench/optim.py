@@ -48,12 +48,27 @@ def rate(optimizer: Any) -> float:
     return group["lr"] / (1 - group.get("momentum", 0))
 
 
-def stability(optimizer: Any) -> float:
-    """The curvature at which its steps begin to diverge: 2 (1 + momentum) / lr for SGD.
+def stability(optimizer: Any, every: int) -> float:
+    """The curvature at which SGD's steps begin to diverge on a quadratic taken every n-th step.
 
+    With every = 1 it is 2 (1 + momentum) / lr. Taken n-fold at every n-th step, it is where the
+    n steps together, a matrix on (theta, velocity), reach spectral radius 1: found by bisection.
     Infinite where no such number is known: a rescaled gradient (Adam).
     """
     if not isinstance(optimizer, SGD | torch.optim.SGD):
         return inf
-    group = optimizer.param_groups[0]
-    return 2 * (1 + group["momentum"]) / group["lr"]
+    lr, m = (optimizer.param_groups[0][key] for key in ("lr", "momentum"))
+    if lr == 0:
+        return inf
+    low, high = 0.0, 2 * (1 + m) / lr
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _bounded(middle * every, lr, m, every) else (low, middle)
+    return low
+
+
+def _bounded(curvature: float, lr: float, m: float, every: int) -> bool:
+    free = torch.tensor([[1.0, -lr * m], [0.0, m]], dtype=torch.float64)
+    taken = torch.tensor([[1 - lr * curvature, -lr * m], [curvature, m]], dtype=torch.float64)
+    whole = taken @ torch.linalg.matrix_power(free, every - 1)
+    return bool(torch.linalg.eigvals(whole).abs().max() <= 1 + 1e-12)

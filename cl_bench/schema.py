@@ -47,7 +47,7 @@ AT_LEAST = {
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
-    **dict.fromkeys(("samples", "probes", "every", "iterations", "repeats"), 1),
+    **dict.fromkeys(("samples", "probes", "every", "iterations"), 1),
 }
 
 
@@ -149,8 +149,12 @@ def check_ranges(key: str, node: dict[str, Any]) -> None:
             raise UserError(f"{spelled}: must be at least {low}")
         if name == "holdout" and not all(0 < v < 1 for v in numbers):
             raise UserError(f"{spelled}: must be between 0 and 1")
-        if name == "std" and any(v <= 0 for v in numbers):
+        if name in ("std", "temperature", "xi") and any(v <= 0 for v in numbers):
             raise UserError(f"{spelled}: must be above 0")
+        if name == "decay" and any(v > 1 for v in numbers):
+            raise UserError(f"{spelled}: must be at most 1")
+        if name == "momentum" and any(v >= 1 for v in numbers):
+            raise UserError(f"{spelled}: must be below 1")
         if name == "seed" and any(v >= SEEDS for v in numbers):
             raise UserError(f"{spelled}: must be below {SEEDS}")
 

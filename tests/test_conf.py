@@ -91,7 +91,7 @@ BAD = [
     ("data_dir=${oc.env:NO_SUCH_NAME}", "data_dir: ", []),
     (
         "criterion=scaled_mse",
-        "curvature.labels=empirical: with a squared loss",
+        "curvature=diag_fisher, labels=empirical: with a squared loss",
         ["method=ewc", "curvature.labels=empirical"],
     ),
     (
@@ -105,6 +105,25 @@ BAD = [
         ["method=osla"],
     ),
     ("optimizer=adam", "method.step=implicit: with optimizer._target_=torch", ["method=si"]),
+    (
+        "criterion=scaled_mse",
+        "curvature=diag_batched: with a squared loss",
+        ["method=ewc", "curvature=diag_batched"],
+    ),
+    (
+        "method.every=2",
+        "method.every above 1: with optimizer._target_=torch",
+        ["method=ewc", "optimizer=adam", "method.step=explicit"],
+    ),
+    (
+        "+optimizer.nesterov=true",
+        "optimizer.nesterov: a penalty's steps are not worked out for it",
+        ["method=ewc", "optimizer._target_=torch.optim.SGD"],
+    ),
+    ("method.temperature=0", "method.temperature=0: must be above 0", ["method=lwf"]),
+    ("method.xi=0.0", "method.xi=0.0: must be above 0", ["method=si"]),
+    ("merging.decay=5.0", "merging.decay=5.0: must be at most 1", ["method=ewc"]),
+    ("optimizer.momentum=1.0", "optimizer.momentum=1.0: must be below 1", []),
     ("curvature.labels=all", "must be one of exact, sampled, empirical", ["method=ewc"]),
     ("curvature.samples=0", "curvature.samples=0: must be at least 1", ["method=ewc"]),
     ("method.source=web", "must be one of new, buffer, old_full", ["method=lwf"]),
@@ -123,6 +142,14 @@ def test_mistakes(override: str, line: str, others: list[str]) -> None:
         config.check(composed(*others, override))
     said = str(caught.value)
     assert line in said and "\n" not in said
+
+
+def test_a_curvature_that_is_not_used_names_no_other_run() -> None:
+    plain = config.digest(composed("method=si"))
+    assert config.digest(composed("method=si", "curvature=kfac", "merging=apart")) == plain
+    used = config.digest(composed("method=ewc"))
+    assert config.digest(composed("method=ewc", "curvature=kfac")) != used
+    assert config.digest(composed("method=ewc", "merging=apart")) != used
 
 
 def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:

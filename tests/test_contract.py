@@ -186,7 +186,7 @@ def test_a_probe_changes_nothing_and_comes_back(tmp_path: Path) -> None:
     watched, alone = Run("er", "class", probe=probe)(), Run("er", "class")()
     assert watched.theta.equal(alone.theta)
     seen = [row for row in watched.rows if row["event"] == "probe"]
-    assert [row["step"] for row in seen] == [0, 3, 6, 8, 11, 14, 16, 19, 22]
+    assert [row["step"] for row in seen] == [0, 3, 6, 8, 8, 11, 14, 16, 16, 19, 22, 24]
     assert all(row["max_eigenvalue"] > 0 for row in seen)
     stopped_and_continued(tmp_path, [7], name="er", scenario="class", probe=probe)
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import DEVICES, identity, learner, machine, mlp
+from conftest import DEVICES, composed, identity, learner, machine, mlp, names
 from torch import Generator, Tensor, nn
 
+from cl_bench import config
 from cl_bench.curvature import capture
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
@@ -72,15 +73,17 @@ def halves(task: Task) -> tuple[Task, Task]:
     return one, two
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES)
+POOLED = ("identity", "diag_fisher", "mas", "full", "kfac", "tkfac")  # linear in the samples
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("kind", ref.KINDS)
 def test_merging_the_parts_gives_the_whole(kind: str, name: str) -> None:
     """By number of samples, at one theta; EKFAC's diagonal is in another basis, see below."""
     made, task = ref.case(kind)
     (one, two), estimate = halves(task), ESTIMATORS[name]
-    weights = (2 / 7, 5 / 7) if name == "batched" else (3 / 7, 4 / 7)
-    if name in ("batched", "ekfac", "diag_hessian", "full_hessian"):
-        pytest.skip("not linear in the samples")
-    merged: Any = estimate(made, one).merge(estimate(made, two), *weights)  # type: ignore[arg-type]
+    first: Any = estimate(made, one)
+    merged = first.merge(estimate(made, two), 3 / 7, 4 / 7)
     whole = ref.dense(estimate(made, task).matvec, size(made))
     torch.testing.assert_close(ref.dense(merged.matvec, size(made)), whole, **CLOSE)
 
@@ -393,14 +396,16 @@ def test_mask_of_live_classes() -> None:
     assert mas[2:].eq(0).all() and mas[:2].gt(0).any()
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
-def test_parts_of_a_task_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "batched":
-        pytest.skip("made of batches")
-    made, task = ref.case("conv")
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"batched"}))
+def test_parts_of_a_task_do_not_matter(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, task = ref.case(kind)
     v = torch.randn(size(made), dtype=torch.float64, generator=Generator().manual_seed(0))
     whole = ESTIMATORS[name](made, task).matvec(v)
     monkeypatch.setitem(capture.IMAGES, "cpu", 2)
+    monkeypatch.setattr(capture, "CHUNK", 5)
     for module in ("capture", "diagonal", "kfac", "sums", "products"):
         monkeypatch.setattr(f"cl_bench.curvature.{module}.FLOATS", 30)
     torch.testing.assert_close(ESTIMATORS[name](made, task).matvec(v), whole, **CLOSE)
@@ -452,21 +457,21 @@ UNSERVED = [
 
 @pytest.mark.parametrize(("layer", "line"), UNSERVED, ids=[line for _, line in UNSERVED])
 def test_layers_without_factors_are_named(layer: nn.Module, line: str) -> None:
-    made, _ = ref.case("mlp")
+    made, task = ref.case("mlp")
     ref.net(made).features[1] = layer
     for estimate in (KFAC("exact", None, "diagonal"), EKFAC("exact", None, "diagonal")):
         with pytest.raises(UserError, match=r"layer features\.1: .*" + line.replace(".", r"\.")):
-            estimate.check(made)
-    Fisher("exact", None).check(made)
+            estimate.check(made, task)
 
 
 def test_a_dense_matrix_too_large_is_refused() -> None:
     made = learner(mlp(10, (1, 28, 28)))
+    _, task = ref.case("mlp")
     with pytest.raises(UserError, match="a dense matrix of 12730 parameters"):
-        FullFisher("exact", None).check(made)
+        FullFisher("exact", None).check(made, task)
     with pytest.raises(UserError, match="a dense matrix"):
-        DiagonalHessian("exact", "raw", 1, None).check(made)
-    DiagonalHessian("ggn", "raw", 1, None).check(made)
+        DiagonalHessian("exact", "raw", 1, None).check(made, task)
+    DiagonalHessian("ggn", "raw", 1, None).check(made, task)
 
 
 class Odd(nn.Module):
@@ -487,7 +492,36 @@ def test_what_hooks_cannot_see_is_refused(twice: bool) -> None:
     made, task = ref.case("mlp")
     made = learner(Odd(twice), transform=made.transform)
     with pytest.raises(UserError, match="used twice" if twice else "changed in place"):
-        Fisher("exact", None)(made, task)
+        Fisher("exact", None).check(made, task)
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_is_served(name: str) -> None:
+    """No layer used twice, none written over in place: hooks see what they need."""
+    node = composed(f"model={name}").model
+    shape = (1, 28, 28) if name == "mlp" else (3, 64, 64)
+    made = learner(config.build(node, shape=shape, num_classes=5))
+    x = torch.zeros(1, *shape, dtype=torch.uint8)
+    task = Task(0, x, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    for estimate in (KFAC("exact", None, "diagonal"), Fisher("exact", None), MAS(None)):
+        estimate.check(made, task)
+
+
+def test_batch_norm_of_the_batch_has_no_gradient_of_a_sample() -> None:
+    made, task = ref.case("norm")
+    ref.net(made).body[1] = nn.BatchNorm2d(3, track_running_stats=False).double()
+    for estimate in (Fisher("exact", None), MAS(None)):
+        with pytest.raises(UserError, match=r"layer body\.1 is batch norm without running"):
+            estimate.check(made, task)
+
+
+def test_identity_leaves_heads_alone_that_are_not_in_use() -> None:
+    made, task = ref.case("mlp")
+    live = torch.zeros(3, ref.CLASSES, dtype=torch.bool)
+    live[0, :2] = live[1, 2:] = True
+    made.begin_task(live, torch.tensor([0]))
+    values = made.flat.views(Identity()(made, task).values)
+    assert values["head.bias"].tolist() == [1, 1, 0, 0] and values["features.1.bias"].eq(1).all()
 
 
 def test_channels_last_is_the_same_matrix_in_another_order() -> None:

@@ -189,7 +189,7 @@ def test_distilling_on_old_data_is_the_prior_to_second_order() -> None:
     said = made.recall(then, old)
 
     def kept(theta: torch.Tensor) -> torch.Tensor:
-        return divergence(said, made.logits(theta, old), live).mean()
+        return divergence(said, made.logits(theta, old), live, 1.0).mean()
 
     start = then.theta
     assert torch.func.grad(kept)(start).abs().max() < 1e-12

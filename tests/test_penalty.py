@@ -76,6 +76,11 @@ def test_anchors_apart_are_joint_training_for_two_tasks_only() -> None:
         assert (solved(apart, tasks, whole) - joint(tasks)).abs().max() > 1e-2
 
 
+def test_count_is_not_joint_training_beside_a_loss_of_weight_one() -> None:
+    found = solved(partial(averaged, by="tasks"), 3, whole)
+    assert (found - joint(3)).abs().max() > 1e-2
+
+
 def test_other_mergings_are_not() -> None:
     for decay in (0.0, 0.5):
         found = solved(partial(decayed, decay=decay), 3, whole)
@@ -132,7 +137,7 @@ def test_every_nth_step_for_n_steps(step: str) -> None:
             penalty.move(learner_)
     assert not made.flat.theta.equal(start)
     torch.testing.assert_close(made.flat.theta, other.flat.theta)
-    twice, last, _ = case(Fisher("exact", None), step, 0.4, ONE, m=0.0)
+    twice, last, _ = case(Fisher("exact", None), "implicit", 0.4, ONE, m=0.0)
     twice.move(last)
     rare.count = 0
     made.flat.grad.zero_()
@@ -172,30 +177,52 @@ def test_no_strength_diverges_when_the_step_is_implicit() -> None:
 
 
 def test_an_explicit_step_beyond_its_bound_is_refused() -> None:
-    """2 (1 + momentum) / (lr largest eigenvalue), to the digit; Adam has no such number."""
+    """To the digit, before the next task's first step; Adam has no such number."""
     _, made, task = case(Fisher("exact", None), "implicit", 1.0, ONE)
     found = Fisher("exact", None)(made, task)
     bound = 2 * 1.5 / (0.1 * float(found.max_eigenvalue()))
-    Penalty(ONE, 0.999 * bound, "explicit", 1).add(made, found, task)
+
+    def check(strength: float, where: Any) -> None:
+        penalty = Penalty(ONE, strength, "explicit", 1)
+        penalty.check(where)
+        penalty.add(where, found, task)
+        penalty.check(where)
+
+    check(0.999 * bound, made)
     with pytest.raises(UserError, match=rf"an explicit step diverges from {bound:.4g} on"):
-        Penalty(ONE, 1.001 * bound, "explicit", 1).add(made, found, task)
+        check(1.001 * bound, made)
     rescaled = learner(made.net, optimizer=lambda p: torch.optim.Adam(p), transform=made.transform)
-    Penalty(ONE, 1e9, "explicit", 1).add(rescaled, found, task)
+    check(1e9, rescaled)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("estimate", [Fisher("exact", None), KFAC("exact", None, "diagonal")])
+def test_the_bound_of_anchors_apart_is_that_of_their_sum(estimate: Estimator) -> None:
+    penalty, made, _ = case(estimate, "explicit", 0.1, apart)
+    matrices = [ref.dense(p.curvature.matvec, made.flat.theta.numel()) for p in penalty.past]
+    largest = torch.linalg.eigvalsh(torch.stack(matrices).sum(0))[-1]
+    found = penalty._largest(made.flat.theta.detach())
+    torch.testing.assert_close(found, largest, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 20])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("kind", [SGD, torch.optim.SGD])
-def test_the_bound_is_where_steps_begin_to_diverge(kind: Any, momentum: float) -> None:
-    for factor, diverges in ((0.99, False), (1.01, True)):
+def test_the_bound_is_where_steps_begin_to_diverge(kind: Any, momentum: float, every: int) -> None:
+    """On a quadratic taken at every n-th step, n-fold; for n = 1 it has a closed form."""
+    for factor, diverges in ((0.98, False), (1.02, True)):
         x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
         optimizer = kind([x], lr=0.1, momentum=momentum)
-        curvature = factor * stability(optimizer)
+        curvature = factor * stability(optimizer, every)
         x.grad = torch.zeros_like(x.data)
-        for _ in range(4000):
-            x.grad.copy_(curvature * x.data)
+        for i in range(1, 300 * every + 1):
+            x.grad.zero_()
+            if i % every == 0:
+                x.grad.copy_(every * curvature * x.data)
             optimizer.step()
         assert (abs(float(x.detach())) > 1) == diverges
         assert rate(optimizer) == pytest.approx(0.1 / (1 - momentum))
+    if every == 1:
+        assert stability(optimizer, 1) == pytest.approx(2 * (1 + momentum) / 0.1)
 
 
 def test_kronecker_anchors_apart_have_no_common_inverse() -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import blobs, command, finished, learner, mlp
+from conftest import blobs, command, finished, identity, learner, mlp, resnet
 from torch import Generator
 
+from cl_bench.criteria import ScaledMSE
 from cl_bench.curvature.probe import MaxEigenvalue
 from cl_bench.experiment import Schedule
 from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
 from cl_bench.studies.models import MODELS, fitted, hessian
 from cl_bench.studies.sweeps import Grid, Traces
+from cl_bench.types import Batch, UserError
 
 
 def test_the_hessians_ratio_follows_its_law() -> None:
@@ -60,20 +62,27 @@ def test_models_by_vectors(name: str) -> None:
     )
 
 
-def test_prior_and_distillation_part_at_third_order() -> None:
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+def test_prior_and_distillation_part_at_third_order(kind: str) -> None:
+    """With batch norm too: its statistics are those of w0."""
     torch.manual_seed(0)
-    made, stream = learner(mlp()), blobs("data", each=60)
+    net: Any = mlp(activation="tanh") if kind == "mlp" else resnet(shape=(1, 4, 4))
+    made, stream = learner(net, transform=identity()), blobs("data", each=60)
     order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train")
-    page = prior_vs_distillation.study(made, stream, order, schedule, [0.05, 0.1, 0.2])
-    assert page.rows[1]["order"] == pytest.approx(3, abs=0.5)
+    page = prior_vs_distillation.study(made, stream, order, schedule, [1e-4, 2e-4, 5e-4])
+    assert page.rows[1]["order"] == pytest.approx(3, abs=0.2 if kind == "mlp" else 0.4)
     assert page.rows[0]["KL"] == pytest.approx(page.rows[0]["quadratic"], rel=0.1)
     assert page.rows[0]["KL"] > 0
+    made.criterion = ScaledMSE(1.0)
+    with pytest.raises(UserError, match="criterion=cross_entropy"):
+        prior_vs_distillation.study(made, stream, order, schedule, [1e-3, 2e-3])
 
 
 def record(folder: Path, name: str, strength: float, split: str, seed: int, acc: float) -> Any:
     config = {"a": {"_target_": f"some.{name}"}, "s": strength, "evaluation": {"split": split}}
     measured = {"train_seconds": [1.0, 2.0]}
-    return folder, {"config": config, "seed": seed, "metrics": {"ACC": acc}, "measured": measured}
+    told = {"seed": seed, "metrics": {"ACC": acc}, "measured": measured}
+    return folder, {"config": config, "hash": f"{name}{strength}{split}"} | told
 
 
 def test_a_grid_is_chosen_on_validation_and_reported_on_test(tmp_path: Path) -> None:
@@ -88,7 +97,7 @@ def test_a_grid_is_chosen_on_validation_and_reported_on_test(tmp_path: Path) -> 
         )
         for seed in (0, 1)
     ]
-    page = Grid("a title", ["a._target_", "absent"], "s").page(found)
+    page = Grid("a title", ["a._target_", "absent"], "s", {"One": 41.0}).page(found)
     text = page.write(tmp_path / "out")
     assert "One: s 10, validation 60.50, test 40.50 +- 0.71 (n = 2)" in text
     assert "Two: s 1, validation 30.50\n" in text
@@ -100,6 +109,16 @@ def test_a_grid_is_chosen_on_validation_and_reported_on_test(tmp_path: Path) -> 
         ("Two", 1.0, "*"),
     ]
     assert (tmp_path / "out/figure.png").stat().st_size > 5000
+    found[0][1]["hash"] = "other"
+    with pytest.raises(UserError, match="One, s=1 was run there with other values"):
+        Grid("a title", ["a._target_"], "s", {}).page(found)
+
+
+def test_a_value_that_lost_a_seed_is_not_chosen(tmp_path: Path) -> None:
+    runs = [(1.0, 0, 0.5), (1.0, 1, 0.5), (9.0, 0, 0.9)]
+    found = [record(tmp_path, "One", s, "val", seed, acc) for s, seed, acc in runs]
+    page = Grid("a title", ["a._target_"], "s", {}).page(found)
+    assert [row["chosen"] for row in page.rows] == ["*", ""]
 
 
 def test_traces_of_a_probe(tmp_path: Path) -> None:
@@ -121,11 +140,19 @@ def test_the_probe_is_the_largest_eigenvalue(criterion: str) -> None:
     import reference as ref
 
     made, task = ref.case("mlp", criterion)
+    live = torch.ones(3, ref.CLASSES, dtype=torch.bool)
+    live[:, 3] = False
+    made.begin_task(live, torch.tensor([0]))
+    task = type(task)(0, task.x, task.y % 3, task.t)
     rng, before = made.rng.get_state(), made.flat.theta.detach().clone()
     found = MaxEigenvalue(every=1, samples=5, iterations=300)(made, task)
-    part = type(task)(0, task.x[:5], task.y[:5], task.t[:5])
+    spread = torch.tensor([0, 1, 2, 4, 5])  # of seven
+    part = type(task)(0, task.x[spread], task.y[spread], task.t[spread])
     exact = torch.linalg.eigvalsh(ref.fisher(made, part))[-1]
     assert found["max_eigenvalue"] == pytest.approx(float(exact), rel=1e-5)
+    with torch.no_grad():
+        said = made.logits(made.flat.theta, Batch(part.x, part.y, part.t))[:, :3].argmax(1)
+    assert found["accuracy"] == pytest.approx(float((said == part.y).double().mean()))
     assert made.rng.get_state().equal(rng) and made.flat.theta.equal(before) and made.net.training
 
 
@@ -153,3 +180,12 @@ def test_a_sweep_with_its_page(tmp_path: Path) -> None:
     assert code == 0, err
     assert "DiagonalHessian ggn: strength" in out
     assert {"page.md", "table.csv", "figure.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_study_on_a_network(tmp_path: Path) -> None:
+    small = "experiment=prior_vs_distillation", "study.scales=[0.01,0.02]"
+    code, out, err = finished(command(*small, where=tmp_path / "out"))
+    assert code == 0, err
+    assert "gradients of both objectives at w0" in out
+    code, _, err = finished(command(*small, "dataset.tasks=1", where=tmp_path / "out"))
+    assert code == 2 and err.strip().endswith("needs two tasks and two scales or more")

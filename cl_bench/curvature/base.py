@@ -63,8 +63,8 @@ class Estimator:
 
     linear: ClassVar[bool] = True  # whether `merge` of its result is the sum of the matrices
 
-    def check(self, learner: Learner) -> None:
-        """UserError where this network or criterion cannot be served: before the first step."""
+    def check(self, learner: Learner, task: Task) -> None:
+        """UserError where this network cannot be served: before a task's first step."""
 
     def __call__(self, learner: Learner, task: Task) -> Curvature:
         """The mean over the task's samples, at the learner's theta."""

@@ -84,6 +84,20 @@ def _once(sites: list[Site]) -> None:
             )
 
 
+def rehearse(learner: Learner, task: Task) -> None:
+    """UserError where hooks would not see what they need to: by a forward pass of one sample."""
+    with learner.evaluating(full_precision=True), captured(learner.net), torch.no_grad():
+        learner.logits(learner.flat.theta, next(task.chunks(1)))
+
+
+def coupled(net: nn.Module) -> str | None:
+    """A layer in which samples see each other even in evaluation mode; None: there is none."""
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            return name
+    return None
+
+
 def unserved(net: nn.Module) -> str | None:
     """Which layer is of a kind that has no formula here; None where all have."""
     for name, layer in layers(net):

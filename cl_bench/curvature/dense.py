@@ -62,7 +62,7 @@ class Dense:
 class Small(Estimator):
     """An estimator that needs the square of the number of parameters."""
 
-    def check(self, learner: Learner) -> None:
+    def check(self, learner: Learner, task: Task) -> None:
         count = learner.flat.theta.numel()
         if count > LARGEST:
             raise UserError(
@@ -79,7 +79,7 @@ class FullFisher(Small):
         self.samples = samples
 
     def __call__(self, learner: Learner, task: Task) -> Dense:
-        self.check(learner)
+        self.check(learner, task)
         chosen = subset(task, self.samples, learner.rng)
         count = learner.flat.grad.numel()
         total = learner.flat.grad.new_zeros(count, count)
@@ -95,7 +95,7 @@ class FullHessian(Small):
         self.negative, self.samples = negative, samples
 
     def __call__(self, learner: Learner, task: Task) -> Dense:
-        self.check(learner)
+        self.check(learner, task)
         matrix = hessian(learner, subset(task, self.samples, learner.rng))
         if self.negative == "raw":
             return Dense(matrix)

@@ -23,13 +23,15 @@ from cl_bench.curvature.capture import (
     Labels,
     Roots,
     chunk,
+    coupled,
     elementwise,
     law,
+    rehearse,
     streamed,
     unserved,
 )
 from cl_bench.learner import Learner
-from cl_bench.types import Batch, Task
+from cl_bench.types import Batch, Task, UserError
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,27 @@ class Diagonal:
 
 
 class Identity(Estimator):
-    """A = I, whatever the data: plain L2 towards the anchor."""
+    """A = I on all that was in use: plain L2 towards the anchor, but for heads not yet revealed."""
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
-        return Diagonal(torch.ones_like(learner.flat.grad))
+        return Diagonal(learner.in_use(learner.live[task.t.unique()].any(0)))
 
 
-class Fisher(Estimator):
+class PerSample(Estimator):
+    """Made of per-sample gradients, by layers or by rows."""
+
+    def check(self, learner: Learner, task: Task) -> None:
+        name = coupled(learner.net)
+        if name is not None:
+            raise UserError(
+                f"curvature: layer {name} is batch norm without running statistics: "
+                "there is no gradient of one sample"
+            )
+        if unserved(learner.net) is None:
+            rehearse(learner, task)
+
+
+class Fisher(PerSample):
     """Mean over `samples` of the task (null: all) of sum_r (J' root_r)^2."""
 
     def __init__(self, labels: Labels, samples: int | None) -> None:
@@ -108,7 +124,7 @@ def _gradient(learner: Learner, batch: Batch) -> Tensor:
     return torch.autograd.grad(learner.loss(theta, batch), theta)[0]
 
 
-class MAS(Estimator):
+class MAS(PerSample):
     """Mean of |d ||f(x)||^2 / d theta| over the live outputs (Aljundi et al. 2018).
 
     arXiv:1711.09601. The absolute value is each sample's; no label is used.

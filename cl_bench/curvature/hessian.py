@@ -39,12 +39,12 @@ class DiagonalHessian(Estimator):
         self.estimate, self.negative = estimate, negative
         self.probes, self.samples = probes, samples
 
-    def check(self, learner: Learner) -> None:
+    def check(self, learner: Learner, task: Task) -> None:
         if self.estimate == "exact":
-            Small().check(learner)
+            Small().check(learner, task)
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
-        self.check(learner)
+        self.check(learner, task)
         chosen = subset(task, self.samples, learner.rng)
         if self.estimate == "ggn":
             return Fisher("exact", None)(learner, chosen)

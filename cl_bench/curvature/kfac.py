@@ -24,6 +24,7 @@ from cl_bench.curvature.capture import (
     Site,
     law,
     layers,
+    rehearse,
     streamed,
     unserved,
 )
@@ -51,16 +52,17 @@ class Factored(Estimator):
         self.labels: Labels = labels
         self.samples, self.batch_norm = samples, batch_norm
 
-    def check(self, learner: Learner) -> None:
+    def check(self, learner: Learner, task: Task) -> None:
         name = unserved(learner.net)
         if name is not None:
             raise UserError(f"curvature: no Kronecker factors for layer {name}; use diag_fisher")
+        rehearse(learner, task)
 
     def sums(
         self, learner: Learner, task: Task, rng: Generator, kind: type[Sum]
     ) -> tuple[dict[str, Sum], Tensor]:
         """For each layer its sums over the task, and the diagonal (P,) of batch norm's weights."""
-        self.check(learner)
+        self.check(learner, task)
         found = {name: kind(name, layer, learner) for name, layer in factored(learner.net)}
         squares = Squares(learner, self.batch_norm == "diagonal")
         for sites, gradients in streamed(learner, task, law(self.labels, rng)):
@@ -135,8 +137,9 @@ def _add_rotated(total: Tensor, part: Sum, basis: Factors, site: Site, s: Tensor
     _, u_a, _, u_g = basis.eigen
     s = u_g.T @ places(s)
     if s.shape[-1] == 1:
-        for a, _ in part.seen(site):
-            total.addmm_(s.squeeze(-1).square().sum(0).T, (a.squeeze(-1) @ u_a).square())
+        for a, where in part.seen(site):
+            slopes = s[:, where].squeeze(-1).square().sum(0)
+            total.addmm_(slopes.T, (a.squeeze(-1) @ u_a).square())
         return
     size = max(1, FLOATS // (len(s) * total.numel()))
     for a, where in part.seen(site):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.curvature.base import Curvature
+from cl_bench.curvature.products import largest_eigenvalue
 from cl_bench.learner import Learner, Objective
 from cl_bench.optim import rate, stability
 from cl_bench.types import Task, UserError
@@ -38,7 +39,11 @@ def decayed(past: list[Anchored], found: Anchored, decay: float) -> list[Anchore
 def averaged(
     past: list[Anchored], found: Anchored, by: Literal["tasks", "samples"]
 ) -> list[Anchored]:
-    """A <- the mean over all tasks (or samples) so far, one anchor: ((t-1) A + A_t) / t."""
+    """A <- the mean over all tasks (or samples) so far, one anchor: ((t-1) A + A_t) / t.
+
+    Joint training where the loss and the penalty are weighted 1/t and (t-1)/t too (DLCFT); beside
+    a loss of weight 1 the past counts as one task, however long it is.
+    """
 
     def mean(old: Anchored) -> Anchored:
         counts = (found.tasks, old.tasks) if by == "tasks" else (found.samples, old.samples)
@@ -71,7 +76,7 @@ class Ready(NamedTuple):
 class Penalty:
     """strength/2 sum_j (theta - a_j)' A_j (theta - a_j), for one anchor or one each task.
 
-    step=explicit  its gradient joins the loss's: stable while lr strength max_eigenvalue < 2
+    step=explicit  its gradient joins the loss's: stable up to a strength that `check` knows
     step=implicit  after the step on the loss, theta <- argmin of the penalty +
                    |x - theta|^2 / (2 lr): stable at any strength, with the same fixed points;
                    with momentum m, lr / (1 - m) is what a step goes in the long run
@@ -102,7 +107,7 @@ class Penalty:
     def move(self, learner: Learner) -> None:
         """The step that `flat.grad` and the penalty ask for together."""
         self.count += 1
-        active = bool(self.past) and self.strength > 0 and self.count % self.every == 0
+        active = self.count % self.every == 0 and self._active(learner)
         if active and self.step == "explicit":
             scale, flat = self.strength * self.every, learner.flat
             for each in self.past:
@@ -113,15 +118,46 @@ class Penalty:
 
     @torch.no_grad()
     def settle(self, learner: Learner) -> None:
-        """Make up for the steps since the penalty was last applied: a task must not end on them."""
+        """Make up for the steps since the penalty was last applied: a task must not end on them.
+
+        By the implicit step whatever `step` says: it is the one that cannot overshoot.
+        """
         left, self.count = self.count % self.every, 0
-        if not (left and self.past and self.strength > 0):
+        if not (left and self._active(learner)):
             return
         if self.step == "implicit":
             self._contract(learner, left)
-        else:
-            theta, scale = learner.flat.theta, rate(learner.optimizer) * self.strength * left
-            theta.sub_(self.pull(theta), alpha=scale)
+            return
+        damping = 1 / (rate(learner.optimizer) * self.strength * left)
+        for each in self.past:
+            each.curvature.contraction(damping).draw(learner.flat.theta, each.anchor)
+
+    def check(self, learner: Learner) -> None:
+        """UserError where explicit steps on what is there would diverge: before a task's first."""
+        if self.step == "implicit" or not self._active(learner):
+            return
+        largest = float(self._largest(learner.flat.theta.detach()))
+        limit = stability(learner.optimizer, self.every) / max(largest, 1e-30)
+        if self.strength >= limit:
+            raise UserError(
+                f"method.strength={self.strength}: an explicit step diverges from {limit:.4g} on, "
+                f"for this lr, momentum and method.every and a curvature of up to {largest:.3g}; "
+                "use method.step=implicit, or a smaller strength or optimizer.lr"
+            )
+
+    def _largest(self, theta: Tensor) -> Tensor:
+        """The largest eigenvalue of sum_j A_j."""
+        if len(self.past) == 1:
+            return self.past[0].curvature.max_eigenvalue()
+
+        def product(v: Tensor) -> Tensor:
+            return torch.stack([each.curvature.matvec(v) for each in self.past]).sum(0)
+
+        start = torch.linspace(-1, 1, theta.numel(), device=theta.device).to(theta).cos()
+        return largest_eigenvalue(product, start, 100)[0]
+
+    def _active(self, learner: Learner) -> bool:
+        return bool(self.past) and self.strength > 0 and rate(learner.optimizer) > 0
 
     def pull(self, theta: Tensor) -> Tensor:
         """sum_j A_j (theta - a_j): the gradient, without the strength."""
@@ -136,11 +172,9 @@ class Penalty:
         anchor = learner.flat.theta.detach().clone()
         found = Anchored(curvature, anchor, len(task.t.unique()), len(task))
         before, self.past = self.past, self.merging(self.past, found)
-        if len(self.past) > 1:
+        if len(self.past) > 1 and self.step == "implicit":
             self.total = [found.curvature.merge(self._whole(before), 1.0, 1.0)]
         self.ready = None
-        if self.step == "explicit":
-            self._refuse_unstable(learner)
 
     def _whole(self, past: list[Anchored]) -> Any:
         return self.total[0] if self.total else past[0].curvature
@@ -155,13 +189,3 @@ class Penalty:
         if self.ready is None or self.ready.damping != damping:
             self.ready = Ready(damping, whole.contraction(damping))
         self.ready.contraction.draw(theta, self.past[0].anchor)
-
-    def _refuse_unstable(self, learner: Learner) -> None:
-        largest = float(self._whole(self.past).max_eigenvalue()) * self.every
-        limit = stability(learner.optimizer) / max(largest, 1e-30)
-        if self.strength >= limit:
-            raise UserError(
-                f"method.strength={self.strength}: an explicit step diverges from {limit:.4g} on "
-                "(2 / (lr x the curvature's largest eigenvalue)); use method.step=implicit, "
-                "a smaller strength or a smaller optimizer.lr"
-            )

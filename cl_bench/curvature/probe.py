@@ -10,7 +10,7 @@ from cl_bench.types import Batch, Task
 
 
 class MaxEigenvalue:
-    """lambda_max of the exact Fisher (GGN) of the task's first `samples`, and their mean loss.
+    """lambda_max of the exact Fisher (GGN), loss and accuracy on samples all through the task.
 
     By power iteration from a fixed vector: nothing is kept between calls, nothing is drawn.
     """
@@ -19,15 +19,18 @@ class MaxEigenvalue:
         self.every, self.samples, self.iterations = every, samples, iterations
 
     def __call__(self, learner: Learner, task: Task) -> dict[str, float]:
-        part = slice(0, self.samples)
+        count = min(self.samples, len(task))
+        part = torch.arange(count, device=task.y.device) * len(task) // count  # all through it
         few = Task(task.id, task.x[part], task.y[part], task.t[part])
         start = torch.linspace(-1, 1, learner.flat.grad.numel()).to(learner.flat.grad)
         top, _ = largest_eigenvalue(ggn_product(learner, few), start.cos(), self.iterations)
         with learner.evaluating(full_precision=True), torch.no_grad():
             batch = Batch(few.x, few.y, few.t)
             logits = learner.logits(learner.flat.theta, batch)
-            losses = learner.criterion(logits, batch.y, learner.competing(batch))
-            hits = (logits.argmax(-1) == batch.y).float().mean()
+            live = learner.competing(batch)
+            losses = learner.criterion(logits, batch.y, live)
+            seen = logits if live is None else logits.masked_fill(~live, -torch.inf)
+            hits = (seen.argmax(-1) == batch.y).float().mean()
         return {
             "max_eigenvalue": float(top),
             "loss": float(losses.mean()),

@@ -35,8 +35,11 @@ class EWC(Method):
         every: int,
     ) -> None:
         super().__init__(learner)
-        curvature.check(learner)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
+
+    def begin_task(self, task: Task) -> None:
+        self.estimate.check(self.learner, task)
+        self.penalty.check(self.learner)
 
     def observe(self, batch: Batch) -> Tensor:
         return self.penalty.descend(self.learner, self.learner.loss, batch)

@@ -82,15 +82,16 @@ class LwF(Method):
         return self.learner.loss(theta, batch) + kept
 
     def _pull(self, before: Tensor, now: Tensor, heads: Tensor) -> Tensor:
-        found = divergence(before / self.temperature, now / self.temperature, heads)
+        found = divergence(before, now, heads, self.temperature)
         return self.strength * self.temperature**2 * found.sum(0).mean()
 
 
-def divergence(before: Tensor, now: Tensor, live: Tensor) -> Tensor:
-    """KL(softmax(before) || softmax(now)) over the live classes: (B, K), (H, B or 1, K) -> (H, B).
+def divergence(before: Tensor, now: Tensor, live: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(before / T) || softmax(now / T)) over the live classes, at least in float32.
 
-    At least in float32, as every loss.
+    (B, K) twice and (H, B or 1, K) -> (H, B).
     """
     kind = torch.promote_types(now.dtype, torch.float32)
-    old, new = (z.to(kind).masked_fill(~live, -torch.inf).log_softmax(-1) for z in (before, now))
+    logits = (z.to(kind).div(temperature).masked_fill(~live, -torch.inf) for z in (before, now))
+    old, new = (z.log_softmax(-1) for z in logits)
     return (old.exp() * (old - new).masked_fill(~live, 0.0)).sum(-1)

@@ -33,6 +33,7 @@ class SI(Method):
         self.start = learner.flat.theta.detach().clone()
 
     def begin_task(self, task: Task) -> None:
+        self.penalty.check(self.learner)
         self.omega.zero_()
         self.start.copy_(self.learner.flat.theta.detach())
 

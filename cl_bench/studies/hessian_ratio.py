@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from cl_bench.studies.models import MODELS, Model, fitted, hessian
 from cl_bench.studies.page import Page
+from cl_bench.types import UserError
 
 PUBLISHED = {  # by dimension, at r = log10(n / d) = 0, 0.5, ..., 3 (the note's notebook)
     10: (0.1729, 0.2348, 0.3843, 0.5183, 0.6553, 0.8059, 0.8552),
@@ -36,11 +37,14 @@ def ratio(matrix: Tensor) -> float:
 
 def study(dimensions: list[int], repeats: int, extension_dimension: int, seed: int) -> Page:
     """As in the note n = d 10^r samples, of which a fifth (the test split) make the Hessian."""
+    if not dimensions or max(dimensions) < 2 or repeats < 2:
+        raise UserError("study=hessian_ratio: needs a dimension above 1 and two repeats or more")
     rng = Generator().manual_seed(seed)
     rows = [_linear(d, r / 2, repeats, rng) for d in dimensions for r in range(7)]
     seen = [row for row in rows if row["n_test"] >= 100]
-    worst = max(abs(row["ratio"] - row["theory"]) for row in seen)
-    apart = max(abs(row["published"] - row["theory"]) for row in rows if row["published"])
+    worst = max((abs(row["ratio"] - row["theory"]) for row in seen), default=0.0)
+    known = [row for row in rows if row["published"]]
+    apart = max((abs(row["published"] - row["theory"]) for row in known), default=0.0)
     for name in ("logistic", "mlp"):
         rows += [_fitted(MODELS[name], extension_dimension, r / 2, repeats, rng) for r in range(5)]
     findings = [
@@ -65,10 +69,10 @@ def _linear(d: int, r: float, repeats: int, rng: Generator) -> dict[str, Any]:
 
 def _fitted(model: Model, d: int, r: float, repeats: int, rng: Generator) -> dict[str, Any]:
     """At the optimum on the training four fifths, of the test fifth."""
-    samples, found, count = max(1, round(d * 10**r * 0.2)), [], 0
+    found, count = [], model.size(d)
+    samples = max(1, round(count * 10**r * 0.2))
     for _ in range(max(2, repeats // 10)):
         theta, x, y = fitted(model, d, 5 * samples, rng)
-        count = len(theta)
         found.append(ratio(hessian(model, theta, x[:samples], y[:samples])))
     return _row(model.name, count, r, samples, found, None, None)
 

@@ -14,23 +14,33 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.criteria import CrossEntropy
 from cl_bench.curvature.products import ggn_product
 from cl_bench.experiment import Schedule
 from cl_bench.learner import Learner
 from cl_bench.methods.lwf import divergence
 from cl_bench.studies.page import Page
-from cl_bench.types import Batch, Stream, Task
+from cl_bench.types import Batch, Stream, Task, UserError
 
 
 def study(
     learner: Learner, stream: Stream, order: Generator, schedule: Schedule, scales: list[float]
 ) -> Page:
     """Train on task 0, measure there with its data, along the displacement of task 1."""
+    if not isinstance(learner.criterion, CrossEntropy):
+        raise UserError(
+            "study=prior_vs_distillation: the KL is softmax's; use criterion=cross_entropy"
+        )
+    if len(stream.tasks) < 2 or len(scales) < 2:
+        raise UserError("study=prior_vs_distillation: needs two tasks and two scales or more")
     old, new = stream.tasks[:2]
     _train(learner, stream, old, order, schedule)
-    start = learner.flat.theta.detach().double()
+    then = learner.snapshot()
+    start = then.theta.double()
     _train(learner, stream, new, order, schedule)
     move = learner.flat.theta.detach() - start
+    for name, buffer in learner.net.named_buffers():
+        buffer.copy_(then.buffers[name])
     learner.net.double()  # from here on all is measured in float64, at w0, as the old task ended
     learner.flat.theta.data = start
     learner.reveal(stream.live(1), new.t.unique())
@@ -71,7 +81,7 @@ class Probe:
             return self.learner.logits(theta, batch)
 
     def _kl(self, theta: Tensor, batch: Batch, said: Tensor) -> Tensor:
-        return divergence(said, self._logits(theta, batch), self.live).sum() / len(self.old)
+        return divergence(said, self._logits(theta, batch), self.live, 1.0).sum() / len(self.old)
 
     def divergence(self, theta: Tensor) -> float:
         """E KL(p_w0 || p_theta)."""

@@ -6,6 +6,7 @@ They read the records below output_dir and write table.csv, figure.png and page.
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from cl_bench.studies.page import Page
+from cl_bench.types import UserError
 
 Record = dict[str, Any]
 
@@ -30,8 +32,11 @@ class Study(Callback):
         """Write the page; nothing where no run was finished."""
         folder = Path(config.output_dir)
         found = list(records(folder))
-        if found:
-            print(self.page(found).write(folder) + f"files: {folder.resolve()}")
+        try:
+            if found:
+                print(self.page(found).write(folder) + f"files: {folder.resolve()}")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         """Of all records and the folders that they lie in."""
@@ -39,16 +44,22 @@ class Study(Callback):
 
     def label(self, record: Record) -> str:
         """The values that tell one variant from another; of a path its last part."""
-        values = (at(record["config"], key) for key in self.variant)
-        return " ".join(str(v).rpartition(".")[2] for v in values if v is not None)
+        values = {key: at(record["config"], key) for key in self.variant}
+        words = {key: str(v) for key, v in values.items() if v is not None}
+        return " ".join(
+            w.rpartition(".")[2] if k.endswith("_target_") else w for k, w in words.items()
+        )
 
 
 class Grid(Study):
-    """Accuracy over one key for each variant; the value is chosen on the validation split."""
+    """Accuracy over one key for each variant; the value is chosen on the validation split.
 
-    def __init__(self, title: str, variant: list[str], x: str) -> None:
+    `published`: percentages of others by variant, to stand beside.
+    """
+
+    def __init__(self, title: str, variant: list[str], x: str, published: dict[str, float]) -> None:
         super().__init__(title, variant)
-        self.x = x
+        self.x, self.published = x, published
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         cells: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(
@@ -59,12 +70,14 @@ class Grid(Study):
             value = at(record["config"], self.x)
             key = (self.label(record), float("nan") if value is None else float(value))
             cells[key][split].append(100 * record["metrics"]["ACC"])
+            cells[key][f"{split} configs"].append(record["hash"])
             cells[key]["seconds"].append(sum(record["measured"]["train_seconds"]))
         rows = [self._row(key, cells[key]) for key in sorted(cells)]
         for variant in dict.fromkeys(row["variant"] for row in rows):
             mine = [row for row in rows if row["variant"] == variant and row["val"] is not None]
-            if mine:
-                max(mine, key=lambda row: row["val"])["chosen"] = "*"
+            whole = [row for row in mine if row["val n"] == max(r["val n"] for r in mine)]
+            if whole:  # a value of which a seed has diverged is not chosen
+                max(whole, key=lambda row: row["val"])["chosen"] = "*"
         name = self.x.rpartition(".")[2]
         findings = [
             f"{row['variant']}: {name} {row['value']:g}, {_said(row)}"
@@ -78,10 +91,16 @@ class Grid(Study):
     def _row(self, key: tuple[str, float], cell: dict[str, list[float]]) -> dict[str, Any]:
         row: dict[str, Any] = {"variant": key[0], "value": key[1]}
         for split in ("val", "test"):
+            if len(set(cell.get(f"{split} configs", []))) > 1:
+                raise UserError(
+                    f"output_dir: {key[0]}, {self.x}={key[1]:g} was run there with other values of "
+                    "other keys too; choose an output_dir of its own"
+                )
             values = cell.get(split, [])
             row[split] = mean(values) if values else None
             row[f"{split} sd"] = stdev(values) if len(values) > 1 else None
             row[f"{split} n"] = len(values)
+        row["published"] = self.published.get(key[0])
         return row | {"train s": mean(cell["seconds"]), "chosen": ""}
 
     def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
@@ -110,8 +129,11 @@ class Traces(Study):
         for folder, record in found:
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             seen = [row for row in map(json.loads, lines) if row["event"] == "probe"]
+            name = f"{self.label(record)} seed {record['seed']}"
+            if name in traces:
+                raise UserError(f"output_dir: {name} was run there twice; choose one of its own")
             if seen:
-                traces[f"{self.label(record)} seed {record['seed']}"] = seen
+                traces[name] = seen
         rows, findings = [], []
         for name, seen in traces.items():
             values = [row[self.quantity] for row in seen]

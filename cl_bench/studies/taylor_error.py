@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from cl_bench.studies.models import MODELS, Model, features, hessian, labelled, trained
 from cl_bench.studies.page import Page
+from cl_bench.types import UserError
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -23,11 +24,13 @@ def study(
     dimension: int, drawn: int, samples: int, tasks: int, drift: float, repeats: int, seed: int
 ) -> Page:
     """Tasks see `drawn` features drawn with replacement; the truth drifts between tasks."""
+    if tasks < 2 or not drawn >= 1 or dimension < 1:
+        raise UserError("study=taylor_error: needs two tasks, a feature drawn and one to draw from")
     rows, options = [], (dimension, drawn, tasks, drift)
     for name, model in MODELS.items():
         count = samples if model.regression else samples // 5
         once = [
-            _errors(model, count, *options, Generator().manual_seed(seed + i))
+            _errors(model, count, *options, Generator().manual_seed(1000 * seed + i))
             for i in range(repeats)
         ]
         for scale in SCALES:
