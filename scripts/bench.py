@@ -321,7 +321,7 @@ def against_curvlinops(samples: int) -> None:
         made = KFACLinearOperator(
             net.eval(), loss, parameters, data, check_deterministic=False, **options
         )
-        made @ torch.zeros(learner.flat.theta.numel(), device=machine.device)
+        _ = made @ torch.zeros(learner.flat.theta.numel(), device=machine.device)
 
     taken: dict[str, list[float]] = {"ours": [], "curvlinops": []}
     for _ in range(3):
