@@ -107,7 +107,8 @@ def restore(method: Method, state: dict[str, Any]) -> None:
 
 def nbytes(method: Method) -> int:
     """Bytes of tensors that the method keeps between steps, beside the network itself."""
-    return sum(t.numel() * t.element_size() for t in _tensors(state_of(method)["method"]))
+    held = {t.data_ptr(): t for t in _tensors(state_of(method)["method"])}  # shared ones once
+    return sum(t.numel() * t.element_size() for t in held.values())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
