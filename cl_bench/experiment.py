@@ -157,8 +157,7 @@ def learn(
             host.save()
             host.stop()
             progress.train_seconds.pop()
-    if probe is not None:
-        started += _watch(probe, method, task, progress, host)
+    started += 0.0 if probe is None else _watch(probe, method, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 

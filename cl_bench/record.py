@@ -71,6 +71,12 @@ def software() -> dict[str, Any]:
     return {"commit": commit, "python": platform.python_version(), "versions": versions}
 
 
+def records(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every finished run below a folder: where it lies, what it says."""
+    for path in sorted(root.rglob("record.json")):
+        yield path.parent, json.loads(path.read_text())
+
+
 class Folder:
     """outputs/<dataset>/<scenario>/<method>/<config hash>/seed<k>, and all that lies in it."""
 

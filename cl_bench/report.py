@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,6 +12,7 @@ import pandas as pd
 
 from cl_bench.config import PLACES, SILENT
 from cl_bench.present import percent
+from cl_bench.record import records
 
 Record = dict[str, Any]
 METRICS = ("ACC", "BWT", "forgetting", "LA")
@@ -25,16 +25,15 @@ def table(root: Path) -> pd.DataFrame:
     Only finished runs have a record; the others are not in the table.
     """
     families: dict[tuple[str, ...], dict[str, list[Record]]] = {}
-    for path in sorted(root.resolve().rglob("record.json")):
-        record = json.loads(path.read_text())
-        family = families.setdefault(path.parts[-6:-3], {})
+    for folder, record in records(root.resolve()):
+        family = families.setdefault(folder.parts[-5:-2], {})
         family.setdefault(record["hash"], []).append(record)
     rows = []
     for names, configs in families.items():
-        told = _differences({name: records[0] for name, records in configs.items()})
-        for name, records in configs.items():
+        told = _differences({name: seeds[0] for name, seeds in configs.items()})
+        for name, seeds in configs.items():
             row = dict(zip(("dataset", "scenario", "method"), names, strict=True))
-            rows.append(row | {"differs": told[name]} | _numbers(records))
+            rows.append(row | {"differs": told[name]} | _numbers(seeds))
     return pd.DataFrame(rows)
 
 

@@ -135,6 +135,13 @@ def streamed(
             yield sites, _backward(sites, logits, roots(learner, batch, logits.detach()))
 
 
+def visits(learner: Learner, task: Task, roots: Roots) -> Iterator[tuple[Site, Tensor]]:
+    """Each site of each part with each group's gradient (R, B, ...) at it."""
+    for sites, gradients in streamed(learner, task, roots):
+        for group in gradients:
+            yield from zip(sites, group, strict=True)
+
+
 def _backward(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
     """One backward pass for all roots that fit into memory together."""
     outputs = [site.output for site in sites]

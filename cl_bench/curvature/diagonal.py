@@ -27,8 +27,8 @@ from cl_bench.curvature.capture import (
     elementwise,
     law,
     rehearse,
-    streamed,
     unserved,
+    visits,
 )
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task, UserError
@@ -150,11 +150,9 @@ def mean_of(
     total = torch.zeros_like(learner.flat.grad)
     if unserved(learner.net) is None:
         views = learner.flat.views(total)
-        for sites, gradients in streamed(learner, task, roots):
-            for group in gradients:
-                for site, s in zip(sites, group, strict=True):
-                    for name, value in elementwise(site, s, power):
-                        views[name].add_(value)
+        for site, s in visits(learner, task, roots):
+            for name, value in elementwise(site, s, power):
+                views[name].add_(value)
     else:
         for rows in jacobian_rows(learner, task, roots):
             total.add_(power(rows).sum(0))

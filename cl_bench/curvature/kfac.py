@@ -27,6 +27,7 @@ from cl_bench.curvature.capture import (
     rehearse,
     streamed,
     unserved,
+    visits,
 )
 from cl_bench.curvature.kronecker import Blocks, Corrected, Factors
 from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
@@ -42,6 +43,7 @@ class Factored(Estimator):
     """
 
     linear: ClassVar[bool] = False
+    kind: type[Sum] = Sum
 
     def __init__(
         self,
@@ -58,12 +60,15 @@ class Factored(Estimator):
             raise UserError(f"curvature: no Kronecker factors for layer {name}; use diag_fisher")
         rehearse(learner, task)
 
-    def sums(
-        self, learner: Learner, task: Task, rng: Generator, kind: type[Sum]
-    ) -> tuple[dict[str, Sum], Tensor]:
+    def __call__(self, learner: Learner, task: Task) -> Blocks:
+        chosen = subset(task, self.samples, learner.rng)
+        found, rest = self.sums(learner, chosen, fork(learner.rng))
+        return Blocks([part.factors(len(chosen)) for part in found.values()], rest)
+
+    def sums(self, learner: Learner, task: Task, rng: Generator) -> tuple[dict[str, Sum], Tensor]:
         """For each layer its sums over the task, and the diagonal (P,) of batch norm's weights."""
         self.check(learner, task)
-        found = {name: kind(name, layer, learner) for name, layer in factored(learner.net)}
+        found = {name: self.kind(name, layer, learner) for name, layer in factored(learner.net)}
         squares = Squares(learner, self.batch_norm == "diagonal")
         for sites, gradients in streamed(learner, task, law(self.labels, rng)):
             for group in gradients:
@@ -82,11 +87,6 @@ def factored(net: nn.Module) -> list[tuple[str, nn.Module]]:
 class KFAC(Factored):
     """A and G of each layer."""
 
-    def __call__(self, learner: Learner, task: Task) -> Blocks:
-        chosen = subset(task, self.samples, learner.rng)
-        found, rest = self.sums(learner, chosen, fork(learner.rng), Sum)
-        return Blocks([part.factors(len(chosen)) for part in found.values()], rest)
-
 
 class TKFAC(Factored):
     """delta Psi (x) Phi of each layer.
@@ -103,13 +103,7 @@ class TKFAC(Factored):
         delta: Literal["published", "exact"],
     ) -> None:
         super().__init__(labels, samples, batch_norm)
-        self.delta = delta
-
-    def __call__(self, learner: Learner, task: Task) -> Blocks:
-        chosen = subset(task, self.samples, learner.rng)
-        kind = ExactlyTraced if self.delta == "exact" else Traced
-        found, rest = self.sums(learner, chosen, fork(learner.rng), kind)
-        return Blocks([part.factors(len(chosen)) for part in found.values()], rest)
+        self.kind = ExactlyTraced if delta == "exact" else Traced
 
 
 class EKFAC(Factored):
@@ -119,15 +113,13 @@ class EKFAC(Factored):
         chosen = subset(task, self.samples, learner.rng)
         rng = fork(learner.rng)
         start = rng.get_state()
-        found, rest = self.sums(learner, chosen, rng, Sum)
+        found, rest = self.sums(learner, chosen, rng)
         bases = {name: part.factors(len(chosen)) for name, part in found.items()}
         totals = {name: torch.zeros_like(b.g @ b.place.read(rest)) for name, b in bases.items()}
         rng.set_state(start)
-        for sites, gradients in streamed(learner, chosen, law(self.labels, rng)):
-            for group in gradients:
-                for site, s in zip(sites, group, strict=True):
-                    if site.name in bases:
-                        _add_rotated(totals[site.name], found[site.name], bases[site.name], site, s)
+        for site, s in visits(learner, chosen, law(self.labels, rng)):
+            if site.name in bases:
+                _add_rotated(totals[site.name], found[site.name], bases[site.name], site, s)
         blocks = [Corrected(bases[name], total / len(chosen)) for name, total in totals.items()]
         return Blocks(blocks, rest)
 

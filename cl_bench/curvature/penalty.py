@@ -128,7 +128,7 @@ class Penalty:
         if self.step == "implicit":
             self._contract(learner, left)
             return
-        damping = 1 / (rate(learner.optimizer) * self.strength * left)
+        damping = self._damping(learner, left)
         for each in self.past:
             each.curvature.contraction(damping).draw(learner.flat.theta, each.anchor)
 
@@ -150,22 +150,21 @@ class Penalty:
         if len(self.past) == 1:
             return self.past[0].curvature.max_eigenvalue()
 
-        def product(v: Tensor) -> Tensor:
-            return torch.stack([each.curvature.matvec(v) for each in self.past]).sum(0)
+        def product(v: Tensor) -> Any:
+            return sum(each.curvature.matvec(v) for each in self.past)
 
         start = torch.linspace(-1, 1, theta.numel(), device=theta.device).to(theta).cos()
         return largest_eigenvalue(product, start, 100)[0]
 
+    def _damping(self, learner: Learner, steps: int) -> float:
+        return 1 / (rate(learner.optimizer) * self.strength * steps)
+
     def _active(self, learner: Learner) -> bool:
         return bool(self.past) and self.strength > 0 and rate(learner.optimizer) > 0
 
-    def pull(self, theta: Tensor) -> Tensor:
+    def pull(self, theta: Tensor) -> Any:
         """sum_j A_j (theta - a_j): the gradient, without the strength."""
-        first, *others = self.past
-        total = first.curvature.matvec(theta - first.anchor)
-        for each in others:
-            total = total + each.curvature.matvec(theta - each.anchor)
-        return total
+        return sum(each.curvature.matvec(theta - each.anchor) for each in self.past)
 
     def add(self, learner: Learner, curvature: Curvature, task: Task) -> None:
         """Take in a finished task: its curvature at the present theta, which is the anchor."""
@@ -182,7 +181,7 @@ class Penalty:
     def _contract(self, learner: Learner, steps: int) -> None:
         """The implicit step: one Newton step on a quadratic is its minimiser."""
         theta, whole = learner.flat.theta, self._whole(self.past)
-        damping = 1 / (rate(learner.optimizer) * self.strength * steps)
+        damping = self._damping(learner, steps)
         if len(self.past) > 1:
             theta.sub_(whole.solve(self.pull(theta), damping))
             return

@@ -27,12 +27,7 @@ def study(
     learner: Learner, stream: Stream, order: Generator, schedule: Schedule, scales: list[float]
 ) -> Page:
     """Train on task 0, measure there with its data, along the displacement of task 1."""
-    if not isinstance(learner.criterion, CrossEntropy):
-        raise UserError(
-            "study=prior_vs_distillation: the KL is softmax's; use criterion=cross_entropy"
-        )
-    if len(stream.tasks) < 2 or len(scales) < 2:
-        raise UserError("study=prior_vs_distillation: needs two tasks and two scales or more")
+    _refuse(learner, stream, scales)
     old, new = stream.tasks[:2]
     _train(learner, stream, old, order, schedule)
     then = learner.snapshot()
@@ -67,6 +62,16 @@ def study(
     ]
     title = f"Prior and distillation, {learner.flat.theta.numel()} parameters, {len(old)} samples"
     return Page(title, findings, rows, lambda f: _draw(f, rows))
+
+
+def _refuse(learner: Learner, stream: Stream, scales: list[float]) -> None:
+    """One line for what this study cannot do."""
+    if not isinstance(learner.criterion, CrossEntropy):
+        raise UserError(
+            "study=prior_vs_distillation: the KL is softmax's; use criterion=cross_entropy"
+        )
+    if len(stream.tasks) < 2 or len(scales) < 2:
+        raise UserError("study=prior_vs_distillation: needs two tasks and two scales or more")
 
 
 class Probe:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from cl_bench.record import records
 from cl_bench.studies.page import Page
 from cl_bench.types import UserError
 
@@ -155,12 +155,6 @@ class Traces(Study):
             axes.plot([r["step"] for r in seen], [r[self.quantity] for r in seen], ".-", label=name)
         axes.legend()
         axes.grid(alpha=0.3)
-
-
-def records(root: Path) -> Iterator[tuple[Path, Record]]:
-    """Every finished run below a folder."""
-    for path in sorted(root.rglob("record.json")):
-        yield path.parent, json.loads(path.read_text())
 
 
 def at(node: Any, key: str) -> Any:

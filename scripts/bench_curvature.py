@@ -1,0 +1,152 @@
+"""Curvature and penalties as ratios within one run: `bench.py --curvature`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from contenders import Contender, composed, rounds
+
+from cl_bench import config
+from cl_bench.criteria import CrossEntropy
+from cl_bench.learner import Learner
+from cl_bench.types import Task
+
+BACKENDS = {
+    "diag_fisher labels=empirical": ["curvature=diag_fisher", "curvature.labels=empirical"],
+    "diag_fisher labels=sampled": ["curvature=diag_fisher", "curvature.labels=sampled"],
+    "diag_fisher labels=exact": ["curvature=diag_fisher", "curvature.labels=exact"],
+    "diag_batched": ["curvature=diag_batched"],
+    "diag_hessian, 10 probes": ["curvature=diag_hessian"],
+    "hessian_row_sums": ["curvature=hessian_row_sums", "curvature.samples=null"],
+    "mas": ["curvature=mas"],
+    "kfac": ["curvature=kfac"],
+    "kfac labels=exact": ["curvature=kfac", "curvature.labels=exact"],
+    "tkfac": ["curvature=tkfac"],
+    "ekfac": ["curvature=ekfac"],
+}
+PENALTIES = {
+    "diagonal, implicit": ["method=ewc"],
+    "diagonal, explicit": ["method=ewc", "method.step=explicit"],
+    **{
+        f"kfac, {step}, every {n}": ["method=osla", f"method.step={step}", f"method.every={n}"]
+        for step in ("implicit", "explicit")
+        for n in (1, 10, 20)
+    },
+    "si": ["method=si"],
+}
+
+
+def curvature(overrides: list[str], tasks: int) -> None:
+    """Backends against an epoch of training, penalties against a plain step, Fisher and a loop."""
+    base = ["runtime.threads=1", *overrides]
+    plain = Contender("method=finetune", *base)
+    learner, chosen = plain.method.learner, plain.stream.tasks[:tasks]
+    plain.train(chosen[0])
+
+    def passes(estimate: Any) -> Callable[[Task], float]:
+        def run(task: Task) -> float:
+            started = plain.machine.seconds()
+            estimate(learner, task)
+            return plain.machine.seconds() - started
+
+        return run
+
+    made = {n: config.build(composed(*base, *o).curvature) for n, o in BACKENDS.items()}
+    runners = {"an epoch of training": plain.train, **{n: passes(e) for n, e in made.items()}}
+    seconds = rounds(chosen, runners)
+    print(f"\none pass over {len(chosen[0])} samples, median of {len(chosen)} tasks")
+    for name, value in seconds.items():
+        print(f"{name:32}{value:9.3f} s{value / seconds['an epoch of training']:9.2f} epochs")
+    few = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt"))
+    loop = looped_fisher(plain, few)
+    fast = statistics.median(passes(made["diag_fisher labels=empirical"])(few) for _ in range(5))
+    print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
+    steps(base, chosen)
+
+
+def looped_fisher(plain: Contender, task: Task) -> float:
+    """Seconds for a backward pass a sample, in Python."""
+    learner = plain.method.learner
+    total, started = torch.zeros_like(learner.flat.grad), plain.machine.seconds()
+    for single in next(task.chunks(len(task))).singles():
+        learner.flat.grad.zero_()
+        learner.loss(learner.flat.theta, single).backward()
+        total += learner.flat.grad.square()
+    return plain.machine.seconds() - started
+
+
+def steps(base: list[str], chosen: list[Task]) -> None:
+    """Training steps with a penalty against those without."""
+    plain = Contender("method=finetune", *base)
+    contenders = {n: Contender(*o, "method.strength=1e-6", *base) for n, o in PENALTIES.items()}
+    for contender in contenders.values():
+        contender.train(chosen[0])
+        contender.finish(chosen[0])
+    everyone = {"finetune": plain, **contenders}
+    seconds = rounds(chosen, {name: c.train for name, c in everyone.items()})
+    print("\na step with a penalty, as a multiple of one without")
+    for name, value in seconds.items():
+        print(f"{name:32}{value / seconds['finetune']:9.2f}")
+
+
+def growth() -> None:
+    """A task's whole time, its curvature included, over the 100 tasks of manypmnist."""
+    print("\n100 tasks: median time of the last five over that of the second to the sixth")
+    base = ["dataset=manypmnist", "runtime.threads=1", "optimizer.lr=0.01"]
+    apart = "merging=apart", "method.step=explicit", "method.strength=0.01"
+    cases = {name: [f"method={name}"] for name in ("ewc", "osla", "mas", "si", "l2", "lwf")}
+    for name, chosen in {**cases, "ewc merging=apart": ["method=ewc", *apart]}.items():
+        contender = Contender(*base, *chosen)
+        tasks = contender.stream.tasks
+        seconds = [contender.train(task) + contender.finish(task) for task in tasks]
+        ratio = statistics.median(seconds[-5:]) / statistics.median(seconds[1:6])
+        print(f"{name:32}{ratio:9.2f}")
+
+
+def against_curvlinops(samples: int) -> None:
+    """K-FAC with sampled labels of a folded ResNet-18 (11.2 M parameters), both on one thread."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from curvlinops import FisherType, KFACLinearOperator
+
+    machine, learner, task, estimate = folded_resnet(samples)
+    seen, parameters = learner.transform.view(task.x), list(learner.net.parameters())
+    options = {"fisher_type": FisherType.MC, "separate_weight_and_bias": False}
+    loss = torch.nn.CrossEntropyLoss()
+
+    def theirs() -> None:
+        data = list(zip(seen.split(32), task.y.split(32), strict=True))
+        net = learner.net.eval()
+        made = KFACLinearOperator(net, loss, parameters, data, check_deterministic=False, **options)
+        _ = made @ torch.zeros_like(learner.flat.grad)
+
+    runners = {"ours": lambda: estimate(learner, task), "curvlinops": theirs}
+    taken: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(3):
+        for name, run in runners.items():
+            started = machine.seconds()
+            run()
+            taken[name].append(machine.seconds() - started)
+    one, two = (statistics.median(seconds) for seconds in taken.values())
+    ratio = f"{one:.2f} s, curvlinops {two / one:.2f} times it"
+    print(f"\nK-FAC of ResNet-18, {samples} samples: {ratio}")
+
+
+def folded_resnet(samples: int) -> tuple[Any, Learner, Task, Any]:
+    """The machine, a learner, a task of random images, the K-FAC estimator."""
+    data = "dataset=seqcifar100", "model=resnet18", "model.norm=folded", "runtime.threads=1"
+    cfg = composed(*data, "curvature=kfac")
+    machine = config.build(cfg.runtime, seed=0)
+    net = machine.place(config.build(cfg.model, shape=(3, 32, 32), num_classes=100))
+    transform = config.build(cfg.dataset.transform, device=machine.device)
+    optimizer = config.build(config.without(cfg.optimizer, "weight_decay"))
+    learner = Learner(net, CrossEntropy(), optimizer, 0.0, transform, machine)
+    learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]))
+    x = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8)
+    y = torch.randint(0, 100, (samples,))
+    task = Task(0, *(part.to(machine.device) for part in (x, y, torch.zeros_like(y))))
+    return machine, learner, task, config.build(cfg.curvature)

@@ -1,0 +1,123 @@
+"""What the benchmarks let run against each other, and how they take turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from cl_bench import config, experiment
+from cl_bench.parts import make_method, make_stream
+from cl_bench.run import CONF
+from cl_bench.types import Task
+
+
+class Silent:
+    """A host that keeps nothing."""
+
+    every = 10**9
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.seconds = seconds
+
+    def log(self, row: dict[str, Any]) -> None: ...
+    def advance(self, steps: int) -> None: ...
+    def save(self) -> None: ...
+    def stop(self) -> None: ...
+
+    def stopping(self) -> bool:
+        return False
+
+
+class Contender:
+    """One method on its own network, trained by the project's loop."""
+
+    def __init__(self, *overrides: str) -> None:
+        cfg = composed(*overrides)
+        self.machine = config.build(cfg.runtime, seed=0)
+        self.stream = make_stream(cfg, self.machine)
+        self.method = make_method(cfg, self.machine, self.stream)
+        self.schedule = config.build(cfg.schedule)
+        self.host = Silent(self.machine.seconds)
+        self.end_task, self.method.end_task = self.method.end_task, lambda task: None
+
+    def train(self, task: Task) -> float:
+        """Seconds for the steps of one task, without what comes after its last."""
+        progress = experiment.Progress.start(self.stream)
+        order = self.machine.order
+        experiment.learn(self.method, self.stream, task, order, self.schedule, progress, self.host)
+        return progress.train_seconds[-1]
+
+    def finish(self, task: Task) -> float:
+        """Seconds for what comes after the last step of a task: a curvature, a memory."""
+        started = self.machine.seconds()
+        self.end_task(task)
+        return self.machine.seconds() - started
+
+    def evaluate(self, test: Task, size: int) -> float:
+        """Seconds to test on one task."""
+        self.method.learner.reveal(self.stream.live(test.id), test.t.unique())
+        started = self.machine.seconds()
+        experiment.accuracies(self.method, [test], size)
+        return self.machine.seconds() - started
+
+
+class Bare:
+    """The loop that anybody would write: the same tensors, network, loss and optimizer."""
+
+    def __init__(self, twin: Contender, cfg: DictConfig) -> None:
+        self.machine, stream = twin.machine, twin.stream
+        shape = tuple(stream.transform.view(stream.tasks[0].x[:1]).shape[1:])
+        net = config.build(cfg.model, shape=shape, num_classes=stream.num_classes)
+        self.net = self.machine.place(net)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=cfg.optimizer.lr)
+        self.size, self.stream = cfg.schedule.batch_size, stream
+        self.masked = not bool(stream.live(0).all())
+
+    def train(self, task: Task) -> float:
+        started = self.machine.seconds()
+        order = torch.randperm(len(task)).to(task.y.device)
+        own = self.stream.live(task.id)[task.id].nonzero().flatten()
+        first, last = int(own.min()), int(own.max()) + 1
+        self.net.train()
+        for index in order.split(self.size):
+            x, y = task.x[index].float().div_(255), task.y[index]
+            self.optimizer.zero_grad()
+            logits = self.net(x)
+            if self.masked:
+                logits, y = logits[:, first:last], y - first
+            F.cross_entropy(logits, y).backward()
+            self.optimizer.step()
+        return self.machine.seconds() - started
+
+    @torch.inference_mode()
+    def evaluate(self, test: Task, size: int) -> float:
+        started = self.machine.seconds()
+        self.net.eval()
+        hits = torch.zeros((), dtype=torch.long, device=test.y.device)
+        for i in range(0, len(test), size):
+            x, y = test.x[i : i + size].float().div_(255), test.y[i : i + size]
+            hits += (self.net(x).argmax(1) == y).sum()
+        hits.item()
+        return self.machine.seconds() - started
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def rounds(tasks: list[Task], runners: dict[str, Callable[[Task], float]]) -> dict[str, float]:
+    """The median seconds of each runner over the tasks, all runners in turn on each."""
+    for run in runners.values():  # warm: allocator, kernels, compiled graphs
+        run(tasks[0])
+    taken: dict[str, list[float]] = {name: [] for name in runners}
+    for task in tasks:
+        for name, run in runners.items():
+            taken[name].append(run(task))
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
