@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import DEVICES, composed, identity, learner, machine, mlp, names
+from conftest import DEVICES, batch, composed, identity, learner, machine, mlp, names, resnet
 from torch import Generator, Tensor, nn
 
 from cl_bench import config
@@ -505,6 +505,17 @@ def test_every_model_is_served(name: str) -> None:
     task = Task(0, x, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     for estimate in (KFAC("exact", None, "diagonal"), Fisher("exact", None), MAS(None)):
         estimate.check(made, task)
+
+
+def test_a_folded_network_is_served() -> None:
+    """Its new biases are parameters like others."""
+    made = learner(resnet(norm="folded"))
+    rows = batch(3, shape=(3, 8, 8))
+    task = Task(0, rows.x, rows.y, rows.t)
+    values = made.flat.views(Fisher("empirical", None)(made, task).values)
+    assert values["stem.0.bias"].gt(0).any()
+    found: Any = KFAC("exact", None, "diagonal")(made, task)
+    assert found.blocks[0].place.bias is not None and found.rest.eq(0).all()
 
 
 def test_batch_norm_of_the_batch_has_no_gradient_of_a_sample() -> None:

@@ -101,4 +101,5 @@ def test_folding_keeps_what_the_network_computes(name: str) -> None:
 def test_a_model_can_start_folded() -> None:
     net = built("reduced_resnet18", (3, 32, 32), 100, "model.norm=folded")
     assert net.training and not list(net.buffers())
+    assert all(p.requires_grad for p in net.parameters())
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 100)

@@ -22,7 +22,8 @@ def fold(net: nn.Module, x: Tensor) -> nn.Module:
     for conv, norm in pairs:
         convolution, scaled = net.get_submodule(conv), net.get_submodule(norm)
         assert isinstance(convolution, nn.Conv2d) and isinstance(scaled, nn.BatchNorm2d)
-        _put(net, conv, fuse_conv_bn_eval(convolution, scaled))
+        fused = fuse_conv_bn_eval(convolution, scaled)
+        _put(net, conv, fused.requires_grad_())  # torch leaves a bias that is new untrained
         _put(net, norm, nn.Identity())
     left = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert not left, f"no convolution feeds {left} alone"
