@@ -33,7 +33,7 @@ PENALTIES = {
     **{
         f"kfac, {step}, every {n}": ["method=osla", f"method.step={step}", f"method.every={n}"]
         for step in ("implicit", "explicit")
-        for n in (1, 10, 20)
+        for n in (1, 10, 25)
     },
     "si": ["method=si"],
 }
