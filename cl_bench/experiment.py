@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import cos, isfinite, pi
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,15 +20,22 @@ class Schedule:
     """How long and in what portions each task is trained.
 
     batch_norm=frozen  statistics and weights of batch norm stay as the first task left them
+    annealing=cosine   the learning rate falls to 0 within each task (Loshchilov & Hutter 2017,
+                       arXiv:1608.03983, without restarts)
     """
 
     epochs: int
     batch_size: int
     batch_norm: Literal["train", "frozen"]
+    annealing: Literal["none", "cosine"]
 
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""
         return self.epochs * -(-len(task) // self.batch_size)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by at a task's step `step` (from 0) of `steps`."""
+        return 1.0 if self.annealing == "none" else (1 + cos(pi * step / steps)) / 2
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class Host(Protocol):
     def log(self, row: dict[str, Any]) -> None: ...
     def advance(self, steps: int) -> None: ...
     def save(self) -> None: ...
+    def due(self) -> bool: ...
     def stopping(self) -> bool: ...
     def stop(self) -> None: ...
 
@@ -146,20 +154,29 @@ def learn(
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
         if probe is not None and progress.step % probe.every == 0:
             started += _watch(probe, method, task, progress, host)
+        method.learner.anneal(schedule.factor(progress.step, last))
         loss = method.observe(batch)
         progress.step += 1
         progress.steps += 1
         host.advance(1)
         if progress.steps % host.every == 0 or progress.step == last:
             _log_loss(loss, task, progress, host)
-        if host.stopping():
+        if host.stopping() or host.due():
             progress.train_seconds.append(before + host.seconds() - started)
-            host.save()
-            host.stop()
+            started += _save(host)
             progress.train_seconds.pop()
     started += 0.0 if probe is None else _watch(probe, method, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
+
+
+def _save(host: Host) -> float:
+    """A checkpoint within a task, and the end where one is asked for; its seconds."""
+    before = host.seconds()
+    host.save()
+    if host.stopping():
+        host.stop()
+    return host.seconds() - before
 
 
 def _watch(probe: Probe, method: Method, task: Task, progress: Progress, host: Host) -> float:

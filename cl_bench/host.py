@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
@@ -31,11 +32,13 @@ class Host:
         sink: Sink,
         stop: Stop,
         every: int,
+        save_every: float,
         identity: dict[str, str],
     ) -> None:
         self.identity = identity
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
         self.sink, self.wish, self.every = sink, stop, every
+        self.save_every, self.saved = save_every, time.monotonic()
         self.seconds = machine.seconds
         self.journal = Journal(folder.metrics, self._resume())
         self.bar = tqdm(disable=True)
@@ -69,6 +72,11 @@ class Host:
             **checkpoint.state_of(self.method),
         }
         checkpoint.save(state, self.folder.checkpoint)
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is older than `save_every` seconds."""
+        return time.monotonic() - self.saved > self.save_every
 
     def stopping(self) -> bool:
         return self.wish.pending is not None

@@ -61,6 +61,7 @@ class Learner:
         self.flat = FlatParams(net, machine.channels_last)
         self.weight_decay, self._build = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.masked = self.full_precision = self.frozen = False
         self._held: Tensor | None = None  # (P,) bool: parameters that may move
         self._compiled: dict[Objective, Callable] = {}
@@ -90,6 +91,11 @@ class Learner:
         self.masked = self.masked or not bool(live.all())
         used = self.in_use(live[tasks].any(0)) if self.weight_decay else None
         self._decay_mask = None if used is None else used * self.weight_decay
+
+    def anneal(self, factor: float) -> None:
+        """Set the learning rate to so much of the config's."""
+        for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * factor
 
     def train(self, frozen: bool) -> None:
         """Training mode; `frozen`: batch norm's statistics and weights stay as they are."""

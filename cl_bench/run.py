@@ -149,7 +149,8 @@ def execute(this: Plan) -> RunRecord:
         method = make_method(cfg, machine, stream)
         progress = experiment.Progress.start(stream)
         known = {"data": str(stream.facts["sha256"]), "device": machine.device.type}
-        host = Host(folder, machine, method, progress, sink, stop, cfg.log_every, known)
+        often = cfg.log_every, cfg.save_every
+        host = Host(folder, machine, method, progress, sink, stop, *often, known)
         with host.shown(sum(schedule.steps(task) for task in stream.tasks), this.title):
             order, probe = machine.order, cfg.get("probe") and config.build(cfg.probe)
             experiment.run(method, stream, order, schedule, evaluation, progress, host, probe)

@@ -35,6 +35,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "output_dir": str,
     "data_dir": str,
     "log_every": int,
+    "save_every": float,
     "force": bool,
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],
@@ -47,7 +48,7 @@ AT_LEAST = {
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
-    **dict.fromkeys(("samples", "probes", "every", "iterations"), 1),
+    **dict.fromkeys(("save_every", "samples", "probes", "every", "iterations"), 1),
 }
 
 

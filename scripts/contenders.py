@@ -30,6 +30,9 @@ class Silent:
     def save(self) -> None: ...
     def stop(self) -> None: ...
 
+    def due(self) -> bool:
+        return False
+
     def stopping(self) -> bool:
         return False
 

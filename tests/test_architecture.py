@@ -27,7 +27,7 @@ ONLY = {  # a foreign package and the files that may import it
     "hydra": {"run", "config", "schema", "studies/sweeps"},
     "omegaconf": {"run", "config", "parts", "studies/sweeps"},
     "wandb": {"tracking"},
-    "numpy": {"data/decode", "data/readers"},
+    "numpy": {"data/decode", "data/pickles", "data/readers"},
     "PIL": {"data/decode"},
     "pandas": {"record", "report"},
     "matplotlib": {"figures"},

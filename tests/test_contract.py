@@ -36,7 +36,7 @@ from cl_bench.tracking import Null
 from cl_bench.types import Batch, Stream, Task, UserError
 
 METHODS = names("method")
-SCHEDULE = Schedule(2, 8, "train")  # 30 samples a task: the last batch is short
+SCHEDULE = Schedule(2, 8, "train", "none")  # 30 samples a task: the last batch is short
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
 
@@ -49,6 +49,10 @@ def serves(name: str, scenario: str) -> bool:
 PAIRS = [(name, s) for name in METHODS for s in SCENARIOS if serves(name, s)]
 
 
+class Killed(Exception):
+    """Power is gone."""
+
+
 @dataclass
 class Run:
     """One run on blobs; `stop_at` steps after its start it is asked to stop."""
@@ -58,6 +62,8 @@ class Run:
     device: str = "cpu"
     folder: Path | None = None
     stop_at: int | None = None
+    killed: bool = False  # without warning, at `stop_at`
+    save_every: float = 600
     hard: bool = False  # ResNet, Adam, weight decay, flips and crops
     compiled: bool = False
     probe: Any = None
@@ -79,8 +85,8 @@ class Run:
         if self.folder is None:
             host: Any = Recorder(self, rt, stop)
         else:
-            parts = Folder(self.folder), rt, self.method, self.progress, Null(), stop, 5
-            host = Host(*parts, {"data": "blobs", "device": self.device})
+            parts = Folder(self.folder), rt, self.method, self.progress, Null(), stop
+            host = Host(*parts, 5, self.save_every, {"data": "blobs", "device": self.device})
             host.advance = lambda n: self._count(stop)
         self.left = self.stop_at
         start = self.method, self.stream, rt.order, SCHEDULE, EVALUATION, self.progress
@@ -92,6 +98,8 @@ class Run:
     def _count(self, stop: Stop) -> None:
         if self.left is not None:
             self.left -= 1
+            if not self.left and self.killed:
+                raise Killed
             if not self.left:
                 stop.pending = Stop.signals[0]
 
@@ -121,6 +129,9 @@ class Recorder:
     def advance(self, steps: int) -> None: ...
     def save(self) -> None: ...
     def stop(self) -> None: ...
+
+    def due(self) -> bool:
+        return False
 
     def stopping(self) -> bool:
         return False
@@ -163,7 +174,7 @@ def test_every_kind_of_state_comes_back(name: str, tmp_path: Path) -> None:
 
 def test_frozen_batch_norm_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none"))
     seen = []
     monkeypatch.setattr(
         experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
@@ -171,8 +182,23 @@ def test_frozen_batch_norm_comes_back(tmp_path: Path, monkeypatch: pytest.Monkey
     Run("finetune", "data", hard=True)()
     assert not seen[0].equal(seen[1]) and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none"))
     stopped_and_continued(tmp_path, [3, 6, 4], name="ewc", scenario="data", hard=True)
+
+
+def test_a_kill_costs_what_came_after_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkpoint at every step, one step; the learning rate anneals on where it was."""
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "cosine"))
+    straight = Run("er", "data", hard=True)()
+    with pytest.raises(Killed):
+        Run("er", "data", hard=True, folder=tmp_path, stop_at=11, killed=True, save_every=0)()
+    again = Run("er", "data", hard=True, folder=tmp_path)
+    monkeypatch.setattr(again, "_count", lambda stop: again.rows.append({}))
+    again()
+    assert len(again.rows) == STEPS - 10
+    assert again.theta.equal(straight.theta)
 
 
 def norms(net: Any) -> Tensor:
@@ -260,9 +286,9 @@ def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StopRun):
         Run("er", "data", folder=tmp_path, stop_at=3)()
     run = Run("er", "data")()
-    parts = Folder(tmp_path), machine(), run.method, run.progress, Null(), Stop(), 5
+    parts = Folder(tmp_path), machine(), run.method, run.progress, Null(), Stop()
     with pytest.raises(UserError, match="was written with data blobs, now it is other"):
-        Host(*parts, {"data": "other", "device": "cpu"})
+        Host(*parts, 5, 600, {"data": "other", "device": "cpu"})
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)

@@ -111,3 +111,24 @@ def test_download_is_bounded_and_its_failure_one_line(
     assert readers.download("MNIST", tmp_path) == "download failed: <urlopen error no route>"
     assert seen == [(str(tmp_path), True, readers.TIMEOUT)]
     assert socket.getdefaulttimeout() is None
+
+
+def test_imagenet32(tmp_path: Path):
+    """The published dictionaries, of Python 2 and 3; nothing that a pickle could run is run."""
+    home, rng = tmp_path / "imagenet32", np.random.default_rng(0)
+    home.mkdir()
+    pixels = rng.integers(0, 256, (22, 3 * 32 * 32), np.uint8)
+    names = [*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"]
+    for n, name in enumerate(names):
+        rows = {"data": pixels[2 * n : 2 * n + 2], "labels": [n + 1, 1000 - n], "mean": pixels[0]}
+        (home / name).write_bytes(pickle.dumps(rows, protocol=2))
+    data = source.imagenet32(str(tmp_path))
+    assert data.train_x.shape == (20, 3, 32, 32) and len(data.classes) == 1000
+    assert data.train_x.numpy().reshape(20, -1).tolist() == pixels[:20].tolist()
+    assert data.train_y[:4].tolist() == [0, 999, 1, 998] and data.test_y.tolist() == [10, 989]
+    (home / "val_data").write_bytes(pickle.dumps({"data": refusal, "labels": [1]}))
+    assert "val_data is not one of the published pickles" in refusal(
+        source.imagenet32, str(tmp_path)
+    )
+    (home / "val_data").write_bytes(pickle.dumps({b"data": pixels[:1], b"labels": [1001]}))
+    assert "1 images and 1 labels of 1..1000" in refusal(source.imagenet32, str(tmp_path))

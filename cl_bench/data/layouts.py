@@ -12,13 +12,14 @@ from cl_bench.data import listing, readers
 from cl_bench.data.arrays import Source
 from cl_bench.data.cache import Origin
 from cl_bench.data.decode import exact, resized
+from cl_bench.data.pickles import read_imagenet32
 from cl_bench.data.superclasses import CLASSES, GROUPS
 from cl_bench.types import UserError
 
 MIT67_COUNTS = (67, None, None)  # classes, train and test images of each
 CIFAR100_COUNTS = (100, 500, 100)
 MINIIMAGENET_COUNTS = (100, 500, 100)
-FOLDERS = "{train,test}/<class>/*"
+FOLDERS = "{train,test}/<class>/*"  # or val for test: ImageNet's own layout
 
 
 def find_mnist5k() -> Origin | None:
@@ -65,8 +66,19 @@ def find_miniimagenet(root: Path) -> Origin | None:
     return find_folder(root, partial(_read_miniimagenet, root))
 
 
+def find_imagenet32(home: Path) -> Origin | None:
+    """The eleven published pickles, in one folder or as the two archives unpack them."""
+    train = [f"train_data_batch_{i}" for i in range(1, 11)]
+    root = home / "imagenet32"
+    for one, two in ((root, root), (root / "Imagenet32_train", root / "Imagenet32_val")):
+        files = (*_all_files(one, train), *_all_files(two, ["val_data"]))
+        if len(files) == 11:
+            return Origin(root, "published pickles", files, partial(read_imagenet32, files))
+    return None
+
+
 def find_folder(root: Path, read: Callable[[], Source]) -> Origin | None:
-    splits = (root / "train", root / "test")
+    splits = (root / "train", root / listing.held_out(root))
     if not all(map(os.path.isdir, splits)):
         return None
     watched = tuple(folder for split in splits for folder in listing.subfolders(split))

@@ -30,9 +30,14 @@ class Listing(NamedTuple):
 
 
 def from_folders(name: str, root: Path) -> Listing:
-    """root/{train,test}/<class>/<image>, ordered by class, then by file name."""
-    train, test = _labelled(name, root / "train"), _labelled(name, root / "test")
+    """root/{train, test or val}/<class>/<image>, ordered by class, then by file name."""
+    train, test = _labelled(name, root / "train"), _labelled(name, root / held_out(root))
     return Listing(name, train, test, "by class name, then by file name")
+
+
+def held_out(root: Path) -> str:
+    """The folder of the test images: ImageNet's layout has val alone."""
+    return "test" if os.path.isdir(root / "test") else "val"
 
 
 def from_mit67(root: Path) -> Listing:

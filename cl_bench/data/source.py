@@ -69,6 +69,16 @@ def miniimagenet(data_dir: str) -> Source:
     return cached(home, Wanted("miniimagenet", sought, find, fetch))
 
 
+def imagenet32(data_dir: str) -> Source:
+    """ImageNet at 32x32: 1,281,167 + 50,000 images (3, 32, 32) of 1,000 classes."""
+    home = home_of(data_dir)
+    accepted = "imagenet32/ or its Imagenet32_{train,val}/ with train_data_batch_{1..10}, val_data"
+    sought = f"imagenet32: not found in {home} (looked for {accepted})"
+    fetch = partial(_by_hand, "image-net.org gives it out to those who have registered")
+    find = partial(layouts.find_imagenet32, home)
+    return cached(home, Wanted("imagenet32", sought, find, fetch))
+
+
 def folder(path: str, size: int, data_dir: str) -> Source:
     """{train,test}/<class>/* in `path` (relative: in data_dir, else in the working folder).
 

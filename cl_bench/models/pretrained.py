@@ -1,0 +1,160 @@
+"""Backbones: where they are found, whether they fit, how they are written.
+
+A backbone is one safetensors file: the network's parameters and statistics without the head's, in
+half precision or full, and in its header how it came to be (`Provenance`, as JSON).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cl_bench.types import UserError
+
+SHIPPED = Path(__file__).parent / "backbones"
+IMAGENET = "imagenet1k"
+PUBLISHED = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a backbone came to be; `model` and `transform` are what it asks of a run."""
+
+    name: str
+    model: dict[str, Any]  # what decides its shape and its function: target, width, activation
+    transform: dict[str, Any]  # mean and std of the pixels it was trained on
+    data: dict[str, Any]  # name, hash, origin
+    recipe: dict[str, Any]  # the config of its training
+    accuracy: float | None  # on the test images of its own classes
+    commit: str | None
+    versions: dict[str, str]
+
+
+class Headed(Protocol):
+    head: nn.Linear
+
+
+def names() -> list[str]:
+    """What `model.pretrained` may be beside a path."""
+    return [*sorted(file.stem for file in SHIPPED.glob("*.safetensors")), IMAGENET]
+
+
+def find(name: str) -> Path | None:
+    """The file of a name or path; None for torchvision's weights, which torch keeps."""
+    if name == IMAGENET:
+        return None
+    shipped, given = SHIPPED / f"{name}.safetensors", Path(os.path.expanduser(name))
+    for file in (shipped, given):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"model.pretrained={name}: no such backbone; there are {', '.join(names())}, the path of a "
+        "file that scripts/pretrain.py wrote, and null"
+    )
+
+
+def provenance(name: str) -> Provenance:
+    """What is known of a backbone, without its tensors."""
+    file = find(name)
+    if file is None:
+        model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18", "activation": "relu"}
+        seen = {"mean": MEAN, "std": STD}
+        data = {"dataset": "ImageNet-1k", "origin": "torchvision"}
+        return Provenance(IMAGENET, model, seen, data, {}, 0.69758, None, {})
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return Provenance(**json.loads((stored.metadata() or {})["provenance"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model.pretrained={name}: {file} was not written by scripts/pretrain.py"
+        ) from error
+
+
+def load(net: nn.Module, name: str) -> None:
+    """Put the backbone's values into the network, whose head stays as it is."""
+    held = _published() if name == IMAGENET else _tensors(name)
+    present = _backbone(net)
+    wrong = [k for k in {*held, *present} if k not in held or k not in present]
+    wrong += [k for k in present if k in held and held[k].shape != present[k].shape]
+    if wrong:
+        raise UserError(
+            f"model.pretrained={name}: the network is another one ({min(wrong)} differs); it was "
+            f"trained as {_spelled(provenance(name).model)}"
+        )
+    with torch.no_grad():
+        for key, value in present.items():
+            value.copy_(held[key])
+
+
+def save(net: nn.Module, facts: Provenance, file: Path, half: bool) -> None:
+    """Write the backbone with its provenance inside, and the same beside it as JSON."""
+    kind = torch.float16 if half else torch.float32
+    tensors = {k: v.detach().cpu().to(kind).contiguous() for k, v in _backbone(net).items()}
+    text = json.dumps(asdict(facts), indent=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"provenance": text})
+    file.with_suffix(".json").write_text(text + "\n")
+
+
+def check(name: str, model: dict[str, Any], transform: dict[str, Any]) -> Provenance:
+    """UserError, before any data is loaded, where a run's model or pixels are not the backbone's.
+
+    The activation may be another one: the run says so itself by asking for it.
+    """
+    facts = provenance(name)
+    for key, value in facts.model.items():
+        if model.get(key) != value:
+            raise UserError(
+                f"model.{key}={model.get(key)}: model.pretrained={name} was trained as "
+                f"{_spelled(facts.model)}"
+            )
+    for key, value in facts.transform.items():
+        if transform[key] != value:
+            wanted = f"dataset.transform.{key}={value}".replace(" ", "")
+            raise UserError(
+                f"dataset.transform.{key}={transform[key]}: model.pretrained={name} was trained "
+                f"on other pixels; use {wanted}"
+            )
+    return facts
+
+
+def _spelled(model: dict[str, Any]) -> str:
+    return ", ".join(f"model.{k}={v}" for k, v in model.items())
+
+
+def _backbone(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer but the head's, by name."""
+    (head,) = (name for name, module in net.named_modules() if module is net.head)
+    return {k: v for k, v in net.state_dict().items() if not k.startswith(f"{head}.")}
+
+
+def _tensors(name: str) -> dict[str, Tensor]:
+    file = find(name)
+    assert file is not None
+    with safe_open(file, framework="pt") as stored:
+        return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+
+
+def _published() -> dict[str, Tensor]:
+    """torchvision's ResNet-18, from torch's own cache or by download."""
+    from torchvision.models import ResNet18_Weights
+
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED
+    try:
+        state = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.pretrained={IMAGENET}: torchvision's {PUBLISHED} cannot be downloaded "
+            f"({error}); put it at {cache}, or use one of {', '.join(names()[:-1])}, or null"
+        ) from error
+    kept = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    return {f"net.{k}": v for k, v in kept.items() if not k.startswith("fc.")}

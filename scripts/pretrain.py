@@ -1,0 +1,101 @@
+"""A backbone for `model.pretrained`: a run of all classes at once, and its network as one file.
+
+    python scripts/pretrain.py --out backbone.safetensors [--half] [overrides]
+
+The overrides are those of `python -m cl_bench.run experiment=pretrain` (DLCFT's recipe on
+ImageNet32): another data set (`dataset=folder dataset.source.path=...`), network
+(`model=reduced_resnet18`), length (`schedule.epochs=30`), precision (`runtime.precision=bf16`).
+The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from cl_bench import checkpoint, config, runtime
+from cl_bench.models.pretrained import Provenance, save
+from cl_bench.parts import make_method, make_stream
+from cl_bench.record import RunRecord
+from cl_bench.run import CONF, Plan, plan, run
+
+RECIPE = ("model", "criterion", "optimizer", "schedule", "runtime", "seed")
+SHAPED = ("_target_", "width", "hidden", "activation")  # what a backbone needs of a network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--half", action="store_true", help="in half precision")
+    asked, overrides = parser.parse_known_args()
+    if asked.out.suffix != ".safetensors":
+        parser.error(f"--out {asked.out}: must end in .safetensors")
+    try:
+        this = composed(overrides)
+        run(this)
+        export(this, asked.out, asked.half)
+    except runtime.StopRun as stop:
+        sys.exit(128 + stop.number)
+    except Exception as error:
+        line = config.explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def composed(overrides: list[str]) -> Plan:
+    """The run that the overrides describe."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        chosen = ["experiment=pretrain", *overrides]
+        cfg = compose("config", overrides=chosen, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg.hydra
+    return plan(cfg)
+
+
+def export(this: Plan, out: Path, half: bool) -> None:
+    """The network of a finished run, from its checkpoint, and what its record says."""
+    cfg, record = this.cfg, this.folder.finished()
+    machine = config.build(cfg.runtime, seed=cfg.seed)
+    method = make_method(cfg, machine, make_stream(cfg, machine))
+    held = checkpoint.load(this.folder.checkpoint, machine.device)
+    assert record is not None and held is not None
+    checkpoint.restore(method, held)
+    save(method.learner.net, facts(record, out.stem), out, half)
+    print(f"backbone: {out}, {out.stat().st_size / 2**20:.1f} MiB; use model.pretrained={out}")
+
+
+def facts(record: RunRecord, name: str) -> Provenance:
+    """No path and no place of the machine: it may be published."""
+    plain, stream = record.config, record.stream
+    transform = plain["dataset"]["transform"]
+    kept = ("sha256", "train_images", "test_images")
+    known = {key: stream["provenance"][key] for key in ("layout", "order", "resize")}
+    return Provenance(
+        name=name,
+        model={key: plain["model"][key] for key in SHAPED if key in plain["model"]},
+        transform={key: transform[key] for key in ("mean", "std")},
+        data={"name": name_of_data(plain), **{key: stream[key] for key in kept}, **known},
+        recipe={key: plain[key] for key in RECIPE} | {"transform": transform},
+        accuracy=record.metrics["ACC"],
+        commit=record.measured["commit"],
+        versions=record.measured["versions"],
+    )
+
+
+def name_of_data(plain: dict[str, Any]) -> str:
+    """The data set, or the folder that it was read from."""
+    path = plain["dataset"]["source"].get("path")
+    return plain["dataset"]["name"] if path is None else Path(path).name
+
+
+if __name__ == "__main__":
+    main()
