@@ -13,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_bench.models import prepare
 from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type
 from cl_bench.types import UserError
 
@@ -74,9 +75,9 @@ def parameters(node: DictConfig) -> list[str]:
     return list(inspect.signature(get_object(node._target_)).parameters)
 
 
-def without(node: DictConfig, key: str) -> DictConfig:
-    """The node, resolved, but for one key."""
-    return OmegaConf.create({k: v for k, v in _resolved(node).items() if k != key})
+def without(node: DictConfig, *keys: str) -> DictConfig:
+    """The node, resolved, but for these keys."""
+    return OmegaConf.create({k: v for k, v in _resolved(node).items() if k not in keys})
 
 
 def explain(error: BaseException) -> str | None:
@@ -141,6 +142,8 @@ def _check_combination(plain: dict[str, Any]) -> None:
             "dataset.split=permutation: the model sees neighbouring pixels, which a permutation "
             "destroys; use model=mlp, or dataset.split=class or sample"
         )
+    made = get_object(plain["model"]["_target_"])
+    prepare.check(plain["model"], made.batch_norm, plain["dataset"]["transform"])
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
     if "step" in plain["method"]:

@@ -117,7 +117,7 @@ def run(
     """Run what is left of the stream; `progress` is kept up to date and holds the outcome."""
     if not progress.done and not progress.step:
         first = stream.tasks[0]
-        method.learner.reveal(stream.live(0), first.t.unique())
+        method.learner.reveal(stream.live(0), first.t.unique(), stream.ever)
         measure(method, stream, evaluation, progress, host, -1)
     for task in stream.tasks[progress.done :]:
         learn(method, stream, task, order, schedule, progress, host, probe)
@@ -141,7 +141,7 @@ def learn(
     """Train on one task, from its beginning or from the step that the checkpoint holds."""
     before = progress.train_seconds.pop() if progress.order is not None else 0.0
     started = host.seconds()
-    now = stream.live(task.id), task.t.unique()
+    now = stream.live(task.id), task.t.unique(), stream.ever
     if progress.order is None:
         progress.order = order.get_state()
         method.learner.begin_task(*now)
@@ -215,7 +215,7 @@ def measure(
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
     """The share of each test set that is classified correctly; one wait for the device in all."""
     learner = method.learner

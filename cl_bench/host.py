@@ -92,9 +92,10 @@ class Host:
         if saved is None:
             return 0
         for name, value in self.identity.items():
-            if saved["identity"][name] != value:
+            before = saved["identity"].get(name)
+            if before != value:
                 raise UserError(
-                    f"{self.folder.checkpoint}: was written with {name} {saved['identity'][name]}, "
+                    f"{self.folder.checkpoint}: was written with {name} {before}, "
                     f"now it is {value}; go back to that, or remove the folder"
                 )
         for name, value in saved["progress"].items():

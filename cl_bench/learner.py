@@ -71,23 +71,24 @@ class Learner:
         """The generator for a method's own draws (CPU): replay, sampled memories."""
         return self.machine.memory
 
-    def begin_task(self, live: Tensor, tasks: Tensor) -> None:
+    def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None = None) -> None:
         """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
 
-        `tasks` are the ids of the tasks that are learned now: one, or all of a joined stream.
+        `tasks` are the ids of the tasks that are learned now: one, or all of a joined stream;
+        `ever`, (T, K) bool, the classes that will have competed at the stream's end (None: all).
 
         A gradient of zero still lets momentum and weight decay move a head that is not in use:
         the optimizer's state starts anew, and decay leaves the rows of other classes alone.
         """
-        self.reveal(live, tasks)
+        self.reveal(live, tasks, ever)
         self.optimizer = self._build([self.flat.theta])
 
-    def reveal(self, live: Tensor, tasks: Tensor) -> None:
-        """Set `live` alone: on the way back from a checkpoint, or before the first task.
+    def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None = None) -> None:
+        """Set what competes alone: on the way back from a checkpoint, or before the first task.
 
         Once there was something to mask, the mask stays: one compiled graph for all tasks.
         """
-        self.live = live
+        self.live, self.ever = live, ever
         self.masked = self.masked or not bool(live.all())
         used = self.in_use(live[tasks].any(0)) if self.weight_decay else None
         self._decay_mask = None if used is None else used * self.weight_decay
@@ -120,6 +121,10 @@ class Learner:
     def competing(self, batch: Batch) -> Tensor | None:
         """(B, K) bool: the classes that are live for each sample's task; None: all of them."""
         return self.live[batch.t] if self.masked else None
+
+    def reachable(self, batch: Batch) -> Tensor | None:
+        """(B, K) bool: the classes that will ever compete for each sample's task; None: all."""
+        return None if self.ever is None else self.ever[batch.t]
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """The mean of `losses`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from cl_bench import config, runtime
 from cl_bench.types import Stream
@@ -21,13 +24,32 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
     return config.build(cfg.stream, stream=stream)
 
 
+def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The network that is trained, from the model's own keys and those of every model."""
+    from cl_bench.models.prepare import PREPARED, prepared
+    from cl_bench.models.pretrained import chosen
+
+    own = config.build(config.without(model, *PREPARED), shape=shape, num_classes=num_classes)
+    keys: dict[str, Any] = {str(key): model[key] for key in PREPARED}
+    keys["pretrained"] = chosen({str(key): value for key, value in model.items()})
+    return prepared(own, torch.zeros(1, *shape), **keys)
+
+
+def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:
+    """What is known of the backbone that the network starts from, if it starts from one."""
+    from cl_bench.models.pretrained import chosen, facts
+
+    name = chosen({str(key): value for key, value in cfg.model.items()})
+    return None if name is None else facts(name)
+
+
 def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
     """Network, learner and method in their first state."""
     from cl_bench.learner import Learner
 
     shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
     stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # fits, or says why not
-    net = config.build(cfg.model, shape=tuple(shape), num_classes=stream.num_classes)
+    net = make_network(cfg.model, tuple(shape), stream.num_classes)
     optimizer = config.without(cfg.optimizer, "weight_decay")
     learner = Learner(
         net=machine.place(net),

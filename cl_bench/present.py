@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +34,15 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
     )
     console.print(f"{title}, seed {record.seed}: {note}; in percent:")
     console.print(table)
+    if record.backbone is not None:
+        console.print(f"backbone: {described(record.backbone)}")
     console.print(f"files: {folder.path}")
+
+
+def described(backbone: dict[str, Any]) -> str:
+    """A backbone in one line: its name, what it has learned, how well."""
+    learned, accuracy = backbone["data"]["name"], backbone["accuracy"]
+    return f"{backbone['name']}, pre-trained on {learned} (test accuracy {percent(accuracy)} %)"
 
 
 def matrix(rows: list[list[float | None]]) -> Table:

@@ -41,6 +41,7 @@ class RunRecord:
     state_bytes: int  # what the method keeps between steps, beside the network
     theta_sha256: str  # of the final parameters
     measured: dict[str, Any]  # seconds, memory, machine, versions, commit
+    backbone: dict[str, Any] | None = None  # its provenance and SHA-256, where there is one
 
 
 def sha256(vector: Tensor) -> str:

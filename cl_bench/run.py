@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cl_bench import checkpoint, config, experiment, record, runtime
-from cl_bench.parts import make_method, make_stream
+from cl_bench.parts import make_backbone, make_method, make_stream
 from cl_bench.record import Folder, RunRecord
 from cl_bench.types import Stream, UserError
 
@@ -143,18 +143,19 @@ def execute(this: Plan) -> RunRecord:
     (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     machine = config.build(cfg.runtime, seed=cfg.seed)
     schedule, evaluation = config.build(cfg.schedule), config.build(cfg.evaluation)
-    stream = make_stream(cfg, machine)
+    stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
     with make_sink(this) as sink, runtime.Stop() as stop:
         sink.describe(stream.facts)
         method = make_method(cfg, machine, stream)
         progress = experiment.Progress.start(stream)
         known = {"data": str(stream.facts["sha256"]), "device": machine.device.type}
+        known |= {"backbone": backbone["sha256"]} if backbone else {}
         often = cfg.log_every, cfg.save_every
         host = Host(folder, machine, method, progress, sink, stop, *often, known)
         with host.shown(sum(schedule.steps(task) for task in stream.tasks), this.title):
             order, probe = machine.order, cfg.get("probe") and config.build(cfg.probe)
             experiment.run(method, stream, order, schedule, evaluation, progress, host, probe)
-        outcome = conclude(this, stream, machine, method, progress)
+        outcome = conclude(this, stream, machine, method, progress, backbone)
         figures = draw(progress.matrix, f"{this.title}, seed {cfg.seed}", folder.path)
         folder.finish(outcome)  # from here on the run is done, whatever becomes of its mirror
         sink.finish(outcome, figures)
@@ -182,6 +183,7 @@ def conclude(
     machine: runtime.Runtime,
     method: Any,
     progress: experiment.Progress,
+    backbone: dict[str, Any] | None,
 ) -> RunRecord:
     """What the run has proved."""
     flat = method.learner.flat
@@ -207,6 +209,7 @@ def conclude(
             **machine.facts(),
             **record.software(),
         },
+        backbone=backbone,
     )
 
 

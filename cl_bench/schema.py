@@ -13,6 +13,7 @@ from typing import Any, Literal, Union
 
 from hydra.utils import get_object
 
+from cl_bench.models.prepare import PREPARED
 from cl_bench.types import UserError
 
 # what run.py hands to a partial node beside what the config says
@@ -40,6 +41,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],
     "optimizer.weight_decay": float,
+    **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }
 SEEDS = 2**24  # how many the CPU's generator tells apart beside its uses
 AT_LEAST = {

@@ -107,6 +107,11 @@ class Stream:
     def num_classes(self) -> int:
         return self.classes.shape[1]
 
+    @property
+    def ever(self) -> Tensor:
+        """(T, K) bool: classes that will have competed for a sample of each task at the end."""
+        return self.scenario(self.classes, len(self.tests) - 1)
+
     def live(self, now: int) -> Tensor:
         """(T, K) bool: classes that compete for a sample of each task while `now` is learned."""
         return self.scenario(self.classes, now)

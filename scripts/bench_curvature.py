@@ -12,6 +12,7 @@ from contenders import Contender, composed, rounds
 from cl_bench import config
 from cl_bench.criteria import CrossEntropy
 from cl_bench.learner import Learner
+from cl_bench.parts import make_network
 from cl_bench.types import Task
 
 BACKENDS = {
@@ -141,7 +142,7 @@ def folded_resnet(samples: int) -> tuple[Any, Learner, Task, Any]:
     data = "dataset=seqcifar100", "model=resnet18", "model.norm=folded", "runtime.threads=1"
     cfg = composed(*data, "curvature=kfac")
     machine = config.build(cfg.runtime, seed=0)
-    net = machine.place(config.build(cfg.model, shape=(3, 32, 32), num_classes=100))
+    net = machine.place(make_network(cfg.model, (3, 32, 32), 100))
     transform = config.build(cfg.dataset.transform, device=machine.device)
     optimizer = config.build(config.without(cfg.optimizer, "weight_decay"))
     learner = Learner(net, CrossEntropy(), optimizer, 0.0, transform, machine)

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cl_bench import config, experiment
-from cl_bench.parts import make_method, make_stream
+from cl_bench.parts import make_method, make_network, make_stream
 from cl_bench.run import CONF
 from cl_bench.types import Task
 
@@ -76,7 +76,7 @@ class Bare:
     def __init__(self, twin: Contender, cfg: DictConfig) -> None:
         self.machine, stream = twin.machine, twin.stream
         shape = tuple(stream.transform.view(stream.tasks[0].x[:1]).shape[1:])
-        net = config.build(cfg.model, shape=shape, num_classes=stream.num_classes)
+        net = make_network(cfg.model, shape, stream.num_classes)
         self.net = self.machine.place(net)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=cfg.optimizer.lr)
         self.size, self.stream = cfg.schedule.batch_size, stream

@@ -21,6 +21,7 @@ from cl_bench.criteria import CrossEntropy
 from cl_bench.data import scenario
 from cl_bench.data.augment import Transform
 from cl_bench.learner import Learner
+from cl_bench.models.fold import fold
 from cl_bench.models.mlp import MLP
 from cl_bench.models.resnet import ResNet18
 from cl_bench.optim import SGD
@@ -108,9 +109,14 @@ def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) ->
 
 
 def resnet(
-    classes: int = 6, shape: tuple[int, ...] = (3, 8, 8), width: int = 4, norm: Any = "batch"
-) -> ResNet18:
-    return ResNet18(shape, classes, width, "relu", "torch", "same", norm)
+    classes: int = 6,
+    shape: tuple[int, ...] = (3, 8, 8),
+    width: int = 4,
+    norm: Any = "batch",
+    activation: Any = "relu",
+) -> nn.Module:
+    net = ResNet18(shape, classes, width, activation, "torch", "same")
+    return fold(net, torch.zeros(1, *shape)) if norm == "folded" else net
 
 
 def learner(

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from conftest import CPU, learner, mlp
 from torch import Generator, Tensor, nn
+from torch.autograd import forward_ad
 
 from cl_bench.criteria import CrossEntropy, ScaledMSE
 from cl_bench.data.augment import Transform
 from cl_bench.learner import Learner
+from cl_bench.models.linearized import Linearized
 from cl_bench.types import Batch, Task
 
-KINDS = ("mlp", "conv", "norm")
+KINDS = ("mlp", "conv", "norm", "tangent")
 CRITERIA = {"ce": CrossEntropy(), "mse": ScaledMSE(3.0)}
 CLASSES = 4
 
@@ -49,6 +51,10 @@ def case(kind: str, criterion: str = "ce", samples: int = 7) -> tuple[Learner, T
     net: Any = mlp(CLASSES, (2, 2, 2), hidden=[5, 3], activation="tanh")
     if kind != "mlp":
         net = ConvNet(kind == "norm")
+    if kind == "tangent":
+        net = Linearized(net, "bilinear")
+        nn.init.normal_(net.body.body[0].weight, std=0.3)
+        nn.init.normal_(net.body.body[3].weight, std=0.3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
@@ -131,7 +137,12 @@ def layer_views(made: Learner, task: Task) -> Iterator[dict[str, tuple[Tensor, T
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> Any:
-        return lambda m, args, out: seen.__setitem__(name, (args[0].detach(), out))
+        def see(layer: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+            given, made = forward_ad.unpack_dual(args[0]), forward_ad.unpack_dual(out)
+            tangent = out if made.tangent is None else made.tangent
+            seen[name] = given.primal.detach(), tangent
+
+        return see
 
     hooks = [m.register_forward_hook(watch(n)) for n, m in layers.items()]
     for single, logits in singles(made, task):

@@ -10,7 +10,6 @@ import torch
 from conftest import DEVICES, batch, composed, identity, learner, machine, mlp, names, resnet
 from torch import Generator, Tensor, nn
 
-from cl_bench import config
 from cl_bench.curvature import capture
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
@@ -19,6 +18,7 @@ from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.learner import Learner
+from cl_bench.parts import make_network
 from cl_bench.types import Batch, Task, UserError
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
@@ -500,7 +500,7 @@ def test_every_model_is_served(name: str) -> None:
     """No layer used twice, none written over in place: hooks see what they need."""
     node = composed(f"model={name}").model
     shape = (1, 28, 28) if name == "mlp" else (3, 64, 64)
-    made = learner(config.build(node, shape=shape, num_classes=5))
+    made = learner(make_network(node, shape, 5))
     x = torch.zeros(1, *shape, dtype=torch.uint8)
     task = Task(0, x, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     for estimate in (KFAC("exact", None, "diagonal"), Fisher("exact", None), MAS(None)):

@@ -73,7 +73,7 @@ def test_load_state_dict_stays_in_place() -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_views_differentiate_twice(channels_last: bool) -> None:
     torch.manual_seed(0)
-    net = ResNet18((3, 8, 8), 6, 4, "tanh", "torch", "same", "batch").double().eval()
+    net = ResNet18((3, 8, 8), 6, 4, "tanh", "torch", "same").double().eval()
     flat = FlatParams(net, channels_last)
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     theta = flat.theta.detach().clone().requires_grad_()

@@ -10,14 +10,14 @@ import torchvision
 from conftest import composed, names
 from torch import nn
 
-from cl_bench import config
 from cl_bench.models.fold import fold
 from cl_bench.models.layers import ACTIVATIONS
+from cl_bench.parts import make_network
 
 
 def built(name: str, shape: tuple[int, ...], classes: int, *overrides: str) -> Any:
     node = composed(f"model={name}", *overrides).model
-    return config.build(node, shape=shape, num_classes=classes)
+    return make_network(node, shape, classes)
 
 
 COUNTS = [

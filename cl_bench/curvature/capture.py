@@ -3,7 +3,8 @@
 For a layer with input a and output gradient s, a sample's weight gradient is s a' (summed over
 places in a convolution): all curvatures here are made of what one forward pass and a backward
 pass for each root of the output Hessian have already seen. Samples must not see each other:
-evaluation mode.
+evaluation mode. In a linearized network a is what the fixed network saw, and s the gradient at
+the layer's tangent: there, too, s a' is the gradient.
 
 Shapes: B samples, R roots, L places of a convolution, d = inputs of a unit (channels x kernel).
 """
@@ -19,6 +20,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.autograd import forward_ad
 
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task, UserError
@@ -53,7 +55,9 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
 
     def watch(name: str) -> Callable:
         def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            a = args[0].detach()
+            a = forward_ad.unpack_dual(args[0]).primal.detach()
+            moved = forward_ad.unpack_dual(out).tangent  # of a linearized network
+            out = out if moved is None else moved
             sites.append(Site(name, layer, a, out, (a._version, out._version)))
 
         return keep
@@ -68,8 +72,12 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that hold parameters themselves."""
-    return [(name, m) for name, m in net.named_modules() if m._parameters]
+    """The modules that hold trained parameters themselves."""
+    return [(name, m) for name, m in net.named_modules() if any(map(_trained, m.parameters(False)))]
+
+
+def _trained(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad
 
 
 def _once(sites: list[Site]) -> None:
@@ -158,10 +166,20 @@ def law(labels: Labels, rng: Generator) -> Roots:
 
     def hessian(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         drawn = rng if labels == "sampled" else None
-        found = learner.criterion.hessian_root(logits, learner.competing(batch), drawn)
+        found = output_roots(learner, batch, logits, drawn)
         return found[found.flatten(1).any(1)]  # without classes that no sample's task has
 
     return gradient if labels == "empirical" else hessian
+
+
+def output_roots(learner: Learner, batch: Batch, logits: Tensor, rng: Generator | None) -> Tensor:
+    """(R, B, K): square roots of the criterion's Hessian in the logits, at the classes that count.
+
+    Those that compete now and, for a loss that can know it already, those that will.
+    """
+    found = learner.criterion.hessian_root(logits, learner.competing(batch), rng)
+    ever = learner.reachable(batch)
+    return found if ever is None else found * ever
 
 
 def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:

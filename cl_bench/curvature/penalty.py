@@ -37,16 +37,19 @@ def decayed(past: list[Anchored], found: Anchored, decay: float) -> list[Anchore
 
 
 def averaged(
-    past: list[Anchored], found: Anchored, by: Literal["tasks", "samples"]
+    past: list[Anchored], found: Anchored, by: Literal["tasks", "samples", "literal"]
 ) -> list[Anchored]:
     """A <- the mean over all tasks (or samples) so far, one anchor: ((t-1) A + A_t) / t.
 
     Joint training where the loss and the penalty are weighted 1/t and (t-1)/t too (DLCFT); beside
-    a loss of weight 1 the past counts as one task, however long it is.
+    a loss of weight 1 the past counts as one task, however long it is. by=literal weights past
+    and new (t-1) : t instead, as DLCFT prints it: that is not joint training.
     """
 
     def mean(old: Anchored) -> Anchored:
         counts = (found.tasks, old.tasks) if by == "tasks" else (found.samples, old.samples)
+        if by == "literal":
+            counts = (found.tasks + old.tasks, old.tasks)
         return _merged(old, found, counts[0] / sum(counts), counts[1] / sum(counts))
 
     return [mean(old) for old in past] or [found]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from cl_bench.curvature.capture import FLOATS, chunk
+from cl_bench.curvature.capture import FLOATS, chunk, output_roots
 from cl_bench.learner import Learner
 from cl_bench.types import Task
 
@@ -46,7 +46,7 @@ def ggn_product(learner: Learner, task: Task) -> Product:
                 found = vjp(lambda th, b=batch: learner.logits(th, b), theta)
                 logits, pull = found[0], found[1]
                 moved = vjp(lambda u, pull=pull: pull(u)[0], torch.zeros_like(logits))[1](v)[0]
-                roots = learner.criterion.hessian_root(logits, learner.competing(batch), None)
+                roots = output_roots(learner, batch, logits, None)
                 seen = (roots * moved).sum(-1, keepdim=True)  # (R, B, 1)
                 total += pull((roots * seen).sum(0))[0]
         return total / len(task)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cl_bench.models.layers import put
+
 
 @torch.no_grad()
 def fold(net: nn.Module, x: Tensor) -> nn.Module:
@@ -23,8 +25,8 @@ def fold(net: nn.Module, x: Tensor) -> nn.Module:
         convolution, scaled = net.get_submodule(conv), net.get_submodule(norm)
         assert isinstance(convolution, nn.Conv2d) and isinstance(scaled, nn.BatchNorm2d)
         fused = fuse_conv_bn_eval(convolution, scaled)
-        _put(net, conv, fused.requires_grad_())  # torch leaves a bias that is new untrained
-        _put(net, norm, nn.Identity())
+        put(net, conv, fused.requires_grad_())  # torch leaves a bias that is new untrained
+        put(net, norm, nn.Identity())
     left = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert not left, f"no convolution feeds {left} alone"
     return net.train(training)
@@ -56,8 +58,3 @@ def _pairs(net: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     for hook in hooks:
         hook.remove()
     return pairs
-
-
-def _put(net: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, module)

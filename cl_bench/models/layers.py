@@ -9,7 +9,6 @@ from torch import nn
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "tanh"]
 Init = Literal["torch", "xavier", "kaiming"]
 HeadInit = Literal["zero", "same"]
-Norm = Literal["batch", "folded"]  # folded: merged into the convolutions as it starts
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -25,6 +24,12 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels)
     norm.num_batches_tracked = None
     return norm
+
+
+def put(net: nn.Module, name: str, module: nn.Module) -> None:
+    """A module in another's place."""
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, module)
 
 
 def initialise(net: nn.Module, head: nn.Linear, init: Init, head_init: HeadInit) -> None:

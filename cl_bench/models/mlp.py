@@ -14,7 +14,7 @@ from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, init
 class MLP(nn.Module):
     """Linear layers of the given widths, an activation after each, and a linear head."""
 
-    spatial = False  # the order of the pixels does not matter
+    spatial, batch_norm = False, False  # the order of the pixels does not matter
 
     def __init__(
         self,

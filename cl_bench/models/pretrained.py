@@ -6,8 +6,10 @@ half precision or full, and in its header how it came to be (`Provenance`, as JS
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +50,23 @@ def names() -> list[str]:
     return [*sorted(file.stem for file in SHIPPED.glob("*.safetensors")), IMAGENET]
 
 
+def chosen(model: Mapping[str, Any]) -> str | None:
+    """What `model.pretrained` means: auto is the backbone that was trained as this model."""
+    if model["pretrained"] != "auto":
+        return model["pretrained"]
+    for name in names():
+        wanted = provenance(name).model
+        if all(model.get(key) == value for key, value in wanted.items()):
+            return name
+    spelled = ", ".join(
+        f"{k}={model[k]}" for k in ("_target_", "width", "activation") if k in model
+    )
+    raise UserError(
+        f"model.pretrained=auto: no backbone comes with {spelled}; there are {', '.join(names())}; "
+        "give the path of one that scripts/pretrain.py wrote, or use model.pretrained=null"
+    )
+
+
 def find(name: str) -> Path | None:
     """The file of a name or path; None for torchvision's weights, which torch keeps."""
     if name == IMAGENET:
@@ -66,9 +85,9 @@ def provenance(name: str) -> Provenance:
     """What is known of a backbone, without its tensors."""
     file = find(name)
     if file is None:
-        model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18", "activation": "relu"}
+        model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18"}
         seen = {"mean": MEAN, "std": STD}
-        data = {"dataset": "ImageNet-1k", "origin": "torchvision"}
+        data = {"name": "ImageNet-1k", "layout": "torchvision"}
         return Provenance(IMAGENET, model, seen, data, {}, 0.69758, None, {})
     try:
         with safe_open(file, framework="pt") as stored:
@@ -77,6 +96,13 @@ def provenance(name: str) -> Provenance:
         raise UserError(
             f"model.pretrained={name}: {file} was not written by scripts/pretrain.py"
         ) from error
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What a record says of a backbone: its provenance, and the hash of its file."""
+    file = find(name)
+    sha = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    return asdict(provenance(name)) | {"sha256": sha}
 
 
 def load(net: nn.Module, name: str) -> None:
@@ -105,11 +131,8 @@ def save(net: nn.Module, facts: Provenance, file: Path, half: bool) -> None:
     file.with_suffix(".json").write_text(text + "\n")
 
 
-def check(name: str, model: dict[str, Any], transform: dict[str, Any]) -> Provenance:
-    """UserError, before any data is loaded, where a run's model or pixels are not the backbone's.
-
-    The activation may be another one: the run says so itself by asking for it.
-    """
+def check(name: str, model: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
+    """UserError where a run's model or pixels are not the backbone's; nothing is loaded yet."""
     facts = provenance(name)
     for key, value in facts.model.items():
         if model.get(key) != value:
@@ -124,7 +147,6 @@ def check(name: str, model: dict[str, Any], transform: dict[str, Any]) -> Proven
                 f"dataset.transform.{key}={transform[key]}: model.pretrained={name} was trained "
                 f"on other pixels; use {wanted}"
             )
-    return facts
 
 
 def _spelled(model: dict[str, Any]) -> str:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from cl_bench.models.fold import fold
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
     HeadInit,
     Init,
-    Norm,
     batch_norm,
     initialise,
 )
@@ -47,7 +44,7 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """conv3x3 - BN - act, four stages of two blocks (strides 1, 2, 2, 2), mean, head."""
 
-    spatial = True
+    spatial, batch_norm = True, True
 
     def __init__(
         self,
@@ -57,7 +54,6 @@ class ResNet18(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
-        norm: Norm,
     ) -> None:
         super().__init__()
         stem = nn.Conv2d(shape[0], width, 3, 1, 1, bias=False)
@@ -71,8 +67,6 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(before, num_classes)
         initialise(self, self.head, init, head_init)
-        if norm == "folded":
-            fold(self, torch.zeros(1, *shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, K)."""
@@ -82,7 +76,7 @@ class ResNet18(nn.Module):
 class TorchvisionResNet18(nn.Module):
     """torchvision's ResNet-18 (7x7 stem, max-pooling), for images of 224 pixels."""
 
-    spatial = True
+    spatial, batch_norm = True, True
 
     def __init__(
         self,
@@ -90,7 +84,6 @@ class TorchvisionResNet18(nn.Module):
         num_classes: int,
         activation: Activation,
         head_init: HeadInit,
-        norm: Norm,
     ) -> None:
         from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -114,8 +107,6 @@ class TorchvisionResNet18(nn.Module):
                 if isinstance(child, nn.BatchNorm2d):
                     child.num_batches_tracked = None
         initialise(self, self.head, "torch", head_init)
-        if norm == "folded":
-            fold(self, torch.zeros(1, *shape))
 
     @property
     def head(self) -> nn.Linear:

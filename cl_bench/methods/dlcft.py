@@ -1,0 +1,87 @@
+"""DLCFT: deep linear continual fine-tuning (Shon et al. 2022, ECCV; equations are the paper's).
+
+The network is linearized (model.linearize), the loss squared (criterion=scaled_mse): then the loss
+of the past is the quadratic that the penalty holds, and training on it in sequence is training on
+all of it at once, but for what the curvature leaves out. Every part is an option of its own.
+
+Its text weights Kronecker factors by (t-1) : t; only (t-1)/t : 1/t, merging=count, gives that
+equality (tests/test_dlcft.py), and is the default here; merging=literal is the other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.buffer import Reservoir
+from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.penalty import Merging, Penalty
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Method
+from cl_bench.types import Batch, Task
+
+
+class DLCFT(Method):
+    """loss / t + (t-1)/t (share strength/2 d' H d + (1 - share) replay), d = theta - anchor.
+
+    Eq. 11 where nothing is replayed (share is 1 then), eq. 14 where something is: memory=growing
+    keeps a reservoir if later tasks bring new competitors (class-IL).
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        curvature: Estimator,
+        merging: Merging,
+        strength: float,
+        step: Literal["explicit", "implicit"],
+        every: int,
+        memory: Literal["growing", "never", "always"],
+        capacity: int,
+        replay: int,
+        share: float,
+    ) -> None:
+        super().__init__(learner)
+        self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
+        self.strength, self.share = strength, share
+        self.policy, self.memory, self.replay = memory, Reservoir(capacity, learner.rng), replay
+        self.keeps = memory == "always"
+        self.tasks = 0  # past ones
+
+    def begin_task(self, task: Task) -> None:
+        self.estimate.check(self.learner, task)
+        if self.policy == "growing" and not self.tasks:
+            self.keeps = growing(self.learner)
+        share = self.share if self.keeps else 1.0
+        self.penalty.strength = self.strength * share * self.tasks / (self.tasks + 1)
+        self.penalty.check(self.learner)
+
+    def observe(self, batch: Batch) -> Tensor:
+        if not len(self.memory):
+            return self.penalty.descend(self.learner, self._new, batch)
+        old = self.memory.sample(self.replay)
+        return self.penalty.descend(self.learner, self._new_and_old, batch, old)
+
+    def end_task(self, task: Task) -> None:
+        self.penalty.settle(self.learner)
+        self.penalty.add(self.learner, self.estimate(self.learner, task), task)
+        self.tasks += len(task.t.unique())
+        if self.keeps:
+            self.memory.add(Batch(task.x, task.y, task.t))
+
+    def _new(self, theta: Tensor, batch: Batch) -> Tensor:
+        return self.learner.loss(theta, batch) / (self.tasks + 1)
+
+    def _new_and_old(self, theta: Tensor, batch: Batch, old: Batch) -> Tensor:
+        """Both losses by one forward pass."""
+        losses = self.learner.losses(theta, batch.cat(old))
+        new, before = losses.split([len(batch.y), len(old.y)])
+        past = (1 - self.share) * self.tasks
+        return (new.mean() + past * before.mean()) / (self.tasks + 1)
+
+
+def growing(learner: Learner) -> bool:
+    """Whether classes will compete later that do not yet."""
+    return learner.ever is not None and bool(torch.any(learner.ever & ~learner.live))

@@ -1,0 +1,69 @@
+"""The tangent model of a network (Mu et al. 2020; LQF, Achille et al. 2021; DLCFT eq. 6, 7)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from cl_bench.models.layers import put
+
+with warnings.catch_warnings():  # torch loads them at the first dual tensor, and warns of itself
+    warnings.simplefilter("ignore", FutureWarning)
+    import torch._decomp.decompositions_for_jvp  # noqa: F401
+
+HeadMode = Literal["bilinear", "linearized", "head_only"]
+
+
+class Linearized(nn.Module):
+    """f(x) with features g(x; psi0) + J(x) psi: psi0 is fixed, the parameters are psi, from zero.
+
+    bilinear    f = w (g + J psi) + b (DLCFT eq. 7): linear in psi and in (w, b), not in both
+    linearized  f = w g + b + w0 J psi: linear in all, the first-order expansion at (psi0, w0, b0)
+
+    J psi comes along with g in one forward pass (forward mode); the backward pass goes through
+    J psi alone. psi has the names and the shapes of the parameters that it moves.
+    """
+
+    def __init__(self, net: nn.Module, head_mode: Literal["bilinear", "linearized"]) -> None:
+        super().__init__()
+        head, (name,) = net.head, [n for n, m in net.named_modules() if m is net.head]
+        assert isinstance(head, nn.Linear)
+        put(net, name, nn.Identity())
+        self.body, self.head = net, head
+        self.places = {name.replace(".", "/"): name for name, _ in net.named_parameters()}
+        for place, name in self.places.items():
+            psi = net.get_parameter(name)
+            self.register_buffer(place, psi.detach().clone())
+            nn.init.zeros_(psi)
+        if head_mode == "linearized":
+            self.register_buffer("w0", head.weight.detach().clone())
+        self.head_mode = head_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        g, moved = self._dual(x)
+        if self.head_mode == "bilinear":
+            return self.head(g + moved)
+        return self.head(g) + F.linear(moved, self.get_buffer("w0"))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, d): g + J psi."""
+        g, moved = self._dual(x)
+        return g + moved
+
+    def _dual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """g(x; psi0) and J(x) psi."""
+        psi = dict(self.body.named_parameters())
+        with forward_ad.dual_level():
+            theta = {
+                name: forward_ad.make_dual(self.get_buffer(place), psi[name])
+                for place, name in self.places.items()
+            }
+            g, moved = forward_ad.unpack_dual(functional_call(self.body, theta, (x,)))
+        assert moved is not None
+        return g, moved
