@@ -57,6 +57,8 @@ def digest(cfg: DictConfig) -> str:
     with open_dict(same):
         same.update(dict.fromkeys(anywhere, 0))
     kept = {k: v for k, v in _resolved(same).items() if k not in SILENT}
+    if kept.get("study") and "learner" not in parameters(cfg.study):
+        kept = {"study": kept["study"]}  # made of its own numbers
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 

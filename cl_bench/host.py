@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +19,8 @@ from cl_bench.record import Folder, Journal
 from cl_bench.runtime import Runtime, Stop
 from cl_bench.tracking import Sink
 from cl_bench.types import UserError
+
+QUIET = 30.0  # seconds between two lines
 
 
 class Host:
@@ -38,7 +41,8 @@ class Host:
         self.identity = identity
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
         self.sink, self.wish, self.every = sink, stop, every
-        self.save_every, self.saved = save_every, time.monotonic()
+        self.save_every = save_every
+        self.saved = self.told = time.monotonic()
         self.seconds = machine.seconds
         self.journal = Journal(folder.metrics, self._resume())
         self.bar = tqdm(disable=True)
@@ -47,6 +51,9 @@ class Host:
     def shown(self, total: int, title: str) -> Iterator[None]:
         """With a progress bar, on a terminal only; the journal is closed at the end."""
         done = self.progress.steps
+        if done:
+            at = f"step {self.progress.step} of task {self.progress.done}"
+            print(f"{self.folder.path}: continues at {at}", file=sys.stderr)
         self.bar = tqdm(total=total, initial=done, desc=title, leave=False, disable=None)
         with closing(self.journal.file), self.bar:
             yield
@@ -55,7 +62,14 @@ class Host:
         self.journal.write(row)
         self.sink.log(row)
         if row["event"] == "task":
-            self.bar.set_postfix_str(f"task {row['task']}, ACC {100 * row['metrics']['ACC']:.1f}")
+            self._tell(f"task {row['task']}, ACC {100 * row['metrics']['ACC']:.1f}")
+
+    def _tell(self, news: str) -> None:
+        """On the bar; where there is none, a line, but none in the first half minute after one."""
+        self.bar.set_postfix_str(news)
+        if self.bar.disable and time.monotonic() - self.told > QUIET:
+            print(f"{self.folder.path}: {news}", file=sys.stderr)
+            self.told = time.monotonic()
 
     def advance(self, steps: int) -> None:
         self.bar.update(steps)

@@ -142,15 +142,12 @@ class Learner:
 
     def differentiate(self, objective: Objective, *args: Any) -> Tensor:
         """`gradient` of batches that are augmented already."""
-        if self.machine.compiler is not None:
-            value = self._compiled_gradient(objective, args)
-        else:
-            self.flat.grad.zero_()
-            value = objective(self.flat.theta, *args)
-            value.backward()
-        if self._held is not None:
-            self.flat.grad.mul_(self._held)
-        return value.detach()
+        return self._backward(objective, args, False).detach()
+
+    def differentiate_with(self, objective: Callable, *args: Any) -> tuple[Tensor, Tensor]:
+        """The same for an objective that returns a tensor beside its value (logits to store)."""
+        value, beside = self._backward(objective, args, True)
+        return value.detach(), beside.detach()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -222,10 +219,23 @@ class Learner:
                     views[f"{name}.{part}"].zero_()
         return mask
 
-    def _compiled_gradient(self, objective: Objective, args: tuple) -> Tensor:
+    def _backward(self, objective: Callable, args: tuple, more: bool) -> Any:
+        """Fill `flat.grad`; returns what the objective returned, `more` than its value perhaps."""
+        if self.machine.compiler is not None:
+            found = self._compiled_gradient(objective, args, more)
+        else:
+            self.flat.grad.zero_()
+            found = objective(self.flat.theta, *args)
+            (found[0] if more else found).backward()
+        if self._held is not None:
+            self.flat.grad.mul_(self._held)
+        return found
+
+    def _compiled_gradient(self, objective: Objective, args: tuple, more: bool) -> Any:
         if objective not in self._compiled:
             assert self.machine.compiler is not None
-            self._compiled[objective] = self.machine.compiler(grad_and_value(objective))
+            both = grad_and_value(objective, has_aux=more)
+            self._compiled[objective] = self.machine.compiler(both)
         grad, value = self._compiled[objective](self.flat.theta.detach(), *args)
         self.flat.grad.copy_(grad)
         return value

@@ -62,7 +62,14 @@ def _differences(family: dict[str, Record]) -> dict[str, str]:
     }
     keys = {key for config in configs.values() for key in config}
     varied = [k for k in sorted(keys) if len({str(c.get(k)) for c in configs.values()}) > 1]
-    return {h: " ".join(f"{k}={c.get(k)}" for k in varied) for h, c in configs.items()}
+    return {h: " ".join(_told(k, c[k]) for k in varied if k in c) for h, c in configs.items()}
+
+
+def _told(key: str, value: Any) -> str:
+    """`curvature=KFAC` for `method.curvature._target_=cl_bench.curvature.kfac.KFAC`."""
+    if key.endswith("._target_"):
+        return f"{key.split('.')[-2]}={value.rsplit('.', 1)[-1]}"
+    return f"{key}={value}"
 
 
 def _spread(values: list[float | None]) -> str:

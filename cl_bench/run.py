@@ -110,6 +110,7 @@ def conduct(this: Plan) -> None:
         stream = make_stream(cfg, machine)
         given |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
         given |= {"order": machine.order, "schedule": config.build(cfg.schedule)}
+    (this.folder.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     page = config.build(cfg.study, **{k: v for k, v in given.items() if k in asked})
     page.write(this.folder.path)
     this.folder.mark("done")
@@ -124,7 +125,8 @@ def guarded(this: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecord |
     except (runtime.StopRun, KeyboardInterrupt):
         if folder.status()["state"] != "done":
             folder.mark("stopped")
-            print(f"stopped; the same command continues ({folder.path})", file=sys.stderr)
+            again = "continues" if folder.checkpoint.exists() else "starts over"
+            print(f"stopped; the same command {again} ({folder.path})", file=sys.stderr)
         raise
     except BaseException as error:
         if folder.status()["state"] == "running":
@@ -221,6 +223,8 @@ def cli() -> None:
     except runtime.StopRun as stop:
         signal.signal(stop.number, signal.SIG_DFL)
         os.kill(os.getpid(), stop.number)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         line = config.explain(error)
         if line is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Sequence
+from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
@@ -45,13 +46,25 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
 }
 SEEDS = 2**24  # how many the CPU's generator tells apart beside its uses
 AT_LEAST = {
-    **dict.fromkeys(("seed", "strength", "decay", "weight_decay", "lr", "momentum", "padding"), 0),
+    **dict.fromkeys(
+        ("seed", "strength", "alpha", "beta", "decay", "weight_decay", "lr", "momentum", "padding"),
+        0,
+    ),
     **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
     **dict.fromkeys(("save_every", "samples", "probes", "every", "iterations"), 1),
 }
+
+BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
+    ("between 0 and 1", ("share",), lambda v: 0 <= v <= 1),
+    ("between 0 and 1", ("holdout",), lambda v: 0 < v < 1),
+    ("above 0", ("std", "temperature", "xi"), lambda v: v > 0),
+    ("at most 1", ("decay",), lambda v: v <= 1),
+    ("below 1", ("momentum",), lambda v: v < 1),
+    (f"below {SEEDS}", ("seed",), lambda v: v < SEEDS),
+)
 
 
 def at(plain: dict[str, Any], key: str) -> Any:
@@ -145,21 +158,19 @@ def _spelled(hint: Any) -> str:
 def check_ranges(key: str, node: dict[str, Any]) -> None:
     """Sizes and strengths by name, wherever they stand: the vocabulary has one meaning each."""
     for name, value in node.items():
-        low, spelled = AT_LEAST.get(name), f"{key}.{name}={value}".lstrip(".")
+        spelled = f"{key}.{name}={value}".lstrip(".")
         values: list[Any] = value if isinstance(value, list) else [value]
-        numbers = [v for v in values if _is_number(v)]
-        if low is not None and any(v < low for v in numbers):
-            raise UserError(f"{spelled}: must be at least {low}")
-        if name == "holdout" and not all(0 < v < 1 for v in numbers):
-            raise UserError(f"{spelled}: must be between 0 and 1")
-        if name in ("std", "temperature", "xi") and any(v <= 0 for v in numbers):
-            raise UserError(f"{spelled}: must be above 0")
-        if name == "decay" and any(v > 1 for v in numbers):
-            raise UserError(f"{spelled}: must be at most 1")
-        if name == "momentum" and any(v >= 1 for v in numbers):
-            raise UserError(f"{spelled}: must be below 1")
-        if name == "seed" and any(v >= SEEDS for v in numbers):
-            raise UserError(f"{spelled}: must be below {SEEDS}")
+        for number in filter(_is_number, values):
+            if not isfinite(number):
+                raise UserError(f"{spelled}: must be finite")
+            for wanted, names, holds in (*BOUNDS, _low(name)):
+                if name in names and not holds(number):
+                    raise UserError(f"{spelled}: must be {wanted}")
+
+
+def _low(name: str) -> tuple[str, tuple[str, ...], Callable[[float], bool]]:
+    low = AT_LEAST.get(name, -inf)
+    return f"at least {low}", (name,), lambda v: v >= low
 
 
 def _is_number(value: Any) -> bool:

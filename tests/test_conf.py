@@ -63,6 +63,8 @@ BAD = [
     ("method.strength=high", "method.strength=high: must be a number", ["method=ewc"]),
     ("method.strength=true", "method.strength=True: must be a number", ["method=ewc"]),
     ("seed=abc", "seed=abc: must be an integer", []),
+    ("method.strength=nan", "method.strength=nan: must be finite", ["method=ewc"]),
+    ("optimizer.lr=inf", "optimizer.lr=inf: must be finite", []),
     ("seed=16777216", "seed=16777216: must be below 16777216", []),
     ("~seed", "seed: missing", []),
     ("~method._target_", "method._target_: missing", []),
@@ -167,7 +169,7 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
 
 HYDRA = [
-    ("method=nope", "method=nope: no such method; there are agem, distill, dlcft, er"),
+    ("method=nope", "method=nope: no such method; there are agem, der, derpp"),
     ("dataset=nope", "dataset=nope: no such dataset; there are cifar100_superclass, folder"),
     ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, every"),
     (

@@ -17,7 +17,7 @@ from cl_bench.models.linearized import HeadMode, Linearized
 from cl_bench.models.prepare import prepared
 from cl_bench.types import Batch
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def networks() -> list[Any]:
@@ -70,7 +70,9 @@ def test_linearized_is_the_first_order_expansion(index: int) -> None:
     }
     shift = {k: theta[k] - (origin[k] if k.startswith(head) else 0) for k in origin}
     fresh = networks()[index]
-    value, slope = jvp(lambda p: functional_call(fresh, p, (x,)), (origin,), (shift,))
+    value, slope = jvp(  # type: ignore[misc]
+        lambda p: functional_call(fresh, p, (x,)), (origin,), (shift,)
+    )
     torch.testing.assert_close(made(x), value + slope, **EXACT)
 
 

@@ -252,3 +252,34 @@ def _copy(rng: Generator) -> Generator:
     twin = Generator()
     twin.set_state(rng.get_state())
     return twin
+
+
+@pytest.mark.parametrize("distance", ["mean", "sum"])
+def test_der_equals_its_formula(distance: str) -> None:
+    """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''), by a slow version; z' as it was stored."""
+    made = learner(mlp())
+    options = "method.alpha=0.7", "method.beta=0.4", f"method.distance={distance}"
+    method = method_for("der", made, *options, "method.replay=3", "method.capacity=8")
+    rows = batch(8)
+    said = made.logits(made.flat.theta, rows).detach()
+    method.observe(rows)
+    assert method.memory.rows.logits.equal(said), "before the step"
+    state, theta = made.rng.get_state(), made.flat.theta.detach().clone().requires_grad_()
+    dark, light = method.memory.sample(3), method.memory.sample(3)
+    made.rng.set_state(state)
+    gap = (made.logits(theta, dark) - dark.logits).square().sum(1)
+    gap = gap / 6 if distance == "mean" else gap
+    total = made.loss(theta, rows) + 0.7 * gap.mean() + 0.4 * made.loss(theta, light)
+    (slope,) = torch.autograd.grad(total, theta)
+    loss = method.observe(rows)
+    torch.testing.assert_close(loss, total.detach())
+    torch.testing.assert_close(made.flat.theta.detach(), theta.detach() - 0.1 * slope)
+
+
+def test_ders_distance_is_zero_right_after_insertion() -> None:
+    """No step in between: what is stored is what the network says."""
+    made = learner(mlp(), optimizer=lambda params: SGD(params, lr=0.0, momentum=0.0))
+    plain = method_for("der", made, "method.alpha=100.0", "method.capacity=8")
+    rows = batch(8)
+    first = plain.observe(rows)
+    torch.testing.assert_close(plain.observe(rows), first)

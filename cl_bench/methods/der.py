@@ -1,0 +1,69 @@
+"""Dark experience replay: DER and, with beta > 0, DER++ (Buzzega et al. 2020, arXiv:2004.07211)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.buffer import Reservoir
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Method
+from cl_bench.types import Batch
+
+
+class DER(Method):
+    """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''): two draws from one reservoir.
+
+    z' is what the network said of x' when it was stored: the logits of that step, under that
+    step's augmentation, before its update. On replay x' is augmented anew.
+    distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        capacity: int,
+        replay: int,
+        alpha: float,
+        beta: float,
+        distance: Literal["mean", "sum"],
+    ) -> None:
+        super().__init__(learner)
+        self.memory = Reservoir(capacity, learner.rng)
+        self.replay, self.alpha, self.beta, self.distance = replay, alpha, beta, distance
+
+    def observe(self, batch: Batch) -> Tensor:
+        learner, memory = self.learner, self.memory
+        fresh = learner.augmented(batch)
+        if not len(memory):
+            loss, said = learner.differentiate_with(self._alone, fresh)
+        else:
+            dark = learner.augmented(memory.sample(self.replay))
+            light = learner.augmented(memory.sample(self.replay)) if self.beta else dark
+            loss, said = learner.differentiate_with(self._replayed, fresh, dark, light)
+        learner.step()
+        memory.add(batch._replace(logits=said.detach().float()))
+        return loss
+
+    def _alone(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.learner.logits(theta, batch)
+        return self._loss(logits, batch), logits
+
+    def _replayed(
+        self, theta: Tensor, batch: Batch, dark: Batch, light: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Each part by its own forward pass, as in the authors' code (batch norm)."""
+        loss, logits = self._alone(theta, batch)
+        assert dark.logits is not None
+        gap = (self.learner.logits(theta, dark).to(dark.logits.dtype) - dark.logits).square()
+        distance = gap.mean(-1) if self.distance == "mean" else gap.sum(-1)
+        loss = loss + self.alpha * distance.mean()
+        if self.beta:
+            loss = loss + self.beta * self._loss(self.learner.logits(theta, light), light)
+        return loss, logits
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        learner = self.learner
+        return torch.mean(learner.criterion(logits, batch.y, learner.competing(batch)))
