@@ -83,11 +83,17 @@ class Progress:
 
 
 class Probe(Protocol):
-    """What is watched while a task is learned; it draws nothing and keeps nothing."""
+    """What is watched beside the accuracy; it draws nothing and keeps nothing."""
 
-    every: int  # steps between two looks
+    every: int | None  # steps between two looks while a task is learned; None: no looks
 
-    def __call__(self, learner: Learner, task: Task) -> dict[str, float]: ...
+    def __call__(self, learner: Learner, task: Task) -> dict[str, float]:
+        """A look while a task is learned, and when it is over."""
+        ...
+
+    def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
+        """A look at the whole stream after a task."""
+        ...
 
 
 class Host(Protocol):
@@ -122,6 +128,8 @@ def run(
     for task in stream.tasks[progress.done :]:
         learn(method, stream, task, order, schedule, progress, host, probe)
         measure(method, stream, evaluation, progress, host, task.id)
+        if probe is not None:
+            _report(probe.after(method.learner, stream), task, progress, host)
         progress.done, progress.step, progress.order = progress.done + 1, 0, None
         host.save()
         if host.stopping() and progress.done < len(stream.tasks):
@@ -152,7 +160,7 @@ def learn(
     method.learner.train(frozen=schedule.batch_norm == "frozen" and progress.done > 0)
     last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
-        if probe is not None and progress.step % probe.every == 0:
+        if probe is not None and probe.every and progress.step % probe.every == 0:
             started += _watch(probe, method, task, progress, host)
         method.learner.anneal(schedule.factor(progress.step, last))
         loss = method.observe(batch)
@@ -165,7 +173,9 @@ def learn(
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(host)
             progress.train_seconds.pop()
-    started += 0.0 if probe is None else _watch(probe, method, task, progress, host)
+    started += (
+        0.0 if probe is None or not probe.every else _watch(probe, method, task, progress, host)
+    )
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 
@@ -182,9 +192,13 @@ def _save(host: Host) -> float:
 def _watch(probe: Probe, method: Method, task: Task, progress: Progress, host: Host) -> float:
     """One look, reported; returns its seconds, which are no training."""
     before = host.seconds()
-    place = {"event": "probe", "task": task.id, "step": progress.steps}
-    host.log(place | probe(method.learner, task))
+    _report(probe(method.learner, task), task, progress, host)
     return host.seconds() - before
+
+
+def _report(found: dict[str, float], task: Task, progress: Progress, host: Host) -> None:
+    if found:
+        host.log({"event": "probe", "task": task.id, "step": progress.steps} | found)
 
 
 def measure(

@@ -114,6 +114,16 @@ class Learner:
                 return self.net(x)
             return functional_call(self.net, self.flat.views(theta), (x,))
 
+    def features(self, batch: Batch) -> Tensor:
+        """(B, d): what the head reads of a batch, without a graph."""
+        seen: list[Tensor] = []
+        head: Any = self.net.head
+        hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        with torch.no_grad():
+            self.logits(self.flat.theta, batch)
+        hook.remove()
+        return seen[0]
+
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B,): each sample's loss over the classes that are live for its task."""
         return self.criterion(self.logits(theta, batch), batch.y, self.competing(batch))
@@ -165,11 +175,8 @@ class Learner:
     def in_use(self, live: Tensor) -> Tensor:
         """(P,): 1 for each parameter, 0 in the head's rows of classes that are not `live` (K,)."""
         mask = torch.ones_like(self.flat.grad)
-        views = self.flat.views(mask)
-        for name, module in self.net.named_modules():
-            if module is self.net.head:
-                for part, _ in module.named_parameters():
-                    views[f"{name}.{part}"][~live] = 0.0
+        for rows in self._parts(mask, lambda module: module is self.net.head):
+            rows[~live] = 0.0
         return mask
 
     def augmented(self, batch: Batch) -> Batch:
@@ -212,12 +219,15 @@ class Learner:
     def _outside(self, kind: type[nn.Module]) -> Tensor:
         """(P,) bool: the parameters of all modules but those of this kind."""
         mask = torch.ones_like(self.flat.grad, dtype=torch.bool)
-        views = self.flat.views(mask)
-        for name, module in self.net.named_modules():
-            if isinstance(module, kind):
-                for part, _ in module.named_parameters():
-                    views[f"{name}.{part}"].zero_()
+        for part in self._parts(mask, lambda module: isinstance(module, kind)):
+            part.zero_()
         return mask
+
+    def _parts(self, vector: Tensor, chosen: Callable[[nn.Module], bool]) -> Iterator[Tensor]:
+        """The parts of a vector that belong to the chosen modules' trained parameters."""
+        for name, view in self.flat.views(vector).items():
+            if chosen(self.net.get_submodule(name.rpartition(".")[0])):
+                yield view
 
     def _backward(self, objective: Callable, args: tuple, more: bool) -> Any:
         """Fill `flat.grad`; returns what the objective returned, `more` than its value perhaps."""

@@ -54,7 +54,7 @@ AT_LEAST = {
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
-    **dict.fromkeys(("save_every", "samples", "probes", "every", "iterations"), 1),
+    **dict.fromkeys(("save_every", "samples", "probes", "every", "iterations", "neighbours"), 1),
 }
 
 BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (

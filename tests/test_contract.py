@@ -25,7 +25,7 @@ from test_flat import whole
 from torch import Tensor
 
 from cl_bench import checkpoint, config, experiment
-from cl_bench.curvature.probe import MaxEigenvalue
+from cl_bench.curvature.probe import KNN, MaxEigenvalue
 from cl_bench.data.augment import Transform
 from cl_bench.experiment import Evaluation, Progress, Schedule
 from cl_bench.host import Host
@@ -376,3 +376,23 @@ def test_first_task_is_the_same_for_all() -> None:
         for name in ("finetune", "ewc", "agem", "osla", "mas", "si", "l2", "lwf", "distill")
     }
     assert len(set(first.values())) == 1
+
+
+def test_nearest_neighbours_of_the_heads_input() -> None:
+    """After each task, against a loop; nothing else changes."""
+    watched, alone = Run("er", "class", probe=KNN(3, 7))(), Run("er", "class")()
+    assert watched.theta.equal(alone.theta)
+    seen = [row["knn"] for row in watched.rows if row["event"] == "probe"]
+    assert len(seen) == 3
+    made, stream = watched.method.learner, watched.stream
+    whole = [
+        Batch(*(torch.cat([getattr(t, f) for t in part]) for f in "xyt"))
+        for part in (stream.tasks, stream.tests)
+    ]
+    bank, asked = (torch.nn.functional.normalize(made.features(b), dim=1) for b in whole)
+    hits = 0
+    for x, y in zip(asked, whole[1].y, strict=True):
+        nearest = (bank @ x).argsort(descending=True)[:3]
+        hits += int(whole[0].y[nearest].mode().values == y)
+    assert seen[-1] == pytest.approx(hits / len(asked), abs=0.03), "ties may go elsewhere"
+    assert seen[-1] > 0.5

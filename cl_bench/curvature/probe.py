@@ -1,12 +1,14 @@
-"""What is watched while a network trains: the largest eigenvalue of its Fisher."""
+"""What is watched beside the accuracy: the Fisher's largest eigenvalue, the features' quality."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.learner import Learner
-from cl_bench.types import Batch, Task
+from cl_bench.types import Batch, Stream, Task
 
 
 class MaxEigenvalue:
@@ -36,3 +38,43 @@ class MaxEigenvalue:
             "loss": float(losses.mean()),
             "accuracy": float(hits),
         }
+
+    def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
+        return {}
+
+
+class KNN:
+    """Accuracy of k nearest neighbours on what the head reads (DLCFT section 4.3, figure 6).
+
+    By cosine similarity to all training images of the stream, seen or not, in the evaluation
+    transform; the test images are all of the stream's. k is not printed in the paper.
+    """
+
+    every = None
+
+    def __init__(self, neighbours: int, batch_size: int) -> None:
+        self.neighbours, self.batch_size = neighbours, batch_size
+
+    def __call__(self, learner: Learner, task: Task) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
+        bank, labels = self._features(learner, stream.tasks)
+        tests = {test.x.data_ptr(): test for test in stream.tests}  # data-IL: one for all tasks
+        asked, truth = self._features(learner, list(tests.values()))
+        hits = torch.zeros((), dtype=torch.long, device=labels.device)
+        for x, y in zip(asked.split(self.batch_size), truth.split(self.batch_size), strict=True):
+            nearest = (x @ bank.T).topk(min(self.neighbours, len(bank)), -1).indices
+            votes = F.one_hot(labels[nearest], stream.num_classes).sum(1)
+            hits += (votes.argmax(-1) == y).sum()
+        return {"knn": int(hits) / len(truth)}
+
+    def _features(self, learner: Learner, tasks: list[Task]) -> tuple[Tensor, Tensor]:
+        """(N, d) of length 1, and (N,) classes."""
+        found = []
+        with learner.evaluating():
+            for task in tasks:
+                for batch in task.chunks(self.batch_size):
+                    found.append(F.normalize(learner.features(batch).float(), dim=-1))
+        return torch.cat(found), torch.cat([task.y for task in tasks])
