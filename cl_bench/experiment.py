@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from math import cos, isfinite, pi
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Generator, Tensor
 
+from cl_bench.evaluation import Evaluation, accuracies
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.metrics import AccuracyMatrix
@@ -38,32 +38,6 @@ class Schedule:
         return 1.0 if self.annealing == "none" else (1 + cos(pi * step / steps)) / 2
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What is measured after each task.
-
-    when=seen   the tasks so far and the next one, and all before training: all metrics
-    when=final  the task just learned and, after the last, all of them: ACC, BWT and LA
-    when=all    the full square
-    """
-
-    when: Literal["seen", "final", "all"]
-    split: Literal["test", "val"]
-    holdout: float
-    batch_size: int
-
-    def columns(self, row: int, stream: Stream) -> list[int]:
-        """The tasks to test after task `row` (-1: before training)."""
-        tasks = len(stream.tests)
-        if self.when == "all" or row == tasks - 1:
-            return list(range(tasks))
-        if self.when == "final":
-            return [row] if row >= 0 else []
-        if row < 0:
-            return list(range(1, tasks))
-        return list(range(row + 2))
-
-
 @dataclass
 class Progress:
     """How far a run has come: with the method's state, all that a checkpoint needs."""
@@ -83,17 +57,12 @@ class Progress:
 
 
 class Probe(Protocol):
-    """What is watched beside the accuracy; it draws nothing and keeps nothing."""
+    """What is watched beside the accuracy, in a task and after it; draws and keeps nothing."""
 
     every: int | None  # steps between two looks while a task is learned; None: no looks
 
-    def __call__(self, learner: Learner, task: Task) -> dict[str, float]:
-        """A look while a task is learned, and when it is over."""
-        ...
-
-    def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
-        """A look at the whole stream after a task."""
-        ...
+    def __call__(self, learner: Learner, task: Task) -> dict[str, float]: ...
+    def after(self, learner: Learner, stream: Stream) -> dict[str, float]: ...
 
 
 class Host(Protocol):
@@ -160,7 +129,7 @@ def learn(
     method.learner.train(frozen=schedule.batch_norm == "frozen" and progress.done > 0)
     last = schedule.steps(task)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
-        if probe is not None and probe.every and progress.step % probe.every == 0:
+        if probe is not None and progress.step % (probe.every or last + 1) == 0:
             started += _watch(probe, method, task, progress, host)
         method.learner.anneal(schedule.factor(progress.step, last))
         loss = method.observe(batch)
@@ -173,9 +142,7 @@ def learn(
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(host)
             progress.train_seconds.pop()
-    started += (
-        0.0 if probe is None or not probe.every else _watch(probe, method, task, progress, host)
-    )
+    started += 0.0 if probe is None else _watch(probe, method, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 
@@ -227,24 +194,6 @@ def measure(
                 "metrics": so_far,
             }
         )
-
-
-@torch.no_grad()
-def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
-    """The share of each test set that is classified correctly; one wait for the device in all."""
-    learner = method.learner
-    correct = []
-    with learner.evaluating():
-        for test in tests:
-            hits = torch.zeros((), dtype=torch.long, device=test.y.device)
-            for batch in test.chunks(batch_size):
-                logits = method.predict(batch)
-                if learner.masked:
-                    logits = logits.masked_fill(~learner.live[batch.t], -torch.inf)
-                hits += (logits.argmax(-1) == batch.y).sum()
-            correct.append(hits)
-    counts = torch.stack(correct).tolist() if correct else []
-    return [count / len(test) for count, test in zip(counts, tests, strict=True)]
 
 
 def _log_loss(loss: Tensor, task: Task, progress: Progress, host: Host) -> None:

@@ -224,7 +224,7 @@ class Learner:
         return mask
 
     def _parts(self, vector: Tensor, chosen: Callable[[nn.Module], bool]) -> Iterator[Tensor]:
-        """The parts of a vector that belong to the chosen modules' trained parameters."""
+        """The parts of a vector that are the chosen modules' own."""
         for name, view in self.flat.views(vector).items():
             if chosen(self.net.get_submodule(name.rpartition(".")[0])):
                 yield view

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cl_bench import config, experiment
+from cl_bench.evaluation import accuracies
 from cl_bench.parts import make_method, make_network, make_stream
 from cl_bench.run import CONF
 from cl_bench.types import Task
@@ -66,7 +67,7 @@ class Contender:
         """Seconds to test on one task."""
         self.method.learner.reveal(self.stream.live(test.id), test.t.unique())
         started = self.machine.seconds()
-        experiment.accuracies(self.method, [test], size)
+        accuracies(self.method, [test], size)
         return self.machine.seconds() - started
 
 

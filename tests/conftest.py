@@ -177,8 +177,9 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def names(group: str) -> list[str]:
-    """The options of a config group."""
-    return sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
+    """The options of a config group, those in its folders too."""
+    root = Path(CONF) / group
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
 def method_for(name: str, made: Learner, *overrides: str) -> Any:

@@ -27,7 +27,8 @@ from torch import Tensor
 from cl_bench import checkpoint, config, experiment
 from cl_bench.curvature.probe import KNN, MaxEigenvalue
 from cl_bench.data.augment import Transform
-from cl_bench.experiment import Evaluation, Progress, Schedule
+from cl_bench.evaluation import Evaluation, accuracies
+from cl_bench.experiment import Progress, Schedule
 from cl_bench.host import Host
 from cl_bench.learner import Learner
 from cl_bench.record import Folder, plain
@@ -320,8 +321,8 @@ def test_sees_no_test_data_and_no_other_task(name: str, scenario: str) -> None:
 def test_evaluation_leaves_no_trace(name: str) -> None:
     run = Run(name, "data")()
     before = run.theta.clone(), run.method.learner.rng.get_state()
-    first = experiment.accuracies(run.method, run.stream.tests, 5)
-    second = experiment.accuracies(run.method, run.stream.tests, 1000)
+    first = accuracies(run.method, run.stream.tests, 5)
+    second = accuracies(run.method, run.stream.tests, 1000)
     assert first == second, "accuracy does not depend on the evaluation's batch size"
     assert run.theta.equal(before[0]) and run.method.learner.rng.get_state().equal(before[1])
 
@@ -334,15 +335,15 @@ def test_accuracy_counts_every_sample_once() -> None:
     with torch.no_grad():
         logits = run.method.predict(rows)
     hits = sum(int(logits[i].argmax() == rows.y[i]) for i in range(len(rows.y)))
-    assert experiment.accuracies(run.method, [test], 7) == [hits / len(rows.y)]
+    assert accuracies(run.method, [test], 7) == [hits / len(rows.y)]
 
 
 def test_masks_decide_what_competes() -> None:
     """Class-IL can do no better than task-IL with the same parameters."""
     run = Run("finetune", "class")()
-    wide = experiment.accuracies(run.method, run.stream.tests, 50)
+    wide = accuracies(run.method, run.stream.tests, 50)
     run.method.learner.reveal(SCENARIOS["task"](run.stream.classes, 2), torch.tensor([2]))
-    narrow = experiment.accuracies(run.method, run.stream.tests, 50)
+    narrow = accuracies(run.method, run.stream.tests, 50)
     assert all(n >= w for n, w in zip(narrow, wide, strict=True)) and narrow != wide
 
 
@@ -396,3 +397,15 @@ def test_nearest_neighbours_of_the_heads_input() -> None:
         hits += int(whole[0].y[nearest].mode().values == y)
     assert seen[-1] == pytest.approx(hits / len(asked), abs=0.03), "ties may go elsewhere"
     assert seen[-1] > 0.5
+
+
+def test_one_test_set_for_all_tasks_is_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In data-IL, where nothing tells the tasks apart."""
+    run = Run("finetune", "data")()
+    (test, *_), seen = run.stream.tests, []
+    shared = [Task(t, test.x, test.y, torch.full_like(test.t, t)) for t in range(3)]
+    alone = accuracies(run.method, [test], 7)
+    predict = run.method.predict
+    monkeypatch.setattr(run.method, "predict", lambda b: seen.append(len(b.y)) or predict(b))
+    assert accuracies(run.method, shared, 7) == alone * 3
+    assert sum(seen) == len(test)

@@ -1,0 +1,147 @@
+"""Backbones: written, found, loaded, refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command, composed, finished, resnet
+from PIL import Image
+from torchvision.models import resnet18
+
+from cl_bench import config
+from cl_bench.models import pretrained
+from cl_bench.models.pretrained import Provenance
+from cl_bench.models.resnet import TorchvisionResNet18
+from cl_bench.parts import make_network
+from cl_bench.types import UserError
+
+MODEL = {"_target_": "cl_bench.models.resnet.ResNet18", "width": 4, "activation": "relu"}
+SEEN = {"mean": [0.0] * 3, "std": [1.0] * 3}
+FACTS = Provenance("toy", MODEL, SEEN, {"name": "toy"}, {}, 0.5, None, {})
+
+
+def network(classes: int = 6, width: int = 4) -> Any:
+    net: Any = resnet(classes, width=width)
+    for name, buffer in net.named_buffers():
+        buffer.uniform_(0.5, 1.5) if "var" in name else buffer.normal_()
+    return net.eval()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_backbone_comes_back(half: bool, tmp_path: Path) -> None:
+    """All but the head, whose number of classes may be another one."""
+    net, other, file = network(), network(classes=9), tmp_path / "a.safetensors"
+    pretrained.save(net, FACTS, file, half)
+    head = other.head.weight.detach().clone()
+    pretrained.load(other, str(file))
+    close = {"rtol": 2e-3, "atol": 2e-3} if half else {"rtol": 0.0, "atol": 0.0}
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(other.blocks(other.stem(x)), net.blocks(net.stem(x)), **close)  # type: ignore[arg-type]
+    assert other.head.weight.equal(head)
+    assert pretrained.provenance(str(file)) == FACTS
+    assert json.loads(file.with_suffix(".json").read_text())["name"] == "toy"
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        config.check(composed("dataset=seqcifar100", *overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_mistakes_are_one_line_before_any_data(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    pretrained.save(network(), FACTS, file, False)
+    other.write_bytes(b"no tensors")
+    assert "there are" in refusal("model.pretrained=nowhere")
+    assert "not written by scripts/pretrain.py" in refusal(f"model.pretrained={other}")
+    assert "model.width=20: model.pretrained=" in refusal(f"model.pretrained={file}")
+    told = refusal(
+        f"model.pretrained={file}", "model.width=4", "dataset.transform.std=[2.0,2.0,2.0]"
+    )
+    assert "use dataset.transform.std=[1.0,1.0,1.0]" in told
+    told = refusal("model=resnet18", "model.pretrained=auto", "model.width=7")
+    assert "no backbone comes with" in told and "imagenet1k" in told
+    assert "model.norm=folded" in refusal("model.linearize=true")
+    assert "model.norm=folded" in refusal("model.head_mode=head_only")
+    folded = "model.norm=folded", "model.linearize=true", "model.head_mode=linearized"
+    assert "model.head_init=same" in refusal(*folded, "model.head_init=zero")
+    assert "needs model.linearize=true" in refusal("model.head_mode=linearized")
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    pretrained.save(network(), FACTS, file, False)
+    with pytest.raises(UserError, match="the network is another one"):
+        pretrained.load(network(width=5), str(file))
+
+
+def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From torch's cache; where they cannot be had, one line says where to put them."""
+    theirs = resnet18(num_classes=1000)
+    held = {
+        k: torch.randn_like(v) if v.is_floating_point() else v
+        for k, v in theirs.state_dict().items()
+    }
+    monkeypatch.setattr(
+        "torchvision.models._api.WeightsEnum.get_state_dict", lambda self, *_, **__: held
+    )
+    net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
+    pretrained.load(net, "imagenet1k")
+    assert net.net.layer4[1].conv2.weight.equal(held["layer4.1.conv2.weight"])
+    assert net.head.weight.eq(0).all()
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", unreachable)
+    with pytest.raises(UserError, match=r"f37072fd\.pth cannot be downloaded .* put it at"):
+        pretrained.load(net, "imagenet1k")
+
+
+def test_the_shipped_backbone_fits_and_says_where_it_is_from() -> None:
+    node = composed("dataset=seqcifar100", "method=dlcft").model
+    name = pretrained.chosen({str(k): v for k, v in node.items()})
+    assert name is not None
+    facts = pretrained.provenance(name)
+    assert facts.accuracy is not None and facts.accuracy > 0.8
+    assert {"sha256", "name", "train_images"} <= set(facts.data) and facts.commit
+    assert "/" not in json.dumps(facts.data).replace("{train,test}/<class>/*", "")
+    net = make_network(node, (3, 32, 32), 100)
+    assert sum(p.numel() for p in net.parameters()) > 1_000_000
+
+
+def test_a_network_is_pretrained_then_used(tmp_path: Path) -> None:
+    """By the script as a user calls it; typed again it repeats nothing."""
+    rng = np.random.default_rng(0)
+    for split, label, i in [(s, c, i) for s in ("train", "val") for c in "ab" for i in range(8)]:
+        place = tmp_path / "images" / split / label
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(100 * (label == "a"), 100 + 100 * (label == "a"), (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    file = tmp_path / "made.safetensors"
+    data = f"data_dir={tmp_path}", "dataset=folder", "dataset.source.size=8"
+    plain = "dataset.transform.mean=[0.0,0.0,0.0]", "dataset.transform.std=[1.0,1.0,1.0]"
+    small = "model.width=4", "tracking=none", "schedule.batch_size=4"
+    script = [sys.executable, str(ROOT / "scripts/pretrain.py"), "--out", str(file)]
+    call = [*script, *data, *plain, *small, "schedule.epochs=2", f"output_dir={tmp_path / 'out'}"]
+    for _ in range(2):
+        ran = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
+        assert ran.returncode == 0, ran.stderr
+    assert "not repeated" in ran.stdout and "use model.pretrained=" in ran.stdout
+    use = "method=dlcft", f"model.pretrained={file}", "scenario=data", "dataset.tasks=2"
+    code, out, err = finished(
+        command(*data, *plain, *small, *use, "schedule.epochs=1", where=tmp_path / "runs")
+    )
+    assert code == 0, err
+    assert "backbone: made, pre-trained on images (test accuracy" in out
+    (record,) = (tmp_path / "runs").rglob("record.json")
+    assert json.loads(record.read_text())["backbone"]["model"]["width"] == 4
