@@ -1,0 +1,51 @@
+"""A linearized network against the network itself, as ratios within one run: `--linearized`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contenders import Contender, rounds
+
+from cl_bench import checkpoint
+from cl_bench.types import Task
+
+COMMON = ["dataset=seqcifar100", "schedule.batch_size=128", "model.activation=leaky_relu"]
+COMMON += ["optimizer.lr=1e-4", "runtime.threads=1"]
+NETWORKS = {
+    "non-linear": [],
+    "folded": ["model.norm=folded"],
+    "linearized": ["model.norm=folded", "model.linearize=true"],
+}
+FACTORED = ("kfac", "tkfac", "ekfac")
+
+
+def linearized(overrides: list[str], tasks: int) -> None:
+    """A step and a test of each; the curvature's pass and its memory on the linearized one."""
+    base = [*COMMON, "dataset.train_per_task=512", *overrides]
+    nets = {name: Contender("method=finetune", *base, *keys) for name, keys in NETWORKS.items()}
+    chosen = nets["non-linear"].stream.tasks[:tasks]
+    seconds = rounds(chosen, {name: made.train for name, made in nets.items()})
+    tests = [nets["non-linear"].stream.tests[task.id] for task in chosen]
+    asked = rounds(tests, {n: (lambda t, m=m: m.evaluate(t, 256)) for n, m in nets.items()})
+    print(f"\n{len(chosen[0])} images a task, median of {len(chosen)}; as multiples of the network")
+    for name in nets:
+        step, test = (s[name] / s["folded"] for s in (seconds, asked))
+        print(f"{name:14} a step {step:.2f}, a test {test:.2f}")
+    penalised = [*base, *NETWORKS["linearized"], "method=dlcft", "model.pretrained=null"]
+    for name in FACTORED:
+        made = Contender(*penalised, f"curvature={name}", "optimizer.lr=1e-4")
+        passes = rounds(chosen, {"pass": finishing(made)})["pass"]
+        step = rounds(chosen, {"step": made.train})["step"]
+        ratio, cost = passes / seconds["linearized"], step / seconds["linearized"]
+        state = checkpoint.nbytes(made.method) / 2**20
+        print(f"{name}: a pass {ratio:.2f} epochs, a step with it {cost:.2f}, {state:.1f} MiB kept")
+
+
+def finishing(made: Contender) -> Any:
+    """The seconds of what comes after a task, on a task that was begun."""
+
+    def run(task: Task) -> float:
+        made.method.learner.reveal(made.stream.live(task.id), task.t[:1], made.stream.ever)
+        return made.finish(task)
+
+    return run
