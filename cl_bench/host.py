@@ -62,7 +62,8 @@ class Host:
         self.journal.write(row)
         self.sink.log(row)
         if row["event"] == "task":
-            self._tell(f"task {row['task']}, ACC {100 * row['metrics']['ACC']:.1f}")
+            own = row["accuracy"][row["task"]]
+            self._tell(f"task {row['task']} learned, {100 * own:.1f} % on its own test images")
 
     def _tell(self, news: str) -> None:
         """On the bar; where there is none, a line, but none in the first half minute after one."""

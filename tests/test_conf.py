@@ -257,3 +257,23 @@ def _leaves(node: Any) -> list[Any]:
     if isinstance(node, list):
         return [leaf for child in node for leaf in _leaves(child)]
     return [node]
+
+
+PROTOCOLS = ["data10", "data100", "task10", "class10"]
+
+
+@pytest.mark.parametrize("way", ["nonlinear", "linear"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dlcfts_tables_are_pairs_of_experiments(protocol: str, way: str) -> None:
+    """A protocol alone leaves the method its own network; a second says how baselines train."""
+    both = f"experiment=[dlcft/{protocol},dlcft/{way}]"
+    for method in ("finetune", "lwf", "ewc", "osla", "mas", "er", "der", "dlcft"):
+        step = ["method.step=explicit"] if method in ("ewc", "osla", "mas") else []
+        every = ["method.every=1"] if method == "osla" else []
+        plain = config.check(composed(both, f"method={method}", *step, *every))
+        assert plain["model"]["linearize"] == (way == "linear")
+        assert plain["criterion"]["_target_"].endswith("MSE") == (way == "linear")
+        assert plain["dataset"]["transform"]["padding"] == 4
+    alone = config.check(composed(f"experiment=dlcft/{protocol}", "method=dlcft"))
+    assert alone["model"]["linearize"] and alone["schedule"]["epochs"] == 20
+    assert alone["optimizer"]["lr"] == 1e-4

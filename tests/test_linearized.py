@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import learner, mlp, resnet
+from conftest import identity, learner, machine, mlp, resnet
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -179,3 +179,26 @@ def task_of(x: Tensor) -> Any:
     from cl_bench.types import Task
 
     return Task(0, x, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.long))
+
+
+def gradients(channels_last: bool, compiled: bool) -> Tensor:
+    rt = machine()
+    rt.channels_last = channels_last
+    if compiled:
+        rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    net = Linearized(resnet(norm="folded", activation="leaky_relu"), "bilinear")
+    with torch.no_grad():
+        for p in net.body.parameters():
+            p.normal_(std=0.1)
+    made = learner(rt.place(net), rt, transform=identity(rt.device, channels=3))
+    x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    made.gradient(made.loss, Batch(x, torch.arange(4), torch.zeros(4, dtype=torch.long)))
+    views = made.flat.views(made.flat.grad)
+    return torch.cat([view.reshape(-1) for view in views.values()])
+
+
+def test_layout_and_compiler_change_nothing() -> None:
+    plain = gradients(False, False)
+    torch.testing.assert_close(gradients(True, False), plain)
+    torch.testing.assert_close(gradients(False, True), plain)

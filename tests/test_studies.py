@@ -123,15 +123,30 @@ def test_a_value_that_lost_a_seed_is_not_chosen(tmp_path: Path) -> None:
 
 def test_traces_of_a_probe(tmp_path: Path) -> None:
     lines = [
-        '{"event": "probe", "task": 0, "step": 0, "max_eigenvalue": 2.0, "loss": 1, "accuracy": 0}',
+        '{"event": "probe", "task": 0, "step": 0, "max_eigenvalue": 2.0, "loss": 1, "accuracy": 0.0}',
         '{"event": "step", "step": 5, "task": 0, "loss": 0.5}',
-        '{"event": "probe", "task": 0, "step": 9, "max_eigenvalue": 0.5, "loss": 0, "accuracy": 1}',
+        '{"event": "probe", "task": 0, "step": 9, "max_eigenvalue": 0.5, "loss": 0, "accuracy": 1.0}',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = [record(tmp_path, "One", 1.0, "test", 3, 0.5)]
-    page = Traces("a title", ["a._target_"], "max_eigenvalue").page(found)
+    page = Traces("a title", ["a._target_"], "max_eigenvalue", "log").page(found)
     (row,) = page.rows
     assert row["variant"] == "One seed 3" and row["last / largest"] == 0.25
+    assert row["last accuracy"] == 1.0 and "at training accuracy 1.000" in page.findings[0]
+    page.write(tmp_path / "out")
+
+
+def test_traces_of_a_metric(tmp_path: Path) -> None:
+    lines = [
+        '{"event": "task", "task": 0, "accuracy": {"0": 0.5}, "metrics": {"ACC": 0.5}}',
+        '{"event": "task", "task": 1, "accuracy": {"0": 0.4}, "metrics": {"ACC": 0.75}}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = [record(tmp_path, "One", 1.0, "test", 3, 0.5)]
+    page = Traces("a title", ["a._target_"], "ACC", "linear").page(found)
+    (row,) = page.rows
+    assert row["first"] == 0.5 and row["last"] == 0.75 and "last accuracy" not in row
+    assert "training accuracy" not in page.findings[0]
     page.write(tmp_path / "out")
 
 

@@ -118,41 +118,52 @@ class Grid(Study):
 
 
 class Traces(Study):
-    """A probe's value along training for each variant."""
+    """A probe's value along training, or a metric after each task, for each variant."""
 
-    def __init__(self, title: str, variant: list[str], quantity: str) -> None:
+    def __init__(self, title: str, variant: list[str], quantity: str, scale: str) -> None:
         super().__init__(title, variant)
-        self.quantity = quantity
+        self.quantity, self.scale = quantity, scale
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         traces = {}
         for folder, record in found:
             lines = (folder / "metrics.jsonl").read_text().splitlines()
-            seen = [row for row in map(json.loads, lines) if row["event"] == "probe"]
+            flat = [row | row.get("metrics", {}) for row in map(json.loads, lines)]
+            seen = [row for row in flat if self.quantity in row and row["event"] != "step"]
             name = f"{self.label(record)} seed {record['seed']}"
             if name in traces:
                 raise UserError(f"output_dir: {name} was run there twice; choose one of its own")
             if seen:
                 traces[name] = seen
-        rows, findings = [], []
-        for name, seen in traces.items():
-            values = [row[self.quantity] for row in seen]
-            row = {"variant": name, "first": values[0], "largest": max(values), "last": values[-1]}
-            row |= {"last / largest": values[-1] / max(values), "last loss": seen[-1]["loss"]}
-            rows.append(row | {"last accuracy": seen[-1]["accuracy"]})
-            findings.append(
-                f"{name}: {self.quantity} {values[0]:.4g} at first, {max(values):.4g} at most, "
-                f"{values[-1]:.4g} at last ({values[-1] / max(values):.3g} of the largest) at "
-                f"training accuracy {seen[-1]['accuracy']:.3f}"
-            )
-        return Page(self.title, findings, rows, lambda f: self._draw(f, traces))
+        rows = [self._row(name, seen) for name, seen in traces.items()]
+        return Page(self.title, list(map(self._said, rows)), rows, lambda f: self._draw(f, traces))
+
+    def _row(self, name: str, seen: list[dict[str, Any]]) -> dict[str, Any]:
+        values = [row[self.quantity] for row in seen]
+        row = {"variant": name, "first": values[0], "largest": max(values), "last": values[-1]}
+        row["last / largest"] = values[-1] / max(values)
+        beside = {
+            k: seen[-1][k] for k in ("loss", "accuracy") if isinstance(seen[-1].get(k), float)
+        }
+        return row | {f"last {k}": v for k, v in beside.items()}
+
+    def _said(self, row: dict[str, Any]) -> str:
+        training = (
+            f" at training accuracy {row['last accuracy']:.3f}" if "last accuracy" in row else ""
+        )
+        return (
+            f"{row['variant']}: {self.quantity} {row['first']:.4g} at first, {row['largest']:.4g} "
+            f"at most, {row['last']:.4g} at last ({row['last / largest']:.3g} of the largest)"
+            + training
+        )
 
     def _draw(self, figure: Any, traces: dict[str, list[dict[str, Any]]]) -> None:
-        axes = figure.add_subplot(
-            xlabel="step", ylabel=self.quantity, yscale="log", title=self.title
-        )
+        axes = figure.add_subplot(ylabel=self.quantity, yscale=self.scale, title=self.title)
         for name, seen in traces.items():
-            axes.plot([r["step"] for r in seen], [r[self.quantity] for r in seen], ".-", label=name)
+            steps = "step" in seen[0]
+            axes.set_xlabel("step" if steps else "task")
+            at = [row["step" if steps else "task"] for row in seen]
+            axes.plot(at, [row[self.quantity] for row in seen], ".-", label=name)
         axes.legend()
         axes.grid(alpha=0.3)
 
