@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import SCENARIOS, learner, mlp
+from conftest import SCENARIOS, learner, method_for, mlp
 from torch import Generator, Tensor
 from torch.func import jacrev
 
@@ -106,12 +106,66 @@ def test_with_the_exact_curvature_sequential_is_joint(scenario: str) -> None:
     assert (literal - joint).norm() > 0.01 * joint.norm()
 
 
-@pytest.mark.parametrize(
-    "estimate", [KFAC("exact", None, "diagonal"), TKFAC("exact", None, "diagonal", "published")]
-)
+FACTORED = [KFAC("exact", None, "diagonal"), TKFAC("exact", None, "diagonal", "published")]
+
+
+@pytest.mark.parametrize("estimate", FACTORED)
 def test_on_frozen_features_the_factors_are_exact(estimate: Any) -> None:
     """The head's curvature is E[zz'] (x) I (eq. 13), and a Kronecker product holds it whole."""
     joint = answers(at_once("class"), "class")
     torch.testing.assert_close(
         answers(in_sequence("class", estimate), "class"), joint, rtol=1e-7, atol=1e-7
     )
+
+
+@pytest.mark.parametrize(("scenario", "keeps"), [("data", False), ("task", False), ("class", True)])
+def test_a_memory_is_kept_where_competitors_grow(scenario: str, keeps: bool) -> None:
+    made, (stream, member) = start("class"), tasks(scenario)
+    method = method_for("dlcft", made, "method.capacity=20", "curvature=full")
+    live, ever = (SCENARIOS[scenario](member, t) for t in (0, TASKS - 1))
+    for task in stream[:2]:
+        made.begin_task(SCENARIOS[scenario](member, task.id), task.t[:1], ever)
+        method.begin_task(task)
+        method.end_task(task)
+    assert method.keeps == keeps and len(method.memory) == 20 * keeps
+    assert method.penalty.strength == (0.25 if keeps else 0.5), "as the second of two tasks"
+    assert live.shape == ever.shape
+
+
+def test_the_objective_is_equation_14() -> None:
+    """1/t L + (t-1)/t (share/2 d'Hd + (1 - share) replay) for t = 3, its gradient by autograd."""
+    made, (stream, member) = start("class"), tasks("class")
+    options = "method.share=0.3", "method.replay=4", "method.capacity=20", "method.strength=2.0"
+    method = method_for("dlcft", made, *options, "curvature=full")
+    ever = SCENARIOS["class"](member, TASKS - 1)
+    for task in stream:
+        made.begin_task(SCENARIOS["class"](member, task.id), task.t[:1], ever)
+        method.begin_task(task)
+        if task.id < 2:
+            made.flat.theta.data.add_(0.1 * torch.randn_like(made.flat.theta))
+            method.end_task(task)
+    made.flat.theta.data.add_(0.1 * torch.randn_like(made.flat.theta))
+    theta, before = made.flat.theta.detach().clone().requires_grad_(), made.rng.get_state()
+    new = Batch(stream[2].x[:5], stream[2].y[:5], stream[2].t[:5])
+    old, (held,) = method.memory.sample(4), method.penalty.past
+    made.rng.set_state(before)
+    d = theta - held.anchor
+    past = 0.3 * (d @ ref.dense(held.curvature.matvec, len(d)) @ d) + 0.7 * made.loss(theta, old)
+    whole = made.loss(theta, new) / 3 + 2 / 3 * past
+    (slope,) = torch.autograd.grad(whole, theta)
+    method.observe(new)
+    stepped = theta.detach() - made.flat.theta.detach()
+    torch.testing.assert_close(stepped / 0.1, slope, rtol=1e-9, atol=1e-9)
+
+
+def test_in_task_il_the_head_of_a_new_task_is_free() -> None:
+    """psi alone is held: past curvature is zero on the rows of other tasks' heads."""
+    made, (stream, member) = start("class"), tasks("task")
+    ever = SCENARIOS["task"](member, TASKS - 1)
+    made.begin_task(ever, stream[0].t[:1], ever)
+    for estimate in (FullFisher("exact", None), *FACTORED):
+        found: Any = estimate(made, stream[0])
+        free = made.in_use(member[1:].any(0)).bool()
+        v = torch.randn_like(made.flat.theta) * free
+        torch.testing.assert_close(found.matvec(v), torch.zeros_like(v), rtol=0, atol=1e-12)
+        assert found.matvec(torch.ones_like(v)).norm() > 0

@@ -123,9 +123,9 @@ def test_a_value_that_lost_a_seed_is_not_chosen(tmp_path: Path) -> None:
 
 def test_traces_of_a_probe(tmp_path: Path) -> None:
     lines = [
-        '{"event": "probe", "task": 0, "step": 0, "max_eigenvalue": 2.0, "loss": 1, "accuracy": 0.0}',
+        '{"event": "probe", "task": 0, "step": 0, "max_eigenvalue": 2.0, "accuracy": 0.0}',
         '{"event": "step", "step": 5, "task": 0, "loss": 0.5}',
-        '{"event": "probe", "task": 0, "step": 9, "max_eigenvalue": 0.5, "loss": 0, "accuracy": 1.0}',
+        '{"event": "probe", "task": 0, "step": 9, "max_eigenvalue": 0.5, "accuracy": 1.0}',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = [record(tmp_path, "One", 1.0, "test", 3, 0.5)]
