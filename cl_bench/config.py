@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.models import prepare
+from cl_bench.models.pretrained import identity
 from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type
 from cl_bench.types import UserError
 
@@ -59,6 +60,8 @@ def digest(cfg: DictConfig) -> str:
     kept = {k: v for k, v in _resolved(same).items() if k not in SILENT}
     if kept.get("study") and "learner" not in parameters(cfg.study):
         kept = {"study": kept["study"]}  # made of its own numbers
+    else:
+        kept["model"]["pretrained"] = identity(kept["model"])
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -148,8 +151,25 @@ def _check_combination(plain: dict[str, Any]) -> None:
     prepare.check(plain["model"], made.batch_norm, plain["dataset"]["transform"])
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
+    if plain["method"]["_target_"].endswith(".DLCFT"):
+        _check_dlcft(plain)
     if "step" in plain["method"]:
         _check_step(plain, plain["method"])
+
+
+def _check_dlcft(plain: dict[str, Any]) -> None:
+    """Its weights, and its zero rows for classes to come (papers/001 eq. 11 and section 3.3)."""
+    if not plain["method"]["merging"]["_target_"].endswith(".averaged"):
+        raise UserError(
+            "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a mean "
+            "over tasks; use merging=count or literal"
+        )
+    if plain["scenario"]["name"] == "class" and plain["model"].get("head_init") != "zero":
+        raise UserError(
+            f"model.head_init={plain['model'].get('head_init')}: class-incremental, method=dlcft "
+            "holds units that are still to come at zero; use model.head_init=zero "
+            "(and model.head_mode=bilinear or head_only)"
+        )
 
 
 def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
     known: dict[object, Tensor] = {}  # data-IL: one test set for all tasks is tested once
     with learner.evaluating():
         for test in tests:
-            key = id(test) if learner.masked else (test.x.data_ptr(), test.y.data_ptr(), len(test))
+            key = id(test) if learner.masked else test.place
             if key not in known:
                 known[key] = _hits(method, test, batch_size)
             correct.append(known[key])

@@ -114,15 +114,12 @@ class Learner:
                 return self.net(x)
             return functional_call(self.net, self.flat.views(theta), (x,))
 
+    @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
-        """(B, d): what the head reads of a batch, without a graph."""
-        seen: list[Tensor] = []
-        head: Any = self.net.head
-        hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        with torch.no_grad():
-            self.logits(self.flat.theta, batch)
-        hook.remove()
-        return seen[0]
+        """(B, d): what the network makes of a batch before its head."""
+        with self._autocast():
+            network: Any = self.net
+            return network.features(self.transform.view(batch.x))
 
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B,): each sample's loss over the classes that are live for its task."""

@@ -146,6 +146,7 @@ def execute(this: Plan) -> RunRecord:
     machine = config.build(cfg.runtime, seed=cfg.seed)
     schedule, evaluation = config.build(cfg.schedule), config.build(cfg.evaluation)
     stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
+    refuse_leak(stream, backbone)
     with make_sink(this) as sink, runtime.Stop() as stop:
         sink.describe(stream.facts)
         method = make_method(cfg, machine, stream)
@@ -162,6 +163,15 @@ def execute(this: Plan) -> RunRecord:
         folder.finish(outcome)  # from here on the run is done, whatever becomes of its mirror
         sink.finish(outcome, figures)
     return outcome
+
+
+def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:
+    """UserError where the backbone has already learned the stream's own data."""
+    if backbone is not None and backbone["data"].get("sha256") == stream.facts["sha256"]:
+        raise UserError(
+            f"model.pretrained={backbone['name']}: it was trained on this very data set, "
+            "all at once; use another backbone, or another data set"
+        )
 
 
 def make_sink(this: Plan) -> Any:

@@ -27,13 +27,15 @@ def linearized(overrides: list[str], tasks: int) -> None:
     seconds = rounds(chosen, {name: made.train for name, made in nets.items()})
     tests = [nets["non-linear"].stream.tests[task.id] for task in chosen]
     asked = rounds(tests, {n: (lambda t, m=m: m.evaluate(t, 256)) for n, m in nets.items()})
-    print(f"\n{len(chosen[0])} images a task, median of {len(chosen)}; as multiples of the network")
+    print(
+        f"\n{len(chosen[0])} images a task, median of {len(chosen)}; as multiples of the folded net"
+    )
     for name in nets:
         step, test = (s[name] / s["folded"] for s in (seconds, asked))
         print(f"{name:14} a step {step:.2f}, a test {test:.2f}")
     penalised = [*base, *NETWORKS["linearized"], "method=dlcft", "model.pretrained=null"]
     for name in FACTORED:
-        made = Contender(*penalised, f"curvature={name}", "optimizer.lr=1e-4")
+        made = Contender(*penalised, f"curvature={name}")
         passes = rounds(chosen, {"pass": finishing(made)})["pass"]
         step = rounds(chosen, {"step": made.train})["step"]
         ratio, cost = passes / seconds["linearized"], step / seconds["linearized"]

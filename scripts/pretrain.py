@@ -17,14 +17,22 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from cl_bench import checkpoint, config, runtime
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.parts import make_method, make_stream
 from cl_bench.record import RunRecord
 from cl_bench.run import CONF, Plan, plan, run
+from cl_bench.types import UserError
 
+PLAIN = {  # what every run can start from, tested on data of its own
+    "dataset.tasks": 1,
+    "evaluation.split": "test",
+    "model.norm": "batch",
+    "model.linearize": False,
+    "model.head_mode": "bilinear",
+}
 RECIPE = ("model", "criterion", "optimizer", "schedule", "runtime", "seed")
 SHAPED = ("_target_", "width", "hidden", "activation")  # what a backbone needs of a network
 
@@ -58,6 +66,9 @@ def composed(overrides: list[str]) -> Plan:
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra
+    for key, wanted in PLAIN.items():
+        if OmegaConf.select(cfg, key) != wanted:
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: a backbone needs {key}={wanted}")
     return plan(cfg)
 
 
@@ -77,6 +88,8 @@ def facts(record: RunRecord, name: str) -> Provenance:
     """No path and no place of the machine: it may be published."""
     plain, stream = record.config, record.stream
     transform = plain["dataset"]["transform"]
+    origin = record.backbone and record.backbone["sha256"]
+    plain["model"]["pretrained"] = record.backbone and record.backbone["name"]
     kept = ("sha256", "train_images", "test_images")
     known = {key: stream["provenance"][key] for key in ("layout", "order", "resize")}
     return Provenance(
@@ -84,7 +97,7 @@ def facts(record: RunRecord, name: str) -> Provenance:
         model={key: plain["model"][key] for key in SHAPED if key in plain["model"]},
         transform={key: transform[key] for key in ("mean", "std")},
         data={"name": name_of_data(plain), **{key: stream[key] for key in kept}, **known},
-        recipe={key: plain[key] for key in RECIPE} | {"transform": transform},
+        recipe={key: plain[key] for key in RECIPE} | {"transform": transform, "from": origin},
         accuracy=record.metrics["ACC"],
         commit=record.measured["commit"],
         versions=record.measured["versions"],

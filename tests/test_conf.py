@@ -56,6 +56,8 @@ def test_a_dataset_brings_its_defaults_and_the_command_line_wins() -> None:
     assert composed("dataset=pmnist").scenario.name == "data"
 
 
+DLCFT = ["method=dlcft", "model.pretrained=null"]
+CLASS = ["scenario=class", "dataset=seqcifar100"]
 BAD = [
     ("method.capacity=abc", "method.capacity=abc: must be an integer", ["method=er"]),
     ("method.capacity=-1", "method.capacity=-1: must be at least 1", ["method=er"]),
@@ -65,6 +67,8 @@ BAD = [
     ("seed=abc", "seed=abc: must be an integer", []),
     ("method.strength=nan", "method.strength=nan: must be finite", ["method=ewc"]),
     ("optimizer.lr=inf", "optimizer.lr=inf: must be finite", []),
+    ("merging=sum", "merging: method=dlcft weights the past", DLCFT),
+    ("model.head_init=same", "model.head_init=same: class-incremental", [*DLCFT, *CLASS]),
     ("seed=16777216", "seed=16777216: must be below 16777216", []),
     ("~seed", "seed: missing", []),
     ("~method._target_", "method._target_: missing", []),

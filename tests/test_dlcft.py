@@ -72,7 +72,7 @@ def in_sequence(scenario: str, estimate: Any, by: Any = "tasks") -> Learner:
         method.begin_task(task)
         matrix = pull = 0
         if method.penalty.past:
-            held, strength = method.penalty.past[0], method.penalty.strength
+            held, strength = method.penalty.past[0], method.penalty.weight
             size = made.flat.theta.numel()
             matrix = strength * ref.dense(held.curvature.matvec, size)
             pull = strength * method.penalty.pull(made.flat.theta.detach())
@@ -128,7 +128,7 @@ def test_a_memory_is_kept_where_competitors_grow(scenario: str, keeps: bool) -> 
         method.begin_task(task)
         method.end_task(task)
     assert method.keeps == keeps and len(method.memory) == 20 * keeps
-    assert method.penalty.strength == (0.25 if keeps else 0.5), "as the second of two tasks"
+    assert method.penalty.weight == (0.25 if keeps else 0.5), "as the second of two tasks"
     assert live.shape == ever.shape
 
 

@@ -11,6 +11,7 @@ from conftest import CPU, DEVICES, batch, learner, machine, mlp, resnet
 from torch import Tensor
 
 from cl_bench.data.augment import Transform
+from cl_bench.experiment import Schedule
 from cl_bench.learner import Learner
 from cl_bench.types import Batch
 
@@ -147,3 +148,14 @@ def test_bf16_is_for_the_network_alone(device: str) -> None:
     assert made.flat.grad.dtype == torch.float32
     with made.evaluating(full_precision=True):
         assert made.logits(made.flat.theta, rows).dtype == torch.float32
+
+
+def test_annealing() -> None:
+    """Cosine: all of the rate at first, half of it half way, none left after the last step."""
+    cosine, plain = Schedule(1, 8, "train", "cosine"), Schedule(1, 8, "train", "none")
+    assert [cosine.factor(step, 8) for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
+    assert {plain.factor(step, 8) for step in range(8)} == {1.0}
+    made = learner(mlp())
+    for factor in (0.5, 0.25):
+        made.anneal(factor)
+        assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * factor)

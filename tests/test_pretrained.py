@@ -25,6 +25,7 @@ from cl_bench.types import UserError
 
 MODEL = {"_target_": "cl_bench.models.resnet.ResNet18", "width": 4, "activation": "relu"}
 SEEN = {"mean": [0.0] * 3, "std": [1.0] * 3}
+ACTIVE = ("model.activation=leaky_relu",)
 FACTS = Provenance("toy", MODEL, SEEN, {"name": "toy"}, {}, 0.5, None, {})
 
 
@@ -137,6 +138,13 @@ def test_a_network_is_pretrained_then_used(tmp_path: Path) -> None:
         ran = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
         assert ran.returncode == 0, ran.stderr
     assert "not repeated" in ran.stdout and "use model.pretrained=" in ran.stdout
+    wrong = subprocess.run([*call, "dataset.tasks=2"], capture_output=True, text=True, cwd=ROOT)
+    assert wrong.returncode == 2 and "a backbone needs dataset.tasks=1" in wrong.stderr
+    leak = "method=finetune", f"model.pretrained={file}", "scenario=data", "dataset.tasks=1"
+    code, _, err = finished(command(*data, *plain, *small, *ACTIVE, *leak, where=tmp_path / "leak"))
+    assert code == 2 and "it was trained on this very data set" in err
+    for image in (tmp_path / "images/train/a").glob("[0-3].png"):
+        image.unlink()
     use = "method=dlcft", f"model.pretrained={file}", "scenario=data", "dataset.tasks=2"
     code, out, err = finished(
         command(*data, *plain, *small, *use, "schedule.epochs=1", where=tmp_path / "runs")

@@ -95,6 +95,7 @@ class Penalty:
         every: int,
     ) -> None:
         self.merging, self.strength, self.step, self.every = merging, strength, step, every
+        self.weight = 1.0  # a method's own factor of the strength, of this task
         self.past: list[Anchored] = []
         self.total: list[Curvature] = []  # the sum, where the anchors are apart
         self.ready: Ready | None = None
@@ -112,7 +113,7 @@ class Penalty:
         self.count += 1
         active = self.count % self.every == 0 and self._active(learner)
         if active and self.step == "explicit":
-            scale, flat = self.strength * self.every, learner.flat
+            scale, flat = self.weight * self.strength * self.every, learner.flat
             for each in self.past:
                 each.curvature.push(flat.grad, flat.theta - each.anchor, scale)
         learner.step()
@@ -140,7 +141,7 @@ class Penalty:
         if self.step == "implicit" or not self._active(learner):
             return
         largest = float(self._largest(learner.flat.theta.detach()))
-        limit = stability(learner.optimizer, self.every) / max(largest, 1e-30)
+        limit = stability(learner.optimizer, self.every) / max(self.weight * largest, 1e-30)
         if self.strength >= limit:
             raise UserError(
                 f"method.strength={self.strength}: an explicit step diverges from {limit:.4g} on, "
@@ -160,10 +161,10 @@ class Penalty:
         return largest_eigenvalue(product, start, 100)[0]
 
     def _damping(self, learner: Learner, steps: int) -> float:
-        return 1 / (rate(learner.optimizer) * self.strength * steps)
+        return 1 / (rate(learner.optimizer) * self.weight * self.strength * steps)
 
     def _active(self, learner: Learner) -> bool:
-        return bool(self.past) and self.strength > 0 and rate(learner.optimizer) > 0
+        return bool(self.past) and self.weight * self.strength > 0 and rate(learner.optimizer) > 0
 
     def pull(self, theta: Tensor) -> Any:
         """sum_j A_j (theta - a_j): the gradient, without the strength."""

@@ -61,7 +61,7 @@ class KNN:
     @torch.no_grad()
     def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
         bank, labels = self._features(learner, stream.tasks)
-        tests = {test.x.data_ptr(): test for test in stream.tests}  # data-IL: one for all tasks
+        tests = {test.place: test for test in stream.tests}  # data-IL: one for all tasks
         asked, truth = self._features(learner, list(tests.values()))
         hits = torch.zeros((), dtype=torch.long, device=labels.device)
         for x, y in zip(asked.split(self.batch_size), truth.split(self.batch_size), strict=True):

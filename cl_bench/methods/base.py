@@ -29,5 +29,5 @@ class Method:
         """After the last batch of a task; its data will not be seen again."""
 
     def predict(self, batch: Batch) -> Tensor:
-        """(B, K) logits."""
+        """(B, K) logits; where all classes compete (data-IL) they may not depend on `batch.t`."""
         return self.learner.logits(self.learner.flat.theta, batch)

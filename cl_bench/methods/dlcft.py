@@ -1,8 +1,10 @@
 """DLCFT: deep linear continual fine-tuning (Shon et al. 2022, ECCV; equations are the paper's).
 
-The network is linearized (model.linearize), the loss squared (criterion=scaled_mse): then the loss
-of the past is the quadratic that the penalty holds, and training on it in sequence is training on
-all of it at once, but for what the curvature leaves out. Every part is an option of its own.
+The network is linearized (model.linearize), the loss squared (criterion=scaled_mse). On frozen
+features, or with a linearized head, the loss of the past is the very quadratic that the penalty
+holds, and training in sequence is training on all at once, but for what the curvature leaves out.
+The paper's head (bilinear) is linear in psi and in (w, b), but not in both: there the quadratic is
+an approximation too. Every part is an option of its own.
 
 Its text weights Kronecker factors by (t-1) : t; only (t-1)/t : 1/t, merging=count, gives that
 equality (tests/test_dlcft.py), and is the default here; merging=literal is the other.
@@ -45,7 +47,7 @@ class DLCFT(Method):
     ) -> None:
         super().__init__(learner)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
-        self.strength, self.share = strength, share
+        self.share = share
         self.policy, self.memory, self.replay = memory, Reservoir(capacity, learner.rng), replay
         self.keeps = memory == "always"
         self.tasks = 0  # past ones
@@ -55,7 +57,7 @@ class DLCFT(Method):
         if self.policy == "growing" and not self.tasks:
             self.keeps = growing(self.learner)
         share = self.share if self.keeps else 1.0
-        self.penalty.strength = self.strength * share * self.tasks / (self.tasks + 1)
+        self.penalty.weight = share * self.tasks / (self.tasks + 1)
         self.penalty.check(self.learner)
 
     def observe(self, batch: Batch) -> Tensor:

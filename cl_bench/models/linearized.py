@@ -51,6 +51,11 @@ class Linearized(nn.Module):
             return self.head(g + moved)
         return self.head(g) + F.linear(moved, self.get_buffer("w0"))
 
+    def features(self, x: Tensor) -> Tensor:
+        """(B, d): g + J psi."""
+        g, moved = self._dual(x)
+        return g + moved
+
     def _dual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """g(x; psi0) and J(x) psi."""
         psi = dict(self.body.named_parameters())

@@ -54,10 +54,11 @@ def chosen(model: Mapping[str, Any]) -> str | None:
     """What `model.pretrained` means: auto is the backbone that was trained as this model."""
     if model["pretrained"] != "auto":
         return model["pretrained"]
-    for name in names():
-        wanted = provenance(name).model
-        if all(model.get(key) == value for key, value in wanted.items()):
-            return name
+    fitting = [name for name in names() if _fits(provenance(name).model, model)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UserError(f"model.pretrained=auto: more than one fits; name one of {fitting}")
     spelled = ", ".join(
         f"{k}={model[k]}" for k in ("_target_", "width", "activation") if k in model
     )
@@ -65,6 +66,16 @@ def chosen(model: Mapping[str, Any]) -> str | None:
         f"model.pretrained=auto: no backbone comes with {spelled}; there are {', '.join(names())}; "
         "give the path of one that scripts/pretrain.py wrote, or use model.pretrained=null"
     )
+
+
+def _fits(wanted: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    return all(model.get(key) == value for key, value in wanted.items())
+
+
+def identity(model: Mapping[str, Any]) -> str | None:
+    """What a backbone is, wherever it lies and whatever it is called: the hash of its file."""
+    name = chosen(model)
+    return name if name is None else facts(name)["sha256"] or name
 
 
 def find(name: str) -> Path | None:
@@ -85,7 +96,7 @@ def provenance(name: str) -> Provenance:
     """What is known of a backbone, without its tensors."""
     file = find(name)
     if file is None:
-        model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18"}
+        model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18", "activation": "relu"}
         seen = {"mean": MEAN, "std": STD}
         data = {"name": "ImageNet-1k", "layout": "torchvision"}
         return Provenance(IMAGENET, model, seen, data, {}, 0.69758, None, {})
@@ -123,12 +134,20 @@ def load(net: nn.Module, name: str) -> None:
 
 def save(net: nn.Module, facts: Provenance, file: Path, half: bool) -> None:
     """Write the backbone with its provenance inside, and the same beside it as JSON."""
-    kind = torch.float16 if half else torch.float32
-    tensors = {k: v.detach().cpu().to(kind).contiguous() for k, v in _backbone(net).items()}
+    tensors = {k: _stored(k, v, half) for k, v in _backbone(net).items()}
     text = json.dumps(asdict(facts), indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata={"provenance": text})
     file.with_suffix(".json").write_text(text + "\n")
+
+
+def _stored(key: str, value: Tensor, half: bool) -> Tensor:
+    """Vectors, batch norm's among them, keep full precision: they are small and may be large."""
+    kind = torch.float16 if half and value.dim() > 1 else torch.float32
+    made = value.detach().cpu().to(kind).contiguous()
+    if not bool(made.isfinite().all()):
+        raise UserError(f"{key}: not finite in {kind}; write the backbone in full precision")
+    return made
 
 
 def check(name: str, model: Mapping[str, Any], transform: Mapping[str, Any]) -> None:

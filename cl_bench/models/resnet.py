@@ -70,7 +70,11 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, K)."""
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, d)"""
+        return self.blocks(self.stem(x)).mean((2, 3))
 
 
 class TorchvisionResNet18(nn.Module):
@@ -116,3 +120,9 @@ class TorchvisionResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, K)."""
         return self.net(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, d)"""
+        net = self.net
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        return net.avgpool(net.layer4(net.layer3(net.layer2(net.layer1(x))))).flatten(1)
