@@ -14,6 +14,7 @@ from cl_bench.curvature import capture
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
 from cl_bench.curvature.diagonal import MAS, BatchedFisher, Fisher, Identity
+from cl_bench.curvature.elementwise import elementwise
 from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
@@ -437,7 +438,7 @@ def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
     with capture.captured(net) as sites:
         out = net(a)
     (s,) = torch.autograd.grad(out.square().sum(), sites[0].output)
-    found = dict(capture.elementwise(sites[0], s.unsqueeze(0), torch.square))
+    found = dict(elementwise(sites[0], s.unsqueeze(0), torch.square))
     for name, parameter in layer.named_parameters():
         looped = torch.zeros_like(parameter)
         for i in range(4):

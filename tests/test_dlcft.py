@@ -13,7 +13,7 @@ from torch.func import jacrev
 
 from cl_bench.criteria import ScaledMSE
 from cl_bench.curvature.dense import FullFisher
-from cl_bench.curvature.kfac import KFAC, TKFAC
+from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.penalty import averaged
 from cl_bench.learner import Learner
 from cl_bench.methods.dlcft import DLCFT
@@ -169,3 +169,16 @@ def test_in_task_il_the_head_of_a_new_task_is_free() -> None:
         v = torch.randn_like(made.flat.theta) * free
         torch.testing.assert_close(found.matvec(v), torch.zeros_like(v), rtol=0, atol=1e-12)
         assert found.matvec(torch.ones_like(v)).norm() > 0
+
+
+def test_the_heads_factor_is_exact_whatever_the_labels() -> None:
+    """A squared loss: G = I, with as few samples as there are (eq. 13)."""
+    made, task = ref.case("tangent", "mse")
+    for kind in (KFAC, EKFAC):
+        found: Any = kind("sampled", None, "diagonal")(made, task)
+        exact: Any = kind("exact", None, "diagonal")(made, task)
+        v = torch.randn(ref.CLASSES, 9, dtype=torch.float64)
+        torch.testing.assert_close(found.blocks[-1].matvec(v), exact.blocks[-1].matvec(v))
+    traced: Any = TKFAC("sampled", None, "diagonal", "published")(made, task)
+    g = torch.eye(ref.CLASSES, dtype=torch.float64) / ref.CLASSES
+    torch.testing.assert_close(traced.blocks[-1].g, g)

@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
 
@@ -28,6 +26,7 @@ from cl_bench.types import Batch, Task, UserError
 Labels = Literal["exact", "sampled", "empirical"]
 Roots = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)
 
+SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
 CHUNK = 512  # samples at once
 IMAGES = {"cpu": 32, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
@@ -109,7 +108,7 @@ def coupled(net: nn.Module) -> str | None:
 def unserved(net: nn.Module) -> str | None:
     """Which layer is of a kind that has no formula here; None where all have."""
     for name, layer in layers(net):
-        if type(layer) not in ELEMENTWISE:
+        if type(layer) not in SERVED:
             return f"{name}: {type(layer).__name__} is neither of Linear, Conv2d, BatchNorm2d"
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             return f"{name}: a convolution in {layer.groups} groups"
@@ -130,22 +129,29 @@ def chunk(learner: Learner) -> int:
 
 
 def streamed(
-    learner: Learner, task: Task, roots: Roots
+    learner: Learner, task: Task, roots: Roots, at_head: Roots | None = None
 ) -> Iterator[tuple[list[Site], Iterator[list[Tensor]]]]:
     """For each part of the task the sites, and for groups of roots the gradients at them.
 
-    A gradient is (R, B, ...) for the R roots of its group, in the order of the sites.
+    A gradient is (R, B, ...) for the R roots of its group, in the order of the sites. The head's
+    are the roots themselves; `at_head` gives it others, all of them with the first group.
     """
     with learner.evaluating(full_precision=True):
         for batch in task.chunks(chunk(learner)):
             with captured(learner.net) as sites:
                 logits = learner.logits(learner.flat.theta, batch)
-            yield sites, _backward(sites, logits, roots(learner, batch, logits.detach()))
+            groups = _backward(sites, logits, roots(learner, batch, logits.detach()))
+            if at_head is not None:
+                own = at_head(learner, batch, logits.detach())
+                groups = _replaced(groups, [s.layer is learner.net.head for s in sites], own)
+            yield sites, groups
 
 
-def visits(learner: Learner, task: Task, roots: Roots) -> Iterator[tuple[Site, Tensor]]:
+def visits(
+    learner: Learner, task: Task, roots: Roots, at_head: Roots | None = None
+) -> Iterator[tuple[Site, Tensor]]:
     """Each site of each part with each group's gradient (R, B, ...) at it."""
-    for sites, gradients in streamed(learner, task, roots):
+    for sites, gradients in streamed(learner, task, roots, at_head):
         for group in gradients:
             yield from zip(sites, group, strict=True)
 
@@ -159,6 +165,14 @@ def _backward(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list
         seed = group if len(group) > 1 else group[0]
         found = torch.autograd.grad(logits, outputs, seed, **kept)
         yield [s if len(group) > 1 else s.unsqueeze(0) for s in found]
+
+
+def _replaced(
+    groups: Iterator[list[Tensor]], heads: list[bool], own: Tensor
+) -> Iterator[list[Tensor]]:
+    for group in groups:
+        yield [own if is_head else s for is_head, s in zip(heads, group, strict=True)]
+        own = own[:0]
 
 
 def law(labels: Labels, rng: Generator) -> Roots:
@@ -188,57 +202,3 @@ def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         z = logits.detach().requires_grad_()
         losses = learner.criterion(z, batch.y, learner.competing(batch))
         return torch.autograd.grad(losses.sum(), z)[0].unsqueeze(0)
-
-
-def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, d, L): what each place of the output has seen, in the weight's order."""
-    assert isinstance(layer.padding, tuple)
-    return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-
-
-def elementwise(
-    site: Site, s: Tensor, power: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """For each parameter sum over roots and samples of power(gradient); power(xy) = its product."""
-    found = ELEMENTWISE[type(site.layer)](site.layer, site.input, s, power)
-    for (name, parameter), value in zip(site.layer.named_parameters(), found, strict=True):
-        yield site.key(name), value.view_as(parameter)
-
-
-def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
-    """sum_b power(s_b a_b') = power(s)' power(a): no per-sample matrix is built."""
-    by_sample = power(s).sum(0)
-    weight = by_sample.T @ power(a)
-    return (weight,) if layer.bias is None else (weight, by_sample.sum(0))
-
-
-def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
-    """Sum over places first, then the power; one place of the kernel at a time: no patches."""
-    assert isinstance(layer.padding, tuple)
-    (high, wide), (down, right) = layer.padding, layer.stride
-    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(3)
-    powers = []
-    for i, j in product(*map(range, layer.kernel_size)):
-        top, left = i * layer.dilation[0], j * layer.dilation[1]
-        rows = slice(top, top + down * (s.shape[3] - 1) + 1, down)
-        columns = slice(left, left + right * (s.shape[4] - 1) + 1, right)
-        seen = a[:, :, rows, columns].flatten(2)
-        powers.append(power(flat @ seen.transpose(1, 2)).sum((0, 1)))
-    weight = torch.stack(powers, -1)
-    return (weight,) if layer.bias is None else (weight, power(flat.sum(3)).sum((0, 1)))
-
-
-def _norm(layer: nn.BatchNorm2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
-    """The running statistics are constants."""
-    assert layer.running_mean is not None and layer.running_var is not None
-    centred = a - layer.running_mean.view(-1, 1, 1)
-    scaled = centred * (layer.running_var + layer.eps).rsqrt().view(-1, 1, 1)
-    weight, bias = (s * scaled).sum((3, 4)), s.sum((3, 4))
-    return power(weight).sum((0, 1)), power(bias).sum((0, 1))
-
-
-ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    nn.BatchNorm2d: _norm,
-}

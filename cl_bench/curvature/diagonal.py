@@ -24,12 +24,12 @@ from cl_bench.curvature.capture import (
     Roots,
     chunk,
     coupled,
-    elementwise,
     law,
     rehearse,
     unserved,
     visits,
 )
+from cl_bench.curvature.elementwise import elementwise
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task, UserError
 

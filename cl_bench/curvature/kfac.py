@@ -38,6 +38,8 @@ from cl_bench.types import Task, UserError
 class Factored(Estimator):
     """What the three share: which labels, how many samples, what becomes of batch norm's weights.
 
+    Labels that are drawn are drawn for the layers before the head: the head's own output Hessian
+    needs no backward pass, and is taken exactly.
     batch_norm=diagonal  their diagonal Fisher
     batch_norm=frozen    no curvature: they do not move (schedule.batch_norm=frozen)
     """
@@ -70,7 +72,7 @@ class Factored(Estimator):
         self.check(learner, task)
         found = {name: self.kind(name, layer, learner) for name, layer in factored(learner.net)}
         squares = Squares(learner, self.batch_norm == "diagonal")
-        for sites, gradients in streamed(learner, task, law(self.labels, rng)):
+        for sites, gradients in streamed(learner, task, law(self.labels, rng), law("exact", rng)):
             for group in gradients:
                 for site, s in zip(sites, group, strict=True):
                     found.get(site.name, squares).outputs(site, s)
@@ -117,7 +119,7 @@ class EKFAC(Factored):
         bases = {name: part.factors(len(chosen)) for name, part in found.items()}
         totals = {name: torch.zeros_like(b.g @ b.place.read(rest)) for name, b in bases.items()}
         rng.set_state(start)
-        for site, s in visits(learner, chosen, law(self.labels, rng)):
+        for site, s in visits(learner, chosen, law(self.labels, rng), law("exact", rng)):
             if site.name in bases:
                 _add_rotated(totals[site.name], found[site.name], bases[site.name], site, s)
         blocks = [Corrected(bases[name], total / len(chosen)) for name, total in totals.items()]

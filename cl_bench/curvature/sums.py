@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_bench.curvature.capture import FLOATS, Site, elementwise, patches
+from cl_bench.curvature.capture import FLOATS, Site
+from cl_bench.curvature.elementwise import elementwise, patches
 from cl_bench.curvature.kronecker import Factors, Place
 from cl_bench.learner import Learner
 

@@ -1,0 +1,66 @@
+"""Per-sample gradients of a layer under a function of each element, summed; and patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_bench.curvature.capture import Site
+
+
+def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, d, L): what each place of the output has seen, in the weight's order."""
+    assert isinstance(layer.padding, tuple)
+    return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+
+
+def elementwise(
+    site: Site, s: Tensor, power: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """For each parameter sum over roots and samples of power(gradient); power(xy) = its product."""
+    found = ELEMENTWISE[type(site.layer)](site.layer, site.input, s, power)
+    for (name, parameter), value in zip(site.layer.named_parameters(), found, strict=True):
+        yield site.key(name), value.view_as(parameter)
+
+
+def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """sum_b power(s_b a_b') = power(s)' power(a): no per-sample matrix is built."""
+    by_sample = power(s).sum(0)
+    weight = by_sample.T @ power(a)
+    return (weight,) if layer.bias is None else (weight, by_sample.sum(0))
+
+
+def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """Sum over places first, then the power; one place of the kernel at a time: no patches."""
+    assert isinstance(layer.padding, tuple)
+    (high, wide), (down, right) = layer.padding, layer.stride
+    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(3)
+    powers = []
+    for i, j in product(*map(range, layer.kernel_size)):
+        top, left = i * layer.dilation[0], j * layer.dilation[1]
+        rows = slice(top, top + down * (s.shape[3] - 1) + 1, down)
+        columns = slice(left, left + right * (s.shape[4] - 1) + 1, right)
+        seen = a[:, :, rows, columns].flatten(2)
+        powers.append(power(flat @ seen.transpose(1, 2)).sum((0, 1)))
+    weight = torch.stack(powers, -1)
+    return (weight,) if layer.bias is None else (weight, power(flat.sum(3)).sum((0, 1)))
+
+
+def _norm(layer: nn.BatchNorm2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """The running statistics are constants."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    centred = a - layer.running_mean.view(-1, 1, 1)
+    scaled = centred * (layer.running_var + layer.eps).rsqrt().view(-1, 1, 1)
+    weight, bias = (s * scaled).sum((3, 4)), s.sum((3, 4))
+    return power(weight).sum((0, 1)), power(bias).sum((0, 1))
+
+
+ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.BatchNorm2d: _norm,
+}
