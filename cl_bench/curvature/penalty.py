@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -140,8 +141,11 @@ class Penalty:
         """UserError where explicit steps on what is there would diverge: before a task's first."""
         if self.step == "implicit" or not self._active(learner):
             return
+        bound = stability(learner.optimizer, self.every)
+        if bound == inf:
+            return
         largest = float(self._largest(learner.flat.theta.detach()))
-        limit = stability(learner.optimizer, self.every) / max(self.weight * largest, 1e-30)
+        limit = bound / max(self.weight * largest, 1e-30)
         if self.strength >= limit:
             raise UserError(
                 f"method.strength={self.strength}: an explicit step diverges from {limit:.4g} on, "

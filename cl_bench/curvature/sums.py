@@ -23,8 +23,9 @@ class Sum:
 
     def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
         self.place, self.channels_last = Place.of(name, learner.flat), learner.flat.channels_last
-        size = self.place.size
-        self.a = learner.flat.grad.new_zeros(size, size)
+        self.size = self.place.size - (self.place.bias is not None)
+        self.core = learner.flat.grad.new_zeros(self.size, self.size)
+        self.edge = learner.flat.grad.new_zeros(self.size + 1)  # of the bias: its row of A
         self.g = learner.flat.grad.new_zeros(self.place.out, self.place.out)
 
     def outputs(self, site: Site, s: Tensor) -> None:
@@ -34,15 +35,35 @@ class Sum:
 
     def inputs(self, site: Site) -> None:
         """Take in what the layer saw; called once a batch, after all of its roots."""
-        for part, _ in self.seen(site):
-            gram(self.a, part, None, 1.0)
+        for a, _ in self._inputs(site):
+            self._add(a, None)
 
     def factors(self, samples: int) -> Factors:
         """The means over the samples."""
-        return Factors(self.place, self.a / samples, self.g / samples, self.a.new_ones(()))
+        return Factors(self.place, self.a() / samples, self.g / samples, self.g.new_ones(()))
+
+    def a(self) -> Tensor:
+        """(d, d): the sum so far."""
+        if self.place.bias is None:
+            return self.core
+        above = torch.cat([self.core, self.edge[:-1].unsqueeze(1)], 1)
+        return torch.cat([above, self.edge.unsqueeze(0)])
 
     def seen(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
         """a (b, d, L) in the order of the flat vector, for parts of the batch that fit."""
+        for a, part in self._inputs(site):
+            yield a if self.place.bias is None else F.pad(a, (0, 0, 0, 1), value=1.0), part
+
+    def _add(self, a: Tensor, weights: Tensor | None) -> None:
+        """Both parts of A: the bias's 1 is not copied beside every patch."""
+        gram(self.core, a, weights, 1.0)
+        if self.place.bias is not None:
+            ones = torch.ones_like(a[:, 0]) if weights is None else weights
+            self.edge[:-1].add_((a @ ones.unsqueeze(-1)).sum(0).squeeze(-1))
+            self.edge[-1].add_(ones.sum())
+
+    def _inputs(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
+        """The same without the bias's 1."""
         size = max(1, FLOATS // (self.place.size * self._places(site)))
         for start in range(0, len(site.input), size):
             part = slice(start, start + size)
@@ -56,9 +77,8 @@ class Sum:
             channels, a = a.shape[1], patches(layer, a)
             if self.channels_last:
                 a = a.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1, 2)
-        else:
-            a = a.unsqueeze(-1)
-        return a if self.place.bias is None else F.pad(a, (0, 0, 0, 1), value=1.0)
+            return a
+        return a.unsqueeze(-1)
 
 
 class Squares:
@@ -90,14 +110,15 @@ class Traced(Sum):
 
     def inputs(self, site: Site) -> None:
         if isinstance(self.weights, Tensor):
-            for a, part in self.seen(site):
-                gram(self.a, a, self.weights[part], 1.0)
+            for a, part in self._inputs(site):
+                self._add(a, self.weights[part])
         self.weights = 0.0
 
     def factors(self, samples: int) -> Factors:
-        delta = self.a.trace()
+        a = self.a()
+        delta = a.trace()
         unit = delta.clamp(min=torch.finfo(delta.dtype).tiny)
-        return Factors(self.place, self.a / unit, self.g / unit, delta / samples)
+        return Factors(self.place, a / unit, self.g / unit, delta / samples)
 
     def _norms(self, site: Site) -> Tensor:
         """(B, L): |a_l|^2, the bias's 1 included."""
@@ -114,7 +135,7 @@ class ExactlyTraced(Traced):
 
     def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
         super().__init__(name, layer, learner)
-        self.trace = self.a.new_zeros(())
+        self.trace = self.g.new_zeros(())
 
     def outputs(self, site: Site, s: Tensor) -> None:
         super().outputs(site, s)
