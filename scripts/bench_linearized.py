@@ -10,7 +10,7 @@ from cl_bench import checkpoint
 from cl_bench.types import Task
 
 COMMON = ["dataset=seqcifar100", "schedule.batch_size=128", "model.activation=leaky_relu"]
-COMMON += ["optimizer.lr=1e-4", "runtime.threads=1"]
+COMMON += ["optimizer.lr=1e-4", "schedule.epochs=1", "runtime.threads=1"]
 NETWORKS = {
     "non-linear": [],
     "folded": ["model.norm=folded"],
