@@ -35,14 +35,19 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
     console.print(f"{title}, seed {record.seed}: {note}; in percent:")
     console.print(table)
     if record.backbone is not None:
-        console.print(f"backbone: {described(record.backbone)}")
+        console.print(f"backbone: {described(record.backbone, record.config['model'])}")
     console.print(f"files: {folder.path}")
 
 
-def described(backbone: dict[str, Any]) -> str:
-    """A backbone in one line: its name, what it has learned, how well."""
+def described(backbone: dict[str, Any], model: dict[str, Any]) -> str:
+    """A backbone in one line: its name, what it has learned, how well, and what was changed."""
+    own, now = backbone["model"].get("activation"), model.get("activation")
+    changed = "" if own == now else f"; its activation was {own}, now it is {now}"
     learned, accuracy = backbone["data"]["name"], backbone["accuracy"]
-    return f"{backbone['name']}, pre-trained on {learned} (test accuracy {percent(accuracy)} %)"
+    return (
+        f"{backbone['name']}, pre-trained on {learned} (test accuracy {percent(accuracy)} %)"
+        + changed
+    )
 
 
 def matrix(rows: list[list[float | None]]) -> Table:

@@ -21,6 +21,7 @@ from cl_bench.models import pretrained
 from cl_bench.models.pretrained import Provenance
 from cl_bench.models.resnet import TorchvisionResNet18
 from cl_bench.parts import make_network
+from cl_bench.present import described
 from cl_bench.types import UserError
 
 MODEL = {"_target_": "cl_bench.models.resnet.ResNet18", "width": 4, "activation": "relu"}
@@ -76,6 +77,12 @@ def test_mistakes_are_one_line_before_any_data(tmp_path: Path) -> None:
     folded = "model.norm=folded", "model.linearize=true", "model.head_mode=linearized"
     assert "model.head_init=same" in refusal(*folded, "model.head_init=zero")
     assert "needs model.linearize=true" in refusal("model.head_mode=linearized")
+
+
+def test_another_activation_is_told() -> None:
+    facts = {"name": "a", "model": MODEL, "data": {"name": "b"}, "accuracy": 0.5}
+    assert "its activation was relu, now it is tanh" in described(facts, {"activation": "tanh"})
+    assert described(facts, MODEL) == "a, pre-trained on b (test accuracy 50.00 %)"
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
@@ -151,5 +158,6 @@ def test_a_network_is_pretrained_then_used(tmp_path: Path) -> None:
     )
     assert code == 0, err
     assert "backbone: made, pre-trained on images (test accuracy" in out
+    assert "activation" not in out
     (record,) = (tmp_path / "runs").rglob("record.json")
     assert json.loads(record.read_text())["backbone"]["model"]["width"] == 4

@@ -151,10 +151,14 @@ def _stored(key: str, value: Tensor, half: bool) -> Tensor:
 
 
 def check(name: str, model: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
-    """UserError where a run's model or pixels are not the backbone's; nothing is loaded yet."""
+    """UserError where a run's model or pixels are not the backbone's; nothing is loaded yet.
+
+    A backbone asked for by its name may get another activation, to be adapted to it: the run says
+    so at its end (`present`).
+    """
     facts = provenance(name)
     for key, value in facts.model.items():
-        if model.get(key) != value:
+        if model.get(key) != value and key != "activation":
             raise UserError(
                 f"model.{key}={model.get(key)}: model.pretrained={name} was trained as "
                 f"{_spelled(facts.model)}"
