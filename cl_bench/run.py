@@ -225,11 +225,11 @@ def conclude(
     )
 
 
-def cli() -> None:
-    """`main`, with one line and exit code 2 for the user's mistakes."""
+def cli(work: Callable[[], object] = main) -> None:
+    """`work`, with one line and exit code 2 for the user's mistakes."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function
     try:
-        main()
+        work()
     except runtime.StopRun as stop:
         signal.signal(stop.number, signal.SIG_DFL)
         os.kill(os.getpid(), stop.number)

@@ -11,7 +11,6 @@ The same command continues a run that was stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from cl_bench import checkpoint, config, runtime
+from cl_bench import checkpoint, config
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.parts import make_method, make_stream
 from cl_bench.record import RunRecord
-from cl_bench.run import CONF, Plan, plan, run
+from cl_bench.run import CONF, Plan, cli, plan, run
 from cl_bench.types import UserError
 
 PLAIN = {  # what every run can start from, tested on data of its own
@@ -44,18 +43,14 @@ def main() -> None:
     asked, overrides = parser.parse_known_args()
     if asked.out.suffix != ".safetensors":
         parser.error(f"--out {asked.out}: must end in .safetensors")
-    try:
-        this = composed(overrides)
-        run(this)
-        export(this, asked.out, asked.half)
-    except runtime.StopRun as stop:
-        sys.exit(128 + stop.number)
-    except Exception as error:
-        line = config.explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+    cli(lambda: pretrain(overrides, asked.out, asked.half))
+
+
+def pretrain(overrides: list[str], out: Path, half: bool) -> None:
+    """The run, where it is not done yet, and its file."""
+    this = composed(overrides)
+    run(this)
+    export(this, out, half)
 
 
 def composed(overrides: list[str]) -> Plan:

@@ -114,7 +114,7 @@ class Penalty:
         self.count += 1
         active = self.count % self.every == 0 and self._active(learner)
         if active and self.step == "explicit":
-            scale, flat = self.weight * self.strength * self.every, learner.flat
+            scale, flat = self._scale * self.every, learner.flat
             for each in self.past:
                 each.curvature.push(flat.grad, flat.theta - each.anchor, scale)
         learner.step()
@@ -164,11 +164,16 @@ class Penalty:
         start = torch.linspace(-1, 1, theta.numel(), device=theta.device).to(theta).cos()
         return largest_eigenvalue(product, start, 100)[0]
 
+    @property
+    def _scale(self) -> float:
+        """What the penalty counts beside the loss in this task."""
+        return self.weight * self.strength
+
     def _damping(self, learner: Learner, steps: int) -> float:
-        return 1 / (rate(learner.optimizer) * self.weight * self.strength * steps)
+        return 1 / (rate(learner.optimizer) * self._scale * steps)
 
     def _active(self, learner: Learner) -> bool:
-        return bool(self.past) and self.weight * self.strength > 0 and rate(learner.optimizer) > 0
+        return bool(self.past) and self._scale > 0 and rate(learner.optimizer) > 0
 
     def pull(self, theta: Tensor) -> Any:
         """sum_j A_j (theta - a_j): the gradient, without the strength."""
