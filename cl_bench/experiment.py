@@ -57,12 +57,11 @@ class Progress:
 
 
 class Probe(Protocol):
-    """What is watched beside the accuracy, in a task and after it; draws and keeps nothing."""
+    """What is watched beside the accuracy; draws and keeps nothing."""
 
-    every: int | None  # steps between two looks while a task is learned; None: no looks
+    every: int | None  # steps between two looks while a task is learned; None: one look after it
 
-    def __call__(self, learner: Learner, task: Task) -> dict[str, float]: ...
-    def after(self, learner: Learner, stream: Stream) -> dict[str, float]: ...
+    def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]: ...
 
 
 class Host(Protocol):
@@ -97,8 +96,8 @@ def run(
     for task in stream.tasks[progress.done :]:
         learn(method, stream, task, order, schedule, progress, host, probe)
         measure(method, stream, evaluation, progress, host, task.id)
-        if probe is not None:
-            _report(probe.after(method.learner, stream), task, progress, host)
+        if probe is not None and probe.every is None:
+            _watch(probe, method, stream, task, progress, host)
         progress.done, progress.step, progress.order = progress.done + 1, 0, None
         host.save()
         if host.stopping() and progress.done < len(stream.tasks):
@@ -128,9 +127,10 @@ def learn(
         method.learner.reveal(*now)
     method.learner.train(frozen=schedule.batch_norm == "frozen" and progress.done > 0)
     last = schedule.steps(task)
+    every = None if probe is None else probe.every
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
-        if probe is not None and progress.step % (probe.every or last + 1) == 0:
-            started += _watch(probe, method, task, progress, host)
+        if probe is not None and every is not None and progress.step % every == 0:
+            started += _watch(probe, method, stream, task, progress, host)
         method.learner.anneal(schedule.factor(progress.step, last))
         loss = method.observe(batch)
         progress.step += 1
@@ -142,7 +142,8 @@ def learn(
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(host)
             progress.train_seconds.pop()
-    started += 0.0 if probe is None else _watch(probe, method, task, progress, host)
+    if probe is not None and every is not None:
+        started += _watch(probe, method, stream, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 
@@ -156,16 +157,14 @@ def _save(host: Host) -> float:
     return host.seconds() - before
 
 
-def _watch(probe: Probe, method: Method, task: Task, progress: Progress, host: Host) -> float:
+def _watch(
+    probe: Probe, method: Method, stream: Stream, task: Task, progress: Progress, host: Host
+) -> float:
     """One look, reported; returns its seconds, which are no training."""
     before = host.seconds()
-    _report(probe(method.learner, task), task, progress, host)
+    found = probe(method.learner, stream, task)
+    host.log({"event": "probe", "task": task.id, "step": progress.steps} | found)
     return host.seconds() - before
-
-
-def _report(found: dict[str, float], task: Task, progress: Progress, host: Host) -> None:
-    if found:
-        host.log({"event": "probe", "task": task.id, "step": progress.steps} | found)
 
 
 def measure(

@@ -71,7 +71,7 @@ class Learner:
         """The generator for a method's own draws (CPU): replay, sampled memories."""
         return self.machine.memory
 
-    def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None = None) -> None:
+    def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
         """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
 
         `tasks` are the ids of the tasks that are learned now: one, or all of a joined stream;
@@ -83,7 +83,7 @@ class Learner:
         self.reveal(live, tasks, ever)
         self.optimizer = self._build([self.flat.theta])
 
-    def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None = None) -> None:
+    def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
         """Set what competes alone: on the way back from a checkpoint, or before the first task.
 
         Once there was something to mask, the mask stays: one compiled graph for all tasks.

@@ -146,7 +146,7 @@ def folded_resnet(samples: int) -> tuple[Any, Learner, Task, Any]:
     transform = config.build(cfg.dataset.transform, device=machine.device)
     optimizer = config.build(config.without(cfg.optimizer, "weight_decay"))
     learner = Learner(net, CrossEntropy(), optimizer, 0.0, transform, machine)
-    learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]))
+    learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]), None)
     x = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8)
     y = torch.randint(0, 100, (samples,))
     task = Task(0, *(part.to(machine.device) for part in (x, y, torch.zeros_like(y))))

@@ -65,7 +65,7 @@ class Contender:
 
     def evaluate(self, test: Task, size: int) -> float:
         """Seconds to test on one task."""
-        self.method.learner.reveal(self.stream.live(test.id), test.t.unique())
+        self.method.learner.reveal(self.stream.live(test.id), test.t.unique(), self.stream.ever)
         started = self.machine.seconds()
         accuracies(self.method, [test], size)
         return self.machine.seconds() - started

@@ -132,7 +132,9 @@ def learner(
     transform = transform or identity(rt.device, channels=3 if net.spatial else 1)
     made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
     classes = net.head.out_features
-    made.begin_task(torch.ones(3, classes, dtype=torch.bool, device=rt.device), torch.tensor([0]))
+    made.begin_task(
+        torch.ones(3, classes, dtype=torch.bool, device=rt.device), torch.tensor([0]), None
+    )
     return made
 
 

@@ -385,7 +385,7 @@ def test_mask_of_live_classes() -> None:
     made, task = ref.case("mlp")
     live = torch.zeros(3, ref.CLASSES, dtype=torch.bool)
     live[:, :2] = True
-    made.begin_task(live, torch.tensor([0]))
+    made.begin_task(live, torch.tensor([0]), None)
     inside = Task(0, task.x, task.y % 2, task.t)
     exact = ref.fisher(made, inside).diagonal()
     for labels in ("exact", "sampled", "empirical"):
@@ -531,7 +531,7 @@ def test_identity_leaves_heads_alone_that_are_not_in_use() -> None:
     made, task = ref.case("mlp")
     live = torch.zeros(3, ref.CLASSES, dtype=torch.bool)
     live[0, :2] = live[1, 2:] = True
-    made.begin_task(live, torch.tensor([0]))
+    made.begin_task(live, torch.tensor([0]), None)
     values = made.flat.views(Identity()(made, task).values)
     assert values["head.bias"].tolist() == [1, 1, 0, 0] and values["features.1.bias"].eq(1).all()
 

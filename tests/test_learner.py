@@ -29,7 +29,7 @@ def on(device: str) -> Batch:
 @pytest.mark.parametrize("device", DEVICES)
 def test_masked_loss_is_the_loss_on_slices(device: str) -> None:
     made, rows = learner(mlp(), machine(device)), on(device)
-    made.begin_task(LIVE.to(device), torch.tensor([0]))
+    made.begin_task(LIVE.to(device), torch.tensor([0]), None)
     logits = made.logits(made.flat.theta, rows)
     each = [
         F.cross_entropy(logits[i : i + 1, 2 * t : 2 * t + 2], rows.y[i : i + 1] - 2 * t)
@@ -51,7 +51,7 @@ def test_a_head_that_is_not_live_stays_as_it_was() -> None:
     body = net.features[1].weight.detach().clone()
     for task in range(3):
         own = rows.rows(rows.t == task)
-        made.begin_task(LIVE, torch.tensor([task]))
+        made.begin_task(LIVE, torch.tensor([task]), None)
         before = net.head.weight.detach().clone()
         for _ in range(3):
             made.descend(made.loss, own)
@@ -117,7 +117,7 @@ def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
         made = learner(mlp() if kind == "mlp" else resnet(), rt)
         live = torch.ones(3, 6, dtype=torch.bool, device=device)
         live[0, 5] = False
-        made.begin_task(live, torch.tensor([0]))
+        made.begin_task(live, torch.tensor([0]), None)
         rows = Batch(*(part.to(device) for part in batch(8, classes=5, shape=shape)[:3]))
         for _ in range(3):
             made.descend(made.loss, rows)

@@ -124,13 +124,13 @@ def test_distillation(name: str, scenario: str) -> None:
     made, stream = learner(mlp()), blobs(scenario)
     method = method_for(name, made, "method.replay=5")
     for task in stream.tasks[:2]:
-        made.begin_task(stream.live(task.id), task.t.unique())
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
         for rows in task.batches(10, Generator().manual_seed(0)):
             method.observe(rows)
         method.end_task(task)
     teacher = made.flat.theta.detach().clone()
     now = stream.tasks[2]
-    made.begin_task(stream.live(2), now.t.unique())
+    made.begin_task(stream.live(2), now.t.unique(), stream.ever)
     rows = Batch(now.x[:9], now.y[:9], now.t[:9])
     made.gradient(made.loss, rows)
     plain = made.flat.grad.clone()

@@ -157,10 +157,10 @@ def test_the_probe_is_the_largest_eigenvalue(criterion: str) -> None:
     made, task = ref.case("mlp", criterion)
     live = torch.ones(3, ref.CLASSES, dtype=torch.bool)
     live[:, 3] = False
-    made.begin_task(live, torch.tensor([0]))
+    made.begin_task(live, torch.tensor([0]), None)
     task = type(task)(0, task.x, task.y % 3, task.t)
     rng, before = made.rng.get_state(), made.flat.theta.detach().clone()
-    found = MaxEigenvalue(every=1, samples=5, iterations=300)(made, task)
+    found = MaxEigenvalue(every=1, samples=5, iterations=300)(made, blobs("data"), task)
     spread = torch.tensor([0, 1, 2, 4, 5])  # of seven
     part = type(task)(0, task.x[spread], task.y[spread], task.t[spread])
     exact = torch.linalg.eigvalsh(ref.fisher(made, part))[-1]

@@ -20,7 +20,7 @@ class MaxEigenvalue:
     def __init__(self, every: int, samples: int, iterations: int) -> None:
         self.every, self.samples, self.iterations = every, samples, iterations
 
-    def __call__(self, learner: Learner, task: Task) -> dict[str, float]:
+    def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
         count = min(self.samples, len(task))
         part = torch.arange(count, device=task.y.device) * len(task) // count  # all through it
         few = Task(task.id, task.x[part], task.y[part], task.t[part])
@@ -39,9 +39,6 @@ class MaxEigenvalue:
             "accuracy": float(hits),
         }
 
-    def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
-        return {}
-
 
 class KNN:
     """Accuracy of k nearest neighbours on what the head reads (DLCFT section 4.3, figure 6).
@@ -55,18 +52,17 @@ class KNN:
     def __init__(self, neighbours: int, batch_size: int) -> None:
         self.neighbours, self.batch_size = neighbours, batch_size
 
-    def __call__(self, learner: Learner, task: Task) -> dict[str, float]:
-        return {}
-
     @torch.no_grad()
-    def after(self, learner: Learner, stream: Stream) -> dict[str, float]:
+    def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
         bank, labels = self._features(learner, stream.tasks)
         tests = {test.place: test for test in stream.tests}  # data-IL: one for all tasks
         asked, truth = self._features(learner, list(tests.values()))
         hits = torch.zeros((), dtype=torch.long, device=labels.device)
         for x, y in zip(asked.split(self.batch_size), truth.split(self.batch_size), strict=True):
-            nearest = (x @ bank.T).topk(min(self.neighbours, len(bank)), -1).indices
-            votes = F.one_hot(labels[nearest], stream.num_classes).sum(1)
+            near = (x @ bank.T).topk(min(self.neighbours, len(bank)), -1)
+            weight = 1 + near.values / (4 * self.neighbours)  # the nearer where votes are equal
+            votes = weight.new_zeros(len(y), stream.num_classes)
+            votes.scatter_add_(1, labels[near.indices], weight)
             hits += (votes.argmax(-1) == y).sum()
         return {"knn": int(hits) / len(truth)}
 
