@@ -18,6 +18,7 @@ from cl_bench.curvature.elementwise import elementwise
 from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
+from cl_bench.curvature.sums import gram, mirrored
 from cl_bench.learner import Learner
 from cl_bench.parts import make_network
 from cl_bench.types import Batch, Task, UserError
@@ -603,3 +604,16 @@ def ref_rows(made: Learner, task: Task) -> Any:
     from cl_bench.curvature.diagonal import jacobian_rows
 
     return jacobian_rows(made, task, capture.gradient)
+
+
+@pytest.mark.parametrize("places", [1, 5])
+@pytest.mark.parametrize("size", [7, 64, 150, 400])
+def test_a_product_in_bands(size: int, places: int) -> None:
+    """Below, at and beyond the width of a band, summed twice."""
+    x = torch.randn(3, size, places, dtype=torch.float64)
+    weights = torch.rand(3, places, dtype=torch.float64)
+    total = x.new_zeros(size, size)
+    for _ in range(2):
+        gram(total, x * weights.unsqueeze(1), x, 0.5)
+    exact = torch.einsum("nl,nil,njl->ij", weights, x, x)
+    torch.testing.assert_close(mirrored(total), exact)

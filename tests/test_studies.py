@@ -16,7 +16,7 @@ from cl_bench.curvature.probe import MaxEigenvalue
 from cl_bench.experiment import Schedule
 from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
 from cl_bench.studies.models import MODELS, fitted, hessian
-from cl_bench.studies.sweeps import Grid, Traces
+from cl_bench.studies.sweeps import Grid, Table, Traces
 from cl_bench.types import Batch, UserError
 
 
@@ -119,6 +119,30 @@ def test_a_value_that_lost_a_seed_is_not_chosen(tmp_path: Path) -> None:
     found = [record(tmp_path, "One", s, "val", seed, acc) for s, seed, acc in runs]
     page = Grid("a title", ["a._target_"], "s", {}).page(found)
     assert [row["chosen"] for row in page.rows] == ["*", ""]
+
+
+def test_an_ablation_has_a_column_for_each_part(tmp_path: Path) -> None:
+    found = [
+        record(tmp_path, name, strength, "test", seed, acc + 0.01 * seed)
+        for name, strength, acc in (("One", 1.0, 0.5), ("One", 2.0, 0.6), ("Two", 1.0, 0.4))
+        for seed in (0, 1)
+    ]
+    for _, each in found:
+        each["metrics"]["BWT"] = -0.1
+        if each["config"]["s"] == 2.0:
+            del each["config"]["a"]
+    page = Table("a title", ["a._target_", "s"]).page(found)
+    assert [(r["a"], r["s"], r["n"]) for r in page.rows] == [
+        ("One", "1.0", 2),
+        ("Two", "1.0", 2),
+        ("none", "2.0", 2),
+    ]
+    assert [r["ACC"] for r in page.rows] == pytest.approx([50.5, 40.5, 60.5])
+    assert page.rows[0]["ACC sd"] == pytest.approx(0.5**0.5) and page.rows[0]["BWT"] == -10
+    assert "highest: a=none, s=2.0, ACC 60.50 (n = 2)" in page.write(tmp_path / "out")
+    found[0][1]["hash"] = "other"
+    with pytest.raises(UserError, match=r"One 1\.0 was run there with other values"):
+        Table("a title", ["a._target_", "s"]).page(found)
 
 
 def test_traces_of_a_probe(tmp_path: Path) -> None:

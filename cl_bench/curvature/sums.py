@@ -17,6 +17,9 @@ from cl_bench.curvature.elementwise import elementwise, patches
 from cl_bench.curvature.kronecker import Factors, Place
 from cl_bench.learner import Learner
 
+PATCHES = {"cpu": 2**20}  # floats of patches at once: 4 MiB stay in the cache
+BAND = 64  # rows of a product at least
+
 
 class Sum:
     """One layer's A (d, d) and G (out, out) for K-FAC, over the samples so far."""
@@ -31,7 +34,7 @@ class Sum:
     def outputs(self, site: Site, s: Tensor) -> None:
         """Take in a group of roots: s (R, B, out[, H, W])."""
         s = places(s).flatten(0, 1)
-        gram(self.g, s, None, 1 / s.shape[-1])
+        gram(self.g, s, s, 1 / s.shape[-1])
 
     def inputs(self, site: Site) -> None:
         """Take in what the layer saw; called once a batch, after all of its roots."""
@@ -40,13 +43,15 @@ class Sum:
 
     def factors(self, samples: int) -> Factors:
         """The means over the samples."""
-        return Factors(self.place, self.a() / samples, self.g / samples, self.g.new_ones(()))
+        g = mirrored(self.g) / samples
+        return Factors(self.place, self.a() / samples, g, g.new_ones(()))
 
     def a(self) -> Tensor:
         """(d, d): the sum so far."""
+        core = mirrored(self.core)
         if self.place.bias is None:
-            return self.core
-        above = torch.cat([self.core, self.edge[:-1].unsqueeze(1)], 1)
+            return core
+        above = torch.cat([core, self.edge[:-1].unsqueeze(1)], 1)
         return torch.cat([above, self.edge.unsqueeze(0)])
 
     def seen(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
@@ -56,15 +61,16 @@ class Sum:
 
     def _add(self, a: Tensor, weights: Tensor | None) -> None:
         """Both parts of A: the bias's 1 is not copied beside every patch."""
-        gram(self.core, a, weights, 1.0)
+        left = a if weights is None else a * weights.unsqueeze(1)
+        gram(self.core, left, a, 1.0)
         if self.place.bias is not None:
-            ones = torch.ones_like(a[:, 0]) if weights is None else weights
-            self.edge[:-1].add_((a @ ones.unsqueeze(-1)).sum(0).squeeze(-1))
-            self.edge[-1].add_(ones.sum())
+            self.edge[:-1].add_(left.sum((0, 2)))
+            self.edge[-1].add_(a[:, 0].numel() if weights is None else weights.sum())
 
     def _inputs(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
         """The same without the bias's 1."""
-        size = max(1, FLOATS // (self.place.size * self._places(site)))
+        fitting = PATCHES.get(site.input.device.type, FLOATS)
+        size = max(1, fitting // (self.place.size * self._places(site)))
         for start in range(0, len(site.input), size):
             part = slice(start, start + size)
             yield self._patches(site.layer, site.input[part]), part
@@ -106,7 +112,8 @@ class Traced(Sum):
     def outputs(self, site: Site, s: Tensor) -> None:
         s = places(s)
         self.weights = self.weights + s.square().sum((0, 2))
-        gram(self.g, s.flatten(0, 1), self._norms(site).repeat(len(s), 1), 1.0)
+        weighted = s * self._norms(site).unsqueeze(1)
+        gram(self.g, weighted.flatten(0, 1), s.flatten(0, 1), 1.0)
 
     def inputs(self, site: Site) -> None:
         if isinstance(self.weights, Tensor):
@@ -118,7 +125,7 @@ class Traced(Sum):
         a = self.a()
         delta = a.trace()
         unit = delta.clamp(min=torch.finfo(delta.dtype).tiny)
-        return Factors(self.place, a / unit, self.g / unit, delta / samples)
+        return Factors(self.place, a / unit, mirrored(self.g) / unit, delta / samples)
 
     def _norms(self, site: Site) -> Tensor:
         """(B, L): |a_l|^2, the bias's 1 included."""
@@ -152,10 +159,21 @@ def places(s: Tensor) -> Tensor:
     return s.unsqueeze(-1) if s.dim() == 3 else s.flatten(3)
 
 
-def gram(total: Tensor, x: Tensor, weights: Tensor | None, scale: float) -> None:
-    """total (d, d) += scale sum_nl w_nl x_nl x_nl', for x (N, d, L) and w (N, L)."""
-    left = x if weights is None else x * weights.unsqueeze(1)
-    if x.shape[-1] == 1:
-        total.addmm_(left.squeeze(-1).T, x.squeeze(-1), alpha=scale)
-    else:
-        total.addbmm_(left, x.transpose(1, 2), alpha=scale)
+def gram(total: Tensor, left: Tensor, x: Tensor, scale: float) -> None:
+    """total (d, d) += scale sum_nl left_nl x_nl', for two (N, d, L) whose product is symmetric.
+
+    On and below the diagonal (`mirrored`): a large matrix in four bands, each up to its diagonal.
+    """
+    size = max(BAND, -(-len(total) // 4))
+    for start in range(0, len(total), size):
+        end = min(start + size, len(total))
+        part, band, right = total[start:end, :end], left[:, start:end], x[:, :end]
+        if x.shape[-1] == 1:
+            part.addmm_(band.squeeze(-1).T, right.squeeze(-1), alpha=scale)
+        else:
+            part.addbmm_(band, right.transpose(1, 2), alpha=scale)
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """(d, d): symmetric, from what `gram` summed."""
+    return total.tril() + total.tril(-1).T

@@ -43,12 +43,9 @@ class Study(Callback):
         raise NotImplementedError
 
     def label(self, record: Record) -> str:
-        """The values that tell one variant from another; of a path its last part."""
-        values = {key: at(record["config"], key) for key in self.variant}
-        words = {key: str(v) for key, v in values.items() if v is not None}
-        return " ".join(
-            w.rpartition(".")[2] if k.endswith("_target_") else w for k, w in words.items()
-        )
+        """The values that tell one variant from another."""
+        words = [word(record, key) for key in self.variant]
+        return " ".join(w for w in words if w is not None)
 
 
 class Grid(Study):
@@ -117,6 +114,42 @@ class Grid(Study):
         axes.grid(alpha=0.3)
 
 
+class Table(Study):
+    """ACC and BWT over the seeds, a row for each combination of what is ablated.
+
+    `variant`: the keys; a column each, under the key's last name that says something.
+    """
+
+    def page(self, found: list[tuple[Path, Record]]) -> Page:
+        cells: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+        for _, record in found:
+            cells[tuple(word(record, key) or "none" for key in self.variant)].append(record)
+        rows = [self._row(key, cells[key]) for key in sorted(cells)]
+        best = max(rows, key=lambda row: row["ACC"])
+        said = [f"{key}={best[key]}" for key in map(_column, self.variant)]
+        findings = [f"highest: {', '.join(said)}, ACC {best['ACC']:.2f} (n = {best['n']})"]
+        return Page(self.title, findings, rows, lambda f: self._draw(f, rows))
+
+    def _row(self, key: tuple[str, ...], cell: list[Record]) -> dict[str, Any]:
+        row: dict[str, Any] = dict(zip(map(_column, self.variant), key, strict=True))
+        if len({record["hash"] for record in cell}) > 1:
+            raise UserError(
+                f"output_dir: {' '.join(key)} was run there with other values of other keys too; "
+                "choose an output_dir of its own"
+            )
+        for name in ("ACC", "BWT"):
+            values = [100 * record["metrics"][name] for record in cell]
+            row[name] = mean(values)
+            row[f"{name} sd"] = stdev(values) if len(values) > 1 else None
+        return row | {"n": len(cell)}
+
+    def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
+        axes = figure.add_subplot(xlabel="ACC (%)", title=self.title)
+        names = [" ".join(row[c] for c in map(_column, self.variant)) for row in rows]
+        axes.barh(names, [r["ACC"] for r in rows], xerr=[r["ACC sd"] or 0 for r in rows])
+        axes.invert_yaxis()
+
+
 class Traces(Study):
     """A probe's value along training, or a metric after each task, for each variant."""
 
@@ -173,6 +206,19 @@ def at(node: Any, key: str) -> Any:
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node
+
+
+def word(record: Record, key: str) -> str | None:
+    """A value of a run's config, of a path its last part; None where it has none."""
+    value = at(record["config"], key)
+    if value is None:
+        return None
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+
+
+def _column(key: str) -> str:
+    """method.curvature._target_ is the curvature."""
+    return key.removesuffix("._target_").rpartition(".")[2]
 
 
 def _said(row: dict[str, Any]) -> str:
