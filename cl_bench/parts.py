@@ -32,7 +32,8 @@ def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> n
     own = config.build(config.without(model, *PREPARED), shape=shape, num_classes=num_classes)
     keys: dict[str, Any] = {str(key): model[key] for key in PREPARED}
     keys["pretrained"] = chosen({str(key): value for key, value in model.items()})
-    return prepared(own, torch.zeros(1, *shape), **keys)
+    with_head = model.get("head_init") == "pretrained"
+    return prepared(own, torch.zeros(1, *shape), with_head=with_head, **keys)
 
 
 def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:

@@ -90,7 +90,7 @@ def start(
     seed: int,
     device: Literal["auto", "cpu", "cuda"],
     precision: Precision,
-    channels_last: bool,
+    channels_last: bool | Literal["auto"],
     compile: bool,
     deterministic: bool,
     threads: int | None,
@@ -110,7 +110,8 @@ def start(
     cpu = torch.device("cpu")
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
     made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
-    return Runtime(where, precision, channels_last, compiler, *made)
+    last = precision == "bf16" or not cuda if channels_last == "auto" else channels_last
+    return Runtime(where, precision, last, compiler, *made)
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -43,7 +43,7 @@ def test_a_backbone_comes_back(half: bool, tmp_path: Path) -> None:
     net, other, file = network(), network(classes=9), tmp_path / "a.safetensors"
     pretrained.save(net, FACTS, file, half)
     head = other.head.weight.detach().clone()
-    pretrained.load(other, str(file))
+    pretrained.load(other, str(file), False)
     close = {"rtol": 2e-3, "atol": 2e-3} if half else {"rtol": 0.0, "atol": 0.0}
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(other.blocks(other.stem(x)), net.blocks(net.stem(x)), **close)  # type: ignore[arg-type]
@@ -77,6 +77,9 @@ def test_mistakes_are_one_line_before_any_data(tmp_path: Path) -> None:
     folded = "model.norm=folded", "model.linearize=true", "model.head_mode=linearized"
     assert "model.head_init=same" in refusal(*folded, "model.head_init=zero")
     assert "needs model.linearize=true" in refusal("model.head_mode=linearized")
+    headed = "model=resnet18_224", "model.head_init=pretrained"
+    assert "only model.pretrained=imagenet1k has a head, and it is None" in refusal(*headed)
+    assert "must be one of zero, same" in refusal("model.head_init=pretrained")
 
 
 def test_another_activation_is_told() -> None:
@@ -89,7 +92,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     pretrained.save(network(), FACTS, file, False)
     with pytest.raises(UserError, match="the network is another one"):
-        pretrained.load(network(width=5), str(file))
+        pretrained.load(network(width=5), str(file), False)
 
 
 def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,16 +106,21 @@ def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "torchvision.models._api.WeightsEnum.get_state_dict", lambda self, *_, **__: held
     )
     net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
-    pretrained.load(net, "imagenet1k")
+    pretrained.load(net, "imagenet1k", False)
     assert net.net.layer4[1].conv2.weight.equal(held["layer4.1.conv2.weight"])
     assert net.head.weight.eq(0).all()
+    with pytest.raises(UserError, match=r"another one \(net.fc.bias differs"):
+        pretrained.load(net, "imagenet1k", True)
+    whole: Any = TorchvisionResNet18((3, 64, 64), 1000, "leaky_relu", "pretrained")
+    pretrained.load(whole, "imagenet1k", True)
+    assert whole.head.weight.equal(held["fc.weight"])
 
     def unreachable(*_: Any, **__: Any) -> Any:
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", unreachable)
     with pytest.raises(UserError, match=r"f37072fd\.pth cannot be downloaded .* put it at"):
-        pretrained.load(net, "imagenet1k")
+        pretrained.load(net, "imagenet1k", False)
 
 
 def test_the_shipped_backbone_fits_and_says_where_it_is_from() -> None:

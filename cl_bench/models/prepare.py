@@ -27,15 +27,17 @@ def prepared(
     norm: Norm,
     linearize: bool,
     head_mode: HeadMode,
+    with_head: bool,
 ) -> nn.Module:
     """The network that a run trains, from one with its own initial values; x is any input.
 
+    with_head            the backbone's own head too, where it has one
     norm=folded          batch norm merged into the convolutions, after the backbone is loaded
     linearize            the tangent model at what is there then (`Linearized`)
     head_mode=head_only  the head alone is trained
     """
     if pretrained is not None:
-        backbones.load(net, pretrained)
+        backbones.load(net, pretrained, with_head)
     if norm == "folded":
         fold(net, x)
     if head_mode == "head_only":
@@ -62,5 +64,10 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
             "use model.norm=folded"
         )
     name = backbones.chosen(model)
+    if model.get("head_init") == "pretrained" and name != backbones.IMAGENET:
+        raise UserError(
+            f"model.head_init=pretrained: only model.pretrained={backbones.IMAGENET} has a head, "
+            f"and it is {name}"
+        )
     if name is not None:
         backbones.check(name, model, transform)

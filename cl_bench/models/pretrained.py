@@ -116,10 +116,10 @@ def facts(name: str) -> dict[str, Any]:
     return asdict(provenance(name)) | {"sha256": sha}
 
 
-def load(net: nn.Module, name: str) -> None:
-    """Put the backbone's values into the network, whose head stays as it is."""
-    held = _published() if name == IMAGENET else _tensors(name)
-    present = _backbone(net)
+def load(net: nn.Module, name: str, with_head: bool) -> None:
+    """Put the backbone's values into the network, whose head stays as it is unless asked for."""
+    held = _published(with_head) if name == IMAGENET else _tensors(name)
+    present = net.state_dict() if with_head else _backbone(net)
     wrong = [k for k in {*held, *present} if k not in held or k not in present]
     wrong += [k for k in present if k in held and held[k].shape != present[k].shape]
     if wrong:
@@ -189,7 +189,7 @@ def _tensors(name: str) -> dict[str, Tensor]:
         return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
 
 
-def _published() -> dict[str, Tensor]:
+def _published(with_head: bool) -> dict[str, Tensor]:
     """torchvision's ResNet-18, from torch's own cache or by download."""
     from torchvision.models import ResNet18_Weights
 
@@ -202,4 +202,4 @@ def _published() -> dict[str, Tensor]:
             f"({error}); put it at {cache}, or use one of {', '.join(names()[:-1])}, or null"
         ) from error
     kept = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    return {f"net.{k}": v for k, v in kept.items() if not k.startswith("fc.")}
+    return {f"net.{k}": v for k, v in kept.items() if with_head or not k.startswith("fc.")}

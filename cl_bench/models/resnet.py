@@ -7,6 +7,7 @@ With width 20 it is the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -78,7 +79,10 @@ class ResNet18(nn.Module):
 
 
 class TorchvisionResNet18(nn.Module):
-    """torchvision's ResNet-18 (7x7 stem, max-pooling), for images of 224 pixels."""
+    """torchvision's ResNet-18 (7x7 stem, max-pooling), for images of 224 pixels.
+
+    head_init=pretrained keeps ImageNet's head, to go on with its 1,000 classes.
+    """
 
     spatial, batch_norm = True, True
 
@@ -87,7 +91,7 @@ class TorchvisionResNet18(nn.Module):
         shape: Sequence[int],
         num_classes: int,
         activation: Activation,
-        head_init: HeadInit,
+        head_init: HeadInit | Literal["pretrained"],
     ) -> None:
         from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -110,7 +114,7 @@ class TorchvisionResNet18(nn.Module):
                     setattr(module, name, ACTIVATIONS[activation]())
                 if isinstance(child, nn.BatchNorm2d):
                     child.num_batches_tracked = None
-        initialise(self, self.head, "torch", head_init)
+        initialise(self, self.head, "torch", "zero" if head_init == "zero" else "same")
 
     @property
     def head(self) -> nn.Linear:
