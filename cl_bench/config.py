@@ -147,14 +147,24 @@ def _check_combination(plain: dict[str, Any]) -> None:
             "dataset.split=permutation: the model sees neighbouring pixels, which a permutation "
             "destroys; use model=mlp, or dataset.split=class or sample"
         )
-    made = get_object(plain["model"]["_target_"])
-    prepare.check(plain["model"], made.batch_norm, plain["dataset"]["transform"])
+    _check_model(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
     if plain["method"]["_target_"].endswith(".DLCFT"):
         _check_dlcft(plain)
     if "step" in plain["method"]:
         _check_step(plain, plain["method"])
+
+
+def _check_model(plain: dict[str, Any]) -> None:
+    model = plain["model"]
+    if plain["schedule"]["warm_up"] == "head" and model["head_mode"] == "linearized":
+        raise UserError(
+            "schedule.warm_up=head: with model.head_mode=linearized the head starts where the "
+            "tangent is taken; use schedule.warm_up=none, or model.head_mode=bilinear"
+        )
+    has_batch_norm = get_object(model["_target_"]).batch_norm
+    prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
 
 
 def _check_dlcft(plain: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.metrics import AccuracyMatrix
 from cl_bench.types import Stream, Task, UserError
+from cl_bench.warm_up import fit_head, new_classes
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Schedule:
     batch_norm=frozen  statistics and weights of batch norm stay as the first task left them
     annealing=cosine   the learning rate falls to 0 within each task (Loshchilov & Hutter 2017,
                        arXiv:1608.03983, without restarts)
+    warm_up=head       the head's rows of a task's new classes are fitted first, alone (`fit_head`)
     """
 
     epochs: int
     batch_size: int
     batch_norm: Literal["train", "frozen"]
     annealing: Literal["none", "cosine"]
+    warm_up: Literal["none", "head"]
 
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""
@@ -121,6 +124,8 @@ def learn(
     if progress.order is None:
         progress.order = order.get_state()
         method.learner.begin_task(*now)
+        if schedule.warm_up == "head":
+            fit_head(method.learner, task, new_classes(stream, task))
         method.begin_task(task)
     else:
         order.set_state(progress.order)

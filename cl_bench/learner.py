@@ -117,9 +117,10 @@ class Learner:
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """(B, d): what the network makes of a batch before its head."""
+        x = self.transform.view(batch.x).to(self.flat.theta.dtype)
         with self._autocast():
             network: Any = self.net
-            return network.features(self.transform.view(batch.x))
+            return network.features(x)
 
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B,): each sample's loss over the classes that are live for its task."""

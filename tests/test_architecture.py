@@ -16,7 +16,7 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     {"learner"},
     {"curvature"},
     {"methods"},
-    {"evaluation"},
+    {"evaluation", "warm_up"},
     {"experiment", "checkpoint"},
     {"record", "runtime", "figures", "tracking", "present", "schema", "config", "parts"},
     {"host", "report", "studies"},

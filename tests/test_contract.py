@@ -40,7 +40,7 @@ from cl_bench.tracking import Null
 from cl_bench.types import Batch, Stream, Task, UserError
 
 METHODS = names("method")
-SCHEDULE = Schedule(2, 8, "train", "none")  # 30 samples a task: the last batch is short
+SCHEDULE = Schedule(2, 8, "train", "none", "none")  # 30 samples a task: the last batch is short
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
 
@@ -200,7 +200,7 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
 
 def test_frozen_batch_norm_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none"))
     seen = []
     monkeypatch.setattr(
         experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
@@ -208,15 +208,26 @@ def test_frozen_batch_norm_comes_back(tmp_path: Path, monkeypatch: pytest.Monkey
     Run("finetune", "data", build=hard)()
     assert not seen[0].equal(seen[1]) and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none"))
     stopped_and_continued(tmp_path, [3, 6, 4], name="ewc", scenario="data", build=hard)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_warm_up_comes_once(
+    scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a task's beginning, not again where a run comes back in its middle."""
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "none", "head"))
+    run = stopped_and_continued(tmp_path, [3, 6, 4], name="dlcft", scenario=scenario, build=tangent)
+    monkeypatch.undo()
+    assert not run.theta.equal(Run("dlcft", scenario, build=tangent)().theta)
 
 
 def test_a_kill_costs_what_came_after_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a checkpoint at every step, one step; the learning rate anneals on where it was."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "cosine"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "cosine", "none"))
     straight = Run("er", "data", build=hard)()
     with pytest.raises(Killed):
         Run("er", "data", build=hard, folder=tmp_path, stop_at=11, killed=True, save_every=0)()

@@ -68,7 +68,7 @@ def test_prior_and_distillation_part_at_third_order(kind: str) -> None:
     torch.manual_seed(0)
     net: Any = mlp(activation="tanh") if kind == "mlp" else resnet(shape=(1, 4, 4))
     made, stream = learner(net, transform=identity()), blobs("data", each=60)
-    order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train", "none")
+    order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train", "none", "none")
     page = prior_vs_distillation.study(made, stream, order, schedule, [1e-4, 2e-4, 5e-4])
     assert page.rows[1]["order"] == pytest.approx(3, abs=0.2 if kind == "mlp" else 0.4)
     assert page.rows[0]["KL"] == pytest.approx(page.rows[0]["quadratic"], rel=0.1)
