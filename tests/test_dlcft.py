@@ -60,10 +60,10 @@ def solve(made: Learner, objective: Any, *args: Any, matrix: Any = 0, pull: Any 
     made.flat.theta.data.sub_(step)
 
 
-def in_sequence(scenario: str, estimate: Any, by: Any = "tasks", early: float = 1) -> Learner:
-    """The stream by DLCFT, every task to its exact minimum, or `early` of the way there."""
+def in_sequence(scenario: str, estimate: Any, by: Any = "tasks") -> Learner:
+    """The stream by DLCFT, every task to its exact minimum."""
     made, (stream, member) = start(scenario), tasks(scenario)
-    options = 1.0, "explicit", 1, "never", 0, 1, 0.5, early < 1
+    options = 1.0, "explicit", 1, "never", 0, 1, 0.5
     method = DLCFT(made, estimate, lambda p, f: averaged(p, f, by), *options)
     ever = SCENARIOS[scenario](member, TASKS - 1)
     for task in stream:
@@ -75,11 +75,7 @@ def in_sequence(scenario: str, estimate: Any, by: Any = "tasks", early: float = 
             size = made.flat.theta.numel()
             matrix = strength * ref.dense(held.curvature.matvec, size)
             pull = strength * method.penalty.pull(made.flat.theta.detach())
-            pull += 0 if method.slope is None else strength * method.slope
-        there = made.flat.theta.detach().clone()
         solve(made, method._new, Batch(task.x, task.y, task.t), matrix=matrix, pull=pull)
-        if task.id < TASKS - 1:
-            made.flat.theta.data.lerp_(there, 1 - early)
         method.end_task(task)
     return made
 
@@ -107,14 +103,6 @@ def test_with_the_exact_curvature_sequential_is_joint(scenario: str) -> None:
     torch.testing.assert_close(found, joint, rtol=1e-7, atol=1e-7)
     literal = answers(in_sequence(scenario, FullFisher("exact", None), "literal"), scenario)
     assert (literal - joint).norm() > 0.01 * joint.norm()
-
-
-@pytest.mark.parametrize("scenario", ["data", "class"])
-def test_with_the_slope_it_is_joint_wherever_tasks_end(scenario: str) -> None:
-    """A third of the way to each minimum but the last; without the slope that is another."""
-    joint = answers(at_once(scenario), scenario)
-    found = answers(in_sequence(scenario, FullFisher("exact", None), early=0.3), scenario)
-    torch.testing.assert_close(found, joint, rtol=1e-7, atol=1e-7)
 
 
 FACTORED = [KFAC("exact", None, "diagonal"), TKFAC("exact", None, "diagonal", "published")]

@@ -18,16 +18,6 @@ from cl_bench.types import Task
 Product = Callable[[Tensor], Tensor]  # (..., P) -> (..., P)
 
 
-def mean_gradient(learner: Learner, task: Task) -> Tensor:
-    """(P,): the gradient of the mean loss over a task; fills `flat.grad` on its way."""
-    total = torch.zeros_like(learner.flat.grad)
-    with learner.evaluating(full_precision=True):
-        for batch in task.chunks(chunk(learner)):
-            learner.differentiate(learner.loss, batch)
-            total.add_(learner.flat.grad, alpha=len(batch.y) / len(task))
-    return total
-
-
 def hessian_product(learner: Learner, task: Task) -> Product:
     """v -> H v for the Hessian H of the mean loss at theta; a vector or rows of them."""
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from cl_bench.buffer import Reservoir
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty
-from cl_bench.curvature.products import mean_gradient
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.types import Batch, Task
@@ -31,10 +30,6 @@ class DLCFT(Method):
 
     Eq. 11 where nothing is replayed (share is 1 then), eq. 14 where something is: memory=growing
     keeps a reservoir if later tasks bring new competitors (class-IL).
-
-    slope=true adds g'd to the penalty, g the gradient that the past has where its tasks ended. The
-    paper takes it for 0; of a task that ends before its minimum it is not, and with it training in
-    sequence is training on all at once wherever each task ends.
     """
 
     def __init__(
@@ -49,12 +44,10 @@ class DLCFT(Method):
         capacity: int,
         replay: int,
         share: float,
-        slope: bool,
     ) -> None:
         super().__init__(learner)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
         self.share = share
-        self.slope = torch.zeros_like(learner.flat.grad) if slope else None
         self.policy, self.memory, self.replay = memory, Reservoir(capacity, learner.rng), replay
         self.keeps = memory == "always"
         self.tasks = 0  # past ones
@@ -68,33 +61,17 @@ class DLCFT(Method):
         self.penalty.check(self.learner)
 
     def observe(self, batch: Batch) -> Tensor:
-        if len(self.memory):
-            old = self.memory.sample(self.replay)
-            loss = self.learner.gradient(self._new_and_old, batch, old)
-        else:
-            loss = self.learner.gradient(self._new, batch)
-        if self.slope is not None:
-            self.learner.flat.grad.add_(self.slope, alpha=self.penalty.weight)
-        self.penalty.move(self.learner)
-        return loss
+        if not len(self.memory):
+            return self.penalty.descend(self.learner, self._new, batch)
+        old = self.memory.sample(self.replay)
+        return self.penalty.descend(self.learner, self._new_and_old, batch, old)
 
     def end_task(self, task: Task) -> None:
         self.penalty.settle(self.learner)
-        if self.slope is not None:
-            self._incline(self.slope, task)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)
         self.tasks += len(task.t.unique())
         if self.keeps:
             self.memory.add(Batch(task.x, task.y, task.t))
-
-    @torch.no_grad()
-    def _incline(self, slope: Tensor, task: Task) -> None:
-        """g <- (g_t + (t-1) (g + strength H d)) / t, the mean loss's gradient here."""
-        pull = self.penalty.strength * self.penalty.pull(self.learner.flat.theta)
-        with torch.enable_grad():
-            new = mean_gradient(self.learner, task)
-        before, now = self.tasks, len(task.t.unique())
-        slope.add_(pull).mul_(before).add_(new, alpha=now).div_(before + now)
 
     def _new(self, theta: Tensor, batch: Batch) -> Tensor:
         return self.learner.loss(theta, batch) / (self.tasks + 1)
