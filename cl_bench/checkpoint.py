@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
+from cl_bench.types import UserError
 
 PLAIN = (Tensor, int, float, str, bool, bytes, type(None))
 
@@ -86,6 +87,7 @@ def state_of(method: Method) -> dict[str, Any]:
     return {
         "masked": learner.masked,
         "theta": learner.flat.theta.detach(),
+        "channels_last": learner.flat.channels_last,
         "buffers": dict(learner.net.named_buffers()),
         "optimizer": learner.optimizer.state_dict(),
         "method": own,
@@ -95,6 +97,12 @@ def state_of(method: Method) -> dict[str, Any]:
 def restore(method: Method, state: dict[str, Any]) -> None:
     """Put `state_of` back, in place: the views of theta stay whole."""
     learner = method.learner
+    before = state["channels_last"]
+    if before != learner.flat.channels_last:
+        raise UserError(
+            f"runtime.channels_last: the checkpoint was written with {str(before).lower()}, on "
+            "another device; go on there, or start anew with force=true"
+        )
     with torch.no_grad():
         learner.flat.theta.copy_(state["theta"])
         for name, buffer in learner.net.named_buffers():

@@ -96,11 +96,12 @@ def run(
         first = stream.tasks[0]
         method.learner.reveal(stream.live(0), first.t.unique(), stream.ever)
         measure(method, stream, evaluation, progress, host, -1)
+    within, after = (probe, None) if probe is not None and probe.every else (None, probe)
     for task in stream.tasks[progress.done :]:
-        learn(method, stream, task, order, schedule, progress, host, probe)
+        learn(method, stream, task, order, schedule, progress, host, within)
         measure(method, stream, evaluation, progress, host, task.id)
-        if probe is not None and probe.every is None:
-            _watch(probe, method, stream, task, progress, host)
+        if after is not None:
+            _watch(after, method, stream, task, progress, host)
         progress.done, progress.step, progress.order = progress.done + 1, 0, None
         host.save()
         if host.stopping() and progress.done < len(stream.tasks):
@@ -120,21 +121,10 @@ def learn(
     """Train on one task, from its beginning or from the step that the checkpoint holds."""
     before = progress.train_seconds.pop() if progress.order is not None else 0.0
     started = host.seconds()
-    now = stream.live(task.id), task.t.unique(), stream.ever
-    if progress.order is None:
-        progress.order = order.get_state()
-        method.learner.begin_task(*now)
-        if schedule.warm_up == "head":
-            fit_head(method.learner, task, new_classes(stream, task))
-        method.begin_task(task)
-    else:
-        order.set_state(progress.order)
-        method.learner.reveal(*now)
-    method.learner.train(frozen=schedule.batch_norm == "frozen" and progress.done > 0)
+    _begin(method, stream, task, order, schedule, progress)
     last = schedule.steps(task)
-    every = None if probe is None else probe.every
     for batch in task.batches(schedule.batch_size, order, schedule.epochs, progress.step):
-        if probe is not None and every is not None and progress.step % every == 0:
+        if probe is not None and progress.step % (probe.every or last) == 0:
             started += _watch(probe, method, stream, task, progress, host)
         method.learner.anneal(schedule.factor(progress.step, last))
         loss = method.observe(batch)
@@ -147,10 +137,34 @@ def learn(
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(host)
             progress.train_seconds.pop()
-    if probe is not None and every is not None:
+    if probe is not None:
         started += _watch(probe, method, stream, task, progress, host)
     method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
+
+
+def _begin(
+    method: Method,
+    stream: Stream,
+    task: Task,
+    order: Generator,
+    schedule: Schedule,
+    progress: Progress,
+) -> None:
+    """What comes before a task's first step, or before the next one of a run that comes back."""
+    learner, now = method.learner, (stream.live(task.id), task.t.unique(), stream.ever)
+    frozen = schedule.batch_norm == "frozen" and progress.done > 0
+    if progress.order is not None:
+        order.set_state(progress.order)
+        learner.reveal(*now)
+        learner.train(frozen)
+        return
+    progress.order = order.get_state()
+    learner.begin_task(*now)
+    learner.train(frozen)
+    if schedule.warm_up == "head":
+        fit_head(learner, task, new_classes(stream, task))
+    method.begin_task(task)
 
 
 def _save(host: Host) -> float:

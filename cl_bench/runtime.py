@@ -110,7 +110,7 @@ def start(
     cpu = torch.device("cpu")
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
     made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
-    last = precision == "bf16" or not cuda if channels_last == "auto" else channels_last
+    last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last
     return Runtime(where, precision, last, compiler, *made)
 
 

@@ -19,24 +19,24 @@ STEPS = 200  # of L-BFGS at most; it stops where the loss does
 
 
 def new_classes(stream: Stream, task: Task) -> Tensor:
-    """(K,) bool: those that compete in this task and did not in any before."""
-    before = torch.zeros_like(stream.classes[0])
-    for past in range(task.id):
-        before |= stream.live(past)[past]
-    return stream.live(task.id)[task.t.unique()].any(0) & ~before
+    """(K,) bool: the classes of this task that no task before it had."""
+    past = [before.id for before in stream.tasks if before.id < task.id]
+    return stream.classes[task.t.unique()].any(0) & ~stream.classes[past].any(0)
 
 
 def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
-    """Put the head's rows of the classes `new` (K,) bool where the task's loss is lowest.
+    """Put the head's rows of the classes `new` (K,) bool where the task's loss over them is lowest.
 
     min over these rows, all else as it is, of the mean loss + |W|^2 / 2N for N images: convex, by
-    L-BFGS on the features, in evaluation mode and without augmentation.
+    L-BFGS, without augmentation, on what the head will read when training starts: where batch norm
+    trains, on batches' own statistics. The other classes do not compete: against rows that stay, a
+    cross-entropy on images of new classes alone has no minimum.
     """
     if not bool(new.any()):
         return
     head: Any = learner.net.head
     z = _features(learner, task)
-    live = learner.live[task.t] if learner.masked else None
+    live = learner.live[task.t] & new
     weight, bias, rows = head.weight.detach(), head.bias.detach(), new.nonzero().squeeze(1)
     w, b = (v[rows].clone().requires_grad_() for v in (weight, bias))
     solver = torch.optim.LBFGS([w, b], max_iter=STEPS, line_search_fn="strong_wolfe")
@@ -54,6 +54,9 @@ def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
 
 
 def _features(learner: Learner, task: Task) -> Tensor:
-    """(N, d): what the head reads."""
-    with learner.evaluating(full_precision=True):
-        return torch.cat([learner.features(batch) for batch in task.chunks(256)])
+    """(N, d): what the head reads in the present mode; batch norm's running statistics stay."""
+    kept = [(buffer, buffer.clone()) for buffer in learner.net.buffers()]
+    found = torch.cat([learner.features(batch) for batch in task.chunks(256)])
+    for buffer, before in kept:
+        buffer.copy_(before)
+    return found.to(learner.flat.theta.dtype)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, batch, learner, method_for, mlp
+from conftest import CPU, batch, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
 from cl_bench import checkpoint
 from cl_bench.buffer import PerTaskRing, Reservoir
 from cl_bench.curvature.diagonal import Diagonal
+from cl_bench.types import UserError
 
 
 def through(value: Any, present: Any, where: Path) -> Any:
@@ -111,3 +112,13 @@ def test_bytes_of_state() -> None:
     method = method_for("er", made, "method.capacity=20")
     method.memory.add(batch(3))
     assert checkpoint.nbytes(method) == 20 * (16 + 8 + 8)
+
+
+def test_another_layout_is_refused() -> None:
+    """theta's order is the layout's: what was saved in one cannot go on in the other."""
+    one, two = (
+        method_for("finetune", learner(resnet(), machine(channels_last=last)))
+        for last in (True, False)
+    )
+    with pytest.raises(UserError, match=r"runtime\.channels_last: .* written with true"):
+        checkpoint.restore(two, checkpoint.state_of(one))

@@ -74,7 +74,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self) -> Run:
-        rt = machine(self.device)
+        rt = machine(self.device, channels_last="auto")
         if self.compiled:
             rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
         torch.manual_seed(5)

@@ -42,7 +42,9 @@ def start(scenario: str) -> Learner:
     torch.manual_seed(0)
     small = mlp(CLASSES, (2, 2, 2), hidden=[3], activation="tanh")
     mode = "linearized" if scenario == "data" else "head_only"
-    net = prepared(small, torch.zeros(1, 2, 2, 2), None, "batch", scenario == "data", mode, False)
+    net = prepared(
+        small, torch.zeros(1, 2, 2, 2), None, "batch", scenario == "data", mode, with_head=False
+    )
     if scenario != "data":
         torch.nn.init.zeros_(net.head.weight)  # type: ignore[arg-type]
         torch.nn.init.zeros_(net.head.bias)  # type: ignore[arg-type]

@@ -97,3 +97,12 @@ def test_frozen_parameters_stay_out() -> None:
     flat = FlatParams(net, False)
     assert "features.1.weight" not in flat.slices
     assert flat.theta.numel() == sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_channels_last_where_it_is_faster(device: str, precision: str) -> None:
+    """auto: on a CPU, and in bf16; otherwise what was said."""
+    made = machine(device, precision=precision, channels_last="auto")
+    assert made.channels_last == (device == "cpu" or precision == "bf16")
+    assert not machine(device, precision=precision).channels_last

@@ -153,7 +153,7 @@ def test_a_squared_loss_is_quadratic(mode: HeadMode) -> None:
         "batch",
         mode == "linearized",
         mode,
-        False,
+        with_head=False,
     )
     _, task = ref.case("mlp", "mse")
     made = learner(net.double(), transform=ref.case("mlp")[0].transform)
@@ -165,7 +165,9 @@ def test_a_squared_loss_is_quadratic(mode: HeadMode) -> None:
 
 
 def test_head_only_trains_the_head_alone() -> None:
-    net = prepared(resnet(), torch.zeros(1, 3, 8, 8), None, "folded", False, "head_only", False)
+    net = prepared(
+        resnet(), torch.zeros(1, 3, 8, 8), None, "folded", False, "head_only", with_head=False
+    )
     made = learner(net)
     assert set(made.flat.slices) == {"head.weight", "head.bias"}
     body = {k: v.clone() for k, v in net.state_dict().items() if not k.startswith("head")}

@@ -18,7 +18,8 @@ from cl_bench.curvature.kronecker import Factors, Place
 from cl_bench.learner import Learner
 
 PATCHES = {"cpu": 2**20}  # floats of patches at once: 4 MiB stay in the cache
-BAND = 64  # rows of a product at least
+BANDS = {"cpu": 4}  # of a symmetric product: more save little, and elsewhere a launch costs more
+BAND = 64  # rows of one at least
 
 
 class Sum:
@@ -162,9 +163,9 @@ def places(s: Tensor) -> Tensor:
 def gram(total: Tensor, left: Tensor, x: Tensor, scale: float) -> None:
     """total (d, d) += scale sum_nl left_nl x_nl', for two (N, d, L) whose product is symmetric.
 
-    On and below the diagonal (`mirrored`): a large matrix in four bands, each up to its diagonal.
+    On and below the diagonal (`mirrored`): a large matrix in bands, each up to its diagonal.
     """
-    size = max(BAND, -(-len(total) // 4))
+    size = max(BAND, -(-len(total) // BANDS.get(total.device.type, 1)))
     for start in range(0, len(total), size):
         end = min(start + size, len(total))
         part, band, right = total[start:end, :end], left[:, start:end], x[:, :end]

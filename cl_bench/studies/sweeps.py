@@ -94,9 +94,7 @@ class Grid(Study):
                     "other keys too; choose an output_dir of its own"
                 )
             values = cell.get(split, [])
-            row[split] = mean(values) if values else None
-            row[f"{split} sd"] = stdev(values) if len(values) > 1 else None
-            row[f"{split} n"] = len(values)
+            row |= spread(split, values) | {f"{split} n": len(values)}
         row["published"] = self.published.get(key[0])
         return row | {"train s": mean(cell["seconds"]), "chosen": ""}
 
@@ -120,32 +118,35 @@ class Table(Study):
     `variant`: the keys; a column each, under the key's last name that says something.
     """
 
+    def __init__(self, title: str, variant: list[str]) -> None:
+        super().__init__(title, variant)
+        self.columns = [k.removesuffix("._target_").rpartition(".")[2] for k in variant]
+
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         cells: dict[tuple[str, ...], list[Record]] = defaultdict(list)
         for _, record in found:
             cells[tuple(word(record, key) or "none" for key in self.variant)].append(record)
         rows = [self._row(key, cells[key]) for key in sorted(cells)]
         best = max(rows, key=lambda row: row["ACC"])
-        said = [f"{key}={best[key]}" for key in map(_column, self.variant)]
+        said = [f"{column}={best[column]}" for column in self.columns]
         findings = [f"highest: {', '.join(said)}, ACC {best['ACC']:.2f} (n = {best['n']})"]
         return Page(self.title, findings, rows, lambda f: self._draw(f, rows))
 
     def _row(self, key: tuple[str, ...], cell: list[Record]) -> dict[str, Any]:
-        row: dict[str, Any] = dict(zip(map(_column, self.variant), key, strict=True))
+        row: dict[str, Any] = dict(zip(self.columns, key, strict=True))
         if len({record["hash"] for record in cell}) > 1:
             raise UserError(
                 f"output_dir: {' '.join(key)} was run there with other values of other keys too; "
                 "choose an output_dir of its own"
             )
         for name in ("ACC", "BWT"):
-            values = [100 * record["metrics"][name] for record in cell]
-            row[name] = mean(values)
-            row[f"{name} sd"] = stdev(values) if len(values) > 1 else None
+            known = (record["metrics"][name] for record in cell)
+            row |= spread(name, [100 * value for value in known if value is not None])
         return row | {"n": len(cell)}
 
     def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
         axes = figure.add_subplot(xlabel="ACC (%)", title=self.title)
-        names = [" ".join(row[c] for c in map(_column, self.variant)) for row in rows]
+        names = [" ".join(row[c] for c in self.columns) for row in rows]
         axes.barh(names, [r["ACC"] for r in rows], xerr=[r["ACC sd"] or 0 for r in rows])
         axes.invert_yaxis()
 
@@ -208,17 +209,18 @@ def at(node: Any, key: str) -> Any:
     return node
 
 
+def spread(name: str, values: list[float]) -> dict[str, float | None]:
+    """Mean and standard deviation, each where there is one."""
+    sd = stdev(values) if len(values) > 1 else None
+    return {name: mean(values) if values else None, f"{name} sd": sd}
+
+
 def word(record: Record, key: str) -> str | None:
     """A value of a run's config, of a path its last part; None where it has none."""
     value = at(record["config"], key)
     if value is None:
         return None
     return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
-
-
-def _column(key: str) -> str:
-    """method.curvature._target_ is the curvature."""
-    return key.removesuffix("._target_").rpartition(".")[2]
 
 
 def _said(row: dict[str, Any]) -> str:
