@@ -33,7 +33,8 @@ def linearized(overrides: list[str], tasks: int) -> None:
     for name in nets:
         step, test = (s[name] / s["folded"] for s in (seconds, asked))
         print(f"{name:14} a step {step:.2f}, a test {test:.2f}")
-    penalised = [*base, *NETWORKS["linearized"], "method=dlcft", "model.pretrained=null"]
+    alone = "method=dlcft", "model.pretrained=null", "schedule.warm_up=none"
+    penalised = [*base, *NETWORKS["linearized"], *alone]
     for name in FACTORED:
         made = Contender(*penalised, f"curvature={name}")
         passes = rounds(chosen, {"pass": finishing(made)})["pass"]
