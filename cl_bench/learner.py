@@ -214,12 +214,12 @@ class Learner:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _outside(self, kind: type[nn.Module]) -> Tensor:
-        """(P,) bool: the parameters of all modules but those of this kind."""
+    def _outside(self, kind: type[nn.Module]) -> Tensor | None:
+        """(P,) bool: the parameters of all modules but those of this kind; None: there are none."""
         mask = torch.ones_like(self.flat.grad, dtype=torch.bool)
         for part in self._parts(mask, lambda module: isinstance(module, kind)):
             part.zero_()
-        return mask
+        return None if bool(mask.all()) else mask
 
     def _parts(self, vector: Tensor, chosen: Callable[[nn.Module], bool]) -> Iterator[Tensor]:
         """The parts of a vector that are the chosen modules' own."""

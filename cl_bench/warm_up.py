@@ -1,7 +1,7 @@
 """The head of a new task before the rest of the network moves.
 
 LwF's warm-up (Li & Hoiem 2016, arXiv:1606.09282, section 3); linear probing before fine-tuning
-(Kumar et al. 2022, arXiv:2202.10054).
+(Kumar et al. 2022, arXiv:2202.10054). What SI counts begins after it.
 """
 
 from __future__ import annotations
