@@ -66,8 +66,8 @@ def test_models_by_vectors(name: str) -> None:
 def test_prior_and_distillation_part_at_third_order(kind: str) -> None:
     """With batch norm too: its statistics are those of w0."""
     torch.manual_seed(0)
-    smooth = {"mlp": mlp, "resnet": lambda **how: resnet(shape=(1, 4, 4), **how)}
-    net: Any = smooth[kind](activation="tanh")
+    deep = resnet(shape=(1, 4, 4), activation="tanh")
+    net: Any = mlp(activation="tanh") if kind == "mlp" else deep
     made, stream = learner(net, transform=identity()), blobs("data", each=60)
     order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train", "none", "none")
     page = prior_vs_distillation.study(made, stream, order, schedule, [1e-4, 2e-4, 5e-4])

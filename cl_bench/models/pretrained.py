@@ -24,7 +24,7 @@ from cl_bench.types import UserError
 SHIPPED = Path(__file__).parent / "backbones"
 IMAGENET = "imagenet1k"
 PUBLISHED = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
-CLASSES = 1000
+CLASSES = 1000  # of its head
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -119,13 +119,13 @@ def facts(name: str) -> dict[str, Any]:
 
 def load(net: Any, name: str, with_head: bool) -> None:
     """Put the backbone's values into the network, whose head stays as it is unless asked for."""
-    held = _published(with_head) if name == IMAGENET else _tensors(name)
-    present = net.state_dict() if with_head else _backbone(net)
     if with_head and net.head.out_features != CLASSES:
         raise UserError(
             f"model.head_init=pretrained: the head of {name} has {CLASSES} classes, the data has "
             f"{net.head.out_features}; use model.head_init=zero or same"
         )
+    held = _published(with_head) if name == IMAGENET else _tensors(name)
+    present = net.state_dict() if with_head else _backbone(net)
     wrong = [k for k in {*held, *present} if k not in held or k not in present]
     wrong += [k for k in present if k in held and held[k].shape != present[k].shape]
     if wrong:

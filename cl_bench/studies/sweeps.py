@@ -88,13 +88,9 @@ class Grid(Study):
     def _row(self, key: tuple[str, float], cell: dict[str, list[float]]) -> dict[str, Any]:
         row: dict[str, Any] = {"variant": key[0], "value": key[1]}
         for split in ("val", "test"):
-            if len(set(cell.get(f"{split} configs", []))) > 1:
-                raise UserError(
-                    f"output_dir: {key[0]}, {self.x}={key[1]:g} was run there with other values of "
-                    "other keys too; choose an output_dir of its own"
-                )
+            require_one(cell.get(f"{split} configs", []), f"{key[0]}, {self.x}={key[1]:g}")
             values = cell.get(split, [])
-            row |= spread(split, values) | {f"{split} n": len(values)}
+            row |= moments(split, values) | {f"{split} n": len(values)}
         row["published"] = self.published.get(key[0])
         return row | {"train s": mean(cell["seconds"]), "chosen": ""}
 
@@ -134,14 +130,10 @@ class Table(Study):
 
     def _row(self, key: tuple[str, ...], cell: list[Record]) -> dict[str, Any]:
         row: dict[str, Any] = dict(zip(self.columns, key, strict=True))
-        if len({record["hash"] for record in cell}) > 1:
-            raise UserError(
-                f"output_dir: {' '.join(key)} was run there with other values of other keys too; "
-                "choose an output_dir of its own"
-            )
+        require_one([record["hash"] for record in cell], " ".join(key))
         for name in ("ACC", "BWT"):
             known = (record["metrics"][name] for record in cell)
-            row |= spread(name, [100 * value for value in known if value is not None])
+            row |= moments(name, [100 * value for value in known if value is not None])
         return row | {"n": len(cell)}
 
     def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
@@ -209,7 +201,16 @@ def at(node: Any, key: str) -> Any:
     return node
 
 
-def spread(name: str, values: list[float]) -> dict[str, float | None]:
+def require_one(configs: list[Any], what: str) -> None:
+    """UserError where a row's runs are not of one config."""
+    if len(set(configs)) > 1:
+        raise UserError(
+            f"output_dir: {what} was run there with other values of other keys too; "
+            "choose an output_dir of its own"
+        )
+
+
+def moments(name: str, values: list[float]) -> dict[str, float | None]:
     """Mean and standard deviation, each where there is one."""
     sd = stdev(values) if len(values) > 1 else None
     return {name: mean(values) if values else None, f"{name} sd": sd}
