@@ -86,6 +86,7 @@ def state_of(method: Method) -> dict[str, Any]:
     own = {k: encode(v) for k, v in vars(method).items()}
     return {
         "masked": learner.masked,
+        "evaluated": learner.evaluated,
         "theta": learner.flat.theta.detach(),
         "channels_last": learner.flat.channels_last,
         "buffers": dict(learner.net.named_buffers()),
@@ -107,7 +108,7 @@ def restore(method: Method, state: dict[str, Any]) -> None:
         learner.flat.theta.copy_(state["theta"])
         for name, buffer in learner.net.named_buffers():
             buffer.copy_(state["buffers"][name])
-    learner.masked = state["masked"]
+    learner.masked, learner.evaluated = state["masked"], state["evaluated"]
     learner.optimizer.load_state_dict(state["optimizer"])
     for name, value in state["method"].items():
         setattr(method, name, decode(value, getattr(method, name, None)))

@@ -20,6 +20,10 @@ class Criterion(Protocol):
         """(B, K), (B,), (B, K) -> (B,)."""
         ...
 
+    def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
+        """(B, K), (B,), (B, K) -> the losses (B,), and each one's gradient in its logits (B, K)."""
+        ...
+
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
         """(R, B, K): R = K exact without `rng`; R = 1 drawn with it, right in expectation.
 
@@ -33,6 +37,11 @@ class CrossEntropy:
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
         return F.cross_entropy(_masked(_full(logits), live), y, reduction="none")
+
+    def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
+        log_p, where = _masked(_full(logits), live).log_softmax(-1), y.unsqueeze(-1)
+        minus = torch.full_like(where, -1, dtype=log_p.dtype)
+        return -log_p.gather(-1, where).squeeze(-1), log_p.exp().scatter_add_(-1, where, minus)
 
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
         p = _masked(logits, live).softmax(-1)
@@ -55,11 +64,14 @@ class ScaledMSE:
         self.scale = scale
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
+        return self.with_slope(logits, y, live)[0]
+
+    def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
         target = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
         residual = _full(logits) - self.scale * target
         if live is not None:
             residual = residual * live
-        return 0.5 * residual.square().sum(-1)
+        return 0.5 * residual.square().sum(-1), residual
 
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
         if rng is None:

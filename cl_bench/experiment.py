@@ -180,8 +180,9 @@ def _watch(
     probe: Probe, method: Method, stream: Stream, task: Task, progress: Progress, host: Host
 ) -> float:
     """One look, reported; returns its seconds, which are no training."""
-    before = host.seconds()
+    before, counted = host.seconds(), method.learner.evaluated
     found = probe(method.learner, stream, task)
+    method.learner.evaluated = counted
     host.log({"event": "probe", "task": task.id, "step": progress.steps} | found)
     return host.seconds() - before
 

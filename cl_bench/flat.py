@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ class FlatParams:
 
     def __init__(self, net: nn.Module, channels_last: bool) -> None:
         params = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self.owners = {name: net.get_submodule(name.rpartition(".")[0]) for name in params}
         self.shapes = {name: p.shape for name, p in params.items()}
         self.sizes = [p.numel() for p in params.values()]
         self.channels_last = channels_last
@@ -39,6 +42,19 @@ class FlatParams:
             name: self._shaped(part, shape)
             for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
         }
+
+    def parts(self, vector: Tensor, chosen: Callable[[nn.Module], bool]) -> Iterator[Tensor]:
+        """The parts of `vector` (P,) that are the chosen modules' own, in their shapes."""
+        for name, view in self.views(vector).items():
+            if chosen(self.owners[name]):
+                yield view
+
+    def outside(self, kind: type[nn.Module]) -> Tensor | None:
+        """(P,) bool: the parameters of all modules but those of this kind; None: there are none."""
+        mask = torch.ones_like(self.grad, dtype=torch.bool)
+        for part in self.parts(mask, lambda module: isinstance(module, kind)):
+            part.zero_()
+        return None if bool(mask.all()) else mask
 
     def _stored(self, p: Tensor) -> Tensor:
         return (p.permute(0, 2, 3, 1) if self._permuted(p.shape) else p).reshape(-1)

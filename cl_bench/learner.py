@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 
+from cl_bench.backward import Backward, Objective
+from cl_bench.chain import Slope, chain
 from cl_bench.criteria import Criterion
 from cl_bench.flat import FlatParams
+from cl_bench.optim import Optimizer
 from cl_bench.types import Batch, Transform
-
-Objective = Callable[..., Tensor]  # (theta, *args) -> scalar; `Learner.loss` is the first of them
-
-
-class Optimizer(Protocol):
-    """What a step needs of an optimizer: torch.optim's and `cl_bench.optim.SGD` have it."""
-
-    param_groups: list[dict[str, Any]]
-
-    def step(self) -> object: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Machine(Protocol):
@@ -32,6 +23,7 @@ class Machine(Protocol):
 
     memory: Generator  # on the CPU: what a method draws (replay)
     draws: Generator  # on the device: augmentation
+    precision: Literal["fp32", "bf16"]
     channels_last: bool
     compiler: Callable[[Callable], Callable] | None
 
@@ -63,8 +55,11 @@ class Learner:
         self.optimizer = optimizer([self.flat.theta])
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.masked = self.full_precision = self.frozen = False
+        self.evaluated = 0  # gradients so far, of one sample each
         self._held: Tensor | None = None  # (P,) bool: parameters that may move
-        self._compiled: dict[Objective, Callable] = {}
+        self._backward = Backward(self.flat, machine.compiler)
+        by_hand = machine.compiler is None and machine.precision == "fp32"
+        self._chain = chain(net) if by_hand else None
 
     @property
     def rng(self) -> Generator:
@@ -102,7 +97,7 @@ class Learner:
         """Training mode; `frozen`: batch norm's statistics and weights stay as they are."""
         self.frozen = frozen
         self._mode(True)
-        self._held = self._outside(nn.modules.batchnorm._BatchNorm) if frozen else None
+        self._held = self.flat.outside(nn.modules.batchnorm._BatchNorm) if frozen else None
         if self._held is not None and self._decay_mask is not None:
             self._decay_mask *= self._held
 
@@ -150,11 +145,11 @@ class Learner:
 
     def differentiate(self, objective: Objective, *args: Any) -> Tensor:
         """`gradient` of batches that are augmented already."""
-        return self._backward(objective, args, False).detach()
+        return self._filled(objective, args, False).detach()
 
     def differentiate_with(self, objective: Callable, *args: Any) -> tuple[Tensor, Tensor]:
         """The same for an objective that returns a tensor beside its value (logits to store)."""
-        value, beside = self._backward(objective, args, True)
+        value, beside = self._filled(objective, args, True)
         return value.detach(), beside.detach()
 
     @torch.no_grad()
@@ -170,10 +165,21 @@ class Learner:
         self.step()
         return value
 
+    @torch.no_grad()
+    def descend_plainly(self, batch: Batch, lr: float) -> Tensor:
+        """theta <- theta - lr gradient of the loss: no optimizer, no decay; of inner loops."""
+        if self._chain is None:
+            with torch.enable_grad():
+                value = self.gradient(self.loss, batch)
+            self.flat.theta.sub_(self.flat.grad, alpha=lr)
+            return value
+        self.evaluated += len(batch.y)
+        return self._chain.descend(*self._seen(self.augmented(batch)), lr)
+
     def in_use(self, live: Tensor) -> Tensor:
         """(P,): 1 for each parameter, 0 in the head's rows of classes that are not `live` (K,)."""
         mask = torch.ones_like(self.flat.grad)
-        for rows in self._parts(mask, lambda module: module is self.net.head):
+        for rows in self.flat.parts(mask, lambda module: module is self.net.head):
             rows[~live] = 0.0
         return mask
 
@@ -214,36 +220,19 @@ class Learner:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _outside(self, kind: type[nn.Module]) -> Tensor | None:
-        """(P,) bool: the parameters of all modules but those of this kind; None: there are none."""
-        mask = torch.ones_like(self.flat.grad, dtype=torch.bool)
-        for part in self._parts(mask, lambda module: isinstance(module, kind)):
-            part.zero_()
-        return None if bool(mask.all()) else mask
-
-    def _parts(self, vector: Tensor, chosen: Callable[[nn.Module], bool]) -> Iterator[Tensor]:
-        """The parts of a vector that are the chosen modules' own."""
-        for name, view in self.flat.views(vector).items():
-            if chosen(self.net.get_submodule(name.rpartition(".")[0])):
-                yield view
-
-    def _backward(self, objective: Callable, args: tuple, more: bool) -> Any:
+    def _filled(self, objective: Objective, args: tuple, more: bool) -> Any:
         """Fill `flat.grad`; returns what the objective returned, `more` than its value perhaps."""
-        if self.machine.compiler is not None:
-            found = self._compiled_gradient(objective, args, more)
+        self.evaluated += sum(len(a.y) for a in args if isinstance(a, Batch))
+        if self._chain is not None and objective == self.loss:
+            found = self._chain.fill(*self._seen(*args))
         else:
-            self.flat.grad.zero_()
-            found = objective(self.flat.theta, *args)
-            (found[0] if more else found).backward()
+            found = self._backward(objective, args, more)
         if self._held is not None:
             self.flat.grad.mul_(self._held)
         return found
 
-    def _compiled_gradient(self, objective: Objective, args: tuple, more: bool) -> Any:
-        if objective not in self._compiled:
-            assert self.machine.compiler is not None
-            both = grad_and_value(objective, has_aux=more)
-            self._compiled[objective] = self.machine.compiler(both)
-        grad, value = self._compiled[objective](self.flat.theta.detach(), *args)
-        self.flat.grad.copy_(grad)
-        return value
+    def _seen(self, batch: Batch) -> tuple[Tensor, Slope]:
+        """A batch for the chain: what it reads, and the criterion as a function of its logits."""
+        competing = self.competing(batch)
+        x = self.transform.view(batch.x).to(self.flat.grad.dtype)
+        return x, lambda z: self.criterion.with_slope(z, batch.y, competing)

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Optimizer(Protocol):
+    """What a step needs of an optimizer: torch.optim's and `cl_bench.optim.SGD` have it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> object: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class SGD:

@@ -22,17 +22,18 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
     table = Table()
     for name in record.metrics:
         table.add_column(name, justify="right")
-    table.add_column("train s", justify="right")
-    table.add_column("test s", justify="right")
-    table.add_column("peak MiB", justify="right")
+    for name in ("gradients", "train s", "test s", "peak MiB"):
+        table.add_column(name, justify="right")
     took = record.measured
     numbers = [sum(took["train_seconds"]), sum(took["eval_seconds"])]
     table.add_row(
         *(percent(value) for value in record.metrics.values()),
+        gradients(record.gradients_per_sample),
         *(f"{n:.1f}" for n in numbers),
         f"{took['peak_mib']:.0f}",
     )
-    console.print(f"{title}, seed {record.seed}: {note}; in percent:")
+    told = "in percent, gradients per training image"
+    console.print(f"{title}, seed {record.seed}: {note}; {told}:")
     console.print(table)
     if record.backbone is not None:
         console.print(f"backbone: {described(record.backbone, record.config['model'])}")
@@ -60,6 +61,11 @@ def matrix(rows: list[list[float | None]]) -> Table:
         if any(value is not None for value in row):
             table.add_row(str(i), *(percent(value, 0) for value in row))
     return table
+
+
+def gradients(per_sample: float | None) -> str:
+    """How often a training image was differentiated: glances, replay and inner loops count."""
+    return "-" if per_sample is None else f"{per_sample:.1f}"
 
 
 def percent(value: float | None, digits: int = 2) -> str:

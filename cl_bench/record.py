@@ -42,6 +42,7 @@ class RunRecord:
     theta_sha256: str  # of the final parameters
     measured: dict[str, Any]  # seconds, memory, machine, versions, commit
     backbone: dict[str, Any] | None = None  # its provenance and SHA-256, where there is one
+    gradients_per_sample: float | None = None  # backward passes, of the stream's training images
 
 
 def sha256(vector: Tensor) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cl_bench.config import PLACES, SILENT
-from cl_bench.present import percent
+from cl_bench.present import gradients, percent
 from cl_bench.record import records
 
 Record = dict[str, Any]
@@ -40,7 +40,8 @@ def table(root: Path) -> pd.DataFrame:
 def _numbers(records: list[Record]) -> dict[str, Any]:
     took = [sum(record["measured"]["train_seconds"]) for record in records]
     spreads = {m: _spread([record["metrics"][m] for record in records]) for m in METRICS}
-    return {"n": len(records), **spreads, "train s": f"{mean(took):.1f}"}
+    cost = gradients(records[0].get("gradients_per_sample"))
+    return {"n": len(records), **spreads, "gradients": cost, "train s": f"{mean(took):.1f}"}
 
 
 def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:

@@ -222,6 +222,7 @@ def conclude(
             **record.software(),
         },
         backbone=backbone,
+        gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
     )
 
 

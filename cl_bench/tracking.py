@@ -110,7 +110,8 @@ class Wandb:
                 self.run.summary[name] = value
         for name in ("train_seconds", "eval_seconds", "peak_mib"):
             self.run.summary[name] = record.measured[name]
-        self.run.summary["state_bytes"] = record.state_bytes
+        for name in ("state_bytes", "gradients_per_sample"):
+            self.run.summary[name] = getattr(record, name)
 
     def __enter__(self) -> Self:
         return self

@@ -82,8 +82,8 @@ def process(overrides: list[str]) -> None:
         subprocess.run(command, check=True, capture_output=True)
         again = time.perf_counter() - started
     row = [cell.strip() for cell in out.split("│")[1:-1]]
-    print(f"\nwhole process {whole:.1f} s: training {row[6]} s, evaluation {row[7]} s,")
-    print(f"peak memory {row[8]} MiB; the same command again (start-up and report) {again:.1f} s")
+    print(f"\nwhole process {whole:.1f} s: training {row[7]} s, evaluation {row[8]} s,")
+    print(f"peak memory {row[9]} MiB; the same command again (start-up and report) {again:.1f} s")
 
 
 def main() -> None:

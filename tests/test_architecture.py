@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a file imports from its own layer's left, or from its own folder where listed
     {"types", "metrics", "optim"},
     {"flat", "criteria", "buffer", "data", "models"},
+    {"chain", "backward"},
     {"learner"},
     {"curvature"},
     {"methods"},

@@ -37,6 +37,16 @@ def test_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("live", [None, SOME], ids=["all", "some"])
+@pytest.mark.parametrize("criterion", [CrossEntropy(), ScaledMSE(15.0)], ids=["ce", "mse"])
+def test_slopes_are_autograds(criterion: CrossEntropy | ScaledMSE, live: Live) -> None:
+    z = LOGITS.clone().requires_grad_()
+    losses = criterion(z, Y, live)
+    found = criterion.with_slope(LOGITS, Y, live)
+    torch.testing.assert_close(found[0], losses.detach())
+    torch.testing.assert_close(found[1], torch.autograd.grad(losses.sum(), z)[0])
+
+
+@pytest.mark.parametrize("live", [None, SOME], ids=["all", "some"])
 def test_exact_root_of_cross_entropy(live: Live) -> None:
     root = CrossEntropy().hessian_root(LOGITS, live, None)
     assert root.shape == (4, 5, 4)

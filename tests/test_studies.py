@@ -83,6 +83,7 @@ def record(folder: Path, name: str, strength: float, split: str, seed: int, acc:
     config = {"a": {"_target_": f"some.{name}"}, "s": strength, "evaluation": {"split": split}}
     measured = {"train_seconds": [1.0, 2.0]}
     told = {"seed": seed, "metrics": {"ACC": acc}, "measured": measured}
+    told["gradients_per_sample"] = 1.0
     return folder, {"config": config, "hash": f"{name}{strength}{split}"} | told
 
 

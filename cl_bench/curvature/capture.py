@@ -140,7 +140,9 @@ def streamed(
         for batch in task.chunks(chunk(learner)):
             with captured(learner.net) as sites:
                 logits = learner.logits(learner.flat.theta, batch)
-            groups = _backward(sites, logits, roots(learner, batch, logits.detach()))
+            seeds = roots(learner, batch, logits.detach())
+            learner.evaluated += len(seeds) * len(batch.y)
+            groups = _backward(sites, logits, seeds)
             if at_head is not None:
                 own = at_head(learner, batch, logits.detach())
                 groups = _replaced(groups, [s.layer is learner.net.head for s in sites], own)
@@ -198,7 +200,4 @@ def output_roots(learner: Learner, batch: Batch, logits: Tensor, rng: Generator 
 
 def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
     """(1, B, K): the gradient of each sample's loss at its true label."""
-    with torch.enable_grad():
-        z = logits.detach().requires_grad_()
-        losses = learner.criterion(z, batch.y, learner.competing(batch))
-        return torch.autograd.grad(losses.sum(), z)[0].unsqueeze(0)
+    return learner.criterion.with_slope(logits, batch.y, learner.competing(batch))[1].unsqueeze(0)

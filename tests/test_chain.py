@@ -1,0 +1,122 @@
+"""A perceptron's gradient by hand against autograd's, and what counts as a gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEVICES, batch, blobs, identity, learner, machine, method_for, mlp, resnet
+from torch import Tensor
+
+from cl_bench.chain import chain
+from cl_bench.criteria import CrossEntropy, Live, ScaledMSE
+from cl_bench.flat import FlatParams
+from cl_bench.learner import Learner
+from cl_bench.models.linearized import Linearized
+from cl_bench.models.prepare import prepared
+from cl_bench.types import Batch
+
+LIVE = torch.tensor(
+    [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]
+)
+
+
+def case(device: str, criterion: Any, live: Live, **model: Any) -> tuple[Learner, Batch]:
+    torch.manual_seed(0)
+    made = learner(mlp(**model).double(), machine(device))
+    made.criterion = criterion
+    rows = batch(12)
+    if live is not None:
+        rows = rows._replace(y=2 * rows.t + rows.y % 2)
+        made.begin_task(live.to(device), torch.tensor([0]), None)
+    return made, Batch(*(part.to(device) for part in rows[:3]))
+
+
+def slow(made: Learner, rows: Batch) -> tuple[Tensor, Tensor]:
+    """Loss and gradient by autograd."""
+    theta = made.flat.theta.detach().clone().requires_grad_()
+    loss = made.loss(theta, rows)
+    return loss.detach(), torch.autograd.grad(loss, theta)[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("live", [None, LIVE], ids=["all", "masked"])
+@pytest.mark.parametrize("criterion", [CrossEntropy(), ScaledMSE(3.0)], ids=["ce", "mse"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("hidden", [[], [16], [16, 8]], ids=str)
+def test_equals_autograd(
+    hidden: list[int], activation: str, criterion: Any, live: Live, device: str
+) -> None:
+    made, rows = case(device, criterion, live, hidden=hidden, activation=activation)
+    for some in (rows, rows.rows(slice(3, 4))):
+        loss, expected = slow(made, some)
+        torch.testing.assert_close(made.gradient(made.loss, some), loss)
+        torch.testing.assert_close(made.flat.grad, expected, rtol=1e-10, atol=1e-12)
+        before = made.flat.theta.detach().clone()
+        torch.testing.assert_close(made.descend_plainly(some, 0.3), loss)
+        torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
+
+
+def test_an_objective_of_a_methods_own_goes_by_autograd() -> None:
+    made, rows = case("cpu", CrossEntropy(), None)
+
+    def doubled(theta: Tensor, rows: Batch) -> Tensor:
+        return 2 * made.loss(theta, rows)
+
+    made.gradient(doubled, rows)
+    torch.testing.assert_close(made.flat.grad, 2 * slow(made, rows)[1])
+
+
+def test_other_networks_are_no_chains() -> None:
+    def found(net: Any) -> Any:
+        FlatParams(net, False)
+        return chain(net)
+
+    assert found(mlp()) is not None
+    assert (
+        found(mlp(activation="gelu")) is None
+        and found(mlp(hidden=[4, 4], activation="elu")) is None
+    )
+    assert found(resnet()) is None and found(Linearized(mlp(), "bilinear")) is None
+    options: Any = {"pretrained": None, "norm": "batch", "linearize": False}
+    fixed = prepared(
+        mlp(), torch.zeros(1, 1, 4, 4), head_mode="head_only", with_head=False, **options
+    )
+    assert found(fixed) is None
+
+
+def test_a_plain_step_of_any_network() -> None:
+    torch.manual_seed(0)
+    made = learner(resnet(norm="folded"), transform=identity(channels=3), weight_decay=0.1)
+    rows = batch(3, shape=(3, 8, 8))
+    loss, expected = slow(made, rows)
+    before = made.flat.theta.detach().clone()
+    torch.testing.assert_close(made.descend_plainly(rows, 0.3), loss)
+    torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("finetune", (), 60),
+        ("er", ("method.replay=5",), 60 + 11 * 5),  # at the first of 12 steps nothing is stored
+        ("agem", ("method.replay=5",), 60 + 6 * 5),  # in the second task
+        ("der", ("method.replay=5", "method.beta=1.0"), 60 + 11 * 10),
+        ("lwf", (), 60),  # a teacher is asked, not differentiated
+        ("ewc", ("curvature.labels=sampled",), 60 + 60),
+        ("ewc", ("curvature.labels=exact", "curvature.samples=10"), 60 + 2 * 6 * 10),
+        ("ewc", ("curvature=diag_hessian", "curvature.probes=3"), 60 + 60 * 3 * 2),
+        ("osla", ("curvature.samples=10",), 60 + 2 * 10),
+    ],
+)
+def test_gradients_are_counted(name: str, options: tuple[str, ...], expected: int) -> None:
+    """Each backward pass once for each sample in it, a double one twice."""
+    made, stream = learner(mlp()), blobs("data", tasks=2)
+    method = method_for(name, made, *options)
+    for task in stream.tasks:
+        method.begin_task(task)
+        for rows in task.batches(5, torch.Generator().manual_seed(0)):
+            method.observe(rows)
+        method.end_task(task)
+    assert made.evaluated == expected
