@@ -98,11 +98,13 @@ def state_of(method: Method) -> dict[str, Any]:
 def restore(method: Method, state: dict[str, Any]) -> None:
     """Put `state_of` back, in place: the views of theta stay whole."""
     learner = method.learner
+    if not state.keys() >= state_of(method).keys():
+        raise UserError("it was written by another version of cl_bench; go back to that one")
     before = state["channels_last"]
     if before != learner.flat.channels_last:
         raise UserError(
-            f"runtime.channels_last: the checkpoint was written with {str(before).lower()}, on "
-            "another device; go on there, or start anew with force=true"
+            f"it was written with runtime.channels_last={str(before).lower()}, on "
+            "another device; go on there"
         )
     with torch.no_grad():
         learner.flat.theta.copy_(state["theta"])

@@ -39,9 +39,9 @@ class CrossEntropy:
         return F.cross_entropy(_masked(_full(logits), live), y, reduction="none")
 
     def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
-        log_p, where = _masked(_full(logits), live).log_softmax(-1), y.unsqueeze(-1)
-        minus = torch.full_like(where, -1, dtype=log_p.dtype)
-        return -log_p.gather(-1, where).squeeze(-1), log_p.exp().scatter_add_(-1, where, minus)
+        log_p = _masked(_full(logits), live).log_softmax(-1)
+        own = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
+        return -log_p.where(own, 0.0).sum(-1), log_p.exp() - own.to(log_p.dtype)
 
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
         p = _masked(logits, live).softmax(-1)

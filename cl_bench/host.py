@@ -120,6 +120,9 @@ class Host:
         self.progress.matrix = matrix
         if self.progress.order is not None:
             self.progress.order = self.progress.order.cpu()
-        checkpoint.restore(self.method, saved)
+        try:
+            checkpoint.restore(self.method, saved)
+        except UserError as error:
+            raise UserError(f"{self.folder.checkpoint}: {error}, or remove the folder") from None
         self.machine.restore(saved["generators"])
         return saved["journal"]

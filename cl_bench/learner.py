@@ -14,6 +14,7 @@ from cl_bench.backward import Backward, Objective
 from cl_bench.chain import Slope, chain
 from cl_bench.criteria import Criterion
 from cl_bench.flat import FlatParams
+from cl_bench.inner import Inner
 from cl_bench.optim import Optimizer
 from cl_bench.types import Batch, Transform
 
@@ -54,12 +55,13 @@ class Learner:
         self.weight_decay, self._build = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.annealed = 1.0  # what learning rates are multiplied by now
         self.masked = self.full_precision = self.frozen = False
         self.evaluated = 0  # gradients so far, of one sample each
         self._held: Tensor | None = None  # (P,) bool: parameters that may move
         self._backward = Backward(self.flat, machine.compiler)
-        by_hand = machine.compiler is None and machine.precision == "fp32"
-        self._chain = chain(net) if by_hand else None
+        self.chain = chain(net, self.flat) if machine.precision == "fp32" else None
+        self.inner = Inner(self)
 
     @property
     def rng(self) -> Generator:
@@ -89,7 +91,8 @@ class Learner:
         self._decay_mask = None if used is None else used * self.weight_decay
 
     def anneal(self, factor: float) -> None:
-        """Set the learning rate to so much of the config's."""
+        """Set the learning rate to so much of the config's; a method's own rates follow."""
+        self.annealed = factor
         for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * factor
 
@@ -165,16 +168,14 @@ class Learner:
         self.step()
         return value
 
-    @torch.no_grad()
-    def descend_plainly(self, batch: Batch, lr: float) -> Tensor:
-        """theta <- theta - lr gradient of the loss: no optimizer, no decay; of inner loops."""
-        if self._chain is None:
-            with torch.enable_grad():
-                value = self.gradient(self.loss, batch)
-            self.flat.theta.sub_(self.flat.grad, alpha=lr)
-            return value
-        self.evaluated += len(batch.y)
-        return self._chain.descend(*self._seen(self.augmented(batch)), lr)
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate now."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def held(self, gradient: Tensor) -> Tensor:
+        """The gradient (P,) without the parameters that may not move now (frozen batch norm)."""
+        return gradient if self._held is None else gradient * self._held
 
     def in_use(self, live: Tensor) -> Tensor:
         """(P,): 1 for each parameter, 0 in the head's rows of classes that are not `live` (K,)."""
@@ -223,15 +224,16 @@ class Learner:
     def _filled(self, objective: Objective, args: tuple, more: bool) -> Any:
         """Fill `flat.grad`; returns what the objective returned, `more` than its value perhaps."""
         self.evaluated += sum(len(a.y) for a in args if isinstance(a, Batch))
-        if self._chain is not None and objective == self.loss:
-            found = self._chain.fill(*self._seen(*args))
+        eager = self.machine.compiler is None
+        if eager and self.chain is not None and objective == self.loss:
+            found = self.chain.fill(*self.seen(*args))
         else:
             found = self._backward(objective, args, more)
         if self._held is not None:
             self.flat.grad.mul_(self._held)
         return found
 
-    def _seen(self, batch: Batch) -> tuple[Tensor, Slope]:
+    def seen(self, batch: Batch) -> tuple[Tensor, Slope]:
         """A batch for the chain: what it reads, and the criterion as a function of its logits."""
         competing = self.competing(batch)
         x = self.transform.view(batch.x).to(self.flat.grad.dtype)

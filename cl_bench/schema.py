@@ -26,8 +26,10 @@ SUPPLIED = {
     "model": ("shape", "num_classes"),
     "optimizer": ("params",),
     "merging": ("past", "found"),
+    "buffer": ("rng",),
     "method": ("learner",),
     "method.merging": ("past", "found"),
+    "method.buffer": ("rng",),
     "runtime": ("seed",),
     "study": ("seed", "learner", "stream", "order", "schedule"),
     "tracking": ("config", "group", "name", "identity", "folder", "job_type", "tags"),
@@ -51,6 +53,8 @@ AT_LEAST = {
         0,
     ),
     **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
+    **dict.fromkeys(("margin", "ridge", "inner_lr", "rate_lr", "prox", "scale"), 0),
+    **dict.fromkeys(("batches", "glances", "slice_size"), 1),
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),
@@ -58,9 +62,9 @@ AT_LEAST = {
 }
 
 BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
-    ("between 0 and 1", ("share",), lambda v: 0 <= v <= 1),
+    ("between 0 and 1", ("share", "within", "across"), lambda v: 0 <= v <= 1),
     ("between 0 and 1", ("holdout",), lambda v: 0 < v < 1),
-    ("above 0", ("std", "temperature", "xi"), lambda v: v > 0),
+    ("above 0", ("std", "temperature", "xi", "floor", "clip"), lambda v: v > 0),
     ("at most 1", ("decay",), lambda v: v <= 1),
     ("below 1", ("momentum",), lambda v: v < 1),
     (f"below {SEEDS}", ("seed",), lambda v: v < SEEDS),

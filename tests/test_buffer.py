@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import DEVICES
 from torch import Generator, Tensor
 
-from cl_bench.buffer import PerTaskRing, Reservoir
-from cl_bench.types import Batch
+from cl_bench.buffer import Balanced, Reservoir, Ring
+from cl_bench.types import Batch, Task
 
 
 def numbered(first: int, count: int, device: str = "cpu", logits: bool = False) -> Batch:
@@ -19,7 +21,7 @@ def numbered(first: int, count: int, device: str = "cpu", logits: bool = False) 
 
 
 def filled(capacity: int, total: int, size: int, seed: int) -> Reservoir:
-    memory = Reservoir(capacity, Generator().manual_seed(seed))
+    memory = Reservoir(capacity, "all", Generator().manual_seed(seed))
     for first in range(0, total, size):
         memory.add(numbered(first, min(size, total - first)))
     return memory
@@ -64,7 +66,7 @@ def test_reservoir_equals_one_sample_at_a_time() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_stored_samples_are_copies_on_their_device(device: str) -> None:
-    memory = Reservoir(8, Generator().manual_seed(0))
+    memory = Reservoir(8, "all", Generator().manual_seed(0))
     batch = numbered(0, 4, device, logits=True)
     memory.add(batch)
     batch.x.zero_()
@@ -83,7 +85,7 @@ def test_draws_are_distinct_and_seeded() -> None:
 
 
 def test_ring_keeps_the_last_samples_of_each_task() -> None:
-    ring = PerTaskRing(4, Generator().manual_seed(0))
+    ring = Ring(4, "all", Generator().manual_seed(0))
     for first in (0, 3, 6):
         ring.add(numbered(first, 3))
     assert len(ring) == 0, "the current task is not yet of the past"
@@ -94,3 +96,84 @@ def test_ring_keeps_the_last_samples_of_each_task() -> None:
     ring.add(numbered(200, 9))
     ring.end_task()
     assert sorted(ring.sample(99).y.tolist()) == [5, 6, 7, 8, 100, 101, 205, 206, 207, 208]
+
+
+def in_classes(labels: list[int], size: int = 5) -> list[Batch]:
+    """Samples of these classes in this order; the pixel is the sample's number modulo 256."""
+    y = torch.tensor(labels)
+    x = (torch.arange(len(y)) % 256).to(torch.uint8).view(-1, 1, 1, 1)
+    whole = Batch(x, y, torch.zeros_like(y))
+    return [whole.rows(slice(i, i + size)) for i in range(0, len(y), size)]
+
+
+def balanced(labels: list[int], capacity: int, seed: int) -> Balanced:
+    memory = Balanced(capacity, "all", Generator().manual_seed(seed))
+    for part in in_classes(labels):
+        memory.add(part)
+    return memory
+
+
+def test_balanced_levels_the_classes() -> None:
+    """Of 200, 20, 12 and 3 samples, 24 places: 3 for the rarest, the others share the rest."""
+    labels = [0] * 200 + [1] * 20 + [2] * 12 + [3] * 3
+    for seed in range(5):
+        memory = balanced(labels, 24, seed)
+        assert len(memory) == 24 and memory.rows is not None
+        counts = memory.rows.y.bincount(minlength=4).tolist()
+        assert counts == [7, 7, 7, 3], "each as many as it has, up to the largest"
+        assert memory.labels == memory.rows.y.tolist()
+
+
+def test_balanced_is_uniform_within_a_class() -> None:
+    """Chi-square over 3,000 runs: 40 samples of one class, 10 of another, 12 places."""
+    runs, kept = 3_000, torch.zeros(50)
+    for seed in range(runs):
+        rows = balanced([0] * 40 + [1] * 10, 12, seed).rows
+        assert rows is not None
+        kept[rows.x.flatten().long()] += 1
+    for part in (kept[:40], kept[40:]):
+        mean = part.mean()
+        statistic = (part - mean).square().sum() / (mean * (1 - mean / runs))
+        degrees = len(part) - 1
+        assert abs(statistic - degrees) < 4.5 * (2 * degrees) ** 0.5
+
+
+def test_everything_is_kept_without_a_capacity() -> None:
+    memory = Reservoir(None, "all", Generator().manual_seed(0))
+    for first in range(0, 50, 7):
+        memory.add(numbered(first, 7))
+    assert memory.rows is not None and memory.rows.y.tolist() == list(range(56)) == sorted(
+        memory.sample(99).y.tolist()
+    )
+
+
+@pytest.mark.parametrize("kind", [Reservoir, Balanced, Ring])
+def test_first_epoch_alone(kind: Any) -> None:
+    """With insert=first a second epoch changes nothing; the next task is offered again."""
+    memory, task = kind(8, "first", Generator().manual_seed(0)), numbered(0, 6)
+    now = Task(0, task.x, task.y, task.t)
+    for _ in range(2):
+        memory.begin_task(now)
+        memory.add(task.rows(slice(0, 4)))
+        memory.add(task.rows(slice(4, 6)))
+        before = memory.rows.y.clone(), memory.rng.get_state()
+        memory.add(task)
+        assert memory.rows.y.equal(before[0]) and memory.rng.get_state().equal(before[1])
+        memory.end_task()
+    twice = kind(8, "all", Generator().manual_seed(0))
+    twice.begin_task(now)
+    twice.add(task)
+    seen = twice.seen if kind is not Balanced else dict(twice.seen)
+    twice.add(task)
+    assert twice.seen != seen
+
+
+def test_by_task() -> None:
+    ring, reservoir = Ring(2, "all", Generator()), Reservoir(99, "all", Generator())
+    for k in range(3):
+        rows = numbered(10 * k, 3)._replace(t=torch.full((3,), k))
+        for memory in (ring, reservoir):
+            memory.add(rows)
+            memory.end_task()
+    assert [sorted(b.y.tolist()) for b in ring.by_task()] == [[1, 2], [11, 12], [21, 22]]
+    assert [b.y.tolist() for b in reservoir.by_task()] == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]

@@ -54,7 +54,7 @@ def test_equals_autograd(
         torch.testing.assert_close(made.gradient(made.loss, some), loss)
         torch.testing.assert_close(made.flat.grad, expected, rtol=1e-10, atol=1e-12)
         before = made.flat.theta.detach().clone()
-        torch.testing.assert_close(made.descend_plainly(some, 0.3), loss)
+        torch.testing.assert_close(made.inner.descend(some, 0.3), loss)
         torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
 
 
@@ -70,8 +70,7 @@ def test_an_objective_of_a_methods_own_goes_by_autograd() -> None:
 
 def test_other_networks_are_no_chains() -> None:
     def found(net: Any) -> Any:
-        FlatParams(net, False)
-        return chain(net)
+        return chain(net, FlatParams(net, False))
 
     assert found(mlp()) is not None
     assert (
@@ -92,7 +91,7 @@ def test_a_plain_step_of_any_network() -> None:
     rows = batch(3, shape=(3, 8, 8))
     loss, expected = slow(made, rows)
     before = made.flat.theta.detach().clone()
-    torch.testing.assert_close(made.descend_plainly(rows, 0.3), loss)
+    torch.testing.assert_close(made.inner.descend(rows, 0.3), loss)
     torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
 
 
@@ -100,7 +99,11 @@ def test_a_plain_step_of_any_network() -> None:
     ("name", "options", "expected"),
     [
         ("finetune", (), 60),
-        ("er", ("method.replay=5",), 60 + 11 * 5),  # at the first of 12 steps nothing is stored
+        (
+            "er",
+            ("method.replay=5", "method.combine=sum"),
+            60 + 11 * 5,
+        ),  # at the first of 12 steps nothing is stored
         ("agem", ("method.replay=5",), 60 + 6 * 5),  # in the second task
         ("der", ("method.replay=5", "method.beta=1.0"), 60 + 11 * 10),
         ("lwf", (), 60),  # a teacher is asked, not differentiated

@@ -12,7 +12,7 @@ from conftest import CPU, batch, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
 from cl_bench import checkpoint
-from cl_bench.buffer import PerTaskRing, Reservoir
+from cl_bench.buffer import Balanced, Reservoir, Ring
 from cl_bench.curvature.diagonal import Diagonal
 from cl_bench.types import UserError
 
@@ -41,15 +41,15 @@ def test_objects_of_ours(tmp_path: Path) -> None:
     assert back[2][0].logits.eq(1).all()
 
 
-@pytest.mark.parametrize("kind", [Reservoir, PerTaskRing])
+@pytest.mark.parametrize("kind", [Reservoir, Balanced, Ring])
 def test_buffers_go_on_as_if_never_stopped(kind: type, tmp_path: Path) -> None:
     rng = Generator().manual_seed(4)
-    memory = kind(5, rng)
+    memory = kind(5, "all", rng)
     for _ in range(3):
         memory.add(batch(4))
     state = rng.get_state()
     twin_rng = Generator()
-    twin = through(memory, kind(5, twin_rng), tmp_path)
+    twin = through(memory, kind(5, "all", twin_rng), tmp_path)
     twin_rng.set_state(state)
     assert twin.rng is twin_rng
     for one in (memory, twin):
@@ -109,7 +109,7 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
 def test_bytes_of_state() -> None:
     made = learner(mlp())
     assert checkpoint.nbytes(method_for("finetune", made)) == 0
-    method = method_for("er", made, "method.capacity=20")
+    method = method_for("er", made, "buffer.capacity=20")
     method.memory.add(batch(3))
     assert checkpoint.nbytes(method) == 20 * (16 + 8 + 8)
 
@@ -120,5 +120,13 @@ def test_another_layout_is_refused() -> None:
         method_for("finetune", learner(resnet(), machine(channels_last=last)))
         for last in (True, False)
     )
-    with pytest.raises(UserError, match=r"runtime\.channels_last: .* written with true"):
+    with pytest.raises(UserError, match=r"written with runtime\.channels_last=true"):
         checkpoint.restore(two, checkpoint.state_of(one))
+
+
+def test_another_versions_checkpoint_is_refused() -> None:
+    method = method_for("finetune", learner(mlp()))
+    old = checkpoint.state_of(method)
+    del old["evaluated"]
+    with pytest.raises(UserError, match="written by another version of cl_bench"):
+        checkpoint.restore(method, old)

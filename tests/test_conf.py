@@ -59,9 +59,9 @@ def test_a_dataset_brings_its_defaults_and_the_command_line_wins() -> None:
 DLCFT = ["method=dlcft", "model.pretrained=null"]
 CLASS = ["scenario=class", "dataset=seqcifar100"]
 BAD = [
-    ("method.capacity=abc", "method.capacity=abc: must be an integer", ["method=er"]),
-    ("method.capacity=-1", "method.capacity=-1: must be at least 1", ["method=er"]),
-    ("method.capacity=1.5", "method.capacity=1.5: must be an integer", ["method=er"]),
+    ("buffer.capacity=abc", "buffer.capacity=abc: must be an integer or null", ["method=er"]),
+    ("buffer.capacity=-1", "buffer.capacity=-1: must be at least 1", ["method=er"]),
+    ("buffer.capacity=1.5", "buffer.capacity=1.5: must be an integer or null", ["method=er"]),
     ("method.strength=high", "method.strength=high: must be a number", ["method=ewc"]),
     ("method.strength=true", "method.strength=True: must be a number", ["method=ewc"]),
     ("seed=abc", "seed=abc: must be an integer", []),
@@ -77,7 +77,11 @@ BAD = [
     ("optimizer.betas=[0.9,x]", "optimizer.betas=[0.9, 'x']: must be", ["optimizer=adam"]),
     ("model.hidden=[-5]", "model.hidden=[-5]: must be at least 1", []),
     ("dataset.transform.std=[0.0]", "dataset.transform.std=[0.0]: must be above 0", []),
-    ("method.capacity={a:1}", "method.capacity={'a': 1}: must be an integer", ["method=er"]),
+    (
+        "buffer.capacity={a:1}",
+        "buffer.capacity={'a': 1}: must be an integer or null",
+        ["method=er"],
+    ),
     ("seed=-1", "seed=-1: must be at least 0", []),
     ("force=1", "force=1: must be true or false", []),
     ("optimizer.weight_decay=x", "optimizer.weight_decay=x: must be a number", []),
@@ -95,7 +99,7 @@ BAD = [
         "method.lamda: no such key; method has curvature, merging, strength",
         ["method=ewc"],
     ),
-    ("~method.capacity", "method.capacity: missing; method needs capacity, replay", ["method=er"]),
+    ("~buffer.capacity", "buffer.capacity: missing; buffer needs capacity, insert", ["method=er"]),
     ("method._target_=cl_bench.methods.no.No", "method._target_=cl_bench.methods.no.No: ", []),
     ("scenario=task", "scenario=task: with dataset.split=permutation", []),
     ("dataset.split=sample", "scenario=class: with dataset.split=sample", ["scenario=class"]),
@@ -138,7 +142,7 @@ BAD = [
     ("optimizer.momentum=1.0", "optimizer.momentum=1.0: must be below 1", []),
     ("curvature.labels=all", "must be one of exact, sampled, empirical", ["method=ewc"]),
     ("curvature.samples=0", "curvature.samples=0: must be at least 1", ["method=ewc"]),
-    ("method.source=web", "must be one of new, buffer, old_full", ["method=lwf"]),
+    ("method.source=web", "must be one of new, buffer", ["method=lwf"]),
     ("schedule.batch_norm=off", "must be one of train, frozen", []),
     (
         "optimizer._target_=torch.optim.AdamW",
@@ -173,14 +177,14 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
 
 HYDRA = [
-    ("method=nope", "method=nope: no such method; there are agem, der, derpp"),
+    ("method=nope", "method=nope: no such method; there are agem, cmaml, der"),
     ("dataset=nope", "dataset=nope: no such dataset; there are cifar100_superclass, folder"),
     ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, every"),
     (
         "experiment=nope",
         "experiment=nope: no such experiment; there are fisher_estimators, fisher_vs_hessian",
     ),
-    ("datset=x", "datset: Key 'datset' is not in struct; there are criterion, curvature"),
+    ("datset=x", "datset: Key 'datset' is not in struct; there are buffer, criterion"),
     ("method==er", "method==er"),
 ]
 
@@ -245,8 +249,15 @@ def test_the_hash_names_what_can_change_a_number() -> None:
 
 
 def test_yaml_is_plain() -> None:
-    """Interpolations stand where the house allows them: paths, curvature and merging, the split."""
-    allowed = {"${data_dir}", "${curvature}", "${merging}", "${scenario.split}", "${output_dir}"}
+    """Interpolations stand where the house allows them: paths, parts of a method, the split."""
+    allowed = {
+        "${data_dir}",
+        "${curvature}",
+        "${merging}",
+        "${buffer}",
+        "${scenario.split}",
+        "${output_dir}",
+    }
     for path in Path(CONF).rglob("*.yaml"):
         if path.name == "config.yaml":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import SCENARIOS, learner, method_for, mlp
 from torch import Generator, Tensor
 from torch.func import jacrev
 
+from cl_bench.buffer import Reservoir
 from cl_bench.criteria import ScaledMSE
 from cl_bench.curvature.dense import FullFisher
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
@@ -65,7 +67,7 @@ def solve(made: Learner, objective: Any, *args: Any, matrix: Any = 0, pull: Any 
 def in_sequence(scenario: str, estimate: Any, by: Any = "tasks") -> Learner:
     """The stream by DLCFT, every task to its exact minimum."""
     made, (stream, member) = start(scenario), tasks(scenario)
-    options = 1.0, "explicit", 1, "never", 0, 1, 0.5
+    options: Any = 1.0, "explicit", 1, "never", partial(Reservoir, 1, "all"), 1, 0.5
     method = DLCFT(made, estimate, lambda p, f: averaged(p, f, by), *options)
     ever = SCENARIOS[scenario](member, TASKS - 1)
     for task in stream:
@@ -122,7 +124,7 @@ def test_on_frozen_features_the_factors_are_exact(estimate: Any) -> None:
 @pytest.mark.parametrize(("scenario", "keeps"), [("data", False), ("task", False), ("class", True)])
 def test_a_memory_is_kept_where_competitors_grow(scenario: str, keeps: bool) -> None:
     made, (stream, member) = start("class"), tasks(scenario)
-    method = method_for("dlcft", made, "method.capacity=20", "curvature=full")
+    method = method_for("dlcft", made, "buffer.capacity=20", "curvature=full")
     live, ever = (SCENARIOS[scenario](member, t) for t in (0, TASKS - 1))
     for task in stream[:2]:
         made.begin_task(SCENARIOS[scenario](member, task.id), task.t[:1], ever)
@@ -136,7 +138,7 @@ def test_a_memory_is_kept_where_competitors_grow(scenario: str, keeps: bool) -> 
 def test_the_objective_is_equation_14() -> None:
     """1/t L + (t-1)/t (share/2 d'Hd + (1 - share) replay) for t = 3, its gradient by autograd."""
     made, (stream, member) = start("class"), tasks("class")
-    options = "method.share=0.3", "method.replay=4", "method.capacity=20", "method.strength=2.0"
+    options = "method.share=0.3", "method.replay=4", "buffer.capacity=20", "method.strength=2.0"
     method = method_for("dlcft", made, *options, "curvature=full")
     ever = SCENARIOS["class"](member, TASKS - 1)
     for task in stream:

@@ -33,7 +33,7 @@ def test_finetune_follows_the_gradient() -> None:
 
 def test_er_is_one_mean_over_new_and_old() -> None:
     made = learner(mlp())
-    method = method_for("er", made, "method.capacity=6", "method.replay=4")
+    method = method_for("er", made, "buffer.capacity=6", "method.replay=4")
     first, second = batch(6), batch(10).rows(slice(6, 10))
     moved(method, first)
     draws = torch.randperm(6, generator=_copy(made.rng))[:4]
@@ -222,7 +222,7 @@ def test_projection(device: str) -> None:
 
 def test_agem_never_raises_the_loss_on_memory_to_first_order() -> None:
     made, stream = learner(mlp()), blobs("data")
-    method = method_for("agem", made, "method.per_task=10", "method.replay=10")
+    method = method_for("agem", made, "buffer.per_task=10", "method.replay=10")
     for task in stream.tasks:
         for rows in task.batches(10, Generator().manual_seed(0), epochs=5):
             if len(method.memory):
@@ -239,7 +239,7 @@ def test_agem_never_raises_the_loss_on_memory_to_first_order() -> None:
 
 def test_agem_memory_is_of_past_tasks_alone() -> None:
     made, stream = learner(mlp()), blobs("task")
-    method = method_for("agem", made, "method.per_task=5")
+    method = method_for("agem", made, "buffer.per_task=5")
     for task in stream.tasks[:2]:
         for rows in task.batches(10, Generator().manual_seed(0)):
             method.observe(rows)
@@ -259,7 +259,7 @@ def test_der_equals_its_formula(distance: str) -> None:
     """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''), by a slow version; z' as it was stored."""
     made = learner(mlp())
     options = "method.alpha=0.7", "method.beta=0.4", f"method.distance={distance}"
-    method = method_for("der", made, *options, "method.replay=3", "method.capacity=8")
+    method = method_for("der", made, *options, "method.replay=3", "buffer.capacity=8")
     rows = batch(8)
     said = made.logits(made.flat.theta, rows).detach()
     method.observe(rows)
@@ -279,7 +279,7 @@ def test_der_equals_its_formula(distance: str) -> None:
 def test_ders_distance_is_zero_right_after_insertion() -> None:
     """No step in between: what is stored is what the network says."""
     made = learner(mlp(), optimizer=lambda params: SGD(params, lr=0.0, momentum=0.0))
-    plain = method_for("der", made, "method.alpha=100.0", "method.capacity=8")
+    plain = method_for("der", made, "method.alpha=100.0", "buffer.capacity=8")
     rows = batch(8)
     first = plain.observe(rows)
     torch.testing.assert_close(plain.observe(rows), first)

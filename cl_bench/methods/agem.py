@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from cl_bench.buffer import PerTaskRing
+from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
-from cl_bench.methods.base import Method
-from cl_bench.types import Batch, Task
+from cl_bench.methods.base import Rehearsal
+from cl_bench.types import Batch
 
 
-class AGEM(Method):
+class AGEM(Rehearsal):
     """Where g would raise the loss on memory, project it (eq. 11): g - (g'r / r'r) r if g'r < 0.
 
-    r is the gradient on a random batch of the memories of all past tasks.
+    reference=batch  r is the gradient on a random batch of the memory (the paper)
+    reference=tasks  the mean of the gradients on each task's whole memory (La-MAML's code)
+    buffer=ring is the paper's, of past tasks alone; reservoir is Mammoth's A-GEM-R.
     """
 
-    def __init__(self, learner: Learner, per_task: int, replay: int) -> None:
-        super().__init__(learner)
-        self.memory = PerTaskRing(per_task, learner.rng)
-        self.replay = replay
+    def __init__(
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        replay: int,
+        reference: Literal["batch", "tasks"],
+    ) -> None:
+        super().__init__(learner, buffer)
+        self.replay, self.reference = replay, reference
 
     def observe(self, batch: Batch) -> Tensor:
-        reference = None
-        if len(self.memory):
-            self.learner.gradient(self.learner.loss, self.memory.sample(self.replay))
-            reference = self.learner.flat.grad.clone()
+        reference = self._reference() if len(self.memory) else None
         loss = self.learner.gradient(self.learner.loss, batch)
         if reference is not None:
             project(self.learner.flat.grad, reference)
@@ -34,8 +41,14 @@ class AGEM(Method):
         self.memory.add(batch)
         return loss
 
-    def end_task(self, task: Task) -> None:
-        self.memory.end_task()
+    def _reference(self) -> Tensor:
+        learner, one = self.learner, self.reference == "batch"
+        parts = [self.memory.sample(self.replay)] if one else self.memory.by_task()
+        total = torch.zeros_like(learner.flat.grad)
+        for part in parts:
+            learner.gradient(learner.loss, part)
+            total.add_(learner.flat.grad, alpha=1 / len(parts))
+        return total
 
 
 def project(g: Tensor, r: Tensor) -> None:

@@ -1,11 +1,13 @@
-"""What a method is: four hooks around one learner."""
+"""What a method is: four hooks around one learner, and perhaps a memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
 
+from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Task
 
@@ -14,6 +16,7 @@ class Method:
     """A way to move `learner.flat.theta`; its attributes are its whole state."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # those it can serve
+    plain: ClassVar[bool] = False  # whether it steps by itself: SGD without momentum or decay
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -31,3 +34,17 @@ class Method:
     def predict(self, batch: Batch) -> Tensor:
         """(B, K) logits; where all classes compete (data-IL) they may not depend on `batch.t`."""
         return self.learner.logits(self.learner.flat.theta, batch)
+
+
+class Rehearsal(Method):
+    """One with a memory of past samples, which is told where tasks begin and end."""
+
+    def __init__(self, learner: Learner, buffer: Callable[..., Buffer]) -> None:
+        super().__init__(learner)
+        self.memory = buffer(rng=learner.rng)
+
+    def begin_task(self, task: Task) -> None:
+        self.memory.begin_task(task)
+
+    def end_task(self, task: Task) -> None:
+        self.memory.end_task()

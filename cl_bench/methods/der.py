@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.buffer import Reservoir
+from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
-from cl_bench.methods.base import Method
+from cl_bench.methods.base import Rehearsal
 from cl_bench.types import Batch
 
 
-class DER(Method):
-    """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''): two draws from one reservoir.
+class DER(Rehearsal):
+    """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''): two draws from one memory.
 
     z' is what the network said of x' when it was stored: the logits of that step, under that
     step's augmentation, before its update. On replay x' is augmented anew.
@@ -24,14 +25,13 @@ class DER(Method):
     def __init__(
         self,
         learner: Learner,
-        capacity: int,
+        buffer: Callable[..., Buffer],
         replay: int,
         alpha: float,
         beta: float,
         distance: Literal["mean", "sum"],
     ) -> None:
-        super().__init__(learner)
-        self.memory = Reservoir(capacity, learner.rng)
+        super().__init__(learner, buffer)
         self.replay, self.alpha, self.beta, self.distance = replay, alpha, beta, distance
 
     def observe(self, batch: Batch) -> Tensor:

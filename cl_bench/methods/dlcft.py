@@ -12,24 +12,25 @@ equality (tests/test_dlcft.py), and is the default here; merging=literal is the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.buffer import Reservoir
+from cl_bench.buffer import Buffer
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty
 from cl_bench.learner import Learner
-from cl_bench.methods.base import Method
+from cl_bench.methods.base import Rehearsal
 from cl_bench.types import Batch, Task
 
 
-class DLCFT(Method):
+class DLCFT(Rehearsal):
     """loss / t + (t-1)/t (share strength/2 d' H d + (1 - share) replay), d = theta - anchor.
 
     Eq. 11 where nothing is replayed (share is 1 then), eq. 14 where something is: memory=growing
-    keeps a reservoir if later tasks bring new competitors (class-IL).
+    keeps samples if later tasks bring new competitors (class-IL).
     """
 
     def __init__(
@@ -41,18 +42,19 @@ class DLCFT(Method):
         step: Literal["explicit", "implicit"],
         every: int,
         memory: Literal["growing", "never", "always"],
-        capacity: int,
+        buffer: Callable[..., Buffer],
         replay: int,
         share: float,
     ) -> None:
-        super().__init__(learner)
+        super().__init__(learner, buffer)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
         self.share = share
-        self.policy, self.memory, self.replay = memory, Reservoir(capacity, learner.rng), replay
+        self.policy, self.replay = memory, replay
         self.keeps = memory == "always"
         self.tasks = 0  # past ones
 
     def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
         self.estimate.check(self.learner, task)
         if self.policy == "growing" and not self.tasks:
             self.keeps = growing(self.learner)
@@ -72,6 +74,7 @@ class DLCFT(Method):
         self.tasks += len(task.t.unique())
         if self.keeps:
             self.memory.add(Batch(task.x, task.y, task.t))
+            super().end_task(task)
 
     def _new(self, theta: Tensor, batch: Batch) -> Tensor:
         return self.learner.loss(theta, batch) / (self.tasks + 1)

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 from torch import Tensor
 
-from cl_bench.buffer import Reservoir
+from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
-from cl_bench.methods.base import Method
+from cl_bench.methods.base import Rehearsal
 from cl_bench.types import Batch
 
 
-class ER(Method):
-    """Descend on the new batch together with a draw from a reservoir of the past."""
+class ER(Rehearsal):
+    """Descend on the new batch together with a draw from the memory.
 
-    def __init__(self, learner: Learner, capacity: int, replay: int) -> None:
-        super().__init__(learner)
-        self.memory = Reservoir(capacity, learner.rng)
-        self.replay = replay
+    combine=mean  one mean over both (the authors', Mammoth); sum: the sum of their means
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        replay: int,
+        combine: Literal["mean", "sum"],
+    ) -> None:
+        super().__init__(learner, buffer)
+        self.replay, self.combine = replay, combine
 
     def observe(self, batch: Batch) -> Tensor:
-        mixed = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
-        loss = self.learner.descend(self.learner.loss, mixed)
+        learner = self.learner
+        if not len(self.memory):
+            loss = learner.descend(learner.loss, batch)
+        elif self.combine == "mean":
+            loss = learner.descend(learner.loss, batch.cat(self.memory.sample(self.replay)))
+        else:
+            loss = learner.descend(self._sum, batch, self.memory.sample(self.replay))
         self.memory.add(batch)
         return loss
+
+    def _sum(self, theta: Tensor, batch: Batch, old: Batch) -> Tensor:
+        """Both means by one forward pass."""
+        losses = self.learner.losses(theta, batch.cat(old))
+        return losses[: len(batch.y)].mean() + losses[len(batch.y) :].mean()

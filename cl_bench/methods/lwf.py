@@ -1,23 +1,24 @@
 """Distillation from the network as the last task left it.
 
 LwF (Li & Hoiem 2016, arXiv:1606.09282): source=new, on the new task's images, temperature 2.
-papers/000 eq. 4: temperature 1 on old images, source=old_full (all of them) or source=buffer.
+papers/000 eq. 4: temperature 1 on old images, source=buffer, of which buffer=everything keeps all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.buffer import Reservoir
+from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner, Snapshot
-from cl_bench.methods.base import Method
+from cl_bench.methods.base import Rehearsal
 from cl_bench.types import Batch, Task
 
 
-class LwF(Method):
+class LwF(Rehearsal):
     """loss + strength T^2 KL(softmax(f_old / T) || softmax(f / T)), summed over old heads.
 
     A head is a set of classes that competed for a past task when it ended: each task's own in
@@ -31,14 +32,13 @@ class LwF(Method):
         learner: Learner,
         strength: float,
         temperature: float,
-        source: Literal["new", "buffer", "old_full"],
-        capacity: int,
+        source: Literal["new", "buffer"],
+        buffer: Callable[..., Buffer],
         replay: int,
     ) -> None:
-        super().__init__(learner)
+        super().__init__(learner, buffer)
         self.strength, self.temperature, self.source = strength, temperature, source
         self.replay = replay
-        self.memory = Reservoir(capacity, learner.rng)
         self.teacher: Snapshot | None = None
         self.tasks: list[int] = []  # the past ones
         self.live = learner.flat.grad.new_zeros(0, 0).bool()  # (T, K) when the last task ended
@@ -63,10 +63,9 @@ class LwF(Method):
         self.tasks = sorted({*self.tasks, *task.t.unique().tolist()})
         self.live = self.learner.live.clone()
         self.heads = self.live[self.tasks].unique(dim=0).unsqueeze(1)
-        if self.source == "old_full":
-            self.memory.capacity = self.memory.seen + len(task)
-        if self.source != "new":
+        if self.source == "buffer":
             self.memory.add(Batch(task.x, task.y, task.t))
+            super().end_task(task)
 
     def _on_new(self, theta: Tensor, batch: Batch, heads: Tensor) -> Tensor:
         """The loss and the divergence on one batch, by one forward pass."""

@@ -1,0 +1,83 @@
+"""Inner loops: plain SGD within one step of a method, on single samples one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.types import Batch
+
+if TYPE_CHECKING:
+    from cl_bench.learner import Learner
+
+By = Literal["batch", "running"]
+
+
+class Inner:
+    """What `learner.inner` does to the learner's theta; no optimizer, momentum or weight decay."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self._whole: Callable[..., tuple[Tensor, Tensor]] | None = None
+        if learner.chain is not None and learner.machine.compiler is not None:
+            loop = partial(learner.chain.walk, learner.criterion.with_slope)
+            self._whole = learner.machine.compiler(loop)
+
+    def descend(self, batch: Batch, lr: float) -> Tensor:
+        """theta <- theta - lr gradient of the batch's loss, which is returned."""
+        learner = self.learner
+        if learner.chain is not None and self._whole is None:
+            learner.evaluated += len(batch.y)
+            return learner.chain.descend(*learner.seen(learner.augmented(batch)), lr)
+        loss = learner.gradient(learner.loss, batch)
+        learner.flat.theta.detach().sub_(learner.flat.grad, alpha=lr)
+        return loss
+
+    @torch.no_grad()
+    def walk(self, batch: Batch, lr: float, shrink: Tensor | None, fixed: bool) -> Tensor:
+        """`descend` on each sample; after each, theta <- theta_0 + shrink (theta - theta_0).
+
+        shrink (P,); None: 1. Returns the mean loss along the way. With runtime.compile a
+        perceptron's loop is one graph for each length: `fixed` says that there are few of them.
+        """
+        learner, theta = self.learner, self.learner.flat.theta
+        if self._whole is not None and fixed:
+            learner.evaluated += len(batch.y)
+            x = learner.transform.view(learner.augmented(batch).x).to(theta.dtype)
+            live, rate = learner.competing(batch), theta.new_tensor(lr)
+            found, loss = self._whole(theta.detach(), x, batch.y, live, rate, shrink)
+            theta.copy_(found)
+            return loss
+        losses, start = [], theta.clone()
+        for sample in batch.singles():
+            with torch.enable_grad():
+                losses.append(self.descend(sample, lr))
+            if shrink is not None:
+                torch.lerp(start, theta, shrink, out=theta)
+        return torch.stack(losses).mean()
+
+    @contextmanager
+    def normalised(self, by: By, batch: Batch) -> Iterator[None]:
+        """How batch norm sees the small batches inside, single samples perhaps.
+
+        by=batch    by their own statistics, as in training
+        by=running  by its running statistics, which take in `batch` first; its weights train
+        """
+        learner, kind = self.learner, nn.modules.batchnorm._BatchNorm
+        layers = [m for m in learner.net.modules() if isinstance(m, kind) and m.training]
+        layers = layers if by == "running" else []
+        if layers:
+            with torch.no_grad():
+                learner.logits(learner.flat.theta, learner.augmented(batch))
+        for layer in layers:
+            layer.eval()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.train()

@@ -1,0 +1,161 @@
+"""EMCL: efficient meta-learning by importance (Zou & Lin 2022, papers/003; equations are its own).
+
+The paper leaves much open: eta and r of eq. 7 and 8 are not printed, eq. 8 as it stands diverges,
+and where eq. 8 and eq. 10 take the same h, it cancels. Each reading is an option here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.inner import By
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Method
+from cl_bench.types import Batch, Task
+
+Rule = Literal["literal", "bounded", "base", "relative", "constant"]
+
+
+class EMCL(Method):
+    """Single-sample steps held near theta_0 by an importance h; then theta_0 moves towards them.
+
+    inner       theta <- theta - inner_lr g (eq. 16), and then, or with it:
+      proximal    theta <- (theta + c theta_0) / (1 + c), c = prox * strength * h (eq. 17, 21)
+      gradient    the gradient of eq. 6's penalty, at the same rate
+      plain       nothing; modulated: nothing, and the rate is alpha (table IV)
+    steps       separate: inner_lr in eq. 16, prox in eq. 21 | tied: prox in both, as printed there
+    meta        theta_0 <- theta_0 - alpha * d: d = strength * h * (theta_0 - theta_k) (closed_form,
+                eq. 10) | theta_0 - theta_k (reptile)
+    importance  Omega = |g * theta_0| (taylor, eq. 13) | |g * (theta_k - theta_0)| (si) | 1 (none)
+    at          g is the batch's gradient at theta_0 (batch), the first sample's (first), or the
+                mean of the samples' along the way (mean)
+    h           <- decay h + (1 - decay) Omega (eq. 7), from 0, from 1, or (start=first) from each
+                parameter's first Omega; its unit is 1, or its mean. Heads not in use keep theirs
+    rule        of alpha, from alpha_0 = optimizer.lr
+      literal     alpha <- (scale / h) alpha, batch after batch (eq. 8): it diverges
+      bounded     the same, h from floor up, alpha from floor to 1
+      base        (scale / h) alpha_0, h from floor up: "inversely proportional"
+      relative    alpha_0 min(scale mean(h) / h, 1): inversely proportional, whatever h's unit
+      constant    alpha_0
+    rates       alpha after this batch (new), or before it (old: algorithm 1, line 9)
+
+    No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
+    `glances` times; `batch_norm`: how it sees single samples (`Learner.normalised`).
+    """
+
+    plain = True
+
+    def __init__(
+        self,
+        learner: Learner,
+        inner: Literal["proximal", "gradient", "plain", "modulated"],
+        inner_lr: float,
+        prox: float,
+        steps: Literal["separate", "tied"],
+        strength: float,
+        meta: Literal["closed_form", "reptile"],
+        importance: Literal["taylor", "si", "none"],
+        at: Literal["batch", "first", "mean"],
+        decay: float,
+        start: Literal["first", "zero", "one"],
+        unit: Literal["one", "mean"],
+        rule: Rule,
+        scale: float,
+        floor: float,
+        rates: Literal["new", "old"],
+        glances: int,
+        batch_norm: By,
+    ) -> None:
+        super().__init__(learner)
+        self.inner, self.prox, self.strength, self.meta = inner, prox, strength, meta
+        self.inner_lr = prox if steps == "tied" else inner_lr
+        self.importance, self.at, self.decay = importance, at, decay
+        self.start, self.unit = start, unit
+        self.rule, self.scale, self.floor, self.rates = rule, scale, floor, rates
+        self.glances = glances
+        self.batch_norm: By = batch_norm
+        ones = torch.ones_like(learner.flat.grad)
+        self.h = ones * (start == "one" or importance == "none")
+        self.first, self.alpha, self.used = learner.lr, ones * learner.lr, ones
+
+    def begin_task(self, task: Task) -> None:
+        self.used = self.learner.in_use(self.learner.live[task.t.unique()].any(0))
+
+    def observe(self, batch: Batch) -> Tensor:
+        with self.learner.inner.normalised(self.batch_norm, batch):
+            return torch.stack([self._look(batch) for _ in range(self.glances)])[0]
+
+    def _look(self, batch: Batch) -> Tensor:
+        learner, theta = self.learner, self.learner.flat.theta.detach()
+        theta_0, h = theta.clone(), self._weights()
+        g, along = self._at_start(batch), torch.zeros_like(theta) if self.at == "mean" else None
+        loss = self._walk(batch, theta_0, h, along)
+        moved, before = theta_0 - theta, self.alpha
+        g = along / len(batch.y) if along is not None else g
+        if g is not None and self.importance != "none":
+            self._remember((g * (moved if self.importance == "si" else theta_0)).abs())
+        self.alpha = self._renewed()
+        share = before if self.rates == "old" else self.alpha
+        share = share * self.strength * h if self.meta == "closed_form" else share
+        share = share if self.rule == "literal" else share.clamp(max=1)
+        theta.copy_(theta_0 - learner.annealed * share * moved)
+        return loss
+
+    def _at_start(self, batch: Batch) -> Tensor | None:
+        """The gradient at theta_0 that the importance is made of; None: it comes along the way."""
+        if self.importance == "none" or self.at == "mean":
+            return None
+        part = batch if self.at == "batch" else batch.rows(slice(0, 1))
+        self.learner.gradient(self.learner.loss, part)
+        return self.learner.flat.grad.clone()
+
+    def _walk(self, batch: Batch, theta_0: Tensor, h: Tensor, along: Tensor | None) -> Tensor:
+        """Eq. 16, 17 and 21 for each sample; `along` gathers the samples' gradients."""
+        learner, rate = self.learner, self.inner_lr * self.learner.annealed
+        shrink = 1 / (1 + self.prox * self.strength * h) if self.inner == "proximal" else None
+        if along is None and self.inner in ("proximal", "plain"):
+            return learner.inner.walk(batch, rate, shrink, fixed=True)
+        theta, losses = learner.flat.theta.detach(), []
+        for sample in batch.singles():
+            losses.append(learner.gradient(learner.loss, sample))
+            g = learner.flat.grad
+            if along is not None:
+                along.add_(g)
+            if self.inner == "gradient":
+                g = g + self.strength * h * (theta - theta_0)
+            theta.sub_(g * (self.alpha * learner.annealed if self.inner == "modulated" else rate))
+            if shrink is not None:
+                torch.lerp(theta_0, theta, shrink, out=theta)
+        return torch.stack(losses).mean()
+
+    def _weights(self) -> Tensor:
+        """h in its unit."""
+        return self.h / self._mean() if self.unit == "mean" else self.h
+
+    def _mean(self) -> Tensor:
+        return self.h.mean().clamp(min=torch.finfo(self.h.dtype).tiny)
+
+    def _remember(self, omega: Tensor) -> None:
+        """Eq. 7, for the parameters in use."""
+        h = torch.lerp(omega, self.h, self.decay)
+        if self.start == "first":
+            h = torch.where(self.h == 0, omega, h)
+        self.h = torch.where(self.used > 0, h, self.h)
+
+    def _renewed(self) -> Tensor:
+        """Eq. 8, as `rule` reads it."""
+        start, h = torch.full_like(self.h, self.first), self._weights()
+        if self.rule == "constant":
+            return start
+        if self.rule == "literal":
+            return self.scale / h * self.alpha
+        if self.rule == "relative":
+            tiny = torch.finfo(h.dtype).tiny
+            return start * (self.scale * self._mean() / self.h.clamp(min=tiny)).clamp(max=1)
+        h = h.clamp(min=self.floor)
+        if self.rule == "base":
+            return self.scale / h * start
+        return (self.scale / h * self.alpha).clamp(self.floor, 1)

@@ -1,0 +1,90 @@
+"""Gradient Episodic Memory (Lopez-Paz & Ranzato 2017, arXiv:1706.08840)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cl_bench.buffer import Buffer
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Rehearsal
+from cl_bench.types import Batch
+
+
+class GEM(Rehearsal):
+    """g + G'v, v = argmin_{v >= margin} 1/2 v'(GG' + ridge I) v + (G g)'v: eq. 11, dual.
+
+    The rows of G are the gradients on each past task's whole memory; g stays as it is where it
+    would raise the loss on none. With margin = ridge = 0 it is the nearest gradient that raises
+    none (eq. 7, 8). The authors' code adds both; the margin moves g even where a task is content.
+    The problem is solved on the CPU in float64: a CUDA device is waited for at every step.
+    """
+
+    def __init__(
+        self, learner: Learner, buffer: Callable[..., Buffer], margin: float, ridge: float
+    ) -> None:
+        super().__init__(learner, buffer)
+        self.margin, self.ridge = margin, ridge
+
+    def observe(self, batch: Batch) -> Tensor:
+        learner, past = self.learner, self._gradients()
+        loss = learner.gradient(learner.loss, batch)
+        if past is not None:
+            g = learner.flat.grad
+            with torch.no_grad():
+                g.add_(correction(past, g, self.margin, self.ridge))
+        learner.step()
+        self.memory.add(batch)
+        return loss
+
+    def _gradients(self) -> Tensor | None:
+        """(t, P)"""
+        learner = self.learner
+        parts = self.memory.by_task() if len(self.memory) else []
+        rows = [(learner.gradient(learner.loss, p), learner.flat.grad.clone())[1] for p in parts]
+        return torch.stack(rows) if rows else None
+
+
+def correction(past: Tensor, g: Tensor, margin: float, ridge: float) -> Tensor:
+    """(t, P), (P,) -> (P,): what is added to g; zero where no row of `past` objects."""
+    both = torch.cat([past, g.unsqueeze(0)])
+    gram = (both @ past.T).double().cpu()
+    products, dots = gram[:-1], gram[-1]
+    if bool((dots >= 0).all()):
+        return torch.zeros_like(g)
+    matrix = (products + products.T) / 2 + ridge * torch.eye(len(dots), dtype=torch.float64)
+    v = margin + nonnegative(matrix, dots + margin * matrix.sum(1))
+    return v.to(g) @ past
+
+
+def nonnegative(A: Tensor, b: Tensor) -> Tensor:
+    """argmin_{x >= 0} 1/2 x'Ax + b'x by active sets (Lawson & Hanson 1974, chapter 23).
+
+    (t, t) positive semi-definite and (t,), in float64: exact but for rounding.
+    """
+    x, free = torch.zeros_like(b), torch.zeros_like(b, dtype=torch.bool)
+    tiny = 1e-12 * float(b.abs().max())
+    for _ in range(3 * len(b)):
+        slope = torch.where(free, torch.inf, A @ x + b)
+        if bool((slope >= -tiny).all()):
+            break
+        free[slope.argmin()] = True
+        x = _within(A, b, x, free)
+    return x
+
+
+def _within(A: Tensor, b: Tensor, x: Tensor, free: Tensor) -> Tensor:
+    """The minimum over the free entries, going back as far as needed to stay at 0 or above."""
+    while True:
+        target = torch.zeros_like(x)
+        target[free] = torch.linalg.lstsq(A[free][:, free], -b[free], driver="gelsd").solution
+        low = free & (target <= 0)
+        if not bool(low.any()):
+            return target
+        share = (x[low] / (x[low] - target[low])).min()
+        x = (x + share * (target - x)).clamp(min=0)
+        blocked = low & (x <= 1e-15 * x.max())
+        free &= ~blocked if bool(blocked.any()) else ~low
+        x = torch.where(free, x, 0.0)

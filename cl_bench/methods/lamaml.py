@@ -1,0 +1,120 @@
+"""La-MAML, Sync and C-MAML (Gupta, Yadav & Paull 2020, arXiv:2007.13904)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.buffer import Buffer
+from cl_bench.inner import By
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Rehearsal
+from cl_bench.types import Batch
+
+
+class LaMAML(Rehearsal):
+    """Descend on the mean of L(theta_i; new and old), theta_i = theta_{i-1} - a * g_i.
+
+    g_i is the gradient of the i-th slice of the new batch alone, each entry within +-clip, and a a
+    learning rate of each parameter's own, never below 0. The gradient reaches theta and a, each
+    cut to the norm `clip`.
+    rates=learned  a <- a - rate_lr grad_a, first; fixed: a stays what it was
+    update=rates   theta <- theta - a * grad_theta; sgd: at the optimizer's learning rate
+    order=second   through the g_i; first: as if they were constants
+    La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). A batch is looked at
+    `glances` times, each with a draw of its own; `batch_norm`: how it sees a slice.
+    """
+
+    plain = True
+
+    def __init__(
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        inner_lr: float,
+        rate_lr: float,
+        rates: Literal["learned", "fixed"],
+        update: Literal["rates", "sgd"],
+        order: Literal["first", "second"],
+        glances: int,
+        slice_size: int,
+        replay: int,
+        clip: float,
+        batch_norm: By,
+    ) -> None:
+        super().__init__(learner, buffer)
+        self.a = torch.full_like(learner.flat.grad, inner_lr)
+        self.rate_lr, self.rates, self.update, self.order = rate_lr, rates, update, order
+        self.glances, self.slice_size, self.replay, self.clip = glances, slice_size, replay, clip
+        self.batch_norm: By = batch_norm
+
+    def observe(self, batch: Batch) -> Tensor:
+        losses = []
+        with self.learner.inner.normalised(self.batch_norm, batch):
+            for glance in range(self.glances):
+                shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
+                losses.append(self._look(batch.rows(shuffled)))
+                if glance == 0:
+                    self.memory.add(batch)
+        return losses[0]
+
+    def _look(self, batch: Batch) -> Tensor:
+        seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
+        seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
+        cuts = range(0, len(batch.y), self.slice_size)
+        slices = [fresh.rows(slice(i, i + self.slice_size)) for i in cuts]
+        ahead = self._second if self.order == "second" else self._first
+        loss, slope, slope_a = ahead(slices, seen)
+        self._move(self._cut(self.learner.held(slope)), self._cut(self.learner.held(slope_a)))
+        return loss
+
+    def _first(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """d L(theta_i) / d theta = grad L(theta_i), d / d a = -(g_1 + ... + g_i) * grad L."""
+        learner, theta = self.learner, self.learner.flat.theta.detach()
+        start, a, losses = theta.clone(), self.a.clamp(min=0), []
+        walked, slope, slope_a = (torch.zeros_like(start) for _ in range(3))
+        for each in slices:
+            learner.differentiate(learner.loss, each)
+            g = learner.flat.grad.clamp(-self.clip, self.clip)
+            walked.add_(g)
+            theta.addcmul_(a, g, value=-1)
+            losses.append(learner.differentiate(learner.loss, seen))
+            slope.add_(learner.flat.grad)
+            slope_a.addcmul_(learner.flat.grad, walked, value=-1)
+        theta.copy_(start)
+        count = len(slices)
+        return torch.stack(losses).mean(), slope / count, slope_a * (self.a > 0) / count
+
+    def _second(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, differentiated through the inner steps."""
+        learner = self.learner
+        theta = learner.flat.theta.detach().clone().requires_grad_()
+        a = self.a.clone().requires_grad_()
+        rates, fast, losses = a.relu(), theta, []
+        for each in slices:
+            (g,) = torch.autograd.grad(learner.loss(fast, each), fast, create_graph=True)
+            fast = fast - rates * learner.held(g).clamp(-self.clip, self.clip)
+            losses.append(learner.loss(fast, seen))
+        loss = torch.stack(losses).mean()
+        slope, slope_a = torch.autograd.grad(loss, (theta, a))
+        new = sum(len(each.y) for each in slices)
+        learner.evaluated += 2 * new + len(slices) * len(seen.y)
+        return loss.detach(), slope, slope_a
+
+    def _cut(self, slope: Tensor) -> Tensor:
+        """To the norm `clip` at most; by arithmetic, so that no device waits."""
+        norm = slope.norm().clamp(min=torch.finfo(slope.dtype).tiny)
+        return slope * (self.clip / norm).clamp(max=1)
+
+    @torch.no_grad()
+    def _move(self, slope: Tensor, slope_a: Tensor) -> None:
+        learner = self.learner
+        if self.rates == "learned":
+            self.a.sub_(slope_a, alpha=self.rate_lr * learner.annealed)
+        if self.update == "rates":
+            learner.flat.theta.addcmul_(self.a.clamp(min=0), slope, value=-learner.annealed)
+        else:
+            learner.flat.theta.sub_(slope, alpha=learner.lr)

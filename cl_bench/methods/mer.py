@@ -1,0 +1,85 @@
+"""Meta-Experience Replay (Riemer et al. 2019, arXiv:1810.11910; algorithms are its own)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.buffer import Buffer
+from cl_bench.inner import By
+from cl_bench.learner import Learner
+from cl_bench.methods.base import Rehearsal
+from cl_bench.types import Batch
+
+
+class MER(Rehearsal):
+    """SGD on single samples, old ones and a new one; then Reptile: theta <- before + share * moved.
+
+    algorithm=1  for each new sample `batches` draws of `replay` old ones, the new one first;
+                 theta goes `within` of the way that each batch leads, and `across` of all
+    algorithm=6  one draw of batches * replay old ones, the new one last; `across` alone
+    algorithm=7  the same, the new one anywhere among them, its learning rate times `batches`
+
+    Plain SGD at the optimizer's learning rate: Reptile undoes what momentum would carry over.
+    `batch_norm`: how it sees single samples (`Learner.normalised`).
+    """
+
+    plain = True
+
+    def __init__(
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        algorithm: Literal[1, 6, 7],
+        batches: int,
+        replay: int,
+        within: float,
+        across: float,
+        batch_norm: By,
+    ) -> None:
+        super().__init__(learner, buffer)
+        self.batch_norm: By = batch_norm
+        self.algorithm, self.batches, self.replay = algorithm, batches, replay
+        self.within, self.across = within, across
+
+    def observe(self, batch: Batch) -> Tensor:
+        losses = []
+        with self.learner.inner.normalised(self.batch_norm, batch):
+            for new in batch.singles():
+                before = self.learner.flat.theta.detach().clone()
+                losses.append(self._several(new) if self.algorithm == 1 else self._large(new))
+                self._back(before, self.across)
+                self.memory.add(new)
+        return torch.stack(losses).mean()
+
+    def _several(self, new: Batch) -> Tensor:
+        losses = []
+        for _ in range(self.batches):
+            before = self.learner.flat.theta.detach().clone()
+            drawn = new.cat(self.memory.sample(self.replay)) if len(self.memory) else new
+            full = len(drawn.y) == 1 + self.replay
+            losses.append(self.learner.inner.walk(drawn, self.learner.lr, None, fixed=full))
+            self._back(before, self.within)
+        return torch.stack(losses).mean()
+
+    def _large(self, new: Batch) -> Tensor:
+        count, inner, lr = self.batches * self.replay, self.learner.inner, self.learner.lr
+        old = list(self.memory.sample(count).singles()) if len(self.memory) else []
+        place, weight = len(old), 1
+        if self.algorithm == 7:
+            place = int(torch.randint(len(old) + 1, (), generator=self.learner.rng))
+            weight = self.batches
+        for each in old[:place]:
+            inner.descend(each, lr)
+        loss = inner.descend(new, weight * lr)
+        for each in old[place:]:
+            inner.descend(each, lr)
+        return loss
+
+    @torch.no_grad()
+    def _back(self, before: Tensor, share: float) -> None:
+        theta = self.learner.flat.theta
+        torch.lerp(before, theta, share, out=theta)

@@ -1,0 +1,113 @@
+"""GEM's quadratic program against another solver, its optimality conditions, and A-GEM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import DEVICES, blobs, learner, method_for, mlp
+from scipy.optimize import lsq_linear, nnls
+from test_methods import moved
+from torch import Generator, Tensor
+
+from cl_bench.methods.agem import project
+from cl_bench.methods.gem import correction, nonnegative
+from cl_bench.types import Batch
+
+CASES = [(tasks, seed) for tasks in (1, 2, 5, 19) for seed in range(5)]
+
+
+def drawn(*shape: int, seed: int, device: str = "cpu") -> Tensor:
+    g = Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).to(device)
+
+
+@pytest.mark.parametrize(("tasks", "seed"), CASES)
+def test_nonnegative_equals_scipys(tasks: int, seed: int) -> None:
+    rows = drawn(tasks, 30, seed=seed)
+    A, b = rows @ rows.T, 3 * drawn(tasks, seed=100 + seed)
+    x = nonnegative(A, b)
+    root = torch.linalg.cholesky(A)
+    expected, _ = nnls(root.T.numpy(), -torch.linalg.solve(root, b).numpy())
+    torch.testing.assert_close(x, torch.from_numpy(expected), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("tasks", "seed"), CASES)
+def test_nonnegative_is_optimal(tasks: int, seed: int) -> None:
+    """x >= 0, slope >= 0, one of them 0 everywhere; of dependent rows too (rank 3)."""
+    rows = drawn(tasks, 3, seed=seed)
+    A, b = rows @ rows.T, rows @ drawn(3, seed=50 + seed)
+    x = nonnegative(A, b)
+    slope = A @ x + b
+    assert (x >= 0).all() and (slope >= -1e-8).all() and (x * slope).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("tasks", "seed"), CASES)
+def test_projection_is_the_nearest_allowed_gradient(tasks: int, seed: int, device: str) -> None:
+    """eq. 7 and 8: no past loss rises, and no other such gradient is nearer."""
+    past, g = drawn(tasks, 40, seed=seed, device=device), drawn(40, seed=9 + seed, device=device)
+    found = g + correction(past, g, 0.0, 0.0)
+    assert (past @ found >= -1e-8).all()
+    away = found - g
+    assert abs(away @ found) < 1e-8, "complementary slackness: what was added is orthogonal to it"
+    for other in drawn(200, 40, seed=seed + 1, device=device):
+        if (past @ other >= 0).all():
+            assert (other - g) @ (found - g) >= away @ away - 1e-8, "a convex set's projection"
+    content = past.sum(0) * 10 if tasks == 1 else found
+    assert correction(past, content, 0.0, 0.0).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_margin_and_ridge_are_the_authors(seed: int) -> None:
+    """min 1/2 v'(GG' + eps I)v + (Gg)'v over v >= margin, by another solver."""
+    past, g = drawn(6, 40, seed=seed), drawn(40, seed=9 + seed)
+    A = past @ past.T + 0.1 * torch.eye(6, dtype=torch.float64)
+    root = torch.linalg.cholesky(A)
+    target = -torch.linalg.solve(root, past @ g)
+    v = lsq_linear(root.T.numpy(), target.numpy(), bounds=(0.5, 1e9), tol=1e-14).x
+    expected = torch.from_numpy(v) @ past
+    torch.testing.assert_close(correction(past, g, 0.5, 0.1), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_past_task_is_agem(seed: int) -> None:
+    past, g = drawn(1, 40, seed=seed), drawn(40, seed=9 + seed)
+    for gradient in (g, -g):
+        expected = gradient.clone()
+        project(expected, past[0])
+        torch.testing.assert_close(gradient + correction(past, gradient, 0.0, 0.0), expected)
+
+
+def test_gem_raises_no_past_loss() -> None:
+    """To first order, on each past task's whole memory, under its own head."""
+    made, stream = learner(mlp().double()), blobs("task")
+    method = method_for("gem", made, "buffer.per_task=4", "method.margin=0", "method.ridge=0")
+    held = 0
+    for task in stream.tasks:
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        method.begin_task(task)
+        for rows in task.batches(10, Generator().manual_seed(0), epochs=4):
+            past = method._gradients()
+            assert (past is None) == (task.id == 0)
+            step = moved(method, rows)
+            if past is not None:
+                assert len(past) == task.id
+                assert (past @ step >= -1e-7).all()
+                held += int((past @ step < 1e-9).any())
+        method.end_task(task)
+    assert held, "some step was changed"
+
+
+def test_agems_reference_over_tasks() -> None:
+    made, stream = learner(mlp().double()), blobs("data")
+    method = method_for("agem", made, "buffer.per_task=4", "method.reference=tasks")
+    for task in stream.tasks[:2]:
+        method.begin_task(task)
+        method.memory.add(Batch(task.x, task.y, task.t))
+        method.end_task(task)
+    parts = []
+    for part in method.memory.by_task():
+        assert len(part.y) == 4
+        made.gradient(made.loss, part)
+        parts.append(made.flat.grad.clone())
+    torch.testing.assert_close(method._reference(), (parts[0] + parts[1]) / 2)
