@@ -5,6 +5,7 @@
     python scripts/bench.py dataset=seqcifar100 dataset.tasks=20 --tasks 2
     python scripts/bench.py dataset=pmnist --curvature   # backends, penalties, curvlinops
     python scripts/bench.py --linearized --tasks 3       # the tangent model (CIFAR-100)
+    python scripts/bench.py dataset=pmnist --online --tasks 3    # replay, projection, meta-learning
 
 Each round trains one task by the bare loop and by every contender in turn, so that a slow moment
 of the machine falls on all of them; the ratio is that of the medians over the rounds. One thread
@@ -22,6 +23,7 @@ import time
 import torch
 from bench_curvature import against_curvlinops, curvature, growth
 from bench_linearized import linearized
+from bench_online import online
 from contenders import Bare, Contender, composed, rounds
 
 from cl_bench import checkpoint
@@ -94,8 +96,12 @@ def main() -> None:
     parser.add_argument("--no-process", action="store_true", help="skip the whole process")
     parser.add_argument("--curvature", action="store_true", help="curvature and penalties instead")
     parser.add_argument("--linearized", action="store_true", help="the tangent model instead")
+    parser.add_argument("--online", action="store_true", help="the single-pass methods instead")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
+    if args.online:
+        online(args.overrides, args.tasks, not args.no_compile)
+        return
     if args.linearized:
         linearized(args.overrides, args.tasks)
         return

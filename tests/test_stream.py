@@ -10,6 +10,7 @@ from conftest import CPU, blobs, identity
 from torch import Generator, Tensor
 
 from cl_bench.data import split
+from cl_bench.data.augment import turned
 from cl_bench.data.scenario import class_il, data_il, task_il
 from cl_bench.data.source import Source
 from cl_bench.data.stream import build, joint, validation
@@ -81,6 +82,32 @@ def test_by_sample_is_a_stratified_partition() -> None:
         assert len(task) == 15
     assert made.tests[0].x.data_ptr() == made.tests[3].x.data_ptr(), "one test set, stored once"
     assert [test.t[0].item() for test in made.tests] == [0, 1, 2, 3]
+
+
+def test_rotation() -> None:
+    """One angle of each T-th part of 180 degrees; training and test images are turned alike."""
+    made = stream(split="rotation", scenario=data_il, train_per_task=20, tasks=4)
+    angles: Any = made.facts["angles_of_task"]
+    assert [int(angle // 45) for angle in angles] == [0, 1, 2, 3]
+    assert [len(task) for task in made.tasks] == [20] * 4 and made.classes.all()
+    original = source()
+    for task, test, angle in zip(made.tasks, made.tests, angles, strict=True):
+        assert test.x.equal(turned(original.test_x, angle)) and test.y.equal(original.test_y)
+        assert sorted(set(task.t.tolist())) == [task.id]
+    mixed: Any = stream(split="rotation", scenario=data_il, tasks=8, order="random", seed=1)
+    found = mixed.facts["angles_of_task"]
+    assert found != sorted(found) and sorted(int(a // 22.5) for a in found) == list(range(8))
+    with pytest.raises(UserError, match="rotations have angles; use natural or random"):
+        stream(split="rotation", scenario=data_il, order="superclass")
+
+
+def test_turning_is_counter_clockwise_and_exact_by_quarters() -> None:
+    x = torch.randint(0, 256, (3, 1, 6, 6), generator=Generator().manual_seed(0)).byte()
+    for quarters in range(4):
+        assert turned(x, 90.0 * quarters).equal(x.rot90(quarters, (2, 3)))
+    bright = torch.full((1, 1, 9, 9), 200, dtype=torch.uint8)
+    some = turned(bright, 45.0)
+    assert set(some.unique().tolist()) == {0, 200} and some[0, 0, 0, 0] == 0, "black corners"
 
 
 def test_permutation() -> None:

@@ -72,3 +72,10 @@ def _window(size: int, out: int, count: int, rng: Generator) -> Tensor:
         raise UserError(f"dataset.transform.crop={out}: the padded images have {size} pixels")
     start = torch.randint(size - out + 1, (count, 1), generator=rng, device=rng.device)
     return start + torch.arange(out, device=rng.device)
+
+
+def turned(x: Tensor, degrees: float) -> Tensor:
+    """(N, C, H, W) uint8, counter-clockwise about the centre, black outside, nearest pixels."""
+    from torchvision.transforms.functional import rotate
+
+    return torch.cat([rotate(part, degrees) for part in x.split(5_000)])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from cl_bench.data import split as cut
+from cl_bench.data.augment import turned
 from cl_bench.data.source import Source
 from cl_bench.types import Scenario, Stream, Task, Transform, UserError
 
 Order = Literal["natural", "random", "superclass"]
-Split = Literal["class", "sample", "permutation"]
+Split = Literal["class", "sample", "permutation", "rotation"]
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 
 
@@ -35,14 +37,17 @@ def build(
     split=class        each task its own classes, in the given order
     split=sample       each task a stratified share of all classes; one test set for all
     split=permutation  each task all classes under its own fixed order of the pixels
+    split=rotation     each task all classes, turned by its own angle: one of each T-th part of 180
+                       degrees, rising, or in any order with order=random
     `train_per_task` keeps that many of a task's training images: per task at random under
-    `permutation` (as GEM draws them), stratified otherwise.
+    `permutation` and `rotation` (as GEM draws them), stratified otherwise.
     """
     rng = Generator().manual_seed(seed)
     groups = [list(range(len(source.classes)))] * tasks
     if split == "class":
         groups = cut.class_groups(class_order(source, tasks, order, rng), tasks)
-    trains, tests = _cut(source, split, groups, train_per_task, rng)
+    angles = _angles(tasks, order, rng) if split == "rotation" else None
+    trains, tests = _cut(source, split, groups, train_per_task, rng, angles)
     member = _membership(groups, len(source.classes), scenario)
     return Stream(
         tasks=_tasks(trains, device),
@@ -53,6 +58,7 @@ def build(
         facts={
             "dataset": name,
             "classes_of_task": groups if split == "class" else None,
+            "angles_of_task": angles,
             "sha256": source.sha256,
             "provenance": source.provenance,
         },
@@ -60,11 +66,21 @@ def build(
 
 
 def _cut(
-    source: Source, split: Split, groups: list[list[int]], count: int | None, rng: Generator
+    source: Source,
+    split: Split,
+    groups: list[list[int]],
+    count: int | None,
+    rng: Generator,
+    angles: list[float] | None,
 ) -> tuple[list[Part], list[Part]]:
     """Training and test part of each task."""
+    if angles is not None:
+        changes = [partial(turned, degrees=angle) for angle in angles]
+        return _changed(source, iter(changes), count, rng)
     if split == "permutation":
-        return _permuted(source, len(groups), count, rng)
+        pixels = source.train_x[0].numel()
+        orders = (torch.randperm(pixels, generator=rng) for _ in groups)
+        return _changed(source, (partial(_scrambled, pixels=o) for o in orders), count, rng)
     if split == "class":
         trains = _parts(source.train_x, source.train_y, cut.by_class(source.train_y, groups))
         tests = _parts(source.test_x, source.test_y, cut.by_class(source.test_y, groups))
@@ -155,19 +171,32 @@ def _limited(part: Part, count: int | None, rng: Generator) -> Part:
     return x[index], y[index]
 
 
-def _permuted(
-    source: Source, tasks: int, count: int | None, rng: Generator
+def _changed(
+    source: Source,
+    changes: Iterator[Callable[[Tensor], Tensor]],
+    count: int | None,
+    rng: Generator,
 ) -> tuple[list[Part], list[Part]]:
-    """Each task: a random subset for training, all test images, both under one pixel order."""
+    """Each task: a random subset for training, all test images, both changed in one way."""
     total, trains, tests = len(source.train_y), [], []
     if count is not None and count > total:
         raise UserError(f"dataset.train_per_task={count}: {source.name} has {total}")
-    for _ in range(tasks):
-        pixels = torch.randperm(source.train_x[0].numel(), generator=rng)
+    for change in changes:
         index = cut.random_subset(total, total if count is None else count, rng)
-        trains.append((_scrambled(source.train_x[index], pixels), source.train_y[index]))
-        tests.append((_scrambled(source.test_x, pixels), source.test_y))
+        trains.append((change(source.train_x[index]), source.train_y[index]))
+        tests.append((change(source.test_x), source.test_y))
     return trains, tests
+
+
+def _angles(tasks: int, order: Order, rng: Generator) -> list[float]:
+    """Degrees: a draw from each of T equal parts of [0, 180) (GEM), rising or in any order."""
+    if order == "superclass":
+        raise UserError("dataset.order=superclass: rotations have angles; use natural or random")
+    start = torch.arange(tasks)
+    if order == "random":
+        start = torch.randperm(tasks, generator=rng)
+    draws = torch.rand(tasks, generator=rng, dtype=torch.float64)
+    return ((start + draws) * (180 / tasks)).tolist()
 
 
 def _scrambled(x: Tensor, pixels: Tensor) -> Tensor:

@@ -1,0 +1,46 @@
+"""What the single-pass methods cost beside a plain step: a sample, and a gradient evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from contenders import Contender, rounds
+
+from cl_bench.types import Task
+
+PLAIN = ("finetune", "er", "agem", "gem", "ewc", "emcl", "lamaml", "mer")
+COMPILED = ("emcl", "mer")
+
+
+def online(overrides: list[str], tasks: int, compiled: bool) -> None:
+    """Tasks after two others: memories, anchors and importances are there; their upkeep counts."""
+    base = ["runtime.threads=1", *overrides]
+    running = {name: Contender(f"method={name}", *base) for name in PLAIN}
+    if compiled:
+        for name in COMPILED:
+            running[f"{name} compiled"] = Contender(f"method={name}", "runtime.compile=true", *base)
+    first, *chosen = running["finetune"].stream.tasks[1 : tasks + 2]
+    for each in running.values():
+        for task in (each.stream.tasks[0], first):
+            each.train(task)
+            each.finish(task)
+    before = {name: each.method.learner.evaluated for name, each in running.items()}
+    seconds = rounds(chosen, {name: whole(each) for name, each in running.items()})
+    count = sum(map(len, chosen))
+    print(f"\n{len(first)} samples a task, after two others; median of {len(chosen)} tasks")
+    print(
+        f"{'':20}{'us / sample':>12}{'of finetune':>13}{'gradients':>11}{'us each':>9}{'ratio':>8}"
+    )
+    plain = seconds["finetune"] / len(first)
+    for name, value in seconds.items():
+        each = value / len(first)
+        taken = (running[name].method.learner.evaluated - before[name]) / count
+        print(
+            f"{name:20}{1e6 * each:14.1f}{each / plain:14.2f}{taken:14.1f}"
+            f"{1e6 * each / taken:14.1f}{each / taken / plain:14.2f}"
+        )
+
+
+def whole(contender: Contender) -> Callable[[Task], float]:
+    """A task's steps and what comes after them."""
+    return lambda task: contender.train(task) + contender.finish(task)
