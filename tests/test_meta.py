@@ -229,6 +229,7 @@ def test_clipping_clips() -> None:
 
 # EMCL
 
+PRINTED = {"meta": "closed_form", "unit": "one", "rule": "base", "rates": "new"}
 READINGS: list[dict[str, Any]] = [
     {},
     {"inner": "gradient", "rule": "constant"},
@@ -280,7 +281,8 @@ def zou(made: Learner, method: Any, rows: Batch, h: Tensor, alpha: Tensor) -> tu
 def test_emcl_follows_its_equations(reading: dict[str, Any]) -> None:
     made = start()
     options = {"inner_lr": 0.2, "prox": 0.3, "strength": 3.0, "decay": 0.8, "scale": 0.4}
-    given = [f"method.{k}={v}" for k, v in {**options, "floor": 1e-3, **reading}.items()]
+    options |= {"floor": 1e-3, **PRINTED}
+    given = [f"method.{k}={v}" for k, v in {**options, **reading}.items()]
     method = method_for("emcl", made, *given)
     h, alpha = method.h.clone(), method.alpha.clone()
     for _ in range(3):
@@ -344,12 +346,14 @@ def test_the_meta_gradient_is_the_envelopes() -> None:
 def test_equation_8_as_printed_diverges() -> None:
     """alpha <- (r / h) alpha, batch after batch: h is far below r, so alpha grows without bound."""
     made = start(lr=0.3)
-    method = method_for("emcl", made, "method.rule=literal", "method.scale=1.0")
+    printed = [f"method.{k}={v}" for k, v in PRINTED.items() if k != "rule"]
+    printed += ["method.inner_lr=0.15", "method.strength=10", "method.scale=1.0"]
+    method = method_for("emcl", made, *printed, "method.rule=literal", "method.prox=0.3")
     for i in range(20):
         method.observe(batch(10)._replace(y=batch(10).y.roll(i)))
     assert not theta_of(made).isfinite().all()
     other = start(lr=0.3)
-    bounded = method_for("emcl", other, "method.rule=bounded", "method.scale=1.0")
+    bounded = method_for("emcl", other, *printed, "method.rule=bounded", "method.prox=0.3")
     for i in range(20):
         bounded.observe(batch(10)._replace(y=batch(10).y.roll(i)))
     assert theta_of(other).isfinite().all()
@@ -358,7 +362,8 @@ def test_equation_8_as_printed_diverges() -> None:
 def test_where_h_cancels_the_meta_step_is_reptiles() -> None:
     """rule=base, rates=old: alpha lambda h = alpha_0 r lambda for all parameters alike."""
     made = start(lr=0.2)
-    given = "method.strength=5", "method.scale=0.3", "method.rates=old", "method.floor=1e-30"
+    given = [f"method.{k}={v}" for k, v in {**PRINTED, "rates": "old", "floor": 1e-30}.items()]
+    given += ["method.strength=5", "method.scale=0.3", "method.inner_lr=0.15", "method.prox=0.3"]
     method = method_for("emcl", made, *given)
     for i in range(4):
         rows, before, h = batch(6), theta_of(made), method.h.clone()
@@ -375,7 +380,7 @@ def test_where_h_cancels_the_meta_step_is_reptiles() -> None:
 def test_reptile_is_a_reading() -> None:
     made, rows = start(lr=0.25), batch(6)
     given = "method.importance=none", "method.inner=plain", "method.rule=constant"
-    method = method_for("emcl", made, *given, "method.meta=reptile")
+    method = method_for("emcl", made, *given, "method.inner_lr=0.15")
     before = theta = theta_of(made)
     for one in rows.singles():
         theta = theta - 0.15 * slope(made, theta, one)
