@@ -135,16 +135,20 @@ def parts(size: int) -> tuple[list[Batch], Batch]:
     return [rows.rows(slice(i, i + size)) for i in range(0, 4, size)], rows
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_second_order_by_finite_differences(size: int) -> None:
-    made = start(activation="tanh")
+@pytest.mark.parametrize(("kind", "size"), [("mlp", 1), ("mlp", 2), ("resnet", 2)])
+def test_second_order_by_finite_differences(kind: str, size: int) -> None:
+    made, (cuts, seen) = start(activation="tanh"), parts(size)
+    if kind == "resnet":
+        net = resnet(activation="gelu", norm="folded").double()
+        made = learner(net, transform=identity(channels=3))
+        rows = batch(6, shape=(3, 8, 8))
+        cuts, seen = [rows.rows(slice(0, 2)), rows.rows(slice(2, 4))], rows
     method = method_for("lamaml", made, "method.order=second")
-    cuts, seen = parts(size)
     method.a += 0.3 * torch.rand(method.a.shape, generator=Generator().manual_seed(1)) - 0.2
     _, by_theta, by_a = method._second(cuts, seen)
     theta, a = theta_of(made), method.a.clone()
     g, h = Generator().manual_seed(2), 1e-5
-    for _ in range(5):
+    for _ in range(3):
         d = torch.randn(len(a), generator=g, dtype=torch.float64)
         for found, steps in ((by_theta, (d, 0 * d)), (by_a, (0 * d, d * (a.abs() > 1e-3)))):
             ends = []
