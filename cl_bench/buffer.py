@@ -27,6 +27,7 @@ class Buffer:
         self.rows: Batch | None = None
         self.filled = 0  # rows that may be drawn: the first ones
         self.new: int | None = None  # samples of this task still to be offered; None: no limit
+        self.now: int | None = None  # the task that is being learned
 
     def __len__(self) -> int:
         return self.filled
@@ -34,6 +35,7 @@ class Buffer:
     def begin_task(self, task: Task) -> None:
         """Its samples will be offered from here on."""
         self.new = len(task) if self.insert == "first" else None
+        self.now = task.id
 
     def add(self, batch: Batch) -> None:
         """Offer each sample, in order."""
@@ -52,10 +54,11 @@ class Buffer:
         return self.rows.rows(torch.randperm(self.filled, generator=self.rng)[:count])
 
     def by_task(self) -> list[Batch]:
-        """All that may be drawn, task by task: a CUDA device is waited for."""
+        """What is kept of the past tasks, one by one: a CUDA device is waited for."""
         assert self.rows is not None
         t = self.rows.t[: self.filled]
-        return [self.rows.rows((t == k).nonzero().squeeze(1)) for k in t.unique().tolist()]
+        past = [k for k in t.unique().tolist() if k != self.now]
+        return [self.rows.rows((t == k).nonzero().squeeze(1)) for k in past]
 
     def _offer(self, batch: Batch) -> None:
         raise NotImplementedError
@@ -87,13 +90,15 @@ class Reservoir(Buffer):
         count = len(batch.y)
         order = torch.arange(self.seen + 1, self.seen + count + 1)
         capacity = self.seen + count if self.capacity is None else self.capacity
+        room = 0 if self.rows is None else len(self.rows.y)
+        size = max(capacity, 2 * room) if room < capacity else room
         places = (torch.rand(count, generator=self.rng, dtype=torch.float64) * order).long()
         places = torch.where(order <= capacity, order - 1, places)
         kept = {p: i for i, p in enumerate(places.tolist()) if p < capacity}
         self.seen += count
         self.filled = min(self.seen, capacity)
         if kept:
-            self._write(list(kept), batch.rows(torch.tensor(list(kept.values()))), capacity)
+            self._write(list(kept), batch.rows(torch.tensor(list(kept.values()))), size)
 
 
 class Balanced(Buffer):
@@ -107,7 +112,7 @@ class Balanced(Buffer):
     def __init__(self, capacity: int, insert: Insert, rng: Generator) -> None:
         super().__init__(rng, insert)
         self.capacity = capacity
-        self.labels: list[int] = []  # of the rows
+        self.places: dict[int, list[int]] = {}  # the rows of each class
         self.seen: dict[int, int] = {}  # samples offered of each class
         self.full: set[int] = set()  # classes that were the largest at some time
 
@@ -120,27 +125,24 @@ class Balanced(Buffer):
             place = self._place(label, u, v)
             if place is not None:
                 kept[place] = i
-        self.filled = len(self.labels)
         if kept:
             self._write(list(kept), batch.rows(torch.tensor(list(kept.values()))), self.capacity)
 
     def _place(self, label: int, u: float, v: float) -> int | None:
         """The row that a sample of this class takes; None: none. `u`, `v` are uniform draws."""
-        if len(self.labels) < self.capacity:
-            self.labels.append(label)
-            return len(self.labels) - 1
-        counts = {c: self.labels.count(c) for c in sorted(set(self.labels))}
-        largest = max(counts.values())
-        self.full |= {c for c, n in counts.items() if n == largest}
-        victims = {label}
-        if label not in self.full:
-            victims = {c for c, n in counts.items() if n == largest}
-        elif u * self.seen[label] >= counts.get(label, 0):
-            return None
-        rows = [row for row, c in enumerate(self.labels) if c in victims]
-        place = rows[int(v * len(rows))]
-        self.labels[place] = label
-        return place
+        own = self.places.setdefault(label, [])
+        if self.filled < self.capacity:
+            own.append(self.filled)
+            self.filled += 1
+            return own[-1]
+        most = max(map(len, self.places.values()))
+        largest = sorted(c for c, rows in self.places.items() if len(rows) == most)
+        self.full.update(largest)
+        if label in self.full:
+            return own[int(v * len(own))] if u * self.seen[label] < len(own) else None
+        victim, at = divmod(int(v * most * len(largest)), most)
+        own.append(self.places[largest[victim]].pop(at))
+        return own[-1]
 
 
 class Ring(Buffer):

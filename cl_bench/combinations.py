@@ -56,6 +56,8 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"scenario={scenario}: with dataset.split={split} every task has the same classes; "
             "use scenario=data, or dataset.split=class"
         )
+    if split == "rotation" and plain["dataset"]["order"] == "superclass":
+        raise UserError("dataset.order=superclass: rotations have angles; use natural or random")
     if split == "permutation" and get_object(plain["model"]["_target_"]).spatial:
         raise UserError(
             "dataset.split=permutation: the model sees neighbouring pixels, which a permutation "

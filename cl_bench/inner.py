@@ -19,7 +19,10 @@ By = Literal["batch", "running"]
 
 
 class Inner:
-    """What `learner.inner` does to the learner's theta; no optimizer, momentum or weight decay."""
+    """What `learner.inner` does to the learner's theta; no optimizer, momentum or weight decay.
+
+    Batches come augmented already, by one draw for all the steps on their samples.
+    """
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -33,23 +36,23 @@ class Inner:
         learner = self.learner
         if learner.chain is not None and self._whole is None:
             learner.evaluated += len(batch.y)
-            return learner.chain.descend(*learner.seen(learner.augmented(batch)), lr)
-        loss = learner.gradient(learner.loss, batch)
+            return learner.chain.descend(*learner.seen(batch), lr)
+        loss = learner.differentiate(learner.loss, batch)
         learner.flat.theta.detach().sub_(learner.flat.grad, alpha=lr)
         return loss
 
     @torch.no_grad()
-    def walk(self, batch: Batch, lr: float, shrink: Tensor | None, fixed: bool) -> Tensor:
+    def walk(self, batch: Batch, lr: float, shrink: Tensor | None, usual: bool) -> Tensor:
         """`descend` on each sample; after each, theta <- theta_0 + shrink (theta - theta_0).
 
         shrink (P,); None: 1. Returns the mean loss along the way. With runtime.compile a
-        perceptron's loop is one graph for each length: `fixed` says that there are few of them.
+        perceptron's loop is one graph for each length; one that is not `usual` goes step by step.
         """
         learner, theta = self.learner, self.learner.flat.theta
-        if self._whole is not None and fixed:
+        if self._whole is not None and usual:
             learner.evaluated += len(batch.y)
-            x = learner.transform.view(learner.augmented(batch).x).to(theta.dtype)
-            live, rate = learner.competing(batch), theta.new_tensor(lr)
+            x = learner.transform.view(batch.x).to(theta.dtype)
+            live, rate = learner.competing(batch), theta.new_full((), lr)
             found, loss = self._whole(theta.detach(), x, batch.y, live, rate, shrink)
             theta.copy_(found)
             return loss

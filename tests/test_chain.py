@@ -106,6 +106,10 @@ def test_a_plain_step_of_any_network() -> None:
         ),  # at the first of 12 steps nothing is stored
         ("agem", ("method.replay=5",), 60 + 6 * 5),  # in the second task
         ("der", ("method.replay=5", "method.beta=1.0"), 60 + 11 * 10),
+        ("der", ("method.replay=5",), 60 + 11 * 5),
+        ("gem", ("buffer.per_task=4",), 60 + 6 * 4),
+        ("emcl", (), 60 + 60),
+        ("emcl", ("method.at=mean",), 60),
         ("lwf", (), 60),  # a teacher is asked, not differentiated
         ("ewc", ("curvature.labels=sampled",), 60 + 60),
         ("ewc", ("curvature.labels=exact", "curvature.samples=10"), 60 + 2 * 6 * 10),

@@ -103,6 +103,9 @@ BAD = [
     ("method._target_=cl_bench.methods.no.No", "method._target_=cl_bench.methods.no.No: ", []),
     ("scenario=task", "scenario=task: with dataset.split=permutation", []),
     ("dataset.split=sample", "scenario=class: with dataset.split=sample", ["scenario=class"]),
+    ("dataset.order=superclass", "rotations have angles; use natural", ["dataset=rmnist"]),
+    ("optimizer.momentum=0.5", "momentum=0.5: the method steps by itself", ["method=mer"]),
+    ("optimizer=adam", "optimizer._target_=torch.optim.Adam: the method", ["method=emcl"]),
     ("model=resnet18", "dataset.split=permutation: the model sees neighbouring pixels", []),
     ("data_dir=${oc.env:NO_SUCH_NAME}", "data_dir: ", []),
     (

@@ -43,7 +43,12 @@ METHODS = names("method")
 SCHEDULE = Schedule(2, 8, "train", "none", "none")  # 30 samples a task: the last batch is short
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
-QUICK = {"emcl": ("method.scale=10.0", "method.inner_lr=0.1")}  # learns more in so few steps
+LOOKS = ("method.glances=2",)
+QUICK = {  # fewer passes over a batch; what learns more in so few steps
+    "emcl": ("method.scale=10.0", "method.inner_lr=0.1"),
+    "mer": ("method.batches=2", "method.replay=3"),
+    **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),
+}
 
 
 def serves(name: str, scenario: str) -> bool:
@@ -199,18 +204,21 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
     assert run.progress.matrix.summary()["LA"] > 0.6 or name == "joint"
 
 
-def test_frozen_batch_norm_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["finetune", "ewc", "gem", "mer", "lamaml", "emcl"])
+def test_frozen_batch_norm_comes_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
     monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none"))
     seen = []
     monkeypatch.setattr(
         experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
     )
-    Run("finetune", "data", build=hard)()
+    Run(name, "data", build=hard)()
     assert not seen[0].equal(seen[1]) and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
     monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none"))
-    stopped_and_continued(tmp_path, [3, 6, 4], name="ewc", scenario="data", build=hard)
+    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario="data", build=hard)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -97,8 +97,6 @@ def test_rotation() -> None:
     mixed: Any = stream(split="rotation", scenario=data_il, tasks=8, order="random", seed=1)
     found = mixed.facts["angles_of_task"]
     assert found != sorted(found) and sorted(int(a // 22.5) for a in found) == list(range(8))
-    with pytest.raises(UserError, match="rotations have angles; use natural or random"):
-        stream(split="rotation", scenario=data_il, order="superclass")
 
 
 def test_turning_is_counter_clockwise_and_exact_by_quarters() -> None:

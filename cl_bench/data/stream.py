@@ -190,8 +190,6 @@ def _changed(
 
 def _angles(tasks: int, order: Order, rng: Generator) -> list[float]:
     """Degrees: a draw from each of T equal parts of [0, 180) (GEM), rising or in any order."""
-    if order == "superclass":
-        raise UserError("dataset.order=superclass: rotations have angles; use natural or random")
     start = torch.arange(tasks)
     if order == "random":
         start = torch.randperm(tasks, generator=rng)

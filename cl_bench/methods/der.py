@@ -40,9 +40,9 @@ class DER(Rehearsal):
         if not len(memory):
             loss, said = learner.differentiate_with(self._alone, fresh)
         else:
-            dark = learner.augmented(memory.sample(self.replay))
-            light = learner.augmented(memory.sample(self.replay)) if self.beta else dark
-            loss, said = learner.differentiate_with(self._replayed, fresh, dark, light)
+            draws = 2 if self.beta else 1
+            old = [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
+            loss, said = learner.differentiate_with(self._replayed, fresh, *old)
         learner.step()
         memory.add(batch._replace(logits=said.detach().float()))
         return loss
@@ -52,7 +52,7 @@ class DER(Rehearsal):
         return self._loss(logits, batch), logits
 
     def _replayed(
-        self, theta: Tensor, batch: Batch, dark: Batch, light: Batch
+        self, theta: Tensor, batch: Batch, dark: Batch, *light: Batch
     ) -> tuple[Tensor, Tensor]:
         """Each part by its own forward pass, as in the authors' code (batch norm)."""
         loss, logits = self._alone(theta, batch)
@@ -60,8 +60,8 @@ class DER(Rehearsal):
         gap = (self.learner.logits(theta, dark).to(dark.logits.dtype) - dark.logits).square()
         distance = gap.mean(-1) if self.distance == "mean" else gap.sum(-1)
         loss = loss + self.alpha * distance.mean()
-        if self.beta:
-            loss = loss + self.beta * self._loss(self.learner.logits(theta, light), light)
+        for rows in light:
+            loss = loss + self.beta * self._loss(self.learner.logits(theta, rows), rows)
         return loss, logits
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -33,17 +33,20 @@ class EMCL(Method):
     at          g is the batch's gradient at theta_0 (batch), the first sample's (first), or the
                 mean of the samples' along the way (mean)
     h           <- decay h + (1 - decay) Omega (eq. 7), from 0, from 1, or (start=first) from each
-                parameter's first Omega; its unit is 1, or its mean. Heads not in use keep theirs
+                parameter's first Omega; its unit is 1, or its mean; from `floor` up (not literal).
+                Heads not in use keep theirs
     rule        of alpha, from alpha_0 = optimizer.lr
       literal     alpha <- (scale / h) alpha, batch after batch (eq. 8): it diverges
-      bounded     the same, h from floor up, alpha from floor to 1
-      base        (scale / h) alpha_0, h from floor up: "inversely proportional"
+      bounded     the same, alpha from floor to 1
+      base        (scale / h) alpha_0: "inversely proportional"
       relative    alpha_0 min(scale mean(h) / h, 1): inversely proportional, whatever h's unit
       constant    alpha_0
     rates       alpha after this batch (new), or before it (old: algorithm 1, line 9)
 
+    A parameter at 0 has a Taylor importance of 0, and eq. 10 hardly moves what has none: with
+    meta=closed_form, biases that start at 0 move by way of rule=base alone, whose h cancels.
     No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
-    `glances` times; `batch_norm`: how it sees single samples (`Learner.normalised`).
+    `glances` times; `batch_norm`: how it sees single samples (`Inner.normalised`).
     """
 
     plain = True
@@ -75,27 +78,32 @@ class EMCL(Method):
         self.importance, self.at, self.decay = importance, at, decay
         self.start, self.unit = start, unit
         self.rule, self.scale, self.floor, self.rates = rule, scale, floor, rates
-        self.glances = glances
+        self.glances, self.size = glances, 0  # of the usual batch
         self.batch_norm: By = batch_norm
         ones = torch.ones_like(learner.flat.grad)
         self.h = ones * (start == "one" or importance == "none")
         self.first, self.alpha, self.used = learner.lr, ones * learner.lr, ones
 
     def begin_task(self, task: Task) -> None:
+        self.size = 0
         self.used = self.learner.in_use(self.learner.live[task.t.unique()].any(0))
 
     def observe(self, batch: Batch) -> Tensor:
+        self.size = self.size or len(batch.y)
         with self.learner.inner.normalised(self.batch_norm, batch):
-            return torch.stack([self._look(batch) for _ in range(self.glances)])[0]
+            looks = [self._look(self.learner.augmented(batch)) for _ in range(self.glances)]
+        return looks[0]
 
     def _look(self, batch: Batch) -> Tensor:
         learner, theta = self.learner, self.learner.flat.theta.detach()
-        theta_0, h = theta.clone(), self._weights()
-        g, along = self._at_start(batch), torch.zeros_like(theta) if self.at == "mean" else None
-        loss = self._walk(batch, theta_0, h, along)
+        theta_0, h, g = theta.clone(), self._weights(), None
+        if self.importance != "none" and self.at == "batch":
+            learner.differentiate(learner.loss, batch)
+            g = learner.flat.grad.clone()
+        loss, along = self._walk(batch, theta_0, h)
         moved, before = theta_0 - theta, self.alpha
-        g = along / len(batch.y) if along is not None else g
-        if g is not None and self.importance != "none":
+        if self.importance != "none":
+            g = along if g is None else g
             self._remember((g * (moved if self.importance == "si" else theta_0)).abs())
         self.alpha = self._renewed()
         share = before if self.rates == "old" else self.alpha
@@ -104,36 +112,31 @@ class EMCL(Method):
         theta.copy_(theta_0 - learner.annealed * share * moved)
         return loss
 
-    def _at_start(self, batch: Batch) -> Tensor | None:
-        """The gradient at theta_0 that the importance is made of; None: it comes along the way."""
-        if self.importance == "none" or self.at == "mean":
-            return None
-        part = batch if self.at == "batch" else batch.rows(slice(0, 1))
-        self.learner.gradient(self.learner.loss, part)
-        return self.learner.flat.grad.clone()
-
-    def _walk(self, batch: Batch, theta_0: Tensor, h: Tensor, along: Tensor | None) -> Tensor:
-        """Eq. 16, 17 and 21 for each sample; `along` gathers the samples' gradients."""
+    def _walk(self, batch: Batch, theta_0: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 16, 17 and 21 for each sample; the mean loss, and the gradient that `at` asks for."""
         learner, rate = self.learner, self.inner_lr * self.learner.annealed
         shrink = 1 / (1 + self.prox * self.strength * h) if self.inner == "proximal" else None
-        if along is None and self.inner in ("proximal", "plain"):
-            return learner.inner.walk(batch, rate, shrink, fixed=True)
-        theta, losses = learner.flat.theta.detach(), []
-        for sample in batch.singles():
-            losses.append(learner.gradient(learner.loss, sample))
+        watched = self.importance != "none" and self.at != "batch"
+        theta, along, losses = learner.flat.theta.detach(), torch.zeros_like(theta_0), []
+        if not watched and self.inner in ("proximal", "plain"):
+            usual = len(batch.y) == self.size
+            return learner.inner.walk(batch, rate, shrink, usual), along
+        for i, sample in enumerate(batch.singles()):
+            losses.append(learner.differentiate(learner.loss, sample))
             g = learner.flat.grad
-            if along is not None:
-                along.add_(g)
+            if self.at == "mean" or i == 0:
+                along.add_(g, alpha=1 / len(batch.y) if self.at == "mean" else 1)
             if self.inner == "gradient":
                 g = g + self.strength * h * (theta - theta_0)
             theta.sub_(g * (self.alpha * learner.annealed if self.inner == "modulated" else rate))
             if shrink is not None:
                 torch.lerp(theta_0, theta, shrink, out=theta)
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean(), along
 
     def _weights(self) -> Tensor:
-        """h in its unit."""
-        return self.h / self._mean() if self.unit == "mean" else self.h
+        """h in its unit; from floor up, but for rule=literal."""
+        h = self.h / self._mean() if self.unit == "mean" else self.h
+        return h if self.rule == "literal" else h.clamp(min=self.floor)
 
     def _mean(self) -> Tensor:
         return self.h.mean().clamp(min=torch.finfo(self.h.dtype).tiny)
@@ -147,7 +150,7 @@ class EMCL(Method):
 
     def _renewed(self) -> Tensor:
         """Eq. 8, as `rule` reads it."""
-        start, h = torch.full_like(self.h, self.first), self._weights()
+        start, h = torch.full_like(self.h, self.first), self._weights()  # h as it is now
         if self.rule == "constant":
             return start
         if self.rule == "literal":
@@ -155,7 +158,6 @@ class EMCL(Method):
         if self.rule == "relative":
             tiny = torch.finfo(h.dtype).tiny
             return start * (self.scale * self._mean() / self.h.clamp(min=tiny)).clamp(max=1)
-        h = h.clamp(min=self.floor)
         if self.rule == "base":
             return self.scale / h * start
         return (self.scale / h * self.alpha).clamp(self.floor, 1)

@@ -31,32 +31,36 @@ class GEM(Rehearsal):
     def observe(self, batch: Batch) -> Tensor:
         learner, past = self.learner, self._gradients()
         loss = learner.gradient(learner.loss, batch)
-        if past is not None:
-            g = learner.flat.grad
-            with torch.no_grad():
-                g.add_(correction(past, g, self.margin, self.ridge))
+        if len(past):
+            learner.flat.grad.add_(correction(past, learner.flat.grad, self.margin, self.ridge))
         learner.step()
         self.memory.add(batch)
         return loss
 
-    def _gradients(self) -> Tensor | None:
-        """(t, P)"""
+    def _gradients(self) -> Tensor:
+        """(t, P), of each past task's whole memory."""
         learner = self.learner
         parts = self.memory.by_task() if len(self.memory) else []
-        rows = [(learner.gradient(learner.loss, p), learner.flat.grad.clone())[1] for p in parts]
-        return torch.stack(rows) if rows else None
+        found = learner.flat.grad.new_empty(len(parts), learner.flat.grad.numel())
+        for row, part in zip(found, parts, strict=True):
+            learner.gradient(learner.loss, part)
+            row.copy_(learner.flat.grad)
+        return found
 
 
 def correction(past: Tensor, g: Tensor, margin: float, ridge: float) -> Tensor:
-    """(t, P), (P,) -> (P,): what is added to g; zero where no row of `past` objects."""
-    both = torch.cat([past, g.unsqueeze(0)])
-    gram = (both @ past.T).double().cpu()
-    products, dots = gram[:-1], gram[-1]
-    if bool((dots >= 0).all()):
+    """(t, P), (P,) -> (P,): what is added to g; zero where no row of `past` objects.
+
+    Zero too where a gradient is not finite: the loss, which is watched, will say so.
+    """
+    rows = past.double()
+    products, dots = (rows @ rows.T).cpu(), (rows @ g.double()).cpu()
+    finite = bool(products.isfinite().all() and dots.isfinite().all())
+    if not finite or bool((dots >= 0).all()):
         return torch.zeros_like(g)
     matrix = (products + products.T) / 2 + ridge * torch.eye(len(dots), dtype=torch.float64)
     v = margin + nonnegative(matrix, dots + margin * matrix.sum(1))
-    return v.to(g) @ past
+    return (v.to(g.device) @ rows).to(g.dtype)
 
 
 def nonnegative(A: Tensor, b: Tensor) -> Tensor:

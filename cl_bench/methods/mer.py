@@ -24,7 +24,7 @@ class MER(Rehearsal):
     algorithm=7  the same, the new one anywhere among them, its learning rate times `batches`
 
     Plain SGD at the optimizer's learning rate: Reptile undoes what momentum would carry over.
-    `batch_norm`: how it sees single samples (`Learner.normalised`).
+    `batch_norm`: how it sees single samples (`Inner.normalised`).
     """
 
     plain = True
@@ -59,25 +59,30 @@ class MER(Rehearsal):
         losses = []
         for _ in range(self.batches):
             before = self.learner.flat.theta.detach().clone()
-            drawn = new.cat(self.memory.sample(self.replay)) if len(self.memory) else new
+            drawn = self._with_old(new, self.replay)
             full = len(drawn.y) == 1 + self.replay
-            losses.append(self.learner.inner.walk(drawn, self.learner.lr, None, fixed=full))
+            losses.append(self.learner.inner.walk(drawn, self.learner.lr, None, usual=full))
             self._back(before, self.within)
         return torch.stack(losses).mean()
 
     def _large(self, new: Batch) -> Tensor:
         count, inner, lr = self.batches * self.replay, self.learner.inner, self.learner.lr
-        old = list(self.memory.sample(count).singles()) if len(self.memory) else []
+        first, *old = self._with_old(new, count).singles()
         place, weight = len(old), 1
         if self.algorithm == 7:
             place = int(torch.randint(len(old) + 1, (), generator=self.learner.rng))
             weight = self.batches
         for each in old[:place]:
             inner.descend(each, lr)
-        loss = inner.descend(new, weight * lr)
+        loss = inner.descend(first, weight * lr)
         for each in old[place:]:
             inner.descend(each, lr)
         return loss
+
+    def _with_old(self, new: Batch, count: int) -> Batch:
+        """The new sample and a draw, augmented together."""
+        whole = new.cat(self.memory.sample(count)) if len(self.memory) else new
+        return self.learner.augmented(whole)
 
     @torch.no_grad()
     def _back(self, before: Tensor, share: float) -> None:

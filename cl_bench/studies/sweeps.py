@@ -59,7 +59,7 @@ class Grid(Study):
         self.x, self.published = x, published
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
-        cells: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(
+        cells: dict[tuple[str, float], dict[str, list[Any]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for _, record in found:
@@ -69,7 +69,7 @@ class Grid(Study):
             cells[key][split].append(100 * record["metrics"]["ACC"])
             cells[key][f"{split} configs"].append(record["hash"])
             cells[key]["seconds"].append(sum(record["measured"]["train_seconds"]))
-            cells[key]["gradients"].append(record["gradients_per_sample"])
+            cells[key]["gradients"].append(record.get("gradients_per_sample"))
         rows = [self._row(key, cells[key]) for key in sorted(cells)]
         for variant in dict.fromkeys(row["variant"] for row in rows):
             mine = [row for row in rows if row["variant"] == variant and row["val"] is not None]
@@ -93,7 +93,7 @@ class Grid(Study):
             values = cell.get(split, [])
             row |= moments(split, values) | {f"{split} n": len(values)}
         row["published"] = self.published.get(key[0])
-        row |= {"gradients": mean(cell["gradients"]), "train s": mean(cell["seconds"])}
+        row |= {"gradients": cell["gradients"][0], "train s": mean(cell["seconds"])}
         return row | {"chosen": ""}
 
     def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
@@ -136,7 +136,7 @@ class Table(Study):
         for name in ("ACC", "BWT"):
             known = (record["metrics"][name] for record in cell)
             row |= moments(name, [100 * value for value in known if value is not None])
-        return row | {"gradients": cell[0]["gradients_per_sample"], "n": len(cell)}
+        return row | {"gradients": cell[0].get("gradients_per_sample"), "n": len(cell)}
 
     def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
         axes = figure.add_subplot(xlabel="ACC (%)", title=self.title)
