@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from contenders import Contender, rounds
 
@@ -25,8 +25,13 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
             each.train(task)
             each.finish(task)
     before = {name: each.method.learner.evaluated for name, each in running.items()}
-    seconds = rounds(chosen, {name: whole(each) for name, each in running.items()})
-    count = sum(map(len, chosen))
+    samples = dict.fromkeys(running, 0)
+
+    def whole(name: str, task: Task) -> float:
+        samples[name] += len(task)
+        return running[name].train(task) + running[name].finish(task)
+
+    seconds = rounds(chosen, {name: partial(whole, name) for name in running})
     print(f"\n{len(first)} samples a task, after two others; median of {len(chosen)} tasks")
     print(
         f"{'':20}{'us / sample':>12}{'of finetune':>13}{'gradients':>11}{'us each':>9}{'ratio':>8}"
@@ -34,13 +39,8 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
     plain = seconds["finetune"] / len(first)
     for name, value in seconds.items():
         each = value / len(first)
-        taken = (running[name].method.learner.evaluated - before[name]) / count
+        taken = (running[name].method.learner.evaluated - before[name]) / samples[name]
         print(
             f"{name:20}{1e6 * each:14.1f}{each / plain:14.2f}{taken:14.1f}"
             f"{1e6 * each / taken:14.1f}{each / taken / plain:14.2f}"
         )
-
-
-def whole(contender: Contender) -> Callable[[Task], float]:
-    """A task's steps and what comes after them."""
-    return lambda task: contender.train(task) + contender.finish(task)
