@@ -108,7 +108,8 @@ def start(
     _forget_peak(where)
     _seed_global(seed)
     cpu = torch.device("cpu")
-    torch.compiler.reset()  # graphs of a run before it count against this one's
+    if compile:
+        torch.compiler.reset()  # graphs of a run before it count against this one's
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
     made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
     last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last

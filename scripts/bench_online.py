@@ -33,9 +33,8 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
 
     seconds = rounds(chosen, {name: partial(whole, name) for name in running})
     print(f"\n{len(first)} samples a task, after two others; median of {len(chosen)} tasks")
-    print(
-        f"{'':20}{'us / sample':>12}{'of finetune':>13}{'gradients':>11}{'us each':>9}{'ratio':>8}"
-    )
+    heads = "us / sample", "of finetune", "gradients", "us each", "of finetune's"
+    print(f"{'':20}" + "".join(f"{head:>14}" for head in heads))
     plain = seconds["finetune"] / len(first)
     for name, value in seconds.items():
         each = value / len(first)

@@ -102,8 +102,8 @@ class EMCL(Method):
             g = learner.flat.grad.clone()
         loss, along = self._walk(batch, theta_0, h)
         moved, before = theta_0 - theta, self.alpha
-        if self.importance != "none":
-            g = along if g is None else g
+        g = along if g is None else g
+        if g is not None:
             self._remember((g * (moved if self.importance == "si" else theta_0)).abs())
         self.alpha = self._renewed()
         share = before if self.rates == "old" else self.alpha
@@ -112,26 +112,26 @@ class EMCL(Method):
         theta.copy_(theta_0 - learner.annealed * share * moved)
         return loss
 
-    def _walk(self, batch: Batch, theta_0: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _walk(self, batch: Batch, theta_0: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
         """Eq. 16, 17 and 21 for each sample; the mean loss, and the gradient that `at` asks for."""
         learner, rate = self.learner, self.inner_lr * self.learner.annealed
         shrink = 1 / (1 + self.prox * self.strength * h) if self.inner == "proximal" else None
         watched = self.importance != "none" and self.at != "batch"
-        theta, along, losses = learner.flat.theta.detach(), torch.zeros_like(theta_0), []
         if not watched and self.inner in ("proximal", "plain"):
             usual = len(batch.y) == self.size
-            return learner.inner.walk(batch, rate, shrink, usual), along
+            return learner.inner.walk(batch, rate, shrink, usual), None
+        theta, along, losses = learner.flat.theta.detach(), torch.zeros_like(theta_0), []
         for i, sample in enumerate(batch.singles()):
             losses.append(learner.differentiate(learner.loss, sample))
             g = learner.flat.grad
-            if self.at == "mean" or i == 0:
+            if watched and (self.at == "mean" or i == 0):
                 along.add_(g, alpha=1 / len(batch.y) if self.at == "mean" else 1)
             if self.inner == "gradient":
                 g = g + self.strength * h * (theta - theta_0)
             theta.sub_(g * (self.alpha * learner.annealed if self.inner == "modulated" else rate))
             if shrink is not None:
                 torch.lerp(theta_0, theta, shrink, out=theta)
-        return torch.stack(losses).mean(), along
+        return torch.stack(losses).mean(), along if watched else None
 
     def _weights(self) -> Tensor:
         """h in its unit; from floor up, but for rule=literal."""
@@ -150,14 +150,14 @@ class EMCL(Method):
 
     def _renewed(self) -> Tensor:
         """Eq. 8, as `rule` reads it."""
-        start, h = torch.full_like(self.h, self.first), self._weights()  # h as it is now
         if self.rule == "constant":
-            return start
+            return self.alpha
+        if self.rule == "relative":
+            tiny = torch.finfo(self.h.dtype).tiny
+            return self.first * (self.scale * self._mean() / self.h.clamp(min=tiny)).clamp(max=1)
+        h = self._weights()
         if self.rule == "literal":
             return self.scale / h * self.alpha
-        if self.rule == "relative":
-            tiny = torch.finfo(h.dtype).tiny
-            return start * (self.scale * self._mean() / self.h.clamp(min=tiny)).clamp(max=1)
         if self.rule == "base":
-            return self.scale / h * start
+            return self.scale / h * self.first
         return (self.scale / h * self.alpha).clamp(self.floor, 1)
