@@ -90,6 +90,7 @@ def state_of(method: Method) -> dict[str, Any]:
         "theta": learner.flat.theta.detach(),
         "channels_last": learner.flat.channels_last,
         "buffers": dict(learner.net.named_buffers()),
+        "moved": None if learner.moved is learner.flat.theta else learner.moved.detach(),
         "optimizer": learner.optimizer.state_dict(),
         "method": own,
     }
@@ -111,6 +112,8 @@ def restore(method: Method, state: dict[str, Any]) -> None:
         for name, buffer in learner.net.named_buffers():
             buffer.copy_(state["buffers"][name])
     learner.masked, learner.evaluated = state["masked"], state["evaluated"]
+    if state["moved"] is not None:
+        learner.drive(nn.Parameter(state["moved"]))
     learner.optimizer.load_state_dict(state["optimizer"])
     for name, value in state["method"].items():
         setattr(method, name, decode(value, getattr(method, name, None)))

@@ -153,6 +153,7 @@ def _begin(
 ) -> None:
     """What comes before a task's first step, or before the next one of a run that comes back."""
     learner, now = method.learner, (stream.live(task.id), task.t.unique(), stream.ever)
+    learner.task = task
     frozen = schedule.batch_norm == "frozen" and progress.done > 0
     if progress.order is not None:
         order.set_state(progress.order)
@@ -211,6 +212,7 @@ def measure(
                 "task": row,
                 "accuracy": dict(zip(columns, found, strict=True)),
                 "metrics": so_far,
+                "method": method.facts(),
             }
         )
 

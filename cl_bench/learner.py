@@ -15,8 +15,9 @@ from cl_bench.chain import Slope, chain
 from cl_bench.criteria import Criterion
 from cl_bench.flat import FlatParams
 from cl_bench.inner import Inner
+from cl_bench.models.layers import Dropout
 from cl_bench.optim import Optimizer
-from cl_bench.types import Batch, Transform
+from cl_bench.types import Batch, Task, Transform
 
 
 class Machine(Protocol):
@@ -54,6 +55,8 @@ class Learner:
         self.flat = FlatParams(net, machine.channels_last)
         self.weight_decay, self._build = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
+        self.moved = self.flat.theta  # what the optimizer moves
+        self.task: Task | None = None  # the one that is learned now
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.annealed = 1.0  # what learning rates are multiplied by now
         self.masked = self.full_precision = self.frozen = False
@@ -62,6 +65,9 @@ class Learner:
         self._backward = Backward(self.flat, machine.compiler)
         self.chain = chain(net, self.flat) if machine.precision == "fp32" else None
         self.inner = Inner(self)
+        for module in net.modules():
+            if isinstance(module, Dropout):
+                module.rng = machine.draws
 
     @property
     def rng(self) -> Generator:
@@ -78,7 +84,15 @@ class Learner:
         the optimizer's state starts anew, and decay leaves the rows of other classes alone.
         """
         self.reveal(live, tasks, ever)
-        self.optimizer = self._build([self.flat.theta])
+        self.annealed = 1.0
+        self.drive(self.flat.theta)
+
+    def drive(self, vector: nn.Parameter) -> None:
+        """Let a fresh optimizer move this vector, by its `grad`, until the next task begins."""
+        if vector.grad is None:
+            vector.grad = torch.zeros_like(vector)
+        self.moved, self.optimizer = vector, self._build([vector])
+        self.anneal(self.annealed)
 
     def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
         """Set what competes alone: on the way back from a checkpoint, or before the first task.
@@ -192,6 +206,13 @@ class Learner:
         """A copy of what `logits` depends on, to ask later (a teacher)."""
         buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
         return Snapshot(self.flat.theta.detach().clone(), buffers)
+
+    @torch.no_grad()
+    def go_back(self, then: Snapshot) -> None:
+        """Be the network of that time again."""
+        self.flat.theta.copy_(then.theta)
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(then.buffers[name])
 
     def recall(self, then: Snapshot, batch: Batch) -> Tensor:
         """(B, K): what the network said then, in evaluation mode, without a graph."""

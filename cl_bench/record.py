@@ -43,6 +43,7 @@ class RunRecord:
     measured: dict[str, Any]  # seconds, memory, machine, versions, commit
     backbone: dict[str, Any] | None = None  # its provenance and SHA-256, where there is one
     gradients_per_sample: float | None = None  # backward passes, of the stream's training images
+    method: dict[str, float] | None = None  # what the method says of itself: its capacity
 
 
 def sha256(vector: Tensor) -> str:

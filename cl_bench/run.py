@@ -223,6 +223,7 @@ def conclude(
         },
         backbone=backbone,
         gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
+        method=method.facts(),
     )
 
 

@@ -13,9 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a file imports from its own layer's left, or from its own folder where listed
     {"types", "metrics", "optim"},
     {"flat", "criteria", "buffer", "data", "models"},
-    {"chain", "backward"},
+    {"chain", "backward", "lowrank"},
     {"learner", "inner"},
-    {"curvature"},
+    {"curvature", "growth"},
     {"methods"},
     {"evaluation", "warm_up"},
     {"experiment", "checkpoint"},

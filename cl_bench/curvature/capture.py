@@ -26,7 +26,7 @@ from cl_bench.types import Batch, Task, UserError
 Labels = Literal["exact", "sampled", "empirical"]
 Roots = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)
 
-SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
 CHUNK = 512  # samples at once
 IMAGES = {"cpu": 32, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
@@ -109,14 +109,16 @@ def unserved(net: nn.Module) -> str | None:
     """Which layer is of a kind that has no formula here; None where all have."""
     for name, layer in layers(net):
         if type(layer) not in SERVED:
-            return f"{name}: {type(layer).__name__} is neither of Linear, Conv2d, BatchNorm2d"
+            return (
+                f"{name}: {type(layer).__name__} is none of {', '.join(k.__name__ for k in SERVED)}"
+            )
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             return f"{name}: a convolution in {layer.groups} groups"
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return f"{name}: a convolution padded by {layer.padding_mode}"
         if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, tuple):
             return f"{name}: a convolution with padding={layer.padding}"
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is None:
             return f"{name}: batch norm without running statistics"
     return None
 

@@ -50,17 +50,22 @@ def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tens
     return (weight,) if layer.bias is None else (weight, power(flat.sum(3)).sum((0, 1)))
 
 
-def _norm(layer: nn.BatchNorm2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+def _norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, s: Tensor, power: Callable
+) -> tuple[Tensor, ...]:
     """The running statistics are constants."""
     assert layer.running_mean is not None and layer.running_var is not None
-    centred = a - layer.running_mean.view(-1, 1, 1)
-    scaled = centred * (layer.running_var + layer.eps).rsqrt().view(-1, 1, 1)
-    weight, bias = (s * scaled).sum((3, 4)), s.sum((3, 4))
+    mean, var = (v.view(-1, *[1] * (a.dim() - 2)) for v in (layer.running_mean, layer.running_var))
+    scaled = (a - mean) * (var + layer.eps).rsqrt()
+    weight, bias = s * scaled, s
+    if a.dim() > 2:
+        weight, bias = weight.flatten(3).sum(3), bias.flatten(3).sum(3)
     return power(weight).sum((0, 1)), power(bias).sum((0, 1))
 
 
 ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
+    nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
 }

@@ -1,14 +1,16 @@
-"""What a method is: four hooks around one learner, and perhaps a memory."""
+"""What a method is: four hooks around one learner, and perhaps a memory, or a network a task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from cl_bench.buffer import Buffer
-from cl_bench.learner import Learner
+from cl_bench.learner import Learner, Snapshot
 from cl_bench.types import Batch, Task
 
 
@@ -31,6 +33,10 @@ class Method:
     def end_task(self, task: Task) -> None:
         """After the last batch of a task; its data will not be seen again."""
 
+    def facts(self) -> dict[str, float]:
+        """What it has to say of itself after a task: for a method that grows, its capacity."""
+        return {}
+
     def predict(self, batch: Batch) -> Tensor:
         """(B, K) logits; where all classes compete (data-IL) they may not depend on `batch.t`."""
         return self.learner.logits(self.learner.flat.theta, batch)
@@ -48,3 +54,29 @@ class Rehearsal(Method):
 
     def end_task(self, task: Task) -> None:
         self.memory.end_task()
+
+
+class Separate(Method):
+    """Predicts with the network of `batch.t`, put together once; before it is there, with theta."""
+
+    scenarios: ClassVar[tuple[str, ...]] = ("task",)
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner)
+        self.ready = lru_cache(maxsize=1)(self.network)
+
+    def network(self, task: int) -> Snapshot | None:
+        """The network of a task that was learned; None for another."""
+        raise NotImplementedError
+
+    def predict(self, batch: Batch) -> Tensor:
+        tasks = batch.t.unique().tolist()
+        if len(tasks) == 1:
+            return self._said(tasks[0], batch)
+        rows = [(batch.t == task).nonzero().squeeze(1) for task in tasks]
+        said = [self._said(task, batch.rows(own)) for task, own in zip(tasks, rows, strict=True)]
+        return torch.cat(said)[torch.cat(rows).argsort()]
+
+    def _said(self, task: int, batch: Batch) -> Tensor:
+        then = self.ready(task)
+        return super().predict(batch) if then is None else self.learner.recall(then, batch)

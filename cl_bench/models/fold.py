@@ -1,4 +1,4 @@
-"""Batch norm merged into the convolutions before it."""
+"""Batch norm merged into the layers before it."""
 
 from __future__ import annotations
 
@@ -6,41 +6,46 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from cl_bench.models.layers import put
+
+FUSED: dict[type[nn.Module], Callable] = {
+    nn.Conv2d: fuse_conv_bn_eval,
+    nn.Linear: fuse_linear_bn_eval,
+}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @torch.no_grad()
 def fold(net: nn.Module, x: Tensor) -> nn.Module:
     """In place: W' = gamma / sqrt(var + eps) W, b' = beta + (b - mean) gamma / sqrt(var + eps).
 
-    `x` (B, C, H, W) is any input: one forward pass shows which convolution feeds which norm. The
+    `x` (B, C, H, W) is any input: one forward pass shows which layer feeds which norm. The
     network computes what it computed in evaluation mode, and has no statistics any more.
     """
     pairs = _pairs(net, x)
     training = net.training
     net.eval()
     for conv, norm in pairs:
-        convolution, scaled = net.get_submodule(conv), net.get_submodule(norm)
-        assert isinstance(convolution, nn.Conv2d) and isinstance(scaled, nn.BatchNorm2d)
-        fused = fuse_conv_bn_eval(convolution, scaled)
+        before, scaled = net.get_submodule(conv), net.get_submodule(norm)
+        fused = FUSED[type(before)](before, scaled)
         put(net, conv, fused.requires_grad_())  # torch leaves a bias that is new untrained
         put(net, norm, nn.Identity())
-    left = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    assert not left, f"no convolution feeds {left} alone"
+    left = [n for n, m in net.named_modules() if isinstance(m, NORMS)]
+    assert not left, f"no layer feeds {left} alone"
     return net.train(training)
 
 
 def _pairs(net: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """(convolution, batch norm): the norm's input is the very output of the convolution."""
+    """(layer, batch norm): the norm's input is the very output of the layer."""
     made: dict[int, str] = {}
     kept: list[Tensor] = []  # so that no address is used twice
     pairs: list[tuple[str, str]] = []
 
     def watch(name: str) -> Callable:
         def see(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            if isinstance(layer, nn.Conv2d):
+            if type(layer) in FUSED:
                 made[id(out)] = name
                 kept.append(out)
             elif id(args[0]) in made:
@@ -48,7 +53,7 @@ def _pairs(net: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
         return see
 
-    kinds = nn.Conv2d | nn.BatchNorm2d
+    kinds = (*FUSED, *NORMS)
     hooks = [
         m.register_forward_hook(watch(n)) for n, m in net.named_modules() if isinstance(m, kinds)
     ]

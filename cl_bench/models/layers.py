@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Generator, Tensor, nn
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "tanh"]
 Init = Literal["torch", "xavier", "kaiming"]
@@ -19,11 +21,29 @@ ACTIVATIONS = {
 }
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
+def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d) -> nn.Module:
     """Without `num_batches_tracked`: unused, and torch.func refuses to count in place."""
-    norm = nn.BatchNorm2d(channels)
+    norm = kind(channels)
     norm.num_batches_tracked = None
     return norm
+
+
+class Dropout(nn.Module):
+    """Each value is 0 with probability p, the others are scaled by 1 / (1 - p), in training mode.
+
+    Drawn from `rng`, which the learner sets: a run's draws are its own, and go on where it stopped.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.rng: Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        kept = torch.rand(x.shape, generator=self.rng, device=x.device) >= self.p
+        return x * kept / (1 - self.p)
 
 
 def put(net: nn.Module, name: str, module: nn.Module) -> None:

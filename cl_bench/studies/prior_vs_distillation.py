@@ -34,8 +34,7 @@ def study(
     start = then.theta.double()
     _train(learner, stream, new, order, schedule)
     move = learner.flat.theta.detach() - start
-    for name, buffer in learner.net.named_buffers():
-        buffer.copy_(then.buffers[name])
+    learner.go_back(then)
     learner.net.double()  # from here on all is measured in float64, at w0, as the old task ended
     learner.flat.theta.data = start
     learner.reveal(stream.live(1), new.t.unique(), stream.ever)

@@ -1,0 +1,213 @@
+"""HALRP: Hessian-aware low-rank perturbation (Li et al. 2024; papers/004, numbers are the paper's).
+
+The first task's network stays as it is, the base. Each later task is learned freely for a while
+from the base, in order to see where its weights want to go; then scalings and low-rank factors take
+over (`lowrank`), of a rank for each layer that keeps so much of what the loss would lose by half
+the layer's importance times its residual (Theorem 1), and they are trained to the end. Biases,
+batch norm and head are the task's own.
+
+What the authors' code does by oversight is left out unless reference_compat: see `HALRP`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.by_layer import Size, by_layer
+from cl_bench.growth import Account, Learned
+from cl_bench.learner import Learner, Snapshot
+from cl_bench.lowrank import (
+    Layout,
+    Parts,
+    by_budget,
+    by_share,
+    decompose,
+    evenly,
+    layers_of,
+    scores,
+)
+from cl_bench.methods.base import Separate
+from cl_bench.types import Batch, Task
+
+PROBES = 8  # random directions that tell a layer's trace or norm; exact by one for a diagonal
+
+
+class HALRP(Separate):
+    """loss + l2/2 (|R - 1|^2 + |S - 1|^2 + |U|^2 + |V|^2) + l1 (|U|_1 + |V|_1).
+
+    warm_up      epochs in which a task's weights move freely, of those that the schedule gives it
+    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1; trace; none: all alike
+    reduce       trace and norm as they are, or divided by the layer's weights
+    allocation   of ranks: loss, by the estimated loss; flat, the same in all layers
+    share        of the estimated loss that ranks keep; not with a budget
+    budget       None, or what a task's factors may cost, in sizes of the base
+    cap          the highest rank
+    rounds       of fitting R, then S
+    growth       None, or what all tasks together may add, in sizes of the base: the smallest
+                 entries of all factors are set to 0 after each task, in each task the same share
+    threshold    entries up to here are set to 0 then, too
+
+    reference_compat: R and S decay to 0; a layer has a rank of 1 at least, and of 1 if share is 1;
+    `growth` is of factors alone, and entries that are 0 already count among the smallest.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        curvature: Estimator,
+        warm_up: int,
+        importance: Literal["trace", "norm", "none"],
+        reduce: Literal["mean", "sum"],
+        allocation: Literal["loss", "flat"],
+        share: float,
+        budget: float | None,
+        cap: int,
+        rounds: int,
+        l1: float,
+        l2: float,
+        growth: float | None,
+        threshold: float,
+        reference_compat: bool,
+    ) -> None:
+        super().__init__(learner)
+        self.estimate, self.warm_up = curvature, warm_up
+        self.importance: Size | Literal["none"] = importance
+        self.reduce, self.allocation = reduce, allocation
+        self.share, self.budget, self.cap, self.rounds = share, budget, cap, rounds
+        self.l1, self.l2 = l1, l2
+        self.compat = reference_compat
+        self.account = Account(learner, growth, threshold, reference_compat)
+        self.base: Snapshot | None = None
+        self.first = -1  # the task that the base has learned
+        self.learned: dict[int, Learned] = {}
+        self.seen = 0  # samples of this task
+        self.layout: Layout | None = None  # None: weights move freely
+
+    def begin_task(self, task: Task) -> None:
+        self.seen, self.layout = 0, None
+        self.estimate.check(self.learner, task)
+        if self.base is None:
+            self.account.start(self._classes(task))
+
+    def observe(self, batch: Batch) -> Tensor:
+        task = self.learner.task
+        assert task is not None
+        free = self.seen < self.warm_up * len(task)
+        if self.base is not None and self.layout is None and not free:
+            self._perturb(self.base, task)
+        loss = self.learner.gradient(self.learner.loss, batch)
+        self.seen += len(batch.y)
+        if self.layout is not None:
+            self._move(self.layout, self.learner.moved)
+        else:
+            if self.base is None:
+                self._decay()
+            self.learner.step()
+        return loss
+
+    def end_task(self, task: Task) -> None:
+        if self.base is None:
+            self.base, self.first = self.learner.snapshot(), task.id
+            return
+        if self.layout is None:
+            self._perturb(self.base, task)
+        assert self.layout is not None
+        now = self.learner.snapshot()
+        self.learned[task.id] = Learned(
+            self.layout, self.learner.moved.detach().clone(), now.buffers
+        )
+        self.learner.go_back(self.base)
+        self.account.prune(self.learned.values())
+        self.ready.cache_clear()
+
+    def network(self, task: int) -> Snapshot | None:
+        if task not in self.learned or self.base is None:
+            return self.base if task == self.first else None
+        mine, theta = self.learned[task], self.base.theta.clone()
+        mine.layout.assemble(self.learner.flat, self.base.theta, mine.phi, theta)
+        return Snapshot(theta, mine.buffers)
+
+    def facts(self) -> dict[str, float]:
+        """Numbers that prediction needs, and how many more than one network's."""
+        return self.account.facts(self.learned.values())
+
+    def _classes(self, task: Task) -> Tensor:
+        """(K,) bool: those of a task."""
+        return self.learner.live[task.t.unique()].any(0)
+
+    def _decay(self) -> None:
+        """l2/2 |W|^2 over the weights that later tasks scale."""
+        flat = self.learner.flat
+        values, slopes = flat.views(flat.theta.detach()), flat.views(flat.grad)
+        for name, _ in layers_of(flat, self.learner.net.head):
+            slopes[name].add_(values[name], alpha=self.l2)
+
+    def _perturb(self, base: Snapshot, task: Task) -> None:
+        """From free weights to scalings and factors."""
+        learner, flat = self.learner, self.learner.flat
+        warm = flat.theta.detach()
+        old, new = flat.views(base.theta), flat.views(warm)
+        names, shapes = zip(*layers_of(flat, learner.net.head), strict=True)
+        parts = [decompose(old[name], new[name], self.rounds) for name in names]
+        importances = self._importances(names, task)
+        ranks = self._ranks(parts, shapes, importances)
+        layout = Layout(names, shapes, tuple(ranks), self.account.own(self._classes(task)))
+        phi = warm.new_zeros(layout.size)
+        layers, own = layout.split(phi)
+        for part, rank, places in zip(parts, ranks, layers, strict=True):
+            for place, value in zip(places, part.factors(rank), strict=True):
+                place.copy_(value)
+        own.copy_(warm[layout.own])
+        learner.drive(nn.Parameter(phi))
+        layout.assemble(flat, base.theta, phi, warm)
+        self.layout = layout
+
+    @torch.no_grad()
+    def _move(self, layout: Layout, phi: nn.Parameter) -> None:
+        """One step of phi, by the gradient that theta has."""
+        assert self.base is not None and phi.grad is not None
+        flat, base = self.learner.flat, self.base.theta
+        layout.pull(flat, base, phi, flat.grad, phi.grad)
+        ends = layout.scales, layout.scales + layout.factors
+        scales, factors = slice(ends[0]), slice(*ends)
+        phi.grad[scales].add_(phi[scales] if self.compat else phi[scales] - 1, alpha=self.l2)
+        phi.grad[factors].add_(phi[factors], alpha=self.l2)
+        phi.grad[factors].add_(phi[factors].sign(), alpha=self.l1)
+        self.learner.optimizer.step()
+        layout.assemble(flat, base, phi, flat.theta)
+
+    def _ranks(
+        self, parts: list[Parts], shapes: Iterable[tuple[int, int]], importances: Tensor
+    ) -> list[int]:
+        costs, limits = [sum(shape) for shape in shapes], [len(part.sigma) for part in parts]
+        capped = [min(limit, self.cap) for limit in limits]
+        found = scores(parts, importances)
+        if self.budget is not None:
+            room = int(self.budget * self.account.single[False])
+            if self.allocation == "flat":
+                return evenly(capped, costs, room)
+            return by_budget([s[:most] for s, most in zip(found, capped, strict=True)], costs, room)
+        if self.allocation == "flat":
+            return capped
+        if self.compat and self.share >= 1:
+            return [1] * len(parts)  # its argmax over nothing
+        ranks = by_share(found, self.share)
+        least = 1 if self.compat else 0
+        return [min(max(rank, least), most) for rank, most in zip(ranks, capped, strict=True)]
+
+    def _importances(self, names: tuple[str, ...], task: Task) -> Tensor:
+        """(L,): what a unit of squared residual costs in each layer, to a common factor."""
+        flat = self.learner.flat
+        size = self.importance
+        if size == "none" or self.allocation == "flat":
+            return flat.grad.new_ones(len(names))
+        found = self.estimate(self.learner, task)
+        rng = self.learner.rng
+        worth = by_layer(found, flat, names, size, PROBES, rng)
+        sizes = [flat.shapes[name].numel() if self.reduce == "mean" else 1 for name in names]
+        return worth / worth.new_tensor(sizes)

@@ -1,0 +1,89 @@
+"""Plain convolutional networks: HALRP's LeNet and AlexNet, and what lies between (papers/004)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    Dropout,
+    HeadInit,
+    Init,
+    batch_norm,
+    initialise,
+)
+from cl_bench.types import UserError
+
+
+class ConvNet(nn.Module):
+    """conv - BN - act - dropout - max-pool 2, then linear - BN - act - dropout, then the head.
+
+    `dropout` has a probability for each stage and then each layer, or none at all.
+    """
+
+    spatial, batch_norm = True, True
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        channels: list[int],
+        kernels: list[int],
+        padding: int,
+        hidden: list[int],
+        dropout: list[float],
+        activation: Activation,
+        init: Init,
+        head_init: HeadInit,
+    ) -> None:
+        super().__init__()
+        _check(channels, kernels, hidden, dropout)
+        chances = [*dropout, *[0.0] * (len(channels) + len(hidden) - len(dropout))]
+        act, layers, before = ACTIVATIONS[activation], [], shape[0]
+        for after, kernel, p in zip(channels, kernels, chances, strict=False):
+            conv = nn.Conv2d(before, after, kernel, padding=padding)
+            layers += [conv, batch_norm(after), act(), *_dropout(p), nn.MaxPool2d(2)]
+            before = after
+        layers.append(nn.Flatten())
+        before = _width(nn.Sequential(*layers), shape)
+        for after, p in zip(hidden, chances[len(channels) :], strict=True):
+            norm = batch_norm(after, nn.BatchNorm1d)
+            layers += [nn.Linear(before, after), norm, act(), *_dropout(p)]
+            before = after
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(before, num_classes)
+        initialise(self, self.head, init, head_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float -> (B, K)."""
+        return self.head(self.features(x))
+
+
+def _check(
+    channels: list[int], kernels: list[int], hidden: list[int], dropout: list[float]
+) -> None:
+    if len(kernels) != len(channels):
+        raise UserError(
+            f"model.kernels={kernels}: one for each of model.channels={channels} is needed"
+        )
+    places = len(channels) + len(hidden)
+    if dropout and len(dropout) != places:
+        raise UserError(f"model.dropout={dropout}: one for each of {places} layers, or []")
+
+
+def _dropout(p: float) -> list[nn.Module]:
+    return [Dropout(p)] if p else []
+
+
+@torch.no_grad()
+def _width(stages: nn.Module, shape: Sequence[int]) -> int:
+    try:
+        return stages.eval()(torch.zeros(1, *shape)).shape[1]
+    except RuntimeError as error:
+        raise UserError(f"model: images of {tuple(shape)} are too small for it ({error})") from None
+    finally:
+        stages.train()

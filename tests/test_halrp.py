@@ -1,0 +1,501 @@
+"""HALRP against its equations (papers/004): the algebra, the allocation, the account, the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import blobs, composed, identity, learner, method_for, mlp
+from torch import Generator, Tensor, nn
+
+from cl_bench import config
+from cl_bench.curvature.by_layer import by_layer
+from cl_bench.evaluation import accuracies
+from cl_bench.flat import FlatParams
+from cl_bench.learner import Learner
+from cl_bench.lowrank import (
+    Layout,
+    by_budget,
+    by_share,
+    decompose,
+    evenly,
+    largest,
+    layers_of,
+    scores,
+)
+from cl_bench.models.convnet import ConvNet
+from cl_bench.types import Batch, Stream, Task, UserError
+
+PLAIN = ("method.growth=null", "method.l1=0.0", "method.l2=0.0")
+SMALL: dict[str, Any] = {
+    "channels": [4, 6],
+    "kernels": [5, 3],
+    "padding": 2,
+    "hidden": [10],
+    "dropout": [],
+    "activation": "relu",
+    "init": "torch",
+    "head_init": "same",
+}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=Generator().manual_seed(seed))
+
+
+def fresh(**changes: Any) -> Learner:
+    """A perceptron under Adam, always the same one."""
+    torch.manual_seed(2)
+    return learner(mlp(**changes), optimizer=adam())
+
+
+def seeded() -> Generator:
+    return Generator().manual_seed(0)
+
+
+def convnet(classes: int = 6, **changes: Any) -> ConvNet:
+    torch.manual_seed(3)
+    return ConvNet((3, 8, 8), classes, **{**SMALL, **changes})
+
+
+def layout_of(net: nn.Module, flat: FlatParams, rank: int) -> Layout:
+    pairs = list(layers_of(flat, net.head))
+    names, shapes = tuple(n for n, _ in pairs), tuple(s for _, s in pairs)
+    own = torch.tensor([flat.slices[n].start for n in flat.slices if n not in names])
+    return Layout(names, shapes, (rank,) * len(names), own)
+
+
+def learned(
+    made: Learner, stream: Stream, name: str, *overrides: str, epochs: int = 4
+) -> tuple[Any, list[list[float]]]:
+    """The method after the stream, batches of ten, and its accuracies after each task."""
+    torch.manual_seed(1)
+    method, rows = method_for(name, made, *overrides), []
+    for task in stream.tasks:
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.task = task
+        made.train(False)
+        method.begin_task(task)
+        for batch in task.batches(10, seeded(), epochs):
+            method.observe(batch)
+        method.end_task(task)
+        rows.append(accuracies(method, stream.tests[: task.id + 1], 7))
+    return method, rows
+
+
+def adam(lr: float = 0.01) -> Any:
+    return lambda params: torch.optim.Adam(params, lr=lr)
+
+
+# the algebra
+
+
+@pytest.mark.parametrize("stride, padding, kernel", [(1, 0, 1), (1, 1, 3), (2, 1, 3), (1, 2, 5)])
+def test_a_convolution_in_factors_is_the_one_with_the_assembled_weight(
+    stride: int, padding: int, kernel: int
+) -> None:
+    """R scales outputs, S inputs; U V x is a sum over the kernel's window, then two 1x1 layers."""
+    net = nn.Sequential(nn.Conv2d(3, 5, kernel, stride, padding).double())
+    net.head = nn.Identity()  # type: ignore[assignment]
+    flat = FlatParams(net, False)
+    layout = layout_of(net, flat, 2)
+    phi, x = normal(layout.size), normal(2, 3, 9, 9, seed=1)
+    ((r, s, u, v),), _ = layout.split(phi)
+    base, theta = flat.theta.detach().clone(), flat.theta.detach().clone()
+    w0 = flat.views(base)["0.weight"]
+    scaled = F.conv2d(x * s.view(-1, 1, 1), w0, None, stride, padding) * r.view(-1, 1, 1)
+    area = kernel * kernel
+    boxed = F.avg_pool2d(x, kernel, stride, padding, count_include_pad=True) * area
+    low = torch.einsum("or,ri,bihw->bohw", u, v, boxed)
+    layout.assemble(flat, base, phi, theta)
+    dense = F.conv2d(x, flat.views(theta)["0.weight"], None, stride, padding)
+    torch.testing.assert_close(dense, scaled + low, rtol=1e-12, atol=1e-12)
+
+
+def test_a_linear_layer_in_factors_is_the_one_with_the_assembled_weight() -> None:
+    net = nn.Sequential(nn.Linear(7, 4).double())
+    net.head = nn.Identity()  # type: ignore[assignment]
+    flat = FlatParams(net, False)
+    layout = layout_of(net, flat, 3)
+    phi, x = normal(layout.size), normal(5, 7, seed=1)
+    ((r, s, u, v),), _ = layout.split(phi)
+    base, theta = flat.theta.detach().clone(), flat.theta.detach().clone()
+    layout.assemble(flat, base, phi, theta)
+    dense = x @ flat.views(theta)["0.weight"].T
+    factored = r * ((x * s) @ flat.views(base)["0.weight"].T) + (x @ v.T) @ u.T
+    torch.testing.assert_close(dense, factored, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_gradient_of_phi_is_autograds(channels_last: bool) -> None:
+    net = convnet().double()
+    flat = FlatParams(net, channels_last)
+    layout = layout_of(net, flat, 2)
+    base, target = flat.theta.detach().clone(), normal(flat.theta.numel(), seed=5)
+    phi = normal(layout.size).requires_grad_()
+    old, aim = flat.views(base), flat.views(target)
+    layers, own = layout.split(phi)
+    value = (own * target[layout.own]).sum()
+    for name, (r, s, u, v) in zip(layout.weights, layers, strict=True):
+        spread = (*layout.shapes[layout.weights.index(name)], *[1] * (old[name].dim() - 2))
+        weight = torch.outer(r, s).view(spread) * old[name] + (u @ v).view(spread)
+        value = value + (weight * aim[name]).sum()
+    value.backward()
+    found = torch.zeros_like(phi)
+    layout.pull(flat, base, phi.detach(), target, found)
+    torch.testing.assert_close(found, phi.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_the_identity_is_the_base() -> None:
+    net = convnet().double()
+    flat = FlatParams(net, False)
+    layout = layout_of(net, flat, 2)
+    base, theta = flat.theta.detach().clone(), torch.zeros_like(flat.theta)
+    phi = torch.zeros(layout.size, dtype=torch.float64)
+    phi[: layout.scales] = 1
+    layout.split(phi)[1].copy_(base[layout.own])
+    layout.assemble(flat, base, phi, theta)
+    for name in layout.weights:
+        assert flat.views(theta)[name].equal(flat.views(base)[name])
+
+
+# from a warm weight to factors
+
+
+def test_scalings_are_a_least_squares_fit() -> None:
+    w0, w = normal(6, 4), normal(6, 4, seed=1)
+    first = decompose(w0, w, 1)
+    rows = (w0 * (w - first.r[:, None] * w0)).sum(1)  # R was fitted with S = 1
+    torch.testing.assert_close(rows, torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
+    scaled = first.r[:, None] * w0
+    columns = (scaled * (w - scaled * first.s)).sum(0)
+    torch.testing.assert_close(columns, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    left = [float(decompose(w0, w, n).sigma.square().sum()) for n in (1, 2, 10)]
+    assert left[0] >= left[1] >= left[2]
+
+
+def test_a_scaled_base_leaves_nothing_over() -> None:
+    w0, r, s = normal(6, 4, 3, 3), normal(6, seed=1), normal(4, seed=2)
+    parts = decompose(w0, w0 * torch.outer(r, s)[..., None, None], 200)
+    assert float(parts.sigma.max()) < 1e-6
+
+
+def test_full_rank_is_the_warm_weight() -> None:
+    w0, w = normal(6, 4), normal(6, 4, seed=1)
+    r, s, u, v = decompose(w0, w, 1).factors(4)
+    torch.testing.assert_close(r[:, None] * w0 * s + u @ v, w, rtol=1e-12, atol=1e-12)
+
+
+def test_a_rank_is_the_nearest_matrix_of_that_rank() -> None:
+    w0, w = normal(6, 4), normal(6, 4, seed=1)
+    parts = decompose(w0, w, 1)
+    r, s, u, v = parts.factors(2)
+    left = (w - r[:, None] * w0 * s - u @ v).square().sum()
+    torch.testing.assert_close(left, parts.sigma[2:].square().sum())
+
+
+def test_a_convolutions_residual_is_its_mean_over_the_kernel() -> None:
+    w0, w = normal(6, 4, 3, 3), normal(6, 4, 3, 3, seed=1)
+    r, s, u, v = decompose(w0, w, 1).factors(4)
+    residual = w - torch.outer(r, s)[..., None, None] * w0
+    torch.testing.assert_close(u @ v, residual.mean((2, 3)))
+
+
+# the allocation
+
+
+def test_scores_add_up_to_importance_times_the_residual() -> None:
+    parts = [
+        decompose(normal(6, 4), normal(6, 4, seed=1), 1),
+        decompose(normal(3, 5), normal(3, 5, seed=1), 1),
+    ]
+    found = scores(parts, torch.tensor([2.0, 0.5], dtype=torch.float64))
+    for part, values, weight in zip(parts, found, (2.0, 0.5), strict=True):
+        residual = (part.left * part.sigma) @ part.right
+        torch.testing.assert_close(values.sum(), weight * residual.square().sum())
+
+
+def test_ranks_by_share_are_the_fewest_that_hold_it() -> None:
+    found = [torch.tensor([5.0, 1.0]), torch.tensor([3.0, 1.0])]
+    assert by_share(found, 0.5) == [1, 0]
+    assert by_share(found, 0.51) == [1, 1]
+    assert by_share(found, 0.8) == [1, 1]
+    assert by_share(found, 0.85) == [2, 1]
+    assert by_share(found, 1.0) == [2, 2]
+    assert by_share([torch.zeros(2), torch.zeros(3)], 0.9) == [0, 0]
+
+
+def test_ranks_grow_with_the_share() -> None:
+    found = [normal(9, seed=i).square().sort(descending=True).values for i in range(4)]
+    before = [0] * 4
+    for share in torch.linspace(0.05, 1, 20).tolist():
+        ranks = by_share(found, share)
+        assert all(a <= b for a, b in zip(before, ranks, strict=True))
+        before = ranks
+
+
+def test_ranks_by_budget() -> None:
+    found = [torch.tensor([5.0, 1.0]), torch.tensor([3.0, 2.0])]
+    assert by_budget(found, [10, 1], 11) == [1, 1]
+    assert by_budget(found, [10, 1], 12) == [1, 2]
+    assert by_budget(found, [10, 1], 100) == [2, 2]
+    assert evenly([5, 2], [10, 1], 32) == [3, 2]
+    assert evenly([5, 2], [10, 1], 5) == [0, 0]
+
+
+def test_the_largest_entries_stay() -> None:
+    values = torch.tensor([3.0, -4.0, 0.5, 0.0])
+    assert largest(values, 2).tolist() == [3.0, -4.0, 0.0, 0.0]
+    assert largest(values, 0).tolist() == [0.0] * 4
+    assert largest(values, 9) is values
+
+
+def curvature_of(name: str, made: Learner, task: Task) -> Any:
+    return config.build(composed(f"curvature={name}").curvature)(made, task)
+
+
+@pytest.mark.parametrize("name", ["diag_fisher", "diag_batched", "kfac", "full"])
+def test_a_layers_trace_and_norm_are_its_blocks(name: str) -> None:
+    """Against the block itself, column by column; random signs tell a diagonal's by one probe."""
+    made = learner(mlp(hidden=[5, 4]).double())
+    task = blobs("data").tasks[0]
+    found = curvature_of(name, made, task)
+    names = [n for n, _ in layers_of(made.flat, made.net.head)]
+    exact = name.startswith("diag")
+    for size in ("trace", "norm"):
+        told = by_layer(found, made.flat, names, size, 1 if exact else 4000, seeded())
+        for value, weight in zip(told, names, strict=True):
+            span = made.flat.slices[weight]
+            eye = torch.eye(made.flat.grad.numel(), dtype=torch.float64)[span]
+            block = found.matvec(eye)[:, span]
+            wanted = block.trace() if size == "trace" else block.norm()
+            torch.testing.assert_close(value, wanted, rtol=1e-9 if exact else 0.05, atol=0)
+
+
+def test_the_authors_scalar_is_the_trace_of_the_batched_fisher_over_the_layers_size() -> None:
+    made, task = learner(mlp().double()), blobs("data").tasks[0]
+    names = [n for n, _ in layers_of(made.flat, made.net.head)]
+    found = by_layer(
+        curvature_of("diag_batched", made, task), made.flat, names, "trace", 1, seeded()
+    )
+    total = [torch.zeros((), dtype=torch.float64) for _ in names]
+    parts = list(task.chunks(128))
+    for part in parts:
+        theta = made.flat.theta.detach().clone().requires_grad_()
+        grad = torch.autograd.grad(made.loss(theta, part), theta)[0]
+        for i, name in enumerate(names):
+            total[i] += made.flat.views(grad)[name].square().mean()
+    sizes = torch.tensor([made.flat.shapes[n].numel() for n in names])
+    torch.testing.assert_close(found / sizes, torch.stack(total) / len(parts))
+
+
+# Theorem 1
+
+
+def test_the_bound_holds_on_a_quadratic() -> None:
+    """L = 1/2 sum_l e_l' H_l e_l at its minimum: |L| <= 1/2 sum |H_l|_F |e_l|^2."""
+    for seed in range(20):
+        change, bound = 0.0, 0.0
+        for layer in range(3):
+            root, w = normal(12, 12, seed=100 * seed + layer), normal(4, 3, seed=seed + layer)
+            block, parts = root @ root.T, decompose(torch.zeros(4, 3).double(), w, 1)
+            _, _, u, v = parts.factors(1)
+            e = (w - u @ v).flatten()
+            change += float(e @ block @ e) / 2
+            bound += float(block.norm() * parts.sigma[1:].square().sum()) / 2
+        assert change <= bound
+
+
+def test_the_bound_holds_on_a_trained_network() -> None:
+    """At a minimum, positive definite, for residuals so small that third order does not count."""
+    torch.manual_seed(0)
+    made = learner(mlp(hidden=[5], activation="tanh").double(), weight_decay=0.0)
+    task = blobs("data").tasks[0]
+    theta, whole = made.flat.theta, Batch(task.x, task.y, task.t)
+    solver = torch.optim.LBFGS(
+        [theta],
+        max_iter=2000,
+        tolerance_grad=1e-9,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        made.flat.grad.zero_()
+        value = made.loss(theta, whole) + 0.01 * theta.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)  # type: ignore[arg-type]
+    at = float(loss().detach())
+    assert float(made.flat.grad.norm()) < 1e-5
+    span = made.flat.slices["features.1.weight"]
+    matrix = torch.autograd.functional.hessian(
+        lambda p: made.loss(p, whole) + 0.01 * p.square().sum(), theta.detach()
+    )[span, span]  # type: ignore[index]
+    assert float(torch.linalg.eigvalsh(matrix).min()) > 0
+    weight = theta.detach()[span].clone().view(5, 16)
+    warm = weight + 0.02 * normal(5, 16, seed=3)
+    u, sigma, v = torch.linalg.svd(warm - weight, full_matrices=False)
+    for rank in range(5):  # the warm weight's low-rank perturbation, seen from the optimum
+        kept = (u[:, rank:] * sigma[rank:]) @ v[rank:]
+        moved = theta.detach().clone()
+        moved[span] += kept.flatten()
+        change = float(made.loss(moved, whole) + 0.01 * moved.square().sum()) - at
+        bound = float(matrix.norm() * sigma[rank:].square().sum()) / 2
+        assert 0 <= change <= bound * 1.01
+
+
+# the method
+
+
+def test_nothing_is_forgotten_and_the_base_stays_without_pruning() -> None:
+    stream = blobs("task")
+    made = fresh()
+    method, rows = learned(made, stream, "halrp", *PLAIN)
+    assert [row[j] for j, row in enumerate(rows)] == rows[-1]
+    first, _ = learned(
+        fresh(),
+        Stream(**{**vars(stream), "tasks": stream.tasks[:1]}),
+        "halrp",
+        *PLAIN,
+    )
+    assert method.base.theta.equal(first.base.theta)
+    assert made.flat.theta.equal(method.base.theta)
+
+
+def test_batch_norm_is_the_tasks_own() -> None:
+    """Statistics and weights: each task predicts with those that it was trained with."""
+    stream = _coloured(blobs("task"))
+    made = learner(convnet(), optimizer=adam(), transform=identity(channels=3))
+    method, rows = learned(made, stream, "halrp", *PLAIN)
+    assert [row[j] for j, row in enumerate(rows)] == rows[-1]
+    means = [method.network(t).buffers["features.1.running_mean"] for t in range(3)]
+    assert not means[0].equal(means[1]) and not means[1].equal(means[2])
+
+
+def _coloured(stream: Stream) -> Stream:
+    """Blobs in 3 x 8 x 8."""
+
+    def wide(task: Task) -> Task:
+        x = task.x.expand(-1, 3, -1, -1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return Task(task.id, x.contiguous(), task.y, task.t)
+
+    parts = {"tasks": [wide(t) for t in stream.tasks], "tests": [wide(t) for t in stream.tests]}
+    return Stream(**{**vars(stream), **parts, "transform": identity(channels=3)})
+
+
+def test_at_full_rank_the_factors_take_over_where_the_free_weights_were() -> None:
+    stream = blobs("task")
+    made = fresh()
+    method = method_for("halrp", made, *PLAIN, "method.share=1.0", "method.cap=999")
+    for task in stream.tasks[:2]:
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.task = task
+        method.begin_task(task)
+        for batch in task.batches(10, seeded(), 1):
+            method.observe(batch)
+        if task.id:
+            warm = made.flat.theta.detach().clone()
+            method._perturb(method.base, task)
+            torch.testing.assert_close(made.flat.theta.detach(), warm, rtol=1e-5, atol=1e-6)
+        method.end_task(task)
+
+
+def test_a_step_of_phi_is_a_step_on_the_loss_with_its_penalties() -> None:
+    """By autograd through the assembled network, with SGD."""
+    stream, made = blobs("task"), learner(mlp().double())
+    method = method_for(
+        "halrp", made, "method.growth=null", "method.l1=0.01", "method.l2=0.02", "method.warm_up=0"
+    )
+    learned_first = stream.tasks[0]
+    for task in stream.tasks[:2]:
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.task = task
+        method.begin_task(task)
+        if task is learned_first:
+            for batch in task.batches(10, seeded(), 1):
+                method.observe(batch)
+            method.end_task(task)
+    batch = next(stream.tasks[1].batches(10, seeded()))
+    made.flat.theta.data.add_(normal(made.flat.theta.numel(), seed=4), alpha=0.1)
+    method._perturb(method.base, stream.tasks[1])
+    layout, base = method.layout, method.base.theta
+    phi = made.moved.detach().clone().requires_grad_()
+    theta = base.clone().index_copy(0, layout.own, layout.split(phi)[1])
+    for name, (r, s, u, v) in zip(layout.weights, layout.split(phi)[0], strict=True):
+        span = made.flat.slices[name]
+        weight = torch.outer(r, s) * made.flat.views(base)[name] + u @ v
+        theta = torch.cat([theta[: span.start], weight.flatten(), theta[span.stop :]])
+    low = phi[layout.scales : layout.scales + layout.factors]
+    penalty = 0.01 * ((phi[: layout.scales] - 1).square().sum() + low.square().sum())
+    (made.loss(theta, batch) + penalty + 0.01 * low.abs().sum()).backward()
+    method.observe(batch)
+    assert phi.grad is not None
+    torch.testing.assert_close(made.moved.detach(), phi.detach() - 0.1 * phi.grad)
+
+
+def test_growth_is_bounded_and_counted_by_hand() -> None:
+    """16-16-6: base 16 x 16 + 16 + 2 rows of the head x 17; a task adds R 16, S 16, own 16 + 34."""
+    stream, made = blobs("task"), fresh()
+    off = ("method.growth=null", "method.share=1.0", "method.threshold=0.0")
+    method, _ = learned(made, stream, "halrp", *off)
+    single, own, low = 16 * 16 + 16 + 2 * 17, 16 + 2 * 17, 16 * (16 + 16)
+    alive = sum(int(task.low.count_nonzero()) for task in method.learned.values())
+    assert alive == 2 * low
+    assert method.facts()["capacity"] == single + 2 * (32 + own) + alive
+    assert method.facts()["capacity_reference"] == single + 2 * (32 + own - 16) + alive
+    made = fresh()
+    method, _ = learned(made, stream, "halrp", "method.growth=1.0", "method.share=1.0")
+    facts = method.facts()
+    assert 0.95 < facts["growth"] <= 1.0
+    assert facts["capacity"] == single * (1 + facts["growth"])
+
+
+def test_pruning_keeps_the_same_share_of_every_task() -> None:
+    stream, made = blobs("task"), fresh()
+    method, _ = learned(made, stream, "halrp", "method.growth=1.0", "method.share=1.0")
+    kept = [task.alive / len(task.low) for task in method.learned.values()]
+    assert kept[0] < 1 and kept[1] < 1
+
+
+def test_growth_that_cannot_be_reached_is_refused_before_the_first_step() -> None:
+    stream, made = blobs("task"), learner(mlp())
+    method = method_for("halrp", made, "method.growth=0.2")
+    made.begin_task(stream.live(0), torch.tensor([0]), stream.ever)
+    with pytest.raises(UserError, match=r"method.growth=0.2: .* of 2 tasks alone add 0.54"):
+        method.begin_task(stream.tasks[0])
+
+
+def test_the_authors_oddities_are_one_option() -> None:
+    stream = blobs("task")
+    compat = ("method.growth=null", "method.reference_compat=true")
+    method, _ = learned(fresh(), stream, "halrp", *compat, "method.share=1.0")
+    assert [task.layout.ranks for task in method.learned.values()] == [(1,), (1,)]
+    tiny = (*PLAIN, "method.share=0.0", "method.warm_up=1")
+    method, _ = learned(fresh(), stream, "halrp", *tiny)
+    assert all(sum(task.layout.ranks) <= 1 for task in method.learned.values())
+
+
+def test_independent_networks_are_those_of_their_tasks_alone() -> None:
+    stream = blobs("task")
+    method, rows = learned(fresh(), stream, "independent")
+    assert [row[j] for j, row in enumerate(rows)] == rows[-1]
+    alone = Stream(**{**vars(stream), "tasks": stream.tasks[2:]})
+    single, _ = learned(fresh(), alone, "finetune")
+    assert method.network(2).theta.equal(single.learner.flat.theta)
+    assert method.facts() == {"capacity": 3 * (16 * 17 + 34), "growth": 2}
+
+
+def test_one_batch_may_mix_tasks() -> None:
+    stream = blobs("task")
+    method, _ = learned(fresh(), stream, "halrp", *PLAIN)
+    parts = [Batch(t.x, t.y, t.t) for t in stream.tests]
+    mixed = parts[0].cat(parts[1]).cat(parts[2])
+    order = torch.randperm(len(mixed.y), generator=seeded())
+    with torch.no_grad(), method.learner.evaluating():
+        together = method.predict(mixed.rows(order))
+        apart = torch.cat([method.predict(part) for part in parts])[order]
+    torch.testing.assert_close(together, apart)
