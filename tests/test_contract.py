@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ STEPS = 24  # of three tasks
 LOOKS = ("method.glances=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
     "emcl": ("method.scale=10.0", "method.inner_lr=0.1"),
+    "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
     "mer": ("method.batches=2", "method.replay=3"),
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),
 }
@@ -158,22 +161,43 @@ class Recorder:
         return False
 
 
+Straight = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """A run from its beginning to its end in a folder, made once: to be looked at only."""
+
+    @cache
+    def made(name: str, scenario: str, device: str = "cpu") -> Run:
+        run = Run(name, scenario, device, tmp_path_factory.mktemp("straight"))()
+        assert run.folder is not None
+        run.rows = [
+            json.loads(row) for row in (run.folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        return run
+
+    return made
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
-def test_runs_and_repeats(name: str, scenario: str, device: str) -> None:
-    one, two = Run(name, scenario, device)(), Run(name, scenario, device)()
+def test_runs_and_repeats(name: str, scenario: str, device: str, straight: Straight) -> None:
+    one, two = straight(name, scenario, device), Run(name, scenario, device)()
     assert one.theta.equal(two.theta) and one.theta.isfinite().all()
     matrices = one.progress.matrix.values, two.progress.matrix.values
     torch.testing.assert_close(*matrices, rtol=0, atol=0, equal_nan=True)
     losses = [row["loss"] for row in one.rows if row["event"] == "step"]
     assert losses and all(loss == loss for loss in losses)
-    assert plain(one.rows) == plain(two.rows)
+    assert one.rows == plain(two.rows)
     assert one.rows[-1]["metrics"]["LA"] > 0.3 or name == "joint", "blobs are easy to learn"
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
-def test_views_stay_whole_and_state_stays_on_the_device(name: str, scenario: str) -> None:
-    run = Run(name, scenario)()
+def test_views_stay_whole_and_state_stays_on_the_device(
+    name: str, scenario: str, straight: Straight
+) -> None:
+    run = straight(name, scenario)
     made = run.method.learner
     assert whole(made.flat, made.net)
     state = checkpoint.state_of(run.method)["method"]
@@ -181,10 +205,10 @@ def test_views_stay_whole_and_state_stays_on_the_device(name: str, scenario: str
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
-@pytest.mark.parametrize("stop_at", [3, 8, 23])
-def test_stop_and_continue(name: str, scenario: str, stop_at: int, tmp_path: Path) -> None:
+def test_stop_and_continue(name: str, scenario: str, tmp_path: Path, straight: Straight) -> None:
     """In the first task, at its last step, before the very end: nothing shows."""
-    stopped_and_continued(tmp_path, [stop_at], name=name, scenario=scenario)
+    whole = straight(name, scenario)
+    stopped_and_continued(tmp_path, [3, 5, 15], whole, name=name, scenario=scenario)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -265,7 +289,7 @@ def test_a_probe_changes_nothing_and_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_keeps_does_not_grow(name: str) -> None:
-    """From the second task on; but for a memory a task, all old data, and anchors apart."""
+    """From the second task on; but for a memory or network a task, old data, anchors apart."""
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         measure = experiment.measure
@@ -274,8 +298,8 @@ def test_what_a_method_keeps_does_not_grow(name: str) -> None:
             "measure",
             lambda method, *rest: (kept.append(checkpoint.nbytes(method)), measure(method, *rest)),
         )
-        Run(name, "data")()
-    grows = name in ("agem", "gem", "distill")
+        Run(name, "data" if serves(name, "data") else "task")()
+    grows = name in ("agem", "gem", "distill", "halrp", "independent")
     assert name == "joint" or (kept[3] > kept[2]) == grows
 
 
@@ -293,11 +317,13 @@ def test_a_compiled_run_comes_back(tmp_path: Path) -> None:
     stopped_and_continued(tmp_path, [11], name="er", scenario="class", compiled=True)
 
 
-def stopped_and_continued(where: Path, stops: list[int], **options: Any) -> Run:
+def stopped_and_continued(
+    where: Path, stops: list[int], straight: Run | None = None, **options: Any
+) -> Run:
     """A run with stops after so many steps each leaves what a run without leaves."""
-    for part in "ab":
-        (where / part).mkdir()
-    straight = Run(folder=where / "a", **options)()
+    (where / "a").mkdir()
+    (where / "b").mkdir()
+    straight = straight or Run(folder=where / "a", **options)()
     for stop_at in stops:
         with pytest.raises(StopRun):
             Run(folder=where / "b", stop_at=stop_at, **options)()
@@ -305,8 +331,9 @@ def stopped_and_continued(where: Path, stops: list[int], **options: Any) -> Run:
     assert resumed.theta.equal(straight.theta)
     matrices = resumed.progress.matrix.values, straight.progress.matrix.values
     torch.testing.assert_close(*matrices, rtol=0, atol=0, equal_nan=True)
-    lines = [(where / part / "metrics.jsonl").read_text() for part in "ab"]
-    assert lines[0] == lines[1]
+    folders = [run.folder for run in (straight, resumed) if run.folder is not None]
+    lines = [(folder / "metrics.jsonl").read_text() for folder in folders]
+    assert len(lines) == 2 and lines[0] == lines[1]
     states = [checkpoint.state_of(r.method) for r in (straight, resumed)]
     for one, two in zip(*(list(checkpoint._tensors(s)) for s in states), strict=True):
         assert one.equal(two)
@@ -339,9 +366,9 @@ def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
-def test_sees_no_test_data_and_no_other_task(name: str, scenario: str) -> None:
+def test_sees_no_test_data_and_no_other_task(name: str, scenario: str, straight: Straight) -> None:
     """Test sets and finished tasks are poisoned: whoever kept a reference learns from noise."""
-    clean = Run(name, scenario)()
+    clean = straight(name, scenario)
     poisoned = Run(name, scenario)
     observe = experiment.learn
 
@@ -364,8 +391,9 @@ def test_sees_no_test_data_and_no_other_task(name: str, scenario: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_evaluation_leaves_no_trace(name: str) -> None:
-    run = Run(name, "data")()
+def test_evaluation_leaves_no_trace(name: str, straight: Straight) -> None:
+    scenario = "data" if serves(name, "data") else "task"
+    run = straight(name, scenario)
     before = run.theta.clone(), run.method.learner.rng.get_state()
     first = accuracies(run.method, run.stream.tests, 5)
     second = accuracies(run.method, run.stream.tests, 1000)
