@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 from cl_bench.types import UserError
 
@@ -51,18 +52,16 @@ def _check_data(plain: dict[str, Any]) -> None:
     serves = get_object(plain["method"]["_target_"]).scenarios
     if scenario not in serves:
         raise UserError(f"scenario={scenario}: the method serves {', '.join(serves)}")
-    if scenario != "data" and split != "class":
+    if split != "class" and (scenario == "data") != (plain["dataset"]["heads"] == "shared"):
+        wanted = "shared" if scenario == "data" else "apart"
         raise UserError(
-            f"scenario={scenario}: with dataset.split={split} every task has the same classes; "
-            "use scenario=data, or dataset.split=class"
+            f"dataset.heads={plain['dataset']['heads']}: with dataset.split={split}, in "
+            f"scenario={scenario}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
+            f"classes; use dataset.heads={wanted}"
         )
+    permutation(plain["scenario"]["order"], plain["dataset"]["tasks"])
     if split == "rotation" and plain["dataset"]["order"] == "superclass":
         raise UserError("dataset.order=superclass: rotations have angles; use natural or random")
-    if split == "permutation" and get_object(plain["model"]["_target_"]).spatial:
-        raise UserError(
-            "dataset.split=permutation: the model sees neighbouring pixels, which a permutation "
-            "destroys; use model=mlp, or dataset.split=class or sample"
-        )
 
 
 def _check_model(plain: dict[str, Any]) -> None:

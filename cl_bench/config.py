@@ -36,7 +36,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     plain: dict[str, Any] = {k: v for k, v in whole.items() if v is not None or k not in OPTIONAL}
     chosen = [group for group in OPTIONAL if group in plain]
     check_keys("", plain, [*GROUPS, *chosen, *(key for key in PLAIN if "." not in key)])
-    check_keys("scenario", plain["scenario"], ["name", "split", "live"])
+    check_keys("scenario", plain["scenario"], ["name", "split", "heads", "order", "live"])
     for group in (*GROUPS[1:], *chosen):
         at(plain, f"{group}._target_")
     for key, hint in PLAIN.items():

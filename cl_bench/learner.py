@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,9 +15,9 @@ from cl_bench.chain import Slope, chain
 from cl_bench.criteria import Criterion
 from cl_bench.flat import FlatParams
 from cl_bench.inner import Inner
-from cl_bench.models.layers import Dropout
+from cl_bench.models.layers import dropouts
 from cl_bench.optim import Optimizer
-from cl_bench.types import Batch, Task, Transform
+from cl_bench.types import Batch, Snapshot, Task, Transform
 
 
 class Machine(Protocol):
@@ -30,13 +30,6 @@ class Machine(Protocol):
     compiler: Callable[[Callable], Callable] | None
 
     def autocast(self) -> AbstractContextManager: ...
-
-
-class Snapshot(NamedTuple):
-    """A network at one time."""
-
-    theta: Tensor  # (P,)
-    buffers: dict[str, Tensor]  # batch norm's statistics
 
 
 class Learner:
@@ -52,6 +45,7 @@ class Learner:
         machine: Machine,
     ) -> None:
         self.net, self.criterion, self.transform, self.machine = net, criterion, transform, machine
+        self.rng = machine.memory  # for a method's own draws (CPU): replay, sampled memories
         self.flat = FlatParams(net, machine.channels_last)
         self.weight_decay, self._build = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
@@ -65,14 +59,7 @@ class Learner:
         self._backward = Backward(self.flat, machine.compiler)
         self.chain = chain(net, self.flat) if machine.precision == "fp32" else None
         self.inner = Inner(self)
-        for module in net.modules():
-            if isinstance(module, Dropout):
-                module.rng = machine.draws
-
-    @property
-    def rng(self) -> Generator:
-        """The generator for a method's own draws (CPU): replay, sampled memories."""
-        return self.machine.memory
+        dropouts(net, machine.draws)
 
     def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
         """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
@@ -89,8 +76,7 @@ class Learner:
 
     def drive(self, vector: nn.Parameter) -> None:
         """Let a fresh optimizer move this vector, by its `grad`, until the next task begins."""
-        if vector.grad is None:
-            vector.grad = torch.zeros_like(vector)
+        vector.grad = torch.zeros_like(vector) if vector.grad is None else vector.grad
         self.moved, self.optimizer = vector, self._build([vector])
         self.anneal(self.annealed)
 

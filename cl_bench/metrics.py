@@ -76,6 +76,16 @@ class AccuracyMatrix:
         }
 
 
+def order_disparity(finals: Tensor) -> tuple[float, float]:
+    """AOPD and MOPD of final accuracies (R, T): of T tasks, by identity, under R orders.
+
+    A task's disparity is its highest minus its lowest; their mean and their highest over the tasks
+    (Yoon et al. 2020, arXiv:1902.09432). Repeats of one order are averaged before.
+    """
+    disparity = finals.max(0).values - finals.min(0).values
+    return float(disparity.mean()), float(disparity.max())
+
+
 def _mean(values: Tensor) -> float:
     """NaN for nothing, and NaN where an entry is."""
     return float(values.mean()) if values.numel() else nan

@@ -15,12 +15,15 @@ from cl_bench.types import Stream
 
 def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
     """The tasks on the device, as the method will meet them."""
+    from cl_bench.data.orders import ordered
     from cl_bench.data.stream import validation
 
     live = config.build(cfg.scenario.live)
     stream = config.build(cfg.dataset, scenario=live, device=machine.device)
     if cfg.evaluation.split == "val":
         stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
+    order = cfg.scenario.order
+    stream = ordered(stream, order if isinstance(order, str) else list(order))
     return config.build(cfg.stream, stream=stream)
 
 

@@ -43,6 +43,8 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "force": bool,
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],
+    "scenario.heads": Literal["shared", "apart"],
+    "scenario.order": str | list[int],
     "optimizer.weight_decay": float,
     **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }

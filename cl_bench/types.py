@@ -94,6 +94,13 @@ class Transform(Protocol):
         ...
 
 
+class Snapshot(NamedTuple):
+    """A network at one time."""
+
+    theta: Tensor  # (P,)
+    buffers: dict[str, Tensor]  # batch norm's statistics
+
+
 Scenario = Callable[[Tensor, int], Tensor]  # (classes (T, K) bool, now) -> live (T, K) bool
 
 

@@ -129,7 +129,8 @@ def learner(
     """A learner on `net` by plain SGD, all classes live."""
     rt = rt or machine()
     optimizer = optimizer or (lambda params: SGD(params, lr=0.1, momentum=0.0))
-    transform = transform or identity(rt.device, channels=3 if net.spatial else 1)
+    spatial = any(isinstance(module, nn.Conv2d) for module in net.modules())
+    transform = transform or identity(rt.device, channels=3 if spatial else 1)
     made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
     classes = net.head.out_features
     made.begin_task(

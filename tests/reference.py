@@ -25,8 +25,6 @@ CLASSES = 4
 class ConvNet(nn.Module):
     """Stride, padding, dilation, with and without bias; batch norm where `norm`."""
 
-    spatial = True
-
     def __init__(self, norm: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(

@@ -73,7 +73,7 @@ BAD = [
     ("~seed", "seed: missing", []),
     ("~method._target_", "method._target_: missing", []),
     ("+sede=1", "sede: no such key; there are scenario, model", []),
-    ("+scenario.foo=1", "scenario.foo: no such key; there are name, split, live", []),
+    ("+scenario.foo=1", "scenario.foo: no such key; there are name, split, heads, order, live", []),
     ("optimizer.betas=[0.9,x]", "optimizer.betas=[0.9, 'x']: must be", ["optimizer=adam"]),
     ("model.hidden=[-5]", "model.hidden=[-5]: must be at least 1", []),
     ("dataset.transform.std=[0.0]", "dataset.transform.std=[0.0]: must be above 0", []),
@@ -101,12 +101,17 @@ BAD = [
     ),
     ("~buffer.capacity", "buffer.capacity: missing; buffer needs capacity, insert", ["method=er"]),
     ("method._target_=cl_bench.methods.no.No", "method._target_=cl_bench.methods.no.No: ", []),
-    ("scenario=task", "scenario=task: with dataset.split=permutation", []),
-    ("dataset.split=sample", "scenario=class: with dataset.split=sample", ["scenario=class"]),
+    ("dataset.heads=apart", "dataset.heads=apart: with dataset.split=permutation, in scen", []),
+    ("scenario.order=[0,2]", "scenario.order=[0, 2]: not each of the tasks 0 to 19 once", []),
+    (
+        "scenario.order=B",
+        "scenario.order=B: of 3 tasks there are A, seed:<n>, or",
+        ["dataset.tasks=3"],
+    ),
+    ("dataset.heads=shared", "in scenario=class, tasks have their own", ["scenario=class"]),
     ("dataset.order=superclass", "rotations have angles; use natural", ["dataset=rmnist"]),
     ("optimizer.momentum=0.5", "momentum=0.5: the method steps by itself", ["method=mer"]),
     ("optimizer=adam", "optimizer._target_=torch.optim.Adam: the method", ["method=emcl"]),
-    ("model=resnet18", "dataset.split=permutation: the model sees neighbouring pixels", []),
     ("data_dir=${oc.env:NO_SUCH_NAME}", "data_dir: ", []),
     (
         "criterion=scaled_mse",
@@ -259,6 +264,7 @@ def test_yaml_is_plain() -> None:
         "${merging}",
         "${buffer}",
         "${scenario.split}",
+        "${scenario.heads}",
         "${output_dir}",
     }
     for path in Path(CONF).rglob("*.yaml"):

@@ -485,7 +485,7 @@ class Odd(nn.Module):
     def __init__(self, twice: bool) -> None:
         super().__init__()
         self.first, self.head = nn.Linear(8, 8).double(), nn.Linear(8, ref.CLASSES).double()
-        self.twice, self.spatial = twice, False
+        self.twice = twice
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x.flatten(1))

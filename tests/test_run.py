@@ -113,9 +113,8 @@ WRONG = [
     ("dataset=nope", "error: dataset=nope: no such dataset; there are"),
     ("method.nope=1", "error: method.nope: Key 'nope' is not in struct"),
     ("seed=abc", "error: seed=abc: must be an integer"),
-    ("scenario=task", "error: scenario=task: with dataset.split=permutation"),
+    ("dataset.heads=apart", "error: dataset.heads=apart: with dataset.split=permutation"),
     ("stream=joint", "error: stream=joint: stream=joint is method=joint, and no other"),
-    ("model=resnet18", "error: dataset.split=permutation: the model sees neighbouring pixels"),
 ]
 
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from cl_bench.data import split
 from cl_bench.data.augment import turned
+from cl_bench.data.orders import PUBLISHED, ordered, permutation
 from cl_bench.data.scenario import class_il, data_il, task_il
 from cl_bench.data.source import Source
 from cl_bench.data.stream import build, joint, validation
@@ -33,6 +34,7 @@ def stream(**changes: Any) -> Stream:
         "name": "toy",
         "source": source(),
         "split": "class",
+        "heads": "shared",
         "tasks": 3,
         "order": "natural",
         "train_per_task": None,
@@ -62,6 +64,40 @@ def test_by_class() -> None:
     assert made.facts["classes_of_task"] == [[0, 1], [2, 3], [4, 5]]
     for task in made.tasks:
         assert task.x[:, 0, 0, 1].equal(task.y.byte()) and task.t.eq(task.id).all()
+
+
+@pytest.mark.parametrize("split", ["permutation", "rotation", "sample"])
+def test_heads_apart_give_each_task_classes_of_its_own(split: Any) -> None:
+    shared = stream(split=split, scenario=data_il)
+    apart = stream(split=split, scenario=task_il, heads="apart")
+    assert apart.num_classes == 18 and apart.classes.sum(1).tolist() == [6, 6, 6]
+    parts = zip([*apart.tasks, *apart.tests], [*shared.tasks, *shared.tests], strict=True)
+    for one, other in parts:
+        assert one.x.equal(other.x) and one.y.equal(other.y + 6 * one.id)
+        assert apart.classes[one.id][one.y].all()
+
+
+def test_orders_are_permutations_with_their_identities() -> None:
+    for tasks, named in PUBLISHED.items():
+        for order in named.values():
+            assert sorted(order) == list(range(tasks))
+    made, natural = ordered(stream(), [2, 0, 1]), stream()
+    assert made.facts["task_identities"] == [2, 0, 1]
+    assert made.facts["classes_of_task"] == [[4, 5], [0, 1], [2, 3]]
+    for place, identity_ in enumerate([2, 0, 1]):
+        for new, old in ((made.tasks, natural.tasks), (made.tests, natural.tests)):
+            assert new[place].x.equal(old[identity_].x) and new[place].y.equal(old[identity_].y)
+            assert new[place].id == place and new[place].t.eq(place).all()
+        assert made.classes[place].equal(natural.classes[identity_])
+    assert permutation("A", 3) == [0, 1, 2] and permutation("seed:4", 9) == permutation("seed:4", 9)
+    assert permutation("seed:4", 9) != permutation("seed:5", 9)
+    assert permutation("B", 10)[:3] == [1, 7, 4]
+
+
+@pytest.mark.parametrize("order", ["F", "seed:x", "seed:", [0, 0, 1], [0, 1], "B"])
+def test_orders_that_are_none(order: Any) -> None:
+    with pytest.raises(UserError, match="scenario\\.order="):
+        permutation(order, 3)
 
 
 def test_class_orders() -> None:

@@ -17,6 +17,7 @@ from cl_bench.types import Scenario, Stream, Task, Transform, UserError
 
 Order = Literal["natural", "random", "superclass"]
 Split = Literal["class", "sample", "permutation", "rotation"]
+Heads = Literal["shared", "apart"]
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 
 
@@ -24,6 +25,7 @@ def build(
     name: str,
     source: Source,
     split: Split,
+    heads: Heads,
     tasks: int,
     order: Order,
     train_per_task: int | None,
@@ -39,16 +41,23 @@ def build(
     split=permutation  each task all classes under its own fixed order of the pixels
     split=rotation     each task all classes, turned by its own angle: one of each T-th part of 180
                        degrees, rising, or in any order with order=random
+    Under the last three heads=apart gives each task classes of its own: c of task t is tC + c.
     `train_per_task` keeps that many of a task's training images: per task at random under
     `permutation` and `rotation` (as GEM draws them), stratified otherwise.
     """
     rng = Generator().manual_seed(seed)
-    groups = [list(range(len(source.classes)))] * tasks
+    groups, classes = [list(range(len(source.classes)))] * tasks, len(source.classes)
     if split == "class":
         groups = cut.class_groups(class_order(source, tasks, order, rng), tasks)
     angles = _angles(tasks, order, rng) if split == "rotation" else None
     trains, tests = _cut(source, split, groups, train_per_task, rng, angles)
-    member = _membership(groups, len(source.classes), scenario)
+    if split != "class" and heads == "apart":
+        groups = [[task * classes + c for c in range(classes)] for task in range(tasks)]
+        trains, tests = (
+            [(x, y + task * classes) for task, (x, y) in enumerate(parts)]
+            for parts in (trains, tests)
+        )
+    member = _membership(groups, scenario)
     return Stream(
         tasks=_tasks(trains, device),
         tests=_tasks(tests, device),
@@ -58,6 +67,7 @@ def build(
         facts={
             "dataset": name,
             "classes_of_task": groups if split == "class" else None,
+            "task_identities": list(range(tasks)),
             "angles_of_task": angles,
             "sha256": source.sha256,
             "provenance": source.provenance,
@@ -91,8 +101,9 @@ def _cut(
     return [_limited(part, count, rng) for part in trains], tests
 
 
-def _membership(groups: list[list[int]], classes: int, scenario: Scenario) -> Tensor:
+def _membership(groups: list[list[int]], scenario: Scenario) -> Tensor:
     """(T, K) bool: the classes of each task; refused where one class would stand alone."""
+    classes = len({c for group in groups for c in group})
     member = torch.zeros(len(groups), classes, dtype=torch.bool)
     for task, group in enumerate(groups):
         member[task, group] = True
@@ -203,11 +214,8 @@ def _scrambled(x: Tensor, pixels: Tensor) -> Tensor:
 
 def _tasks(parts: list[Part], device: torch.device) -> list[Task]:
     """On the device; parts that share memory share it there too."""
-    placed: dict[int, Part] = {}
-    tasks = []
-    for number, (x, y) in enumerate(parts):
-        if id(x) not in placed:
-            placed[id(x)] = x.to(device), y.to(device)
-        here = placed[id(x)]
-        tasks.append(Task(number, *here, torch.full_like(here[1], number)))
-    return tasks
+    placed = {id(part): part.to(device) for pair in parts for part in pair}
+    return [
+        Task(number, placed[id(x)], placed[id(y)], torch.full_like(placed[id(y)], number))
+        for number, (x, y) in enumerate(parts)
+    ]

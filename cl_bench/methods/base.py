@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cl_bench.buffer import Buffer
-from cl_bench.learner import Learner, Snapshot
-from cl_bench.types import Batch, Task
+from cl_bench.learner import Learner
+from cl_bench.types import Batch, Snapshot, Task
 
 
 class Method:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.by_layer import Size, by_layer
 from cl_bench.growth import Account, Learned
-from cl_bench.learner import Learner, Snapshot
+from cl_bench.learner import Learner
 from cl_bench.lowrank import (
     Layout,
     Parts,
@@ -32,7 +32,7 @@ from cl_bench.lowrank import (
     scores,
 )
 from cl_bench.methods.base import Separate
-from cl_bench.types import Batch, Task
+from cl_bench.types import Batch, Snapshot, Task
 
 PROBES = 8  # random directions that tell a layer's trace or norm; exact by one for a diagonal
 

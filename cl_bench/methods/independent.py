@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_bench.learner import Learner, Snapshot
+from cl_bench.learner import Learner
 from cl_bench.methods.base import Separate
-from cl_bench.types import Batch, Task
+from cl_bench.types import Batch, Snapshot, Task
 
 
 class Independent(Separate):

@@ -25,7 +25,7 @@ class ConvNet(nn.Module):
     `dropout` has a probability for each stage and then each layer, or none at all.
     """
 
-    spatial, batch_norm = True, True
+    batch_norm = True
 
     def __init__(
         self,

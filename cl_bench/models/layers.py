@@ -46,6 +46,13 @@ class Dropout(nn.Module):
         return x * kept / (1 - self.p)
 
 
+def dropouts(net: nn.Module, rng: Generator) -> None:
+    """Let all of a network's dropouts draw from one generator."""
+    for module in net.modules():
+        if isinstance(module, Dropout):
+            module.rng = rng
+
+
 def put(net: nn.Module, name: str, module: nn.Module) -> None:
     """A module in another's place."""
     parent, _, child = name.rpartition(".")

@@ -14,7 +14,7 @@ from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, init
 class MLP(nn.Module):
     """Linear layers of the given widths, an activation after each, and a linear head."""
 
-    spatial, batch_norm = False, False  # the order of the pixels does not matter
+    batch_norm = False
 
     def __init__(
         self,

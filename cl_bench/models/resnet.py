@@ -45,7 +45,7 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """conv3x3 - BN - act, four stages of two blocks (strides 1, 2, 2, 2), mean, head."""
 
-    spatial, batch_norm = True, True
+    batch_norm = True
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class TorchvisionResNet18(nn.Module):
     head_init=pretrained keeps ImageNet's head, to go on with its 1,000 classes.
     """
 
-    spatial, batch_norm = True, True
+    batch_norm = True
 
     def __init__(
         self,

@@ -1,0 +1,67 @@
+"""In which order tasks come: as HALRP's authors had them, drawn, or listed (papers/004)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Generator
+
+from cl_bench.types import Stream, Task, UserError
+
+PUBLISHED = {  # A is the natural one
+    10: {
+        "B": [1, 7, 4, 5, 2, 0, 8, 6, 9, 3],
+        "C": [7, 0, 5, 1, 8, 4, 3, 6, 2, 9],
+        "D": [5, 8, 2, 9, 0, 4, 3, 7, 6, 1],
+        "E": [2, 9, 5, 4, 8, 0, 6, 1, 3, 7],
+    },
+    20: {
+        "B": [15, 12, 5, 9, 7, 16, 18, 17, 1, 0, 3, 8, 11, 14, 10, 6, 2, 4, 13, 19],
+        "C": [17, 1, 19, 18, 12, 7, 6, 0, 11, 15, 10, 5, 13, 3, 9, 16, 4, 14, 2, 8],
+        "D": [11, 9, 6, 5, 12, 4, 0, 10, 13, 7, 14, 3, 15, 16, 8, 1, 2, 19, 18, 17],
+        "E": [6, 14, 0, 11, 12, 17, 13, 4, 9, 1, 7, 19, 8, 10, 3, 15, 18, 5, 2, 16],
+    },
+}
+
+
+def permutation(order: str | list[int], tasks: int) -> list[int]:
+    """Which task comes when: `A`, `B` to `E` of 10 or 20 tasks, `seed:<n>`, or the list itself."""
+    if isinstance(order, list):
+        if sorted(order) != list(range(tasks)):
+            raise UserError(f"scenario.order={order}: not each of the tasks 0 to {tasks - 1} once")
+        return order
+    if order == "A":
+        return list(range(tasks))
+    kind, _, seed = order.partition(":")
+    if kind == "seed" and seed.isdecimal():
+        return torch.randperm(tasks, generator=Generator().manual_seed(int(seed))).tolist()
+    known = PUBLISHED.get(tasks, {})
+    if order not in known:
+        there = ["A", *known, "seed:<n>"]
+        raise UserError(
+            f"scenario.order={order}: of {tasks} tasks there are {', '.join(there)}, or a list "
+            f"such as [{', '.join(map(str, reversed(range(tasks))))}]"
+        )
+    return known[order]
+
+
+def ordered(stream: Stream, order: str | list[int]) -> Stream:
+    """The same tasks, numbered as they come; `task_identities` says which is which."""
+    chosen = permutation(order, len(stream.tests))
+    facts = {**stream.facts, "task_identities": chosen}
+    for key in ("classes_of_task", "angles_of_task"):
+        listed = facts.get(key)
+        if isinstance(listed, list):
+            facts[key] = [listed[i] for i in chosen]
+    return replace(
+        stream,
+        tasks=[_numbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
+        tests=[_numbered(stream.tests[i], n) for n, i in enumerate(chosen)],
+        classes=stream.classes[chosen],
+        facts=facts,
+    )
+
+
+def _numbered(task: Task, number: int) -> Task:
+    return Task(number, task.x, task.y, torch.full_like(task.t, number))
