@@ -66,6 +66,7 @@ AT_LEAST = {
 BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
     ("between 0 and 1", ("share", "within", "across"), lambda v: 0 <= v <= 1),
     ("between 0 and 1", ("holdout",), lambda v: 0 < v < 1),
+    ("above 0 and at most 1", ("fraction",), lambda v: 0 < v <= 1),
     ("above 0", ("std", "temperature", "xi", "floor", "clip"), lambda v: v > 0),
     ("at most 1", ("decay",), lambda v: v <= 1),
     ("below 1", ("momentum",), lambda v: v < 1),

@@ -186,7 +186,10 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
 HYDRA = [
     ("method=nope", "method=nope: no such method; there are agem, cmaml, der"),
-    ("dataset=nope", "dataset=nope: no such dataset; there are cifar100_superclass, folder"),
+    (
+        "dataset=nope",
+        "dataset=nope: no such dataset; there are cifar100_split, cifar100_superclass",
+    ),
     ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, every"),
     (
         "experiment=nope",

@@ -38,6 +38,7 @@ def stream(**changes: Any) -> Stream:
         "tasks": 3,
         "order": "natural",
         "train_per_task": None,
+        "fraction": 1.0,
         "seed": 0,
         "transform": lambda device: identity(device),
         "scenario": task_il,

@@ -32,10 +32,54 @@ def find_mnist5k() -> Origin | None:
     return None
 
 
-def find_mnist(home: Path) -> Origin | None:
-    raw = home / "MNIST" / "raw"
+def find_mnist(home: Path, name: str = "mnist", folder: str = "MNIST") -> Origin | None:
+    """torchvision's folder of MNIST, FashionMNIST or KMNIST."""
+    raw = home / folder / "raw"
     files = _all_files(raw, readers.MNIST_FILES)
-    return Origin(raw, "idx files", files, partial(readers.read_mnist, raw)) if files else None
+    read = partial(readers.read_mnist, name, raw)
+    return Origin(raw, "idx files", files, read) if files else None
+
+
+def find_cifar10(home: Path) -> Origin | None:
+    """The published pickles, else an image folder."""
+    pickles, images = home / "cifar-10-batches-py", home / "cifar10"
+    files = _all_files(pickles, readers.CIFAR10_FILES)
+    if files:
+        return Origin(pickles, "published pickles", files, partial(readers.read_cifar10, home))
+    return find_folder(images, partial(_read_counted, "cifar10", images, 32, (10, 5000, 1000)))
+
+
+def find_svhn(home: Path) -> Origin | None:
+    """The two published mat files of cropped digits."""
+    root = home / "svhn"
+    files = _all_files(root, readers.SVHN_FILES)
+    return Origin(root, "mat files", files, partial(readers.read_svhn, root)) if files else None
+
+
+def find_notmnist(home: Path) -> Origin | None:
+    """{train,test}/<letter>/*, of which the archives hold a few that cannot be read."""
+    root = home / "notmnist"
+    return find_folder(root, partial(read_folder, "notmnist", root, 28))
+
+
+def find_tinyimagenet(home: Path) -> Origin | None:
+    """As it is published: train/<class>/images/*, val/images/* with val_annotations.txt."""
+    root = home / "tiny-imagenet-200"
+    notes = root / listing.TINY_NOTES
+    if not (os.path.isdir(root / "train") and os.path.isfile(notes)):
+        return None
+    watched = (notes, *listing.subfolders(root / "train"))
+    return Origin(root, "as published", watched, partial(_read_tinyimagenet, root))
+
+
+def find_omniglot(home: Path, size: int) -> Origin | None:
+    """torchvision's folder: images_{background,evaluation}/<alphabet>/<character>/*."""
+    root = home / "omniglot-py"
+    halves = [root / half for half in listing.OMNIGLOT]
+    if not all(map(os.path.isdir, halves)):
+        return None
+    watched = tuple(folder for half in halves for folder in listing.subfolders(half))
+    return Origin(root, "torchvision's folder", watched, partial(_read_omniglot, root, size))
 
 
 def find_cifar100(home: Path) -> Origin | None:
@@ -87,6 +131,24 @@ def find_folder(root: Path, read: Callable[[], Source]) -> Origin | None:
 
 def read_folder(name: str, root: Path, size: int) -> Source:
     return listing.read(listing.from_folders(name, root), size, resized, None)
+
+
+def _read_counted(name: str, root: Path, size: int, counts: tuple[int, int, int]) -> Source:
+    files = listing.from_folders(name, root)
+    listing.require_counts(files, *counts)
+    return listing.read(files, size, exact, None)
+
+
+def _read_tinyimagenet(root: Path) -> Source:
+    files = listing.from_tinyimagenet(root)
+    listing.require_counts(files, 200, 500, 50)
+    return listing.read(files, 64, exact, None)
+
+
+def _read_omniglot(root: Path, size: int) -> Source:
+    files = listing.from_omniglot(root)
+    listing.require_counts(files, 1623, 16, 4)
+    return listing.read(files, size, resized, None)
 
 
 def _read_cifar100(root: Path) -> Source:

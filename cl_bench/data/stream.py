@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -29,6 +29,7 @@ def build(
     tasks: int,
     order: Order,
     train_per_task: int | None,
+    fraction: float,
     seed: int,
     transform: Callable[..., Transform],
     scenario: Scenario,
@@ -42,15 +43,16 @@ def build(
     split=rotation     each task all classes, turned by its own angle: one of each T-th part of 180
                        degrees, rising, or in any order with order=random
     Under the last three heads=apart gives each task classes of its own: c of task t is tC + c.
-    `train_per_task` keeps that many of a task's training images: per task at random under
-    `permutation` and `rotation` (as GEM draws them), stratified otherwise.
+    `train_per_task` keeps that many of a task's training images, `fraction` such a part: at random
+    under `permutation` and `rotation` (as GEM draws them), stratified otherwise.
     """
     rng = Generator().manual_seed(seed)
     groups, classes = [list(range(len(source.classes)))] * tasks, len(source.classes)
     if split == "class":
         groups = cut.class_groups(class_order(source, tasks, order, rng), tasks)
     angles = _angles(tasks, order, rng) if split == "rotation" else None
-    trains, tests = _cut(source, split, groups, train_per_task, rng, angles)
+    keep = Keep(train_per_task, fraction)
+    trains, tests = _cut(source, split, groups, keep, rng, angles)
     if split != "class" and heads == "apart":
         groups = [[task * classes + c for c in range(classes)] for task in range(tasks)]
         trains, tests = (
@@ -75,22 +77,43 @@ def build(
     )
 
 
+@dataclass(frozen=True)
+class Keep:
+    """How many training images of a task are kept."""
+
+    count: int | None
+    fraction: float
+
+    def of(self, there: int) -> int | None:
+        """None: all of them."""
+        if self.count is not None and self.fraction < 1:
+            raise UserError(
+                f"dataset.fraction={self.fraction}: dataset.train_per_task={self.count} says how "
+                "many already; one of the two"
+            )
+        if self.count is not None and self.count > there:
+            raise UserError(
+                f"dataset.train_per_task={self.count}: a task has {there} training images"
+            )
+        return max(round(self.fraction * there), 1) if self.fraction < 1 else self.count
+
+
 def _cut(
     source: Source,
     split: Split,
     groups: list[list[int]],
-    count: int | None,
+    keep: Keep,
     rng: Generator,
     angles: list[float] | None,
 ) -> tuple[list[Part], list[Part]]:
     """Training and test part of each task."""
     if angles is not None:
         changes = [partial(turned, degrees=angle) for angle in angles]
-        return _changed(source, iter(changes), count, rng)
+        return _changed(source, iter(changes), keep, rng)
     if split == "permutation":
         pixels = source.train_x[0].numel()
         orders = (torch.randperm(pixels, generator=rng) for _ in groups)
-        return _changed(source, (partial(_scrambled, pixels=o) for o in orders), count, rng)
+        return _changed(source, (partial(_scrambled, pixels=o) for o in orders), keep, rng)
     if split == "class":
         trains = _parts(source.train_x, source.train_y, cut.by_class(source.train_y, groups))
         tests = _parts(source.test_x, source.test_y, cut.by_class(source.test_y, groups))
@@ -98,7 +121,7 @@ def _cut(
         shares = cut.by_sample(source.train_y, len(groups), rng)
         trains = _parts(source.train_x, source.train_y, shares)
         tests = [(source.test_x, source.test_y)] * len(groups)
-    return [_limited(part, count, rng) for part in trains], tests
+    return [_limited(part, keep, rng) for part in trains], tests
 
 
 def _membership(groups: list[list[int]], scenario: Scenario) -> Tensor:
@@ -172,12 +195,11 @@ def _parts(x: Tensor, y: Tensor, shares: list[Tensor]) -> list[Part]:
     return [(x[index], y[index]) for index in shares]
 
 
-def _limited(part: Part, count: int | None, rng: Generator) -> Part:
+def _limited(part: Part, keep: Keep, rng: Generator) -> Part:
     x, y = part
+    count = keep.of(len(y))
     if count is None or count == len(y):
         return part
-    if count > len(y):
-        raise UserError(f"dataset.train_per_task={count}: a task has {len(y)} training images")
     index = cut.stratified(y, count, rng)
     return x[index], y[index]
 
@@ -185,13 +207,12 @@ def _limited(part: Part, count: int | None, rng: Generator) -> Part:
 def _changed(
     source: Source,
     changes: Iterator[Callable[[Tensor], Tensor]],
-    count: int | None,
+    keep: Keep,
     rng: Generator,
 ) -> tuple[list[Part], list[Part]]:
     """Each task: a random subset for training, all test images, both changed in one way."""
     total, trains, tests = len(source.train_y), [], []
-    if count is not None and count > total:
-        raise UserError(f"dataset.train_per_task={count}: {source.name} has {total}")
+    count = keep.of(total)
     for change in changes:
         index = cut.random_subset(total, total if count is None else count, rng)
         trains.append((change(source.train_x[index]), source.train_y[index]))

@@ -1,0 +1,84 @@
+"""Data sets made of others: in one shape, one after the other, turned (papers/004's protocols)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_bench.data import source
+from cl_bench.data.arrays import Part, Source, sealed
+from cl_bench.types import UserError
+
+SIDE = 32
+SMALL: dict[str, Callable[[str], Source]] = {  # of 32 pixels or fewer
+    "cifar10": source.cifar10,
+    "cifar100": source.cifar100,
+    "mnist": source.mnist,
+    "mnist5k": source.mnist5k,
+    "fashion": source.fashion,
+    "kmnist": source.kmnist,
+    "notmnist": source.notmnist,
+    "svhn": source.svhn,
+}
+
+
+def rgb32(of: str, data_dir: str) -> Source:
+    """A data set of small images as (3, 32, 32): black around, one channel repeated."""
+    if of not in SMALL:
+        raise UserError(f"dataset.source.of={of}: no such data set; there are {', '.join(SMALL)}")
+    found = SMALL[of](data_dir)
+    train, test = (_wide(found.train_x), found.train_y), (_wide(found.test_x), found.test_y)
+    facts = {**found.provenance, "resize": "black around to 32x32, in three channels"}
+    return sealed(f"{found.name}-rgb32", train, test, found.classes, found.groups, facts)
+
+
+def joined(of: list[str], data_dir: str) -> Source:
+    """Several data sets one after the other, as (3, 32, 32); their classes one after the other."""
+    if len(of) < 2 or len(set(of)) < len(of):
+        raise UserError(f"dataset.source.of={of}: two or more data sets are joined, each once")
+    found = [rgb32(name, data_dir) for name in of]
+    offsets = torch.tensor([0, *(len(one.classes) for one in found)]).cumsum(0).tolist()
+    train = _together([(one.train_x, one.train_y) for one in found], offsets)
+    test = _together([(one.test_x, one.test_y) for one in found], offsets)
+    names = tuple(f"{name}:{c}" for name, one in zip(of, found, strict=True) for c in one.classes)
+    groups = tuple(i for i, one in enumerate(found) for _ in one.classes)
+    facts = {
+        f"{name}: {k}": v
+        for name, one in zip(of, found, strict=True)
+        for k, v in one.provenance.items()
+    }
+    return sealed("+".join(of), train, test, names, groups, facts)
+
+
+def turned_omniglot(classes: int, size: int, data_dir: str) -> Source:
+    """The first `classes` characters of Omniglot, each drawing also turned by 90, 180, 270 degrees.
+
+    As APD's protocol (Yoon et al. 2020): four times the data, the classes stay.
+    """
+    found = source.omniglot(data_dir, size)
+    if classes > len(found.classes):
+        raise UserError(f"dataset.source.classes={classes}: Omniglot has {len(found.classes)}")
+
+    def part(x: Tensor, y: Tensor) -> Part:
+        x, y = x[y < classes], y[y < classes]
+        return torch.cat([x.rot90(k, (2, 3)) for k in range(4)]), y.repeat(4)
+
+    train, test = part(found.train_x, found.train_y), part(found.test_x, found.test_y)
+    facts = {**found.provenance, "turned": "by 0, 90, 180 and 270 degrees"}
+    return sealed("omniglot-turned", train, test, found.classes[:classes], None, facts)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """(N, 1 or 3, s, s) uint8 -> (N, 3, 32, 32)."""
+    before = (SIDE - x.shape[-1]) // 2
+    after = SIDE - x.shape[-1] - before
+    return F.pad(x, (before, after, before, after)).expand(-1, 3, -1, -1).contiguous()
+
+
+def _together(parts: list[Part], offsets: list[int]) -> Part:
+    xs, ys = zip(*parts, strict=True)
+    shifted = [y + offset for y, offset in zip(ys, offsets, strict=False)]
+    return torch.cat(xs), torch.cat(shifted)
