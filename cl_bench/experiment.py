@@ -22,15 +22,16 @@ class Schedule:
 
     batch_norm=frozen  statistics and weights of batch norm stay as the first task left them
     annealing=cosine   the learning rate falls to 0 within each task (Loshchilov & Hutter 2017,
-                       arXiv:1608.03983, without restarts)
+                       arXiv:1608.03983, without restarts); exponential: by `decay` an epoch
     warm_up=head       the head's rows of a task's new classes are fitted first, alone (`fit_head`)
     """
 
     epochs: int
     batch_size: int
     batch_norm: Literal["train", "frozen"]
-    annealing: Literal["none", "cosine"]
+    annealing: Literal["none", "cosine", "exponential"]
     warm_up: Literal["none", "head"]
+    decay: float = 0.95
 
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""
@@ -38,6 +39,8 @@ class Schedule:
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rate is multiplied by at a task's step `step` (from 0) of `steps`."""
+        if self.annealing == "exponential":
+            return self.decay ** (self.epochs * step / steps)
         return 1.0 if self.annealing == "none" else (1 + cos(pi * step / steps)) / 2
 
 

@@ -21,6 +21,7 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     {"experiment", "checkpoint"},
     {
         "record",
+        "disparity",
         "runtime",
         "figures",
         "tracking",

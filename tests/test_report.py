@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cl_bench import report
+from cl_bench.metrics import order_disparity
 
 
 def write(root: Path, method: str, name: str, seed: int, acc: float, lr: float) -> None:
@@ -40,3 +42,31 @@ def test_nothing_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SystemExit) as caught:
         report.main()
     assert caught.value.code == 2
+
+
+def test_what_an_order_costs(tmp_path: Path) -> None:
+    """Tasks a, b: a 90, 80 and b 60, 70 under two orders (seeds averaged): AOPD 10, MOPD 10."""
+    finals = {"A": [[0.9, 0.6], [0.9, 0.6]], "[1, 0]": [[0.72, 0.81], [0.68, 0.79]]}
+    for place, (order, runs) in enumerate(finals.items()):
+        identities = [0, 1] if order == "A" else [1, 0]
+        for seed, last in enumerate(runs):
+            folder = tmp_path / f"toy/task/er/{place}/seed{seed}"
+            write(tmp_path / f"{place}", "er", "x", seed, 0.5, 0.1)
+            (found,) = (tmp_path / f"{place}").rglob(f"seed{seed}/record.json")
+            record = json.loads(found.read_text())
+            record["hash"], record["config"]["scenario"] = str(place), {"order": order}
+            record["accuracy"] = [[last[0], None], last]
+            record["stream"] = {"task_identities": identities}
+            folder.mkdir(parents=True)
+            (folder / "record.json").write_text(json.dumps(record))
+    (row,) = report.order_table(tmp_path / "toy").to_dict("records")
+    assert (row["orders"], row["seeds"], row["AOPD"], row["MOPD"]) == (2, "2", "10.00", "10.00")
+    assert row["ACC"] == "75.00 +- 0.00" and row["differs"] == ""
+    assert row["AOPD of seeds"] == "1.50" and row["MOPD of seeds"] == "2.00"
+
+
+def test_one_order_has_no_disparity() -> None:
+    finals = torch.tensor([[0.3, 0.9, 0.5], [0.4, 0.5, 0.5]])
+    assert order_disparity(finals[:1]) == (0, 0)
+    mean, most = order_disparity(finals)
+    assert most == pytest.approx(0.4) and mean == pytest.approx(0.5 / 3)

@@ -41,9 +41,9 @@ class HALRP(Separate):
     """loss + l2/2 (|R - 1|^2 + |S - 1|^2 + |U|^2 + |V|^2) + l1 (|U|_1 + |V|_1).
 
     warm_up      epochs in which a task's weights move freely, of those that the schedule gives it
-    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1; trace; none: all alike
+    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1; trace; none: all alike;
+                 flat: no estimate, the same rank everywhere
     reduce       trace and norm as they are, or divided by the layer's weights
-    allocation   of ranks: loss, by the estimated loss; flat, the same in all layers
     share        of the estimated loss that ranks keep; not with a budget
     budget       None, or what a task's factors may cost, in sizes of the base
     cap          the highest rank
@@ -61,9 +61,8 @@ class HALRP(Separate):
         learner: Learner,
         curvature: Estimator,
         warm_up: int,
-        importance: Literal["trace", "norm", "none"],
+        importance: Literal["trace", "norm", "none", "flat"],
         reduce: Literal["mean", "sum"],
-        allocation: Literal["loss", "flat"],
         share: float,
         budget: float | None,
         cap: int,
@@ -76,8 +75,8 @@ class HALRP(Separate):
     ) -> None:
         super().__init__(learner)
         self.estimate, self.warm_up = curvature, warm_up
-        self.importance: Size | Literal["none"] = importance
-        self.reduce, self.allocation = reduce, allocation
+        self.importance: Size | Literal["none", "flat"] = importance
+        self.reduce: Literal["mean", "sum"] = reduce
         self.share, self.budget, self.cap, self.rounds = share, budget, cap, rounds
         self.l1, self.l2 = l1, l2
         self.compat = reference_compat
@@ -189,10 +188,10 @@ class HALRP(Separate):
         found = scores(parts, importances)
         if self.budget is not None:
             room = int(self.budget * self.account.single[False])
-            if self.allocation == "flat":
+            if self.importance == "flat":
                 return evenly(capped, costs, room)
             return by_budget([s[:most] for s, most in zip(found, capped, strict=True)], costs, room)
-        if self.allocation == "flat":
+        if self.importance == "flat":
             return capped
         if self.compat and self.share >= 1:
             return [1] * len(parts)  # its argmax over nothing
@@ -204,7 +203,7 @@ class HALRP(Separate):
         """(L,): what a unit of squared residual costs in each layer, to a common factor."""
         flat = self.learner.flat
         size = self.importance
-        if size == "none" or self.allocation == "flat":
+        if size in ("none", "flat"):
             return flat.grad.new_ones(len(names))
         found = self.estimate(self.learner, task)
         rng = self.learner.rng

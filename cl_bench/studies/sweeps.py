@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -113,11 +114,13 @@ class Grid(Study):
 class Table(Study):
     """ACC and BWT over the seeds, a row for each combination of what is ablated.
 
-    `variant`: the keys; a column each, under the key's last name that says something.
+    `variant`: the keys; a column each, under the key's last name that says something. `also`: what
+    else of a record stands beside, as metrics.forgetting or method.growth, as percentages.
     """
 
-    def __init__(self, title: str, variant: list[str]) -> None:
+    def __init__(self, title: str, variant: list[str], also: Sequence[str] = ()) -> None:
         super().__init__(title, variant)
+        self.also = also
         self.columns = [k.removesuffix("._target_").rpartition(".")[2] for k in variant]
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
@@ -136,6 +139,9 @@ class Table(Study):
         for name in ("ACC", "BWT"):
             known = (record["metrics"][name] for record in cell)
             row |= moments(name, [100 * value for value in known if value is not None])
+        for beside in self.also:
+            values = [at(record, beside) for record in cell]
+            row |= moments(beside.rpartition(".")[2], [100 * v for v in values if v is not None])
         return row | {"gradients": cell[0].get("gradients_per_sample"), "n": len(cell)}
 
     def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:

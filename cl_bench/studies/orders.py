@@ -1,0 +1,49 @@
+"""What the order of the tasks costs each method: a Hydra callback of `experiment=halrp/orders`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from cl_bench.disparity import DISPARITIES, disparities
+from cl_bench.studies.page import Page
+from cl_bench.studies.sweeps import Record, Study, at, moments, require_one
+
+
+class Orders(Study):
+    """ACC, AOPD and MOPD of each variant over its orders, as percentages (papers/004's tables)."""
+
+    def page(self, found: list[tuple[Path, Record]]) -> Page:
+        cells: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+        for _, record in found:
+            order = str(at(record["config"], "scenario.order"))
+            cells[self.label(record)][order].append(record)
+        rows = [self._row(name, cells[name]) for name in sorted(cells)]
+        least = min(rows, key=lambda row: row["AOPD"])
+        said = f"least: {least['variant']}, AOPD {least['AOPD']:.2f}, MOPD {least['MOPD']:.2f}"
+        return Page(self.title, [said], rows, lambda f: self._draw(f, rows))
+
+    def _row(self, name: str, orders: dict[str, list[Record]]) -> dict[str, Any]:
+        for order, seeds in orders.items():
+            require_one([record["hash"] for record in seeds], f"{name}, order {order}")
+        told = disparities(list(orders.values()))
+        row = {"variant": name, "orders": len(orders), "seeds": told["seeds"]}
+        row |= moments("ACC", [100 * value for value in told["ACC"]])
+        row |= {k: None if told[k] is None else 100 * told[k] for k in DISPARITIES}
+        records = [record for seeds in orders.values() for record in seeds]
+        for key in ("metrics.BWT", "method.growth"):
+            values = [at(record, key) for record in records]
+            known = [100 * value for value in values if value is not None]
+            row[key.rpartition(".")[2]] = mean(known) if known else None
+        return row
+
+    def _draw(self, figure: Any, rows: list[dict[str, Any]]) -> None:
+        axes = figure.add_subplot(xlabel="percentage points", title=self.title)
+        places = range(len(rows))
+        for shift, name in ((-0.2, "AOPD"), (0.2, "MOPD")):
+            axes.barh([p + shift for p in places], [r[name] for r in rows], 0.4, label=name)
+        axes.set_yticks(list(places), [row["variant"] for row in rows])
+        axes.legend()
+        axes.invert_yaxis()
