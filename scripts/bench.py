@@ -5,6 +5,7 @@
     python scripts/bench.py dataset=seqcifar100 dataset.tasks=20 --tasks 2
     python scripts/bench.py dataset=pmnist --curvature   # backends, penalties, curvlinops
     python scripts/bench.py --linearized --tasks 3       # the tangent model (CIFAR-100)
+    python scripts/bench.py --lowrank --tasks 3 schedule.epochs=5   # HALRP (CIFAR-100)
     python scripts/bench.py dataset=pmnist --online --tasks 3    # replay, projection, meta-learning
 
 Each round trains one task by the bare loop and by every contender in turn, so that a slow moment
@@ -23,6 +24,7 @@ import time
 import torch
 from bench_curvature import against_curvlinops, curvature, growth
 from bench_linearized import linearized
+from bench_lowrank import lowrank
 from bench_online import online
 from contenders import Bare, Contender, composed, rounds
 
@@ -97,10 +99,14 @@ def main() -> None:
     parser.add_argument("--curvature", action="store_true", help="curvature and penalties instead")
     parser.add_argument("--linearized", action="store_true", help="the tangent model instead")
     parser.add_argument("--online", action="store_true", help="the single-pass methods instead")
+    parser.add_argument("--lowrank", action="store_true", help="HALRP instead")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
     if args.online:
         online(args.overrides, args.tasks, not args.no_compile)
+        return
+    if args.lowrank:
+        lowrank(args.overrides, args.tasks)
         return
     if args.linearized:
         linearized(args.overrides, args.tasks)

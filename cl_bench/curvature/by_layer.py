@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.dense import Dense
+from cl_bench.curvature.diagonal import Diagonal
 from cl_bench.flat import FlatParams
 from cl_bench.types import beside
 
@@ -26,8 +27,9 @@ def by_layer(
 ) -> Tensor:
     """(L,): of the blocks of these parameters, by random signs v (Hutchinson 1989).
 
-    E[v'Hv] is the trace, E[|Hv|^2] the squared norm; of a diagonal one probe tells both exactly.
+    E[v'Hv] is the trace, E[|Hv|^2] the squared norm; of a diagonal the first probe tells both.
     """
+    probes = 1 if isinstance(curvature, Diagonal) else probes
     spans = [flat.slices[name] for name in names]
     # a family of layers has nothing between them: all are probed at once
     groups = [[span] for span in spans] if isinstance(curvature, Dense) else [spans]

@@ -34,7 +34,7 @@ from cl_bench.lowrank import (
 from cl_bench.methods.base import Separate
 from cl_bench.types import Batch, Snapshot, Task
 
-PROBES = 8  # random directions that tell a layer's trace or norm; exact by one for a diagonal
+PROBES = 8  # random directions that tell a layer's trace or norm
 
 
 class HALRP(Separate):

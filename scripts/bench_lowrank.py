@@ -1,0 +1,42 @@
+"""HALRP against plain training of the same epochs, as ratios within one run: `--lowrank`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from contenders import Contender, rounds
+
+from cl_bench.types import Task
+
+COMMON = ["experiment=halrp/protocol/cifar100_split", "runtime.threads=1"]
+
+
+def lowrank(overrides: list[str], tasks: int) -> None:
+    """A whole task, with all that comes before, within and after it; and a test."""
+    base = [*COMMON, *overrides]
+    runners = {name: Contender(f"method={name}", *base) for name in ("finetune", "halrp")}
+    plain = runners["finetune"]
+    first, *later = plain.stream.tasks[: tasks + 1]
+    for made in runners.values():
+        whole(made)(first)
+    seconds = rounds(later, {name: whole(made) for name, made in runners.items()})
+    tests = [plain.stream.tests[task.id] for task in later]
+    asked = rounds(tests, {name: tested(made) for name, made in runners.items()})
+    ratios = seconds["halrp"] / seconds["finetune"], asked["halrp"] / asked["finetune"]
+    print(f"\n{len(first)} images a task, {plain.schedule.epochs} epochs, median of {len(later)}")
+    print(f"halrp: a task {ratios[0]:.2f} of plain training's, a test {ratios[1]:.2f} of plain's")
+
+
+def whole(made: Contender) -> Callable[[Task], float]:
+    """The seconds of a task from its beginning to its end."""
+    return lambda task: made.train(task) + made.finish(task)
+
+
+def tested(made: Contender) -> Callable[[Task], float]:
+    """The seconds of a second test: the task's network is there."""
+
+    def run(test: Task) -> float:
+        made.evaluate(test, 256)
+        return made.evaluate(test, 256)
+
+    return run
