@@ -23,7 +23,7 @@ GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "
 OPTIONAL = ("probe", "study")  # groups of which there may be none
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
-SILENT = ("tracking", "log_every", "save_every", "force")  # cannot change a number
+SILENT = ("tracking", "log_every", "save_every", "force", "tuned")  # cannot change a number
 SILENT += ("curvature", "merging", "buffer")  # a method that uses them holds them itself
 
 

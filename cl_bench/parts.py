@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from cl_bench import config, runtime
-from cl_bench.types import Stream
+from cl_bench.types import Stream, UserError
 
 
 def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
@@ -64,3 +64,12 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
         machine=machine,
     )
     return config.build(cfg.method, learner=learner)
+
+
+def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:
+    """UserError where the backbone has already learned the stream's own data."""
+    if backbone is not None and backbone["data"].get("sha256") == stream.facts["sha256"]:
+        raise UserError(
+            f"model.pretrained={backbone['name']}: it was trained on this very data set, "
+            "all at once; use another backbone, or another data set"
+        )

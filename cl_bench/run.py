@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench import checkpoint, config, experiment, record, runtime
-from cl_bench.parts import make_backbone, make_method, make_stream
+from cl_bench import checkpoint, config, experiment, record, runtime, tuned
+from cl_bench.parts import make_backbone, make_method, make_stream, refuse_leak
 from cl_bench.record import Folder, RunRecord
 from cl_bench.types import Stream, UserError
 
@@ -43,9 +43,12 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check the config whole; nothing is loaded or written yet."""
-    plain, name = config.check(cfg), config.digest(cfg)
-    choices = HydraConfig.get().runtime.choices
+    known = HydraConfig.get()
+    choices = known.runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
+    if cfg.get("tuned"):
+        tuned.apply(cfg, tuned.place(Path(CONF), *labels), known.overrides.task)
+    plain, name = config.check(cfg), config.digest(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]
@@ -165,15 +168,6 @@ def execute(this: Plan) -> RunRecord:
     return outcome
 
 
-def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:
-    """UserError where the backbone has already learned the stream's own data."""
-    if backbone is not None and backbone["data"].get("sha256") == stream.facts["sha256"]:
-        raise UserError(
-            f"model.pretrained={backbone['name']}: it was trained on this very data set, "
-            "all at once; use another backbone, or another data set"
-        )
-
-
 def make_sink(this: Plan) -> Any:
     """Where rows are mirrored."""
     dataset, scenario, method = this.labels
@@ -184,7 +178,7 @@ def make_sink(this: Plan) -> Any:
         name=f"{method}-{dataset}-s{this.cfg.seed}",
         identity=f"{this.hash}-s{this.cfg.seed}",
         folder=this.folder.path,
-        job_type=scenario,
+        job_type=scenario if this.cfg.evaluation.split == "test" else "tune",
         tags=this.labels,
     )
 

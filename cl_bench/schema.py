@@ -41,6 +41,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "log_every": int,
     "save_every": float,
     "force": bool,
+    "tuned": bool,
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],
     "scenario.heads": Literal["shared", "apart"],
@@ -56,7 +57,7 @@ AT_LEAST = {
     ),
     **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
     **dict.fromkeys(("margin", "ridge", "inner_lr", "rate_lr", "prox", "scale"), 0),
-    **dict.fromkeys(("batches", "glances", "slice_size"), 1),
+    **dict.fromkeys(("batches", "glances", "slice_size", "first"), 1),
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
     ),

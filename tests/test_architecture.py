@@ -22,6 +22,7 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     {
         "record",
         "disparity",
+        "tuned",
         "runtime",
         "figures",
         "tracking",
@@ -33,16 +34,18 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     },
     {"host", "report", "studies"},
     {"run"},
+    {"search", "list"},
+    {"tune"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TOGETHER = {"data", "models", "curvature", "studies"}  # folders whose files may use each other
 ONLY = {  # a foreign package and the files that may import it
-    "hydra": {"run", "config", "combinations", "schema", "studies/sweeps"},
-    "omegaconf": {"run", "config", "parts", "studies/sweeps"},
+    "hydra": {"run", "config", "combinations", "schema", "studies/sweeps", "search", "tune"},
+    "omegaconf": {"run", "config", "parts", "studies/sweeps", "tune", "tuned"},
     "wandb": {"tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers"},
     "PIL": {"data/decode"},
-    "pandas": {"record", "report"},
+    "pandas": {"record", "report", "tune"},
     "matplotlib": {"figures"},
     "rich": {"present"},
 }

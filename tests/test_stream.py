@@ -14,7 +14,7 @@ from cl_bench.data.augment import turned
 from cl_bench.data.orders import PUBLISHED, ordered, permutation
 from cl_bench.data.scenario import class_il, data_il, task_il
 from cl_bench.data.source import Source
-from cl_bench.data.stream import build, joint, validation
+from cl_bench.data.stream import build, joint, sequential, validation
 from cl_bench.types import Batch, Stream, UserError
 
 
@@ -196,8 +196,16 @@ def test_no_superclasses() -> None:
         stream(order="superclass", source=replace(source(), groups=None))
 
 
+def test_the_first_tasks_alone() -> None:
+    made = sequential(stream(), 2)
+    assert [len(part) for part in (made.tasks, made.tests, made.classes)] == [2, 2, 2]
+    assert made.num_classes == 6 and sequential(stream(), 3).tasks[2].id == 2
+    with pytest.raises(UserError, match=r"stream\.first=4: the stream has 3 tasks"):
+        sequential(stream(), 4)
+
+
 def test_joint() -> None:
-    made = joint(stream())
+    made = joint(stream(), None)
     (task,) = made.tasks
     assert task.id == 2 and len(task) == 60
     assert task.y.div(2, rounding_mode="floor").equal(task.t), "each sample keeps its own task"

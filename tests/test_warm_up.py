@@ -40,7 +40,7 @@ def test_new_classes(scenario: str, found: list[int]) -> None:
 def test_all_classes_are_new_to_a_joint_stream_and_only_met_ones_to_a_fixed_head() -> None:
     """The joint task has the last one's number; with scenario=data dataset.split=class classes are
     met in turn though all compete."""
-    whole = joint(blobs("class"))
+    whole = joint(blobs("class"), None)
     assert new_classes(whole, whole.tasks[0]).all()
     apart = replace(blobs("class"), scenario=SCENARIOS["data"])
     assert [int(new_classes(apart, task).sum()) for task in apart.tasks] == [2, 2, 2]

@@ -155,13 +155,20 @@ def class_order(source: Source, tasks: int, order: Order, rng: Generator) -> lis
     return list(range(classes))
 
 
-def sequential(stream: Stream) -> Stream:
-    """The stream as it is: one task after the other."""
-    return stream
+def sequential(stream: Stream, first: int | None) -> Stream:
+    """One task after the other: all of them, or the first so many."""
+    count = len(stream.tests)
+    if first is None or first == count:
+        return stream
+    if first > count:
+        raise UserError(f"stream.first={first}: the stream has {count} tasks")
+    parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}
+    return replace(stream, **parts)
 
 
-def joint(stream: Stream) -> Stream:
+def joint(stream: Stream, first: int | None) -> Stream:
     """All tasks at once, as the last one: the upper bound that no order can beat."""
+    stream = sequential(stream, first)
     last = stream.tasks[-1].id
     x, y, t = (torch.cat([getattr(task, f) for task in stream.tasks]) for f in ("x", "y", "t"))
     return replace(stream, tasks=[Task(last, x, y, t)])

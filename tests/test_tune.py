@@ -1,0 +1,151 @@
+"""The search: what it asks for, what it refuses, what it writes, who uses it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from cl_bench import config, tune, tuned
+from cl_bench.search import Axis, Search, Trial
+from cl_bench.types import UserError
+
+GRID = "grid=method.strength=1,20 optimizer.lr=0.03,0.1,0.3"
+
+
+def axis(text: str) -> Axis:
+    (parsed,) = OverridesParser.create().parse_overrides([text])
+    return Axis.of(parsed)
+
+
+def test_a_grid_is_the_product_of_its_values() -> None:
+    search = Search.of(["method=ewc", GRID, "first=2", "seeds=0,3"])
+    points = search.points()
+    assert len(points) == 6 and points[0] == {"method.strength": "1", "optimizer.lr": "0.03"}
+    assert points[5] == {"method.strength": "20", "optimizer.lr": "0.3"}
+    command = search.command(points[1], 3)
+    assert command[0] == "method=ewc" and "evaluation.split=val" in command
+    assert command[-3:] == ["method.strength=1", "optimizer.lr=0.1", "seed=3"]
+    assert "stream.first=2" in command
+
+
+def test_axes_are_hydras_sweeps() -> None:
+    assert axis("method.x=range(1,4)").values == ("1", "2", "3")
+    assert axis("merging=sum,apart").draw(0.5) == "apart"
+    line = axis("optimizer.lr=interval(1,3)")
+    assert line.draw(0.0) == "1" and line.draw(0.5) == "2"
+    log = axis("optimizer.lr=tag(log,interval(0.01,1))")
+    assert log.log and log.draw(0.5) == "0.1"
+
+
+def test_random_points_are_the_same_at_every_start() -> None:
+    asked = ["strategy=random", "trials=5", "grid=optimizer.lr=tag(log,interval(0.01,1))"]
+    one, two = (Search.of(asked).points() for _ in range(2))
+    assert one == two and len(one) == 5
+    assert all(0.01 <= float(point["optimizer.lr"]) < 1 for point in one)
+
+
+WRONG = [
+    ([], "grid: missing"),
+    (["grid=optimizer.lr=0.1"], "optimizer.lr=0.1 has one value"),
+    (["grid=optimizer.lr=interval(0.1,1)"], "strategy=grid cannot enumerate"),
+    (["grid=optimizer.lr=interval(1,0.1)", "strategy=random"], "an interval rises"),
+    ([GRID, "method=ewc", "optimizer.lr=0.1"], "optimizer.lr is set elsewhere"),
+    ([GRID, "method=ewc", "strategy=best"], "strategy=best: must be one of grid, random, optuna"),
+    ([GRID, "method=ewc", "first=0"], "first=0: must be an integer, at least 1"),
+    ([GRID, "method=ewc", "seeds=a"], "seeds=a: must be an integer, at least 0"),
+    ([GRID, "method=ewc", "evaluation.split=test"], "evaluation.split: the search sets it itself"),
+    (["grid=method.strength=-1,1", "method=ewc"], "method.strength=-1: must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[w[1] for w in WRONG])
+def test_what_is_refused_before_anything_runs(arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Search.of(arguments)
+    assert said in str(caught.value)
+
+
+def searched(
+    arguments: list[str], where: Path, monkeypatch: pytest.MonkeyPatch, score: Any
+) -> dict[str, Any]:
+    """What is written when the runs answer with `score` of their point."""
+
+    def tried(search: Search, point: dict[str, str]) -> Trial:
+        return Trial(point, [score(point)] * len(search.seeds))
+
+    monkeypatch.setattr(tune, "tried", tried)
+    monkeypatch.setattr(tune, "CONF", str(where))
+    monkeypatch.setattr(sys, "argv", ["tune", *arguments])
+    tune.main()
+    (file,) = where.rglob("*.yaml")
+    assert file == where / "tuned_values/pmnist5k/data/ewc.yaml"
+    return OmegaConf.to_object(OmegaConf.load(file))  # type: ignore[return-value]
+
+
+def test_the_best_is_written_with_its_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score(point: dict[str, str]) -> float:
+        return 0.9 - abs(float(point["optimizer.lr"]) - 0.1) - float(point["method.strength"]) / 100
+
+    found = searched(["method=ewc", GRID], tmp_path, monkeypatch, score)
+    assert found["values"] == {"method.strength": 1, "optimizer.lr": 0.1}
+    evidence = found["evidence"]
+    assert (
+        evidence["split"] == "val" and evidence["first tasks"] == 3 and len(evidence["trials"]) == 6
+    )
+    assert evidence["trials"][0]["ACC"] == "89.00"
+    assert "grid=method.strength" in evidence["command"]
+    assert "best:" in capsys.readouterr().out
+
+
+def test_optuna_asks_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna", reason='no optuna here: pip install -e ".[tune]"')
+    asked: list[list[str]] = []
+
+    def score(point: dict[str, str]) -> float:
+        asked[-1].append(point["optimizer.lr"])
+        return 1 - abs(math.log10(float(point["optimizer.lr"])) + 1)
+
+    space = "grid=optimizer.lr=tag(log,interval(0.001,10))"
+    for _ in range(2):
+        asked.append([])
+        arguments = ["method=ewc", "strategy=optuna", "trials=12", space]
+        found = searched(arguments, tmp_path, monkeypatch, score)
+    assert asked[0] == asked[1] and len(asked[0]) == 12
+    assert 0.05 < found["values"]["optimizer.lr"] < 0.2
+
+
+def test_tuned_values_yield_to_what_is_typed(tmp_path: Path) -> None:
+    file = tuned.place(tmp_path, "pmnist5k", "data", "ewc")
+    cfg = composed("method=ewc", "optimizer.lr=0.5")
+    with pytest.raises(UserError, match=r"nothing was tuned for pmnist5k/data/ewc \(there is none"):
+        tuned.apply(cfg, file, [])
+    file.parent.mkdir(parents=True)
+    file.write_text("values: {method.strength: 7, optimizer.lr: 0.2}\n")
+    tuned.apply(cfg, file, ["method=ewc", "optimizer.lr=0.5"])
+    assert cfg.method.strength == 7 and cfg.optimizer.lr == 0.5
+    plain = composed("method=ewc", "optimizer.lr=0.5", "method.strength=7")
+    cfg.tuned = True
+    assert config.digest(cfg) == config.digest(plain), "the same run as if it were typed"
+    file.write_text("values: {method.no: 7}\n")
+    with pytest.raises(UserError, match=r"has method\.no, which this config has not"):
+        tuned.apply(cfg, file, [])
+
+
+def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials; one of them diverges, and is no trial to choose."""
+    arguments = ["method=finetune", "tracking=none", "dataset.tasks=2", f"output_dir={tmp_path}"]
+    arguments += ["dataset.train_per_task=60", "first=1", "grid=optimizer.lr=0.1,1e30"]
+    search = Search.of(arguments)
+    trials = tune.enumerated(search, lambda trial: None)
+    assert trials[0].accuracies[0] > 0.2 and trials[0].error is None
+    assert trials[1].error is not None and "the loss is" in trials[1].error
+    assert trials[1].score == -math.inf
