@@ -23,6 +23,14 @@ def check(plain: dict[str, Any]) -> None:
         _check_curvature(plain, plain["method"]["curvature"])
     if plain["method"]["_target_"].endswith(".DLCFT"):
         _check_dlcft(plain)
+    if plain["method"]["_target_"].endswith(".HALRP"):
+        _check_halrp(plain)
+    alone = plain["method"]["_target_"].endswith(".Independent")
+    if plain["schedule"]["batch_norm"] == "frozen" and alone:
+        raise UserError(
+            "schedule.batch_norm=frozen: method=independent starts every task anew, from batch "
+            "norm that was never trained; use train"
+        )
     if "step" in plain["method"]:
         _check_step(plain, plain["method"])
 
@@ -71,6 +79,11 @@ def _check_model(plain: dict[str, Any]) -> None:
             "schedule.warm_up=head: with model.head_mode=linearized the head starts where the "
             "tangent is taken; use schedule.warm_up=none, or model.head_mode=bilinear"
         )
+    if plain["runtime"]["compile"] and any(model.get("dropout", [])):
+        raise UserError(
+            f"runtime.compile=true: model.dropout={model['dropout']} draws from a generator of the "
+            "run's own, which a graph cannot hold; use runtime.compile=false, or model.dropout=[]"
+        )
     has_batch_norm = get_object(model["_target_"]).batch_norm
     prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
 
@@ -87,6 +100,21 @@ def _check_dlcft(plain: dict[str, Any]) -> None:
             f"model.head_init={plain['model'].get('head_init')}: class-incremental, method=dlcft "
             "holds units that are still to come at zero; use model.head_init=zero "
             "(and model.head_mode=bilinear or head_only)"
+        )
+
+
+def _check_halrp(plain: dict[str, Any]) -> None:
+    """Epochs for both of its phases; its own decay alone."""
+    epochs, free = plain["schedule"]["epochs"], plain["method"]["warm_up"]
+    if free >= epochs:
+        raise UserError(
+            f"method.warm_up={free}: of schedule.epochs={epochs} some must be left for the "
+            "factors; use fewer, or more epochs"
+        )
+    if plain["optimizer"]["weight_decay"]:
+        raise UserError(
+            f"optimizer.weight_decay={plain['optimizer']['weight_decay']}: method=halrp has its "
+            "own, method.l2; use 0"
         )
 
 
@@ -117,6 +145,8 @@ def _check_step(plain: dict[str, Any], method: dict[str, Any]) -> None:
     """What the two steps of a penalty need of the optimizer and of the curvature."""
     optimizer = plain["optimizer"]
     proximal = optimizer["_target_"] in PROXIMAL
+    implied = "implicit" if proximal else "explicit"
+    method = {**method, "step": implied if method["step"] == "auto" else method["step"]}
     if not proximal and (method["step"] == "implicit" or method.get("every", 1) > 1):
         key = "method.step=implicit" if method["step"] == "implicit" else "method.every above 1"
         raise UserError(

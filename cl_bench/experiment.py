@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import cos, isfinite, pi
 from typing import Any, Literal, Protocol
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cl_bench.evaluation import Evaluation, accuracies
 from cl_bench.learner import Learner
@@ -31,7 +31,7 @@ class Schedule:
     batch_norm: Literal["train", "frozen"]
     annealing: Literal["none", "cosine", "exponential"]
     warm_up: Literal["none", "head"]
-    decay: float = 0.95
+    decay: float
 
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""
@@ -157,6 +157,12 @@ def _begin(
     """What comes before a task's first step, or before the next one of a run that comes back."""
     learner, now = method.learner, (stream.live(task.id), task.t.unique(), stream.ever)
     learner.task = task
+    lone = len(task) % schedule.batch_size == 1 or schedule.batch_size == 1
+    if lone and any(isinstance(m, nn.BatchNorm1d) for m in learner.net.modules()):
+        raise UserError(
+            f"schedule.batch_size={schedule.batch_size}: of {len(task)} images one is left alone, "
+            "and batch norm after a linear layer needs two; use another, or model.norm=folded"
+        )
     frozen = schedule.batch_norm == "frozen" and progress.done > 0
     if progress.order is not None:
         order.set_state(progress.order)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from cl_bench.learner import Learner
 from cl_bench.lowrank import Layout, largest, layers_of
-from cl_bench.types import UserError
+from cl_bench.models.layers import statistics
+from cl_bench.types import Task, UserError
 
 
 @dataclass
@@ -35,9 +36,9 @@ class Learned:
 class Account:
     """Counts what tasks add to the network of the first; prunes them down to `growth` of it.
 
-    "Theirs" is the authors' count, without biases and batch norm's statistics. compat prunes by it,
-    the same share of the factors as if all that a task adds could be pruned, and takes entries that
-    are 0 already for the smallest: what is left may be above or below `growth`.
+    Two counts: all that prediction needs; and the authors' ("theirs"), without biases and batch
+    norm's statistics. compat prunes by theirs and as they do, as if all that a task adds could be
+    pruned: scalings, heads and batch norm come on top of `growth`.
     """
 
     def __init__(
@@ -45,77 +46,91 @@ class Account:
     ) -> None:
         self.learner, self.growth = learner, growth
         self.threshold, self.compat = threshold, compat
-        self.single = (0, 0)  # numbers of the first task's network, by both counts
+        self.single = self.single_theirs = 0  # numbers of the first task's network
 
-    def start(self, live: Tensor) -> None:
-        """The first task's classes, (K,) bool; UserError where pruning cannot reach `growth`."""
-        values = int(self.learner.in_use(live).sum())
-        self.single = values + self._statistics(), values
+    def start(self, task: Task) -> None:
+        """Before the first task; UserError where pruning cannot reach `growth`."""
+        learner, names = self.learner, [name for name, _ in layers_of(*self._net)]
+        if not names:
+            raise UserError(
+                "method=halrp: it perturbs linear and convolutional layers before the head, and "
+                "this model trains none; use another model"
+            )
+        self.single_theirs = int(learner.in_use(self.classes(task)).sum())
+        self.single = self.single_theirs + self._statistics()
         if self.growth is None or self.compat:
             return
-        head, flat = self.learner.net.head, self.learner.flat
-        shapes = tuple(shape for _, shape in layers_of(flat, head))
-        bare = Layout((), shapes, (0,) * len(shapes), self.own(live))
-        later = len(self.learner.live) - 1
-        least = later * self.fixed(bare, theirs=False) / self.single[0]
+        shapes = tuple(shape for _, shape in layers_of(*self._net))
+        others = [live for i, live in enumerate(learner.live) if i != int(task.t[0])]
+        bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
+        least = sum(map(self.fixed, bare)) / self.single
         if least > self.growth:
             raise UserError(
-                f"method.growth={self.growth}: scalings, biases, statistics and heads of {later} "
-                f"tasks alone add {least:.2f} sizes of the network; allow more, or use null"
+                f"method.growth={self.growth}: scalings, biases, statistics and heads of "
+                f"{len(others)} tasks alone add {least:.2f} sizes of the network; allow more, or "
+                "use null"
             )
+
+    def classes(self, task: Task) -> Tensor:
+        """(K,) bool: those of a task."""
+        return self.learner.live[task.t.unique()].any(0)
 
     def own(self, live: Tensor) -> Tensor:
         """(M,): where biases, batch norm and the head of the classes `live` (K,) lie in theta."""
-        learner = self.learner
-        mask = learner.in_use(live).bool()
-        views = learner.flat.views(mask)
-        for name, _ in layers_of(learner.flat, learner.net.head):
+        mask = self.learner.in_use(live).bool()
+        views = self.learner.flat.views(mask)
+        for name, _ in layers_of(*self._net):
             views[name].zero_()
         return mask.nonzero().squeeze(1)
 
-    def fixed(self, layout: Layout, theirs: bool) -> int:
+    def fixed(self, layout: Layout) -> int:
         """What a task adds that is not pruned."""
-        return layout.scales + len(layout.own) + (-self._biases() if theirs else self._statistics())
-
-    def capacity(self, tasks: Iterable[Learned], theirs: bool) -> int:
-        """Numbers that prediction needs: those that are 0 are not."""
-        added = sum(self.fixed(task.layout, theirs) + task.alive for task in tasks)
-        return self.single[theirs] + added
+        return layout.scales + len(layout.own) + self._statistics()
 
     def facts(self, tasks: Collection[Learned]) -> dict[str, float]:
         """The capacity, and how much more it is than one network's; the same by their count."""
-        ours, theirs = self.capacity(tasks, False), self.capacity(tasks, True)
+        alive = sum(task.alive for task in tasks)
+        ours = sum(self.fixed(task.layout) for task in tasks) + alive
+        theirs = sum(self._fixed_theirs(task.layout) for task in tasks) + alive
         return {
-            "capacity": ours,
-            "growth": ours / self.single[False] - 1,
-            "capacity_reference": theirs,
-            "growth_reference": theirs / self.single[True] - 1,
+            "capacity": self.single + ours,
+            "growth": ours / max(self.single, 1),
+            "capacity_reference": self.single_theirs + theirs,
+            "growth_reference": theirs / max(self.single_theirs, 1),
         }
 
     def prune(self, tasks: Collection[Learned]) -> None:
-        """Set the smallest entries of all tasks' factors to 0, in each task the same share."""
+        """Keep the same share of every task's factors, the largest: what was cut stays cut."""
         if self.growth is None:
             return
-        room = self.growth * self.single[self.compat]
-        added = self.capacity(tasks, self.compat) - self.single[self.compat]
-        alive = sum(task.alive for task in tasks)
-        keep = room / added if self.compat else (room - added + alive) / max(alive, 1)
-        if keep >= 1:
+        whole = sum(len(task.low) for task in tasks)
+        if self.compat:
+            fixed = sum(self._fixed_theirs(task.layout) for task in tasks)
+            share = self.growth * self.single_theirs / (fixed + whole)
+        else:
+            fixed = sum(self.fixed(task.layout) for task in tasks)
+            share = (self.growth * self.single - fixed) / max(whole, 1)
+        if share >= 1:
             return
         for task in tasks:
             low = task.low
-            kept = largest(low, int(keep * (len(low) if self.compat else task.alive)))
+            kept = largest(low, int(share * len(low)))
             low.copy_(kept.where(kept.abs() > self.threshold, 0.0))
 
-    def _statistics(self) -> int:
-        return sum(buffer.numel() for buffer in self.learner.net.buffers())
+    @property
+    def _net(self) -> tuple:
+        return self.learner.flat, self.learner.net.head
 
-    def _biases(self) -> int:
-        """Of linear and convolutional layers but the head."""
-        flat, head = self.learner.flat, self.learner.net.head
+    def _statistics(self) -> int:
+        return sum(buffer.numel() for _, buffer in statistics(self.learner.net))
+
+    def _fixed_theirs(self, layout: Layout) -> int:
+        """Without biases of linear and convolutional layers but the head's."""
+        flat, head = self._net
         both = [(flat.owners[name], shape) for name, shape in flat.shapes.items()]
-        return sum(
+        biases = sum(
             shape[0]
             for owner, shape in both
             if len(shape) == 1 and owner is not head and isinstance(owner, nn.Linear | nn.Conv2d)
         )
+        return layout.scales + len(layout.own) - biases

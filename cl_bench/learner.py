@@ -15,7 +15,7 @@ from cl_bench.chain import Slope, chain
 from cl_bench.criteria import Criterion
 from cl_bench.flat import FlatParams
 from cl_bench.inner import Inner
-from cl_bench.models.layers import dropouts
+from cl_bench.models.layers import dropouts, statistics
 from cl_bench.optim import Optimizer
 from cl_bench.types import Batch, Snapshot, Task, Transform
 
@@ -190,14 +190,14 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """A copy of what `logits` depends on, to ask later (a teacher)."""
-        buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
+        buffers = {name: b.detach().clone() for name, b in statistics(self.net)}
         return Snapshot(self.flat.theta.detach().clone(), buffers)
 
     @torch.no_grad()
     def go_back(self, then: Snapshot) -> None:
         """Be the network of that time again."""
         self.flat.theta.copy_(then.theta)
-        for name, buffer in self.net.named_buffers():
+        for name, buffer in statistics(self.net):
             buffer.copy_(then.buffers[name])
 
     def recall(self, then: Snapshot, batch: Batch) -> Tensor:

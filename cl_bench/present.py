@@ -22,12 +22,14 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
     table = Table()
     for name in record.metrics:
         table.add_column(name, justify="right")
-    for name in ("gradients", "train s", "test s", "peak MiB"):
+    grown = {} if record.method is None else {k: record.method.get(k) for k in ("growth",)}
+    shown = {name: value for name, value in grown.items() if value is not None}
+    for name in (*shown, "gradients", "train s", "test s", "peak MiB"):
         table.add_column(name, justify="right")
     took = record.measured
     numbers = [sum(took["train_seconds"]), sum(took["eval_seconds"])]
     table.add_row(
-        *(percent(value) for value in record.metrics.values()),
+        *(percent(value) for value in [*record.metrics.values(), *shown.values()]),
         gradients(record.gradients_per_sample),
         *(f"{n:.1f}" for n in numbers),
         f"{took['peak_mib']:.0f}",

@@ -45,8 +45,7 @@ def table(root: Path) -> pd.DataFrame:
 def order_table(root: Path) -> pd.DataFrame:
     """One row for all orders of tasks of a config: AOPD and MOPD in percentage points, by identity.
 
-    An order's seeds are averaged first. `of seeds` is the same among the seeds of one order, on
-    average over the orders: what there would be if orders were all alike, given as many seeds.
+    An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike.
     """
     found: dict[tuple[str, ...], dict[str, dict[str, list[Record]]]] = {}
     for folder, record in records(root.resolve()):
@@ -75,7 +74,17 @@ def _numbers(records: list[Record]) -> dict[str, Any]:
     took = [sum(record["measured"]["train_seconds"]) for record in records]
     spreads = {m: _spread([record["metrics"][m] for record in records]) for m in METRICS}
     cost = gradients(records[0].get("gradients_per_sample"))
-    return {"n": len(records), **spreads, "gradients": cost, "train s": f"{mean(took):.1f}"}
+    grown = [(record.get("method") or {}).get("growth") for record in records]
+    growth = {} if None in grown else {"growth": _spread(grown)}
+    row = {"n": len(records), **spreads, **growth, "gradients": cost}
+    return row | {"train s": f"{mean(took):.1f}", "later / first": _later(records)}
+
+
+def _later(records: list[Record]) -> str:
+    """Seconds of training of a task after the first, on average, over those of the first."""
+    every = [record["measured"]["train_seconds"] for record in records]
+    ratios = [mean(later) / first for first, *later in every if later and first]
+    return f"{mean(ratios):.2f}" if ratios else "-"
 
 
 def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
@@ -123,7 +132,7 @@ def main() -> None:
     found = table(root)
     if found.empty:
         parser.error(f"{root}: no finished run (record.json) below this folder")
-    print(found.to_string(index=False))
+    print(found.fillna("-").to_string(index=False))
     orders = order_table(root)
     if not orders.empty:
         print(f"\nOrder of the tasks:\n{orders.to_string(index=False)}")

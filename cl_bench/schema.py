@@ -57,6 +57,8 @@ AT_LEAST = {
     ),
     **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
     **dict.fromkeys(("margin", "ridge", "inner_lr", "rate_lr", "prox", "scale"), 0),
+    **dict.fromkeys(("l1", "l2", "growth", "budget", "threshold", "cap", "warm_up"), 0),
+    **dict.fromkeys(("rounds", "channels", "kernels", "classes"), 1),
     **dict.fromkeys(("batches", "glances", "slice_size", "first"), 1),
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
@@ -71,6 +73,7 @@ BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
     ("above 0", ("std", "temperature", "xi", "floor", "clip"), lambda v: v > 0),
     ("at most 1", ("decay",), lambda v: v <= 1),
     ("below 1", ("momentum",), lambda v: v < 1),
+    ("at least 0 and below 1", ("dropout",), lambda v: 0 <= v < 1),
     (f"below {SEEDS}", ("seed",), lambda v: v < SEEDS),
 )
 

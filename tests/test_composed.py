@@ -141,7 +141,7 @@ def toy(name: str, side: int, channels: int, classes: int) -> Source:
 def test_small_images_in_one_shape_and_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(composed.SMALL, "mnist", lambda _: toy("mnist", 28, 1, 3))
     monkeypatch.setitem(composed.SMALL, "svhn", lambda _: toy("svhn", 32, 3, 2))
-    one = composed.rgb32("mnist", "")
+    one = composed.rgb32("mnist", "pad", "")
     assert one.train_x.shape == (3, 3, 32, 32)
     assert one.train_x[0, 1, 1, 16] == 0 and one.train_x[0, 2, 2, 2] == 7
     both = composed.joined(["svhn", "mnist"], "")
@@ -150,7 +150,7 @@ def test_small_images_in_one_shape_and_one_after_the_other(monkeypatch: pytest.M
     with pytest.raises(UserError, match="two or more data sets are joined"):
         composed.joined(["svhn", "svhn"], "")
     with pytest.raises(UserError, match="of=no: no such data set; there are cifar10, cifar100"):
-        composed.rgb32("no", "")
+        composed.rgb32("no", "pad", "")
 
 
 def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
@@ -162,7 +162,11 @@ def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_mnist_in_three_channels(tmp_path: Path, real: Path) -> None:
-    found = composed.rgb32("mnist", linked(tmp_path, real, "MNIST"))
+    found = composed.rgb32("mnist", "pad", linked(tmp_path, real, "MNIST"))
     plain = source.mnist(str(tmp_path))
     assert found.test_x[:, 1, 2:30, 2:30].equal(plain.test_x[:, 0])
     assert found.sha256 != plain.sha256 and found.test_y.equal(plain.test_y)
+    large = composed.rgb32("mnist", "resize", str(tmp_path))
+    assert large.test_x.shape == found.test_x.shape and not large.test_x.equal(found.test_x)
+    means = [x.float().mean() for x in (large.test_x, plain.test_x)]
+    torch.testing.assert_close(*means, rtol=0.01, atol=0)

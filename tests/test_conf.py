@@ -38,6 +38,12 @@ def test_every_experiment_composes_and_binds(name: str) -> None:
     config.check(composed(f"experiment={name}"))
 
 
+@pytest.mark.parametrize("method", ["halrp", "independent", "ewc", "l2", "finetune", "joint"])
+def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
+    for name in names("experiment/halrp/protocol"):
+        config.check(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
+
+
 @pytest.mark.parametrize("dataset", names("dataset"))
 @pytest.mark.parametrize("method", names("method"))
 def test_every_method_with_every_dataset(method: str, dataset: str) -> None:
@@ -57,6 +63,7 @@ def test_a_dataset_brings_its_defaults_and_the_command_line_wins() -> None:
 
 
 DLCFT = ["method=dlcft", "model.pretrained=null"]
+SI = ["method=si", "method.step=implicit"]
 CLASS = ["scenario=class", "dataset=seqcifar100"]
 BAD = [
     ("buffer.capacity=abc", "buffer.capacity=abc: must be an integer or null", ["method=er"]),
@@ -108,6 +115,12 @@ BAD = [
         "scenario.order=B: of 3 tasks there are A, seed:<n>, or",
         ["dataset.tasks=3"],
     ),
+    ("method.warm_up=20", "method.warm_up=20: of schedule.epochs=20 some", ["method=halrp"]),
+    ("optimizer.weight_decay=0.1", "method=halrp has its own, method.l2", ["method=halrp"]),
+    ("schedule.batch_norm=frozen", "starts every task anew", ["method=independent"]),
+    ("runtime.compile=true", "model.dropout=[0.2, 0.2, 0.5, 0.5, 0.5] draws", ["model=alexnet"]),
+    ("model.dropout=[1.0]", "must be at least 0 and below 1", ["model=alexnet"]),
+    ("method.l1=-1", "method.l1=-1: must be at least 0", ["method=halrp"]),
     ("dataset.heads=shared", "in scenario=class, tasks have their own", ["scenario=class"]),
     ("dataset.order=superclass", "rotations have angles; use natural", ["dataset=rmnist"]),
     ("optimizer.momentum=0.5", "momentum=0.5: the method steps by itself", ["method=mer"]),
@@ -128,7 +141,7 @@ BAD = [
         "curvature.batch_norm=frozen: batch norm's weights would move",
         ["method=osla"],
     ),
-    ("optimizer=adam", "method.step=implicit: with optimizer._target_=torch", ["method=si"]),
+    ("optimizer=adam", "method.step=implicit: with optimizer._target_=torch", SI),
     (
         "criterion=scaled_mse",
         "curvature=diag_batched: with a squared loss",

@@ -42,9 +42,12 @@ from cl_bench.tracking import Null
 from cl_bench.types import Batch, Stream, Task, UserError
 
 METHODS = names("method")
-SCHEDULE = Schedule(2, 8, "train", "none", "none")  # 30 samples a task: the last batch is short
+SCHEDULE = Schedule(
+    2, 8, "train", "none", "none", 0.5
+)  # 30 samples a task: the last batch is short
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
+HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
 LOOKS = ("method.glances=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
     "emcl": ("method.scale=10.0", "method.inner_lr=0.1"),
@@ -214,7 +217,9 @@ def test_stop_and_continue(name: str, scenario: str, tmp_path: Path, straight: S
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_state_comes_back(name: str, tmp_path: Path) -> None:
     """Batch norm's statistics, Adam's moments, the augmentation's draws; stopped three times."""
-    stopped_and_continued(tmp_path, [3, 4, 9], name=name, scenario="class", build=hard)
+    scenario = "class" if serves(name, "class") else "task"
+    stops = [3, 7, 4]  # of 8 steps a task; the 10th and 14th: before and after halrp's factors
+    stopped_and_continued(tmp_path, stops, name=name, scenario=scenario, build=hard)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -228,21 +233,22 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
     assert run.progress.matrix.summary()["LA"] > 0.6 or name == "joint"
 
 
-@pytest.mark.parametrize("name", ["finetune", "ewc", "gem", "mer", "lamaml", "emcl"])
+@pytest.mark.parametrize("name", ["finetune", "ewc", "gem", "mer", "lamaml", "emcl", "halrp"])
 def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none", 0.5))
     seen = []
     monkeypatch.setattr(
         experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
     )
-    Run(name, "data", build=hard)()
+    scenario = "data" if serves(name, "data") else "task"
+    Run(name, scenario, build=hard)()
     assert not seen[0].equal(seen[1]) and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none"))
-    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario="data", build=hard)
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none", 0.5))
+    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, build=hard)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -250,7 +256,7 @@ def test_a_warm_up_comes_once(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a task's beginning, not again where a run comes back in its middle."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "none", "head"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "none", "head", 0.5))
     run = stopped_and_continued(tmp_path, [3, 6, 4], name="dlcft", scenario=scenario, build=tangent)
     monkeypatch.undo()
     assert not run.theta.equal(Run("dlcft", scenario, build=tangent)().theta)
@@ -260,7 +266,7 @@ def test_a_kill_costs_what_came_after_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a checkpoint at every step, one step; the learning rate anneals on where it was."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "cosine", "none"))
+    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "cosine", "none", 0.5))
     straight = Run("er", "data", build=hard)()
     with pytest.raises(Killed):
         Run("er", "data", build=hard, folder=tmp_path, stop_at=11, killed=True, save_every=0)()
@@ -313,8 +319,9 @@ def test_anchors_apart_grow_with_the_tasks() -> None:
     assert kept[2] - kept[1] == 2 * made.flat.theta.numel() * 4 and len(method.penalty.past) == 3
 
 
-def test_a_compiled_run_comes_back(tmp_path: Path) -> None:
-    stopped_and_continued(tmp_path, [11], name="er", scenario="class", compiled=True)
+@pytest.mark.parametrize(("name", "scenario"), [("er", "class"), ("halrp", "task")])
+def test_a_compiled_run_comes_back(name: str, scenario: str, tmp_path: Path) -> None:
+    stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, compiled=True)
 
 
 def stopped_and_continued(
@@ -388,6 +395,9 @@ def test_sees_no_test_data_and_no_other_task(name: str, scenario: str, straight:
         patch.setattr(experiment, "learn", learn)
         poisoned()
     assert poisoned.theta.equal(clean.theta)
+    states = [checkpoint._tensors(checkpoint.state_of(r.method)) for r in (poisoned, clean)]
+    if name not in HOLDS_DATA:
+        assert all(one.equal(two) for one, two in zip(*states, strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -153,8 +153,8 @@ def test_bf16_is_for_the_network_alone(device: str) -> None:
 def test_annealing() -> None:
     """Cosine: all of the rate at first, half of it half way, none left after the last step."""
     cosine, plain = (
-        Schedule(1, 8, "train", "cosine", "none"),
-        Schedule(1, 8, "train", "none", "none"),
+        Schedule(1, 8, "train", "cosine", "none", 0.5),
+        Schedule(1, 8, "train", "none", "none", 0.5),
     )
     assert [cosine.factor(step, 8) for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
     assert {plain.factor(step, 8) for step in range(8)} == {1.0}

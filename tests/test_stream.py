@@ -67,10 +67,17 @@ def test_by_class() -> None:
         assert task.x[:, 0, 0, 1].equal(task.y.byte()) and task.t.eq(task.id).all()
 
 
-@pytest.mark.parametrize("split", ["permutation", "rotation", "sample"])
-def test_heads_apart_give_each_task_classes_of_its_own(split: Any) -> None:
-    shared = stream(split=split, scenario=data_il)
-    apart = stream(split=split, scenario=task_il, heads="apart")
+def test_a_task_for_each_owner_of_classes() -> None:
+    assert split.class_groups([0, 1, 2, 3, 4], 2, (0, 0, 0, 1, 1)) == [[0, 1, 2], [3, 4]]
+    assert split.class_groups([0, 1, 2, 3, 4], 2, None) == [[0, 1, 2], [3, 4]]
+    assert split.class_groups([1, 0, 2, 3], 2, (0, 0, 0, 1)) == [[1, 0, 2], [3]]
+    assert split.class_groups([0, 1, 2, 3], 4, (0, 0, 0, 1)) == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("way", ["permutation", "rotation", "sample"])
+def test_heads_apart_give_each_task_classes_of_its_own(way: Any) -> None:
+    shared = stream(split=way, scenario=data_il)
+    apart = stream(split=way, scenario=task_il, heads="apart")
     assert apart.num_classes == 18 and apart.classes.sum(1).tolist() == [6, 6, 6]
     parts = zip([*apart.tasks, *apart.tests], [*shared.tasks, *shared.tests], strict=True)
     for one, other in parts:

@@ -69,7 +69,7 @@ def test_prior_and_distillation_part_at_third_order(kind: str) -> None:
     deep = resnet(shape=(1, 4, 4), activation="tanh")
     net: Any = mlp(activation="tanh") if kind == "mlp" else deep
     made, stream = learner(net, transform=identity()), blobs("data", each=60)
-    order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train", "none", "none")
+    order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train", "none", "none", 0.5)
     page = prior_vs_distillation.study(made, stream, order, schedule, [1e-4, 2e-4, 5e-4])
     assert page.rows[1]["order"] == pytest.approx(3, abs=0.2)
     assert page.rows[0]["KL"] == pytest.approx(page.rows[0]["quadratic"], rel=0.1)

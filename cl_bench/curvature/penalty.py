@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.products import largest_eigenvalue
 from cl_bench.learner import Learner, Objective
-from cl_bench.optim import rate, stability
+from cl_bench.optim import SGD, rate, stability
 from cl_bench.types import Task, UserError
 
 
@@ -25,6 +25,7 @@ class Anchored(NamedTuple):
     samples: int
 
 
+Step = Literal["auto", "explicit", "implicit"]
 Merging = Callable[[list[Anchored], Anchored], list[Anchored]]
 
 
@@ -92,7 +93,7 @@ class Penalty:
         self,
         merging: Merging,
         strength: float,
-        step: Literal["explicit", "implicit"],
+        step: Step,
         every: int,
     ) -> None:
         self.merging, self.strength, self.step, self.every = merging, strength, step, every
@@ -138,7 +139,13 @@ class Penalty:
             each.curvature.contraction(damping).draw(learner.flat.theta, each.anchor)
 
     def check(self, learner: Learner) -> None:
-        """UserError where explicit steps on what is there would diverge: before a task's first."""
+        """UserError where explicit steps on what is there would diverge: before a task's first.
+
+        step=auto is implicit with SGD; another optimizer's steps have no such fixed points.
+        """
+        if self.step == "auto":
+            kinds = SGD | torch.optim.SGD
+            self.step = "implicit" if isinstance(learner.optimizer, kinds) else "explicit"
         if self.step == "implicit" or not self._active(learner):
             return
         bound = stability(learner.optimizer, self.every)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from cl_bench.data.arrays import Part, Source, sealed
 from cl_bench.types import UserError
 
 SIDE = 32
+Fit = Literal["pad", "resize"]
 SMALL: dict[str, Callable[[str], Source]] = {  # of 32 pixels or fewer
     "cifar10": source.cifar10,
     "cifar100": source.cifar100,
@@ -25,13 +27,17 @@ SMALL: dict[str, Callable[[str], Source]] = {  # of 32 pixels or fewer
 }
 
 
-def rgb32(of: str, data_dir: str) -> Source:
-    """A data set of small images as (3, 32, 32): black around, one channel repeated."""
+def rgb32(of: str, fit: Fit, data_dir: str) -> Source:
+    """A data set of small images as (3, 32, 32), one channel repeated.
+
+    fit=pad puts black around, resize enlarges (bilinear).
+    """
     if of not in SMALL:
         raise UserError(f"dataset.source.of={of}: no such data set; there are {', '.join(SMALL)}")
     found = SMALL[of](data_dir)
-    train, test = (_wide(found.train_x), found.train_y), (_wide(found.test_x), found.test_y)
-    facts = {**found.provenance, "resize": "black around to 32x32, in three channels"}
+    wide = _padded if fit == "pad" else _enlarged
+    train, test = (wide(found.train_x), found.train_y), (wide(found.test_x), found.test_y)
+    facts = {**found.provenance, "resize": f"by {fit} to 32x32, in three channels"}
     return sealed(f"{found.name}-rgb32", train, test, found.classes, found.groups, facts)
 
 
@@ -39,7 +45,7 @@ def joined(of: list[str], data_dir: str) -> Source:
     """Several data sets one after the other, as (3, 32, 32); their classes one after the other."""
     if len(of) < 2 or len(set(of)) < len(of):
         raise UserError(f"dataset.source.of={of}: two or more data sets are joined, each once")
-    found = [rgb32(name, data_dir) for name in of]
+    found = [rgb32(name, "pad", data_dir) for name in of]
     offsets = torch.tensor([0, *(len(one.classes) for one in found)]).cumsum(0).tolist()
     train = _together([(one.train_x, one.train_y) for one in found], offsets)
     test = _together([(one.test_x, one.test_y) for one in found], offsets)
@@ -71,7 +77,18 @@ def turned_omniglot(classes: int, size: int, data_dir: str) -> Source:
     return sealed("omniglot-turned", train, test, found.classes[:classes], None, facts)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _enlarged(x: Tensor) -> Tensor:
+    """(N, 1 or 3, s, s) uint8 -> (N, 3, 32, 32)."""
+    if x.shape[-1] == SIDE:
+        return _padded(x)
+    parts = [
+        F.interpolate(part.float(), (SIDE, SIDE), mode="bilinear", antialias=True).round().byte()
+        for part in x.split(5_000)
+    ]
+    return torch.cat(parts).expand(-1, 3, -1, -1).contiguous()
+
+
+def _padded(x: Tensor) -> Tensor:
     """(N, 1 or 3, s, s) uint8 -> (N, 3, 32, 32)."""
     before = (SIDE - x.shape[-1]) // 2
     after = SIDE - x.shape[-1] - before

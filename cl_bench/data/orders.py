@@ -34,7 +34,7 @@ def permutation(order: str | list[int], tasks: int) -> list[int]:
     if order == "A":
         return list(range(tasks))
     kind, _, seed = order.partition(":")
-    if kind == "seed" and seed.isdecimal():
+    if kind == "seed" and seed.isdecimal() and len(seed) < 18:
         return torch.randperm(tasks, generator=Generator().manual_seed(int(seed))).tolist()
     known = PUBLISHED.get(tasks, {})
     if order not in known:

@@ -11,8 +11,15 @@ def by_class(y: Tensor, groups: list[list[int]]) -> list[Tensor]:
     return [torch.isin(y, torch.tensor(group)).nonzero().squeeze(1) for group in groups]
 
 
-def class_groups(order: list[int], tasks: int) -> list[list[int]]:
-    """The class order cut into T runs whose lengths differ by one at most, longer ones first."""
+def class_groups(
+    order: list[int], tasks: int, owners: tuple[int, ...] | None = None
+) -> list[list[int]]:
+    """The class order cut into T runs whose lengths differ by one at most, longer ones first.
+
+    Where the classes have T owners and come by them, into what each owner has.
+    """
+    if owners is not None and len(set(owners)) == tasks:
+        return [[c for c in order if owners[c] == owner] for owner in sorted(set(owners))]
     return [part.tolist() for part in torch.tensor(order).tensor_split(tasks)]
 
 

@@ -49,16 +49,13 @@ def build(
     rng = Generator().manual_seed(seed)
     groups, classes = [list(range(len(source.classes)))] * tasks, len(source.classes)
     if split == "class":
-        groups = cut.class_groups(class_order(source, tasks, order, rng), tasks)
+        owners = source.groups if order == "superclass" else None
+        groups = cut.class_groups(class_order(source, tasks, order, rng), tasks, owners)
     angles = _angles(tasks, order, rng) if split == "rotation" else None
-    keep = Keep(train_per_task, fraction)
-    trains, tests = _cut(source, split, groups, keep, rng, angles)
+    trains, tests = _cut(source, split, groups, Keep(train_per_task, fraction), rng, angles)
     if split != "class" and heads == "apart":
         groups = [[task * classes + c for c in range(classes)] for task in range(tasks)]
-        trains, tests = (
-            [(x, y + task * classes) for task, (x, y) in enumerate(parts)]
-            for parts in (trains, tests)
-        )
+        trains, tests = _shifted(trains, classes), _shifted(tests, classes)
     member = _membership(groups, scenario)
     return Stream(
         tasks=_tasks(trains, device),
@@ -122,6 +119,10 @@ def _cut(
         trains = _parts(source.train_x, source.train_y, shares)
         tests = [(source.test_x, source.test_y)] * len(groups)
     return [_limited(part, keep, rng) for part in trains], tests
+
+
+def _shifted(parts: list[Part], classes: int) -> list[Part]:
+    return [(x, y + task * classes) for task, (x, y) in enumerate(parts)]
 
 
 def _membership(groups: list[list[int]], scenario: Scenario) -> Tensor:

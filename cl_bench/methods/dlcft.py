@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cl_bench.buffer import Buffer
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty
+from cl_bench.curvature.penalty import Merging, Penalty, Step
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
 from cl_bench.types import Batch, Task
@@ -39,7 +39,7 @@ class DLCFT(Rehearsal):
         curvature: Estimator,
         merging: Merging,
         strength: float,
-        step: Literal["explicit", "implicit"],
+        step: Step,
         every: int,
         memory: Literal["growing", "never", "always"],
         buffer: Callable[..., Buffer],

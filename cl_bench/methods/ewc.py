@@ -11,12 +11,10 @@ prior       the second-order Taylor expansion of the old loss (papers/000 eq. 3)
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty
+from cl_bench.curvature.penalty import Merging, Penalty, Step
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.types import Batch, Task
@@ -31,7 +29,7 @@ class EWC(Method):
         curvature: Estimator,
         merging: Merging,
         strength: float,
-        step: Literal["explicit", "implicit"],
+        step: Step,
         every: int,
     ) -> None:
         super().__init__(learner)

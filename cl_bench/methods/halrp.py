@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.by_layer import Size, by_layer
+from cl_bench.curvature.by_layer import by_layer
 from cl_bench.growth import Account, Learned
 from cl_bench.learner import Learner
 from cl_bench.lowrank import (
@@ -32,8 +32,9 @@ from cl_bench.lowrank import (
     scores,
 )
 from cl_bench.methods.base import Separate
-from cl_bench.types import Batch, Snapshot, Task
+from cl_bench.types import Batch, Snapshot, Task, UserError
 
+Importance = Literal["mean", "trace", "norm", "none", "flat"]
 PROBES = 8  # random directions that tell a layer's trace or norm
 
 
@@ -41,9 +42,9 @@ class HALRP(Separate):
     """loss + l2/2 (|R - 1|^2 + |S - 1|^2 + |U|^2 + |V|^2) + l1 (|U|_1 + |V|_1).
 
     warm_up      epochs in which a task's weights move freely, of those that the schedule gives it
-    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1; trace; none: all alike;
-                 flat: no estimate, the same rank everywhere
-    reduce       trace and norm as they are, or divided by the layer's weights
+    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1; trace; mean, of the
+                 diagonal (of diag_batched the authors' scalar); none: all layers alike; flat: no
+                 estimate, the same rank everywhere
     share        of the estimated loss that ranks keep; not with a budget
     budget       None, or what a task's factors may cost, in sizes of the base
     cap          the highest rank
@@ -53,7 +54,8 @@ class HALRP(Separate):
     threshold    entries up to here are set to 0 then, too
 
     reference_compat: R and S decay to 0; a layer has a rank of 1 at least, and of 1 if share is 1;
-    `growth` is of factors alone, and entries that are 0 already count among the smallest.
+    `growth` leaves out what cannot be pruned. Not method's, and left out: their order of samples
+    (never shuffled), learning rates by a constant of 50,000 samples, batch statistics at test time.
     """
 
     def __init__(
@@ -61,8 +63,7 @@ class HALRP(Separate):
         learner: Learner,
         curvature: Estimator,
         warm_up: int,
-        importance: Literal["trace", "norm", "none", "flat"],
-        reduce: Literal["mean", "sum"],
+        importance: Importance,
         share: float,
         budget: float | None,
         cap: int,
@@ -75,8 +76,7 @@ class HALRP(Separate):
     ) -> None:
         super().__init__(learner)
         self.estimate, self.warm_up = curvature, warm_up
-        self.importance: Size | Literal["none", "flat"] = importance
-        self.reduce: Literal["mean", "sum"] = reduce
+        self.importance: Importance = importance
         self.share, self.budget, self.cap, self.rounds = share, budget, cap, rounds
         self.l1, self.l2 = l1, l2
         self.compat = reference_compat
@@ -89,9 +89,10 @@ class HALRP(Separate):
 
     def begin_task(self, task: Task) -> None:
         self.seen, self.layout = 0, None
-        self.estimate.check(self.learner, task)
+        if self.importance not in ("none", "flat"):
+            self.estimate.check(self.learner, task)
         if self.base is None:
-            self.account.start(self._classes(task))
+            self.account.start(task)
 
     def observe(self, batch: Batch) -> Tensor:
         task = self.learner.task
@@ -110,6 +111,7 @@ class HALRP(Separate):
         return loss
 
     def end_task(self, task: Task) -> None:
+        self.ready.cache_clear()
         if self.base is None:
             self.base, self.first = self.learner.snapshot(), task.id
             return
@@ -122,7 +124,6 @@ class HALRP(Separate):
         )
         self.learner.go_back(self.base)
         self.account.prune(self.learned.values())
-        self.ready.cache_clear()
 
     def network(self, task: int) -> Snapshot | None:
         if task not in self.learned or self.base is None:
@@ -135,10 +136,6 @@ class HALRP(Separate):
         """Numbers that prediction needs, and how many more than one network's."""
         return self.account.facts(self.learned.values())
 
-    def _classes(self, task: Task) -> Tensor:
-        """(K,) bool: those of a task."""
-        return self.learner.live[task.t.unique()].any(0)
-
     def _decay(self) -> None:
         """l2/2 |W|^2 over the weights that later tasks scale."""
         flat = self.learner.flat
@@ -150,12 +147,16 @@ class HALRP(Separate):
         """From free weights to scalings and factors."""
         learner, flat = self.learner, self.learner.flat
         warm = flat.theta.detach()
+        if not bool(warm.isfinite().all()):
+            raise UserError(
+                f"task {task.id} has diverged in method.warm_up={self.warm_up}: lower optimizer.lr"
+            )
         old, new = flat.views(base.theta), flat.views(warm)
         names, shapes = zip(*layers_of(flat, learner.net.head), strict=True)
         parts = [decompose(old[name], new[name], self.rounds) for name in names]
         importances = self._importances(names, task)
         ranks = self._ranks(parts, shapes, importances)
-        layout = Layout(names, shapes, tuple(ranks), self.account.own(self._classes(task)))
+        layout = Layout(names, shapes, tuple(ranks), self.account.own(self.account.classes(task)))
         phi = warm.new_zeros(layout.size)
         layers, own = layout.split(phi)
         for part, rank, places in zip(parts, ranks, layers, strict=True):
@@ -187,7 +188,7 @@ class HALRP(Separate):
         capped = [min(limit, self.cap) for limit in limits]
         found = scores(parts, importances)
         if self.budget is not None:
-            room = int(self.budget * self.account.single[False])
+            room = int(self.budget * self.account.single)
             if self.importance == "flat":
                 return evenly(capped, costs, room)
             return by_budget([s[:most] for s, most in zip(found, capped, strict=True)], costs, room)
@@ -201,12 +202,11 @@ class HALRP(Separate):
 
     def _importances(self, names: tuple[str, ...], task: Task) -> Tensor:
         """(L,): what a unit of squared residual costs in each layer, to a common factor."""
-        flat = self.learner.flat
-        size = self.importance
-        if size in ("none", "flat"):
+        flat, kind = self.learner.flat, self.importance
+        if kind in ("none", "flat"):
             return flat.grad.new_ones(len(names))
         found = self.estimate(self.learner, task)
-        rng = self.learner.rng
-        worth = by_layer(found, flat, names, size, PROBES, rng)
-        sizes = [flat.shapes[name].numel() if self.reduce == "mean" else 1 for name in names]
+        size = "norm" if kind == "norm" else "trace"
+        worth = by_layer(found, flat, names, size, PROBES, self.learner.rng)
+        sizes = [flat.shapes[name].numel() if kind == "mean" else 1 for name in names]
         return worth / worth.new_tensor(sizes)

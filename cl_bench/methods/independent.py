@@ -30,7 +30,6 @@ class Independent(Separate):
 
     def facts(self) -> dict[str, float]:
         learner = self.learner
-        single = int(learner.in_use(learner.live[0]).sum())
-        single += sum(buffer.numel() for buffer in learner.net.buffers())
-        learned = max(len(self.learned), 1)
-        return {"capacity": learned * single, "growth": learned - 1}
+        held = sum(buffer.numel() for buffer in self.start.buffers.values())
+        each = [int(learner.in_use(learner.live[task]).sum()) + held for task in self.learned]
+        return {"capacity": sum(each), "growth": sum(each) / each[0] - 1} if each else {}

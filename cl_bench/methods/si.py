@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cl_bench.curvature.diagonal import Diagonal
-from cl_bench.curvature.penalty import Penalty, decayed
+from cl_bench.curvature.penalty import Penalty, Step, decayed
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.types import Batch, Task
@@ -23,9 +22,7 @@ class SI(Method):
     gets no penalty, where the paper's would be unbounded below.
     """
 
-    def __init__(
-        self, learner: Learner, strength: float, xi: float, step: Literal["explicit", "implicit"]
-    ) -> None:
+    def __init__(self, learner: Learner, strength: float, xi: float, step: Step) -> None:
         super().__init__(learner)
         self.penalty = Penalty(partial(decayed, decay=1.0), strength, step, every=1)
         self.xi = xi

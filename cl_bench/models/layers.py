@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -51,6 +51,13 @@ def dropouts(net: nn.Module, rng: Generator) -> None:
     for module in net.modules():
         if isinstance(module, Dropout):
             module.rng = rng
+
+
+def statistics(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that training moves: batch norm's, by their names in the network."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield from module.named_buffers(prefix=name)
 
 
 def put(net: nn.Module, name: str, module: nn.Module) -> None:
