@@ -40,14 +40,23 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TOGETHER = {"data", "models", "curvature", "studies"}  # folders whose files may use each other
 ONLY = {  # a foreign package and the files that may import it
-    "hydra": {"run", "config", "combinations", "schema", "studies/sweeps", "search", "tune"},
+    "hydra": {
+        "run",
+        "config",
+        "combinations",
+        "schema",
+        "studies/sweeps",
+        "search",
+        "tune",
+        "list",
+    },
     "omegaconf": {"run", "config", "parts", "studies/sweeps", "tune", "tuned"},
     "wandb": {"tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers"},
     "PIL": {"data/decode"},
     "pandas": {"record", "report", "tune"},
     "matplotlib": {"figures"},
-    "rich": {"present"},
+    "rich": {"present", "list"},
 }
 MACHINE = ("torch.cuda", "torch.autocast", "torch.compile", "torch.manual_seed", "random.seed")
 

@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from cl_bench import config, schema
+from cl_bench import list as listing
 from cl_bench.run import CONF
 from cl_bench.types import UserError
 
@@ -36,6 +37,27 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_composes_and_binds(name: str) -> None:
     config.check(composed(f"experiment={name}"))
+
+
+@pytest.mark.parametrize("group", [g for g in listing.GROUPS if g != "experiment"])
+def test_every_option_says_what_it_is(group: str) -> None:
+    lines = dict(listing.options(group))
+    assert lines and all(10 < len(line) <= 110 for line in lines.values()), lines
+
+
+def test_the_list_of_methods(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["list", "method"])
+    listing.main()
+    (line,) = [
+        row for row in capsys.readouterr().out.splitlines() if row.strip().startswith("osla")
+    ]
+    assert line.split()[:6] == ["osla", "data", "task", "class", "curvature", "merging"]
+    assert "Ritter et al. 2018" in line
+    monkeypatch.setattr("sys.argv", ["list", "methods"])
+    with pytest.raises(UserError, match="methods: no such group; there are method, dataset"):
+        listing.main()
 
 
 @pytest.mark.parametrize("method", ["halrp", "independent", "ewc", "l2", "finetune", "joint"])

@@ -1,0 +1,71 @@
+"""python -m cl_bench.list [group ...]: what can be chosen, a line each, from the configs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from rich.console import Console
+from rich.table import Table
+
+from cl_bench.present import WIDTH
+from cl_bench.run import CONF, cli
+from cl_bench.types import UserError
+
+GROUPS = (
+    *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model"),
+    *("criterion", "optimizer", "schedule", "probe", "experiment"),
+)
+
+
+def headline(file: Path) -> str:
+    """A config's first line of comment."""
+    for line in file.read_text().splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.removeprefix("#").strip()
+    return ""
+
+
+def options(group: str) -> Iterator[tuple[str, str]]:
+    """Each option of a group with its line."""
+    root = Path(CONF) / group
+    for file in sorted(root.rglob("*.yaml")):
+        yield file.relative_to(root).with_suffix("").as_posix(), headline(file)
+
+
+def serves(method: str) -> tuple[str, str]:
+    """The scenarios that a method serves, and the groups that it makes use of."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        node: Any = compose("config", [f"method={method}"]).method
+    used = [group for group in ("curvature", "merging", "buffer") if group in node]
+    return " ".join(get_object(node._target_).scenarios), " ".join(used)
+
+
+def table(group: str) -> Table:
+    """One group."""
+    made = Table(title=group, box=None, title_justify="left", padding=(0, 2, 0, 0))
+    made.add_column(no_wrap=True)
+    for head in ("scenarios", "uses") if group == "method" else ():
+        made.add_column(head, no_wrap=True)
+    made.add_column()
+    for name, said in options(group):
+        made.add_row(name, *(serves(name) if group == "method" else ()), said)
+    return made
+
+
+def main() -> None:
+    asked = sys.argv[1:] or [g for g in GROUPS if g != "experiment"]
+    for group in asked:
+        if group not in GROUPS:
+            raise UserError(f"{group}: no such group; there are {', '.join(GROUPS)}")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    for group in asked:
+        console.print(table(group))
+
+
+if __name__ == "__main__":
+    cli(main)
