@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench import checkpoint, config, experiment, record, runtime, tuned
+from cl_bench import checkpoint, config, experiment, failures, record, runtime, tuned
 from cl_bench.parts import make_backbone, make_method, make_stream, refuse_leak
 from cl_bench.record import Folder, RunRecord
 from cl_bench.types import Stream, UserError
@@ -59,17 +59,21 @@ def plan(cfg: DictConfig) -> Plan:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
     """One run, or the report of one that is done; returns ACC, a sweep's objective."""
-    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    sweeping, this = HydraConfig.get().mode is RunMode.MULTIRUN, None
     try:
-        return run(plan(cfg)) if cfg.get("study") is None else study(plan(cfg))
+        this = plan(cfg)
+        return run(this) if cfg.get("study") is None else study(this)
     except Exception as error:
         line = config.explain(error)
         if line is not None:
             print(f"error: {line}", file=sys.stderr)
-            if not sweeping:  # in a sweep the other jobs go on
-                sys.exit(2)
         release(error)
-        raise
+        if sweeping:  # the other jobs go on
+            failures.note(line or repr(error), this and this.folder.path)
+            return float("nan")
+        if line is None:
+            raise
+        sys.exit(2)
 
 
 def release(error: BaseException) -> None:

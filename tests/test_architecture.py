@@ -32,7 +32,7 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
         "config",
         "parts",
     },
-    {"host", "report", "studies"},
+    {"host", "report", "studies", "failures"},
     {"run"},
     {"search", "list"},
     {"tune"},
@@ -41,6 +41,7 @@ LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TOGETHER = {"data", "models", "curvature", "studies"}  # folders whose files may use each other
 ONLY = {  # a foreign package and the files that may import it
     "hydra": {
+        "failures",
         "run",
         "config",
         "combinations",
@@ -50,7 +51,7 @@ ONLY = {  # a foreign package and the files that may import it
         "tune",
         "list",
     },
-    "omegaconf": {"run", "config", "parts", "studies/sweeps", "tune", "tuned"},
+    "omegaconf": {"failures", "run", "config", "parts", "studies/sweeps", "tune", "tuned"},
     "wandb": {"tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers"},
     "PIL": {"data/decode"},

@@ -159,6 +159,9 @@ def test_a_sweep_goes_on_past_a_failure_and_repeats_nothing(tmp_path: Path) -> N
     sweep = ("-m", "method=finetune,er", "optimizer.lr=0.03,1e6", *SMALL)
     code, _, err = finished(command(*sweep, where=tmp_path))
     assert code == 2 and "the loss is" in err
+    told = err[err.index("2 of 4 jobs failed:") :].splitlines()
+    assert told[1].startswith("  method=finetune optimizer.lr=1000000.0")
+    assert "the loss is" in told[1] and str(tmp_path) in told[1] and len(told) == 3
     states = [json.loads(p.read_text())["state"] for p in tmp_path.rglob("status.json")]
     assert sorted(states) == ["done", "done", "failed", "failed"]
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
