@@ -131,6 +131,9 @@ def _hints(target: Callable) -> dict[str, Any]:
 def check_type(key: str, value: Any, hint: Any) -> None:
     if fits(value, hint):
         return
+    group = key.rpartition(".")[2]
+    if group in ("curvature", "merging", "buffer"):
+        raise UserError(f"{key}={value}: is chosen by its group; use {group}={value}")
     raise UserError(f"{key}={value}: must be {_spelled(hint)}")
 
 

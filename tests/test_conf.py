@@ -130,6 +130,11 @@ BAD = [
     ),
     ("~buffer.capacity", "buffer.capacity: missing; buffer needs capacity, insert", ["method=er"]),
     ("method._target_=cl_bench.methods.no.No", "method._target_=cl_bench.methods.no.No: ", []),
+    (
+        "method.buffer=ring",
+        "method.buffer=ring: is chosen by its group; use buffer=ring",
+        ["method=er"],
+    ),
     ("dataset.heads=apart", "dataset.heads=apart: with dataset.split=permutation, in scen", []),
     ("scenario.order=[0,2]", "scenario.order=[0, 2]: not each of the tasks 0 to 19 once", []),
     (

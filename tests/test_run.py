@@ -111,6 +111,7 @@ def test_stop_and_continue(how: signal.Signals, tmp_path: Path) -> None:
 WRONG = [
     ("method=nope", "error: method=nope: no such method; there are"),
     ("dataset=nope", "error: dataset=nope: no such dataset; there are"),
+    ("method=ewc,er", "error: Ambiguous value for argument 'method=ewc,er': several values are a"),
     ("method.nope=1", "error: method.nope: Key 'nope' is not in struct"),
     ("seed=abc", "error: seed=abc: must be an integer"),
     ("dataset.heads=apart", "error: dataset.heads=apart: with dataset.split=permutation"),
