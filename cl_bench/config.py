@@ -103,9 +103,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, PLACE_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}"
     composing = hydra.errors.ConfigCompositionException, hydra.errors.OverrideParseException
-    if isinstance(error, composing) and _first_line(error).startswith("Ambiguous value"):
-        return f"{_first_line(error)}: several values are a sweep; add -m (a list is [a,b])"
-    return _first_line(error) if isinstance(error, composing) else None
+    return _composition(_first_line(error)) if isinstance(error, composing) else None
+
+
+def _composition(line: str) -> str:
+    if not line.startswith("Ambiguous value"):
+        return line
+    return f"{line}: several values are a sweep; add -m (a list is [a,b])"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
