@@ -455,7 +455,7 @@ UNSERVED = [
     (nn.Conv2d(4, 4, 3, groups=2), "a convolution in 2 groups"),
     (nn.Conv2d(4, 4, 3, padding="same"), "padding=same"),
     (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padded by reflect"),
-    (nn.PReLU(), "PReLU is neither of Linear, Conv2d, BatchNorm2d"),
+    (nn.PReLU(), "PReLU is none of Linear, Conv2d, BatchNorm1d"),
     (nn.BatchNorm2d(3, track_running_stats=False), "without running statistics"),
 ]
 

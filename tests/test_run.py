@@ -31,7 +31,9 @@ def proved(where: Path) -> dict[str, Any]:
     """The record without what differs between two runs of one config."""
     found = record(where)
     found.pop("measured")
-    found["config"].pop("output_dir")
+    for place in ("output_dir", "data_dir"):
+        found["config"].pop(place)
+    found["config"]["dataset"]["source"].pop("data_dir")
     return found
 
 
@@ -90,11 +92,18 @@ def interrupted(where: Path, how: signal.Signals, *overrides: str) -> tuple[int,
     return code, err
 
 
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run lies that was never stopped."""
+    where = tmp_path_factory.mktemp("straight")
+    assert finished(command(*LONG, "method=er", where=where))[0] == 0
+    return where
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGKILL])
-def test_stop_and_continue(how: signal.Signals, tmp_path: Path) -> None:
+def test_stop_and_continue(how: signal.Signals, tmp_path: Path, straight: Path) -> None:
     """Whatever stops a run, typing it again gives the record of a run that was never stopped."""
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert finished(command(*LONG, "method=er", where=straight))[0] == 0
+    broken = tmp_path / "broken"
     code, err = interrupted(broken, how, "method=er")
     assert code == -how, (code, err)
     assert not list(broken.rglob("record.json")), "it was stopped before its end"
