@@ -200,7 +200,7 @@ def test_the_probe_is_the_largest_eigenvalue(criterion: str) -> None:
 
 
 def test_a_study_is_one_command_and_not_done_twice(tmp_path: Path) -> None:
-    ask = "experiment=hessian_ratio", "study.dimensions=[10]", "study.repeats=1"
+    ask = "experiment=hessian_ratio", "study.dimensions=[4]", "study.repeats=2"
     small = "study.extension_dimension=1"
     code, out, err = finished(command(*ask, small, where=tmp_path / "out"))
     assert code == 0, err
