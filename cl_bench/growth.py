@@ -50,8 +50,8 @@ class Account:
 
     def start(self, task: Task) -> None:
         """Before the first task; UserError where pruning cannot reach `growth`."""
-        learner, names = self.learner, [name for name, _ in layers_of(*self._net)]
-        if not names:
+        learner, shapes = self.learner, tuple(shape for _, shape in layers_of(*self._net))
+        if not shapes:
             raise UserError(
                 "method=halrp: it perturbs linear and convolutional layers before the head, and "
                 "this model trains none; use another model"
@@ -60,7 +60,6 @@ class Account:
         self.single = self.single_theirs + self._statistics()
         if self.growth is None or self.compat:
             return
-        shapes = tuple(shape for _, shape in layers_of(*self._net))
         others = [live for i, live in enumerate(learner.live) if i != int(task.t[0])]
         bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
         least = sum(map(self.fixed, bare)) / self.single

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from rich.console import Console
 from rich.table import Table
 
 from cl_bench.present import WIDTH
 from cl_bench.run import CONF, cli
+from cl_bench.search import composed
 from cl_bench.types import UserError
 
 GROUPS = (
@@ -39,8 +38,7 @@ def options(group: str) -> Iterator[tuple[str, str]]:
 
 def serves(method: str) -> tuple[str, str]:
     """The scenarios that a method serves, and the groups that it makes use of."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        node: Any = compose("config", [f"method={method}"]).method
+    node = composed([f"method={method}"]).method
     used = [group for group in ("curvature", "merging", "buffer") if group in node]
     return " ".join(get_object(node._target_).scenarios), " ".join(used)
 

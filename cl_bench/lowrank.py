@@ -130,12 +130,8 @@ def decompose(base: Tensor, warm: Tensor, rounds: int) -> Parts:
     R first with S = 1, then S, `rounds` times: each minimises |warm - R base S|^2 given the other.
     Of a convolution's residual its mean over the kernel is decomposed.
     """
-    w0, w = (
-        base.flatten(2) if base.dim() > 2 else base[..., None],
-        warm.reshape(*base.shape[:2], -1),
-    )
-    s = w0.new_ones(w0.shape[1])
-    r = w0.new_ones(w0.shape[0])
+    w0, w = (weight.reshape(*base.shape[:2], -1) for weight in (base, warm))
+    r, s = (w0.new_ones(count) for count in base.shape[:2])
     for _ in range(rounds):
         r = _fit(w0 * s[:, None], w, (1, 2))
         s = _fit(w0 * r[:, None, None], w, (0, 2))

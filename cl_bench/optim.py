@@ -58,6 +58,11 @@ def rate(optimizer: Any) -> float:
     return group["lr"] / (1 - group.get("momentum", 0))
 
 
+def rescales(optimizer: Any) -> bool:
+    """Whether its steps are along something else than the gradient and its momentum (Adam)."""
+    return not isinstance(optimizer, SGD | torch.optim.SGD)
+
+
 def stability(optimizer: Any, every: int) -> float:
     """The curvature at which SGD's steps begin to diverge on a quadratic taken every n-th step.
 
@@ -65,7 +70,7 @@ def stability(optimizer: Any, every: int) -> float:
     n steps together, a matrix on (theta, velocity), reach spectral radius 1: found by bisection.
     Infinite where no such number is known: a rescaled gradient (Adam).
     """
-    if not isinstance(optimizer, SGD | torch.optim.SGD):
+    if rescales(optimizer):
         return inf
     lr, m = (optimizer.param_groups[0][key] for key in ("lr", "momentum"))
     if lr == 0:

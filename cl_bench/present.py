@@ -22,8 +22,8 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
     table = Table()
     for name in record.metrics:
         table.add_column(name, justify="right")
-    grown = {} if record.method is None else {k: record.method.get(k) for k in ("growth",)}
-    shown = {name: value for name, value in grown.items() if value is not None}
+    growth = (record.method or {}).get("growth")
+    shown = {} if growth is None else {"growth": growth}
     for name in (*shown, "gradients", "train s", "test s", "peak MiB"):
         table.add_column(name, justify="right")
     took = record.measured

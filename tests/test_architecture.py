@@ -34,8 +34,8 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     },
     {"host", "report", "studies", "failures"},
     {"run"},
-    {"search", "list"},
-    {"tune"},
+    {"search"},
+    {"tune", "list"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TOGETHER = {"data", "models", "curvature", "studies"}  # folders whose files may use each other

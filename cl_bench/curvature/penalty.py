@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.products import largest_eigenvalue
 from cl_bench.learner import Learner, Objective
-from cl_bench.optim import SGD, rate, stability
+from cl_bench.optim import rate, rescales, stability
 from cl_bench.types import Task, UserError
 
 
@@ -144,8 +144,7 @@ class Penalty:
         step=auto is implicit with SGD; another optimizer's steps have no such fixed points.
         """
         if self.step == "auto":
-            kinds = SGD | torch.optim.SGD
-            self.step = "implicit" if isinstance(learner.optimizer, kinds) else "explicit"
+            self.step = "explicit" if rescales(learner.optimizer) else "implicit"
         if self.step == "implicit" or not self._active(learner):
             return
         bound = stability(learner.optimizer, self.every)

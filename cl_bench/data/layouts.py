@@ -32,7 +32,7 @@ def find_mnist5k() -> Origin | None:
     return None
 
 
-def find_mnist(home: Path, name: str = "mnist", folder: str = "MNIST") -> Origin | None:
+def find_mnist(home: Path, name: str, folder: str) -> Origin | None:
     """torchvision's folder of MNIST, FashionMNIST or KMNIST."""
     raw = home / folder / "raw"
     files = _all_files(raw, readers.MNIST_FILES)

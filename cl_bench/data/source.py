@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from cl_bench.data import layouts
 from cl_bench.data.arrays import Source
-from cl_bench.data.cache import Wanted, cache_file, cached, home_of
+from cl_bench.data.cache import Origin, Wanted, cache_file, cached, home_of
 from cl_bench.data.readers import download
 from cl_bench.types import UserError
 
@@ -31,19 +32,7 @@ def mnist5k(data_dir: str) -> Source:
 
 def mnist(data_dir: str) -> Source:
     """MNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
-    home = home_of(data_dir)
-    sought = f"mnist: MNIST not found in {home} (looked for MNIST/raw/{{train,t10k}}-*-ubyte)"
-    find, fetch = partial(layouts.find_mnist, home), partial(_downloaded, "MNIST", home)
-    return cached(home, Wanted("mnist", sought, find, fetch))
-
-
-def cifar100(data_dir: str) -> Source:
-    """CIFAR-100: 50,000 + 10,000 images (3, 32, 32), with the 20 superclasses as groups."""
-    home = home_of(data_dir)
-    accepted = f"cifar-100-python/, cifar100/{layouts.FOLDERS}"
-    sought = f"cifar100: CIFAR-100 not found in {home} (looked for {accepted})"
-    find, fetch = partial(layouts.find_cifar100, home), partial(_downloaded, "CIFAR100", home)
-    return cached(home, Wanted("cifar100", sought, find, fetch))
+    return _like_mnist("mnist", "MNIST", data_dir)
 
 
 def fashion(data_dir: str) -> Source:
@@ -56,28 +45,44 @@ def kmnist(data_dir: str) -> Source:
     return _like_mnist("kmnist", "KMNIST", data_dir)
 
 
-def _like_mnist(name: str, folder: str, data_dir: str) -> Source:
-    home = home_of(data_dir)
-    sought = f"{name}: {folder} not found in {home} (looked for {folder}/raw/*-ubyte)"
-    find = partial(layouts.find_mnist, home, name, folder)
-    return cached(home, Wanted(name, sought, find, partial(_downloaded, folder, home)))
+def cifar100(data_dir: str) -> Source:
+    """CIFAR-100: 50,000 + 10,000 images (3, 32, 32), with the 20 superclasses as groups."""
+    accepted = f"cifar-100-python/, cifar100/{layouts.FOLDERS}"
+    find = layouts.find_cifar100
+    return _brought("cifar100", "CIFAR-100", accepted, find, "CIFAR100", data_dir)
 
 
 def cifar10(data_dir: str) -> Source:
     """CIFAR-10: 50,000 + 10,000 images (3, 32, 32)."""
-    home = home_of(data_dir)
     accepted = f"cifar-10-batches-py/, cifar10/{layouts.FOLDERS}"
-    sought = f"cifar10: CIFAR-10 not found in {home} (looked for {accepted})"
-    find, fetch = partial(layouts.find_cifar10, home), partial(_downloaded, "CIFAR10", home)
-    return cached(home, Wanted("cifar10", sought, find, fetch))
+    return _brought("cifar10", "CIFAR-10", accepted, layouts.find_cifar10, "CIFAR10", data_dir)
 
 
 def svhn(data_dir: str) -> Source:
     """SVHN, cropped digits: 73,257 + 26,032 images (3, 32, 32)."""
+    accepted = "svhn/{train,test}_32x32.mat"
+    return _brought("svhn", "SVHN", accepted, layouts.find_svhn, "SVHN", data_dir)
+
+
+def _like_mnist(name: str, folder: str, data_dir: str) -> Source:
+    accepted = f"{folder}/raw/{{train,t10k}}-*-ubyte"
+    find = partial(layouts.find_mnist, name=name, folder=folder)
+    return _brought(name, folder, accepted, find, folder, data_dir)
+
+
+def _brought(
+    name: str,
+    title: str,
+    accepted: str,
+    find: Callable[[Path], Origin | None],
+    dataset: str,
+    data_dir: str,
+) -> Source:
+    """What torchvision downloads as `dataset` where it is not there yet."""
     home = home_of(data_dir)
-    sought = f"svhn: SVHN not found in {home} (looked for svhn/{{train,test}}_32x32.mat)"
-    find, fetch = partial(layouts.find_svhn, home), partial(_downloaded, "SVHN", home)
-    return cached(home, Wanted("svhn", sought, find, fetch))
+    sought = f"{name}: {title} not found in {home} (looked for {accepted})"
+    fetch = partial(_downloaded, dataset, home)
+    return cached(home, Wanted(name, sought, partial(find, home), fetch))
 
 
 def notmnist(data_dir: str) -> Source:
