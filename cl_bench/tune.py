@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -63,7 +64,7 @@ def enumerated(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
 def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
     """TPE from seed 0: with the same answers the same questions, so that it, too, goes on."""
     try:
-        import optuna
+        optuna = import_module("optuna")
     except ModuleNotFoundError:
         raise UserError("strategy=optuna: pip install optuna, or use grid or random") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
