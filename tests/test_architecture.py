@@ -38,7 +38,13 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
     {"tune", "list"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-TOGETHER = {"data", "models", "curvature", "studies"}  # folders whose files may use each other
+TOGETHER = {
+    "data",
+    "models",
+    "curvature",
+    "studies",
+    "report",
+}  # folders whose files may use each other
 ONLY = {  # a foreign package and the files that may import it
     "hydra": {
         "failures",
@@ -53,10 +59,11 @@ ONLY = {  # a foreign package and the files that may import it
     },
     "omegaconf": {"failures", "run", "config", "parts", "studies/sweeps", "tune", "tuned"},
     "wandb": {"tracking"},
-    "numpy": {"data/decode", "data/pickles", "data/readers"},
+    "numpy": {"data/decode", "data/pickles", "data/readers", "report/statistics", "report/charts"},
     "PIL": {"data/decode"},
-    "pandas": {"record", "report", "tune"},
-    "matplotlib": {"figures"},
+    "pandas": {"record", "report/__main__", "report/tables", "tune"},
+    "matplotlib": {"figures", "report/charts"},
+    "jinja2": {"report/page"},
     "rich": {"present", "list"},
 }
 MACHINE = ("torch.cuda", "torch.autocast", "torch.compile", "torch.manual_seed", "random.seed")

@@ -1,0 +1,4 @@
+"""python -m cl_bench.report outputs/: the finished runs below a folder, compared.
+
+Read rows.py (records to rows), statistics.py, published.py, tables.py, then page.py.
+"""

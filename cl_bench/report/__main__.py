@@ -1,0 +1,77 @@
+"""The command: a table on the terminal, and the same as HTML, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from cl_bench.report import tables
+from cl_bench.report.orders import order_rows
+from cl_bench.report.rows import gather
+from cl_bench.types import UserError
+
+
+def main() -> None:
+    """Exit code 2 and one line where the folder or an option is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cl_bench.report",
+        description="Compares the finished runs below a folder: report.html, .md, .csv and .tex",
+    )
+    parser.add_argument("root", type=Path, nargs="?", default=Path("outputs"))
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="a row is all runs alike in these keys of the config, e.g. curvature model.linearize "
+        "(without: a row is one config)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="differences to this row over equal seeds; a method, and options where it has several "
+        "rows: 'ewc method.strength=5'",
+    )
+    parser.add_argument("--out", type=Path, help="folder for the files (default: the folder read)")
+    options = parser.parse_args()
+    try:
+        write(options.root, options.by, options.baseline, options.out or options.root)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
+    """Print the table; write it in all forms."""
+    rows = gather(root, by)
+    if not rows:
+        raise UserError(f"{root}: no finished run (record.json) below this folder")
+    found, orders = tables.tables(rows, baseline), order_rows(root)
+    print(tables.text(found))
+    if orders:
+        print(f"\nOrder of the tasks:\n{pd.DataFrame(orders).to_string(index=False)}")
+
+    def page() -> str:
+        from cl_bench.report.page import render
+
+        return render(found, orders, f"cl_bench: {root.resolve().name}")
+
+    forms: dict[str, Callable[[], str]] = {
+        "html": page,
+        "md": lambda: tables.markdown(found),
+        "csv": lambda: tables.frame(found).to_csv(index=False),
+        "tex": lambda: tables.latex(found),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for kind, made in forms.items():
+            (out / f"report.{kind}").write_text(made(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; choose a folder to write to") from None
+    print(f"\nfiles: {out}/report.{{{','.join(forms)}}}")
+
+
+if __name__ == "__main__":
+    main()

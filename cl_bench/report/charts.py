@@ -1,0 +1,131 @@
+"""Pictures for the page, as data URIs: nothing is fetched, nothing lies beside the page."""
+
+from __future__ import annotations
+
+import logging
+from base64 import b64encode
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from cl_bench.report.rows import Quantity, Row
+from cl_bench.report.tables import ACC, Table
+
+MOST = 12  # rows in a picture; the page says which
+
+LABELS = {
+    "train s": "training, seconds",
+    "peak MiB": "peak memory, MiB",
+    "gradients": "gradients per training image",
+}
+
+
+def chosen(table: Table) -> list[Row]:
+    """The rows that are drawn: those of the highest ACC, in the table's order."""
+    ranked = sorted(table.rows, key=lambda row: -_mean(row, ACC))[:MOST]
+    return [row for row in table.rows if row in ranked]
+
+
+def _mean(row: Row, quantity: Quantity) -> float:
+    values = row.values(quantity)
+    return float(np.mean(values)) if values else -np.inf
+
+
+def matrices(row: Row) -> np.ndarray:
+    """(n, T, T) in percent, NaN where nothing was measured; of runs with equally many tasks."""
+    found = [np.array(run["accuracy"], dtype=float) for run in row.runs]
+    return 100 * np.stack([m for m in found if m.shape == found[0].shape])
+
+
+def curves(table: Table) -> str | None:
+    """ACC of the tasks so far after each task, a band of one standard deviation; None: unknown."""
+    drawn = {}
+    for place, row in enumerate(chosen(table)):
+        every = matrices(row)
+        until = [every[:, t, : t + 1].mean(1) for t in range(every.shape[1])]
+        values = np.stack(until, 1)
+        if values.shape[1] > 1 and not np.isnan(values).any():
+            drawn[row.name] = (place, values)
+    if not drawn:
+        return None
+
+    def fill(figure: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = figure.add_subplot(xlabel="after task", ylabel="ACC of the tasks so far (%)")
+        for name, (place, values) in drawn.items():
+            tasks, middle, colour = range(values.shape[1]), values.mean(0), f"C{place % 10}"
+            style = "-" if place < 10 else "--"
+            axes.plot(tasks, middle, style, color=colour, label=_cut(name), marker="o", ms=3)
+            if len(values) > 1:
+                sd = values.std(0, ddof=1)
+                axes.fill_between(tasks, middle - sd, middle + sd, color=colour, alpha=0.15, lw=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=8)
+
+    return svg(fill, (8, 4))
+
+
+def against_costs(table: Table) -> str:
+    """ACC against seconds, memory and gradients, each row a point with its standard deviation."""
+    quantities = [quantity for quantity in table.costs if quantity.name in LABELS]
+
+    def fill(figure: Any) -> None:
+        panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+        panels[0].set_ylabel("ACC (%)")
+        names = {}
+        for axes, quantity in zip(panels, quantities, strict=True):
+            for place, row in enumerate(chosen(table)):
+                found, cost = table.summary(row, ACC), table.summary(row, quantity)
+                if found is not None and cost is not None:
+                    style = {"fmt": "o" if place < 10 else "s", "color": f"C{place % 10}"}
+                    style |= {"xerr": cost.sd, "yerr": found.sd}
+                    names[_cut(row.name)] = axes.errorbar(cost.mean, found.mean, **style)
+            low, high = axes.get_xlim()
+            axes.set_xscale("log" if high > 20 * low > 0 else "linear")
+            axes.set_xlabel(LABELS[quantity.name])
+            axes.grid(alpha=0.3)
+        figure.legend(names.values(), names, loc="outside right upper", fontsize=8)
+
+    return svg(fill, (11, 3.6))
+
+
+def _cut(name: str, most: int = 44) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def heat_map(row: Row) -> str:
+    """R, averaged over the runs, a pixel an entry; viridis from 0 to 100 %."""
+    from matplotlib import colormaps
+    from matplotlib.image import imsave
+
+    file = BytesIO()
+    values = matrices(row).mean(0)
+    imsave(file, colormaps["viridis"](np.ma.masked_invalid(values) / 100), format="png")
+    return _uri("image/png", file)
+
+
+def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
+    """One picture; its text stays text."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    file = BytesIO()
+    same: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "cl_bench",
+        "font.family": "sans-serif",
+    }
+    with matplotlib.rc_context(same):
+        figure = Figure(figsize=size, layout="constrained")
+        fill(figure)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return _uri("image/svg+xml", file)
+
+
+def _uri(kind: str, file: BytesIO) -> str:
+    return f"data:{kind};base64,{b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,46 @@
+"""Records as runs leave them, without the runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write(
+    root: Path, method: str, name: str, acc: Sequence[float], place: str = "toy/data", **leaves: Any
+) -> None:
+    """A record a seed; `leaves`: of the config, `a__b` for a.b."""
+    for seed, value in enumerate(acc):
+        config: dict[str, Any] = {"seed": seed, "method": {"_target_": f"cl_bench.{method}"}}
+        for key, leaf in leaves.items():
+            node = config
+            *groups, last = key.split("__")
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = leaf
+        record = {
+            "hash": name,
+            "seed": seed,
+            "config": config,
+            "accuracy": [[0.9, None], [value, value]],
+            "metrics": {"ACC": value, "BWT": value - 0.9, "FWT": None, "forgetting": 0.9 - value},
+            "measured": {"train_seconds": [1.0, 2.0], "peak_mib": 100.0},
+            "gradients_per_sample": 2.0,
+            "state_bytes": 0,
+            "stream": {"task_identities": [0, 1]},
+        }
+        folder = root / place / method / name / f"seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record))
+
+
+def some(root: Path) -> Path:
+    """Two configs of er, one of ewc, joint, and a search's trial."""
+    write(root, "er", "aaa", (0.5, 0.6, 0.7), optimizer__lr=0.1, method__linear=True)
+    write(root, "er", "bbb", (0.4,), optimizer__lr=0.2, method__linear=True)
+    write(root, "ewc", "ccc", (0.3, 0.5), optimizer__lr=0.1)
+    write(root, "joint", "ddd", (0.9, 0.9), optimizer__lr=0.1)
+    write(root, "ewc", "eee", (0.8,), optimizer__lr=0.3, evaluation__split="val")
+    return root
