@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command, finished
+from conftest import ROOT, command, finished
 
 from cl_bench import tracking
 
@@ -24,6 +24,10 @@ def inspected(run: Path) -> dict[str, Any]:
 
 
 def test_nine_runs_in_one_process_are_nine_wandb_runs(tmp_path: Path) -> None:
+    tool = [sys.executable, str(ROOT / "scripts/workspace.py"), "--show", "me"]
+    view = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    shown = {"eval/ACC", "eval/BWT", "train/loss", "ACC", "BWT", "gradients_per_sample", "peak_mib"}
+    assert all(f'"{name}"' in view or f":{name}" in view for name in shown), view
     sweep = ("-m", "method=finetune,er,ewc", "seed=0,1,2", *SMALL)
     code, out, err = finished(command(*sweep, where=tmp_path))
     assert code == 0, err
@@ -42,6 +46,7 @@ def test_nine_runs_in_one_process_are_nine_wandb_runs(tmp_path: Path) -> None:
         groups.add(record["hash"])
         media = {p.parent.name for p in (run / "files/media").rglob("*.*")}
         assert media == {"images", "table"}
+        assert shown <= seen["summary"].keys()
     assert len(ids) == 9 and len(groups) == 3
     code, out, _ = finished(command(*sweep, where=tmp_path))
     assert code == 0 and out.count("not repeated") == 9

@@ -1,0 +1,81 @@
+"""python scripts/workspace.py <entity> [<project>]: saves a wandb view that compares methods.
+
+Seeds are one line with its spread: ACC over the tasks, the table of summaries, cost, the accuracy
+matrices. Needs a wandb key, and wandb-workspaces (pip install -e ".[workspace]").
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import wandb_workspaces.reports.v2 as panels
+import wandb_workspaces.workspaces as workspaces
+
+SUMMARY = ("ACC", "BWT", "forgetting", "LA", "gradients_per_sample", "peak_mib")
+
+
+def over_tasks(metric: str, title: str) -> Any:
+    """Mean and standard deviation over a group's seeds."""
+    return panels.LinePlot(
+        title=title,
+        x="task",
+        y=[f"eval/{metric}"],
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+    )
+
+
+def bars(metric: str) -> Any:
+    """A bar a group."""
+    return panels.BarPlot(
+        title=metric,
+        metrics=[panels.SummaryMetric(metric)],
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+    )
+
+
+def view(entity: str, project: str) -> workspaces.Workspace:
+    """The view, not saved yet; runs are grouped by their config, seeds apart."""
+    curves = [over_tasks("ACC", "ACC after each task"), over_tasks("BWT", "BWT after each task")]
+    cost = panels.ScatterPlot(
+        title="ACC against gradients per training image",
+        x=panels.SummaryMetric("gradients_per_sample"),
+        y=panels.SummaryMetric("ACC"),
+        log_x=True,
+    )
+    loss = panels.LinePlot(title="Training loss", x="step", y=["train/loss"], smoothing_factor=0.6)
+    matrices = panels.MediaBrowser(media_keys=["accuracy"], num_columns=3)
+    sections = [
+        workspaces.Section(name="Over the tasks", panels=curves, is_open=True),
+        workspaces.Section(name="At the end", panels=[bars(m) for m in SUMMARY[:3]], is_open=True),
+        workspaces.Section(name="Cost", panels=[cost], is_open=True),
+        workspaces.Section(name="Accuracy matrices", panels=[matrices], is_open=False),
+        workspaces.Section(name="Training", panels=[loss, panels.RunComparer(diff_only="split")]),
+    ]
+    runs = workspaces.RunsetSettings(
+        groupby=[workspaces.Metric("Group")],
+        pinned_columns=[f"summary:{name}" for name in SUMMARY],
+    )
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name="cl_bench: methods",
+        sections=sections,
+        runset_settings=runs,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Saves a wandb view that compares methods")
+    parser.add_argument("entity")
+    parser.add_argument("project", nargs="?", default="cl_bench")
+    parser.add_argument("--show", action="store_true", help="print it as JSON; save nothing")
+    options = parser.parse_args()
+    made = view(options.entity, options.project)
+    print(made._to_model().model_dump_json(indent=1) if options.show else made.save().url)
+
+
+if __name__ == "__main__":
+    main()

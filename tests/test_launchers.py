@@ -1,0 +1,94 @@
+"""Sweeps by every launcher: the same records, also when killed half way and typed again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command, finished
+
+SWEEP = ("-m", "method=finetune,er", "seed=0,1", "dataset.tasks=3", "runtime.threads=1")
+SWEEP += ("tracking=none",)
+RAY = ("hydra.launcher.ray.init.address=null", "hydra.launcher.ray.remote.num_gpus=0")
+OWN: dict[str, tuple[str, ...]] = {"cores": ("hydra.launcher.n_jobs=2",), "ray_cluster": RAY}
+PLUGIN = {"cores": "joblib", "slurm_local": "submitit", "ray_cluster": "ray"}
+
+
+def records(where: Path) -> dict[str, Any]:
+    """What each run proved, by its folder."""
+    found = {}
+    for file in where.rglob("record.json"):
+        proof = json.loads(file.read_text())
+        kept = ("hash", "seed", "stream", "accuracy", "metrics", "theta_sha256")
+        found[str(file.parent.relative_to(where))] = {name: proof[name] for name in kept}
+    return found
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 200) -> None:
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.05)
+
+
+def running(where: Path) -> list[int]:
+    """The processes that are at a run."""
+    states = [json.loads(file.read_text()) for file in where.rglob("status.json")]
+    pids = [state["pid"] for state in states if state["state"] == "running"]
+    return [pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)]
+
+
+def zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The sweep by Hydra's own launcher, undisturbed."""
+    where = tmp_path_factory.mktemp("straight") / "outputs"
+    code, _, err = finished(command(*SWEEP, where=where))
+    assert code == 0, err
+    found = records(where)
+    assert len(found) == 4
+    return found
+
+
+LAUNCHERS = ["basic", "cores", "slurm_local", pytest.param("ray_cluster", marks=pytest.mark.ray)]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_killed_sweep_goes_on(launcher: str, straight: dict[str, Any], tmp_path: Path) -> None:
+    """kill -9 on the parent and a worker, at the first record: nothing is lost or repeated."""
+    plugin = PLUGIN.get(launcher)
+    if plugin and find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+        pytest.skip(f"hydra-{plugin}-launcher is not installed")
+    sweep = (*SWEEP, f"hydra/launcher={launcher}", *OWN.get(launcher, ()))
+    where = tmp_path / "outputs"
+    process = command(*sweep, where=where, RAY_AUTH_MODE="disabled")
+    until(lambda: records(where) or process.poll() is not None, "a first record")
+    assert process.poll() is None, finished(process)[2]
+    at_work = running(where)
+    os.kill(process.pid, signal.SIGKILL)
+    for worker in at_work[:1]:
+        if worker != process.pid:
+            os.kill(worker, signal.SIGKILL)
+    process.wait()
+    until(lambda: not running(where), "the workers' end")
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+    done = {file: file.stat().st_mtime for file in where.rglob("record.json")}
+    assert 0 < len(done) < 4 or launcher != "basic"
+
+    code, _, err = finished(command(*sweep, where=where, RAY_AUTH_MODE="disabled"))
+    assert code == 0, err
+    assert {file: file.stat().st_mtime for file in done} == done
+    assert records(where) == straight
