@@ -1,0 +1,69 @@
+"""The README's worked example, as a reader would follow it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, composed
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(file: str) -> str:
+    """The code that the README says a file holds."""
+    found = re.search(rf"`{re.escape(file)}`:\n\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found is not None, f"README.md has no {file}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with the example's two files in their places."""
+    root = tmp_path_factory.mktemp("copy")
+    for part in ("cl_bench", "conf"):
+        shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("cl_bench/methods/anchor.py", "conf/method/anchor.yaml"):
+        (root / file).write_text(block(file))
+    return root
+
+
+def ran(copy: Path, *overrides: str) -> dict[str, Any]:
+    """The record of `python -m cl_bench.run ...` there."""
+    small = ("dataset.tasks=2", "dataset.train_per_task=200", "tracking=none", "runtime.threads=1")
+    command = [sys.executable, "-m", "cl_bench.run", *small, *overrides]
+    here = {"PYTHONPATH": str(copy), "CL_BENCH_DATA": str(copy / "cache")}
+    done = subprocess.run(command, cwd=copy, env=os.environ | here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = re.search(r"files: (\S+)", done.stdout)
+    assert folder is not None
+    return json.loads((copy / folder[1] / "record.json").read_text())
+
+
+def test_the_example_method_runs_and_does_what_it_says(copy: Path) -> None:
+    """Without strength it is fine-tuning, bit for bit; with it, `l2` (one past task) nearly."""
+    anchor = ran(copy, "method=anchor", "method.strength=0")
+    assert anchor["theta_sha256"] == ran(copy, "method=finetune")["theta_sha256"]
+    pulled = ran(copy, "method=anchor", "method.strength=1")
+    other = ran(copy, "method=l2", "method.strength=1")
+    assert pulled["theta_sha256"] != anchor["theta_sha256"]
+    assert pulled["metrics"] == pytest.approx(other["metrics"], abs=0.01, nan_ok=True)
+
+
+def test_every_command_composes() -> None:
+    """Each `cl_bench.run` of the README, as far as its config: no option there is misspelled."""
+    found = re.findall(r"python -m\s+cl_bench\.run([^`#\n&]*)", README)
+    assert len(found) > 8
+    for words in found:
+        options = [
+            word for word in words.split() if "=" in word and not re.search(r"[<(]|anchor", word)
+        ]
+        first = [re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", option) for option in options]
+        composed(*(option for option in first if not option.startswith("hydra")))
