@@ -92,3 +92,20 @@ def test_a_killed_sweep_goes_on(launcher: str, straight: dict[str, Any], tmp_pat
     assert code == 0, err
     assert {file: file.stat().st_mtime for file in done} == done
     assert records(where) == straight
+
+
+def test_a_preempted_job_is_queued_again(straight: dict[str, Any], tmp_path: Path) -> None:
+    """SIGUSR2, as SLURM sends it: a checkpoint, a requeue, the record of a straight run."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    where = tmp_path / "outputs"
+    one = [word for word in SWEEP if "method=" not in word and "seed=" not in word]
+    process = command(*one, "method=er", "seed=0", "hydra/launcher=slurm_local", where=where)
+    until(lambda: any(f.stat().st_size for f in where.rglob("metrics.jsonl")), "a first row")
+    (worker,) = running(where)
+    os.kill(worker, signal.SIGUSR2)
+    code, _, err = finished(process)
+    assert code == 0, err
+    told = "".join(file.read_text() for file in where.rglob("*_log.*"))
+    assert "Requeued job" in told and ": continues at " in told
+    (name, found), *_ = records(where).items()
+    assert found == straight[name]
