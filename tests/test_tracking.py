@@ -23,6 +23,13 @@ def inspected(run: Path) -> dict[str, Any]:
     return json.loads(out)
 
 
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of a kind in one offline run, in their order."""
+    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    out = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    return [line[kind] for line in map(json.loads, out.splitlines()) if line["type"] == kind]
+
+
 def test_each_run_of_a_process_is_a_wandb_run(tmp_path: Path) -> None:
     tool = [sys.executable, str(ROOT / "scripts/workspace.py"), "--show", "me"]
     view = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
@@ -44,6 +51,14 @@ def test_each_run_of_a_process_is_a_wandb_run(tmp_path: Path) -> None:
         assert seen["config"]["seed"] == record["seed"]
         ids.add(run.name.rpartition("-run-")[2].partition("-")[2])
         groups.add(record["hash"])
+        place = run.parents[1].relative_to(tmp_path)
+        assert lines(run, "run")[0]["run_group"] == str(place.parent)
+        history = [line["item"] for line in lines(run, "history")]
+        curve = {item["task"]: item["eval/ACC"] for item in history if "eval/ACC" in item}
+        until = [record["accuracy"][t][: t + 1] for t in range(3)]
+        assert curve == pytest.approx({t: sum(row) / (t + 1) for t, row in enumerate(until)})
+        globs = {m.get("glob_name"): m.get("step_metric") for m in lines(run, "metric")}
+        assert globs["eval/*"] == "task" and globs["train/*"] == "step"
         media = {p.parent.name for p in (run / "files/media").rglob("*.*")}
         assert media == {"images", "table"}
         assert shown <= seen["summary"].keys()
