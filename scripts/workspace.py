@@ -7,10 +7,14 @@ matrices. Needs a wandb key, and wandb-workspaces (pip install -e ".[workspace]"
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
-import wandb_workspaces.reports.v2 as panels
-import wandb_workspaces.workspaces as workspaces
+try:
+    import wandb_workspaces.reports.v2 as panels
+    import wandb_workspaces.workspaces as workspaces
+except ModuleNotFoundError:
+    sys.exit('scripts/workspace.py: pip install -e ".[workspace]" first')
 
 SUMMARY = ("ACC", "BWT", "forgetting", "LA", "gradients_per_sample", "peak_mib")
 
@@ -74,7 +78,14 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print it as JSON; save nothing")
     options = parser.parse_args()
     made = view(options.entity, options.project)
-    print(made._to_model().model_dump_json(indent=1) if options.show else made.save().url)
+    if options.show:
+        print(made._to_model().model_dump_json(indent=1))
+        return
+    try:
+        print(made.save().url)
+    except Exception as error:  # wandb's errors have no base of their own
+        reason = str(error).splitlines()[0]
+        sys.exit(f"wandb did not save it: {reason}; `wandb login`, and check entity and project")
 
 
 if __name__ == "__main__":

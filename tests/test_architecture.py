@@ -61,7 +61,7 @@ ONLY = {  # a foreign package and the files that may import it
     "wandb": {"tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers", "report/statistics", "report/charts"},
     "PIL": {"data/decode"},
-    "pandas": {"record", "report/__main__", "report/tables", "tune"},
+    "pandas": {"record", "report/__main__", "report/forms", "tune"},
     "matplotlib": {"figures", "report/charts"},
     "jinja2": {"report/page"},
     "rich": {"present", "list"},

@@ -67,3 +67,15 @@ def test_every_command_composes() -> None:
         ]
         first = [re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", option) for option in options]
         composed(*(option for option in first if not option.startswith("hydra")))
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_every_row_of_the_results_composes() -> None:
+    rows = re.findall(r"^\| `(method=[^`]+)` \|", README, re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        composed("dataset=pmnist", *row.split())

@@ -1,16 +1,17 @@
-"""The command: a table on the terminal, and the same as HTML, Markdown, CSV and LaTeX."""
+"""The command: tables on the terminal and as Markdown, CSV, LaTeX and a page."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from cl_bench.report import tables
+from cl_bench.report import forms
 from cl_bench.report.orders import order_rows
+from cl_bench.report.page import render
 from cl_bench.report.rows import gather
+from cl_bench.report.tables import tables
 from cl_bench.types import UserError
 
 
@@ -48,29 +49,23 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     rows = gather(root, by)
     if not rows:
         raise UserError(f"{root}: no finished run (record.json) below this folder")
-    found, orders = tables.tables(rows, baseline), order_rows(root)
-    print(tables.text(found))
+    found, orders = tables(rows, baseline), order_rows(root)
+    print(forms.plain(found))
     if orders:
         print(f"\nOrder of the tasks:\n{pd.DataFrame(orders).to_string(index=False)}")
-
-    def page() -> str:
-        from cl_bench.report.page import render
-
-        return render(found, orders, f"cl_bench: {root.resolve().name}")
-
-    forms: dict[str, Callable[[], str]] = {
-        "html": page,
-        "md": lambda: tables.markdown(found),
-        "csv": lambda: tables.frame(found).to_csv(index=False),
-        "tex": lambda: tables.latex(found),
+    made = {
+        "html": render(found, orders, f"cl_bench: {root.resolve().name}"),
+        "md": forms.markdown(found),
+        "csv": forms.frame(found).to_csv(index=False),
+        "tex": forms.latex(found),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for kind, made in forms.items():
-            (out / f"report.{kind}").write_text(made(), encoding="utf-8")
+        for kind, text in made.items():
+            (out / f"report.{kind}").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; choose a folder to write to") from None
-    print(f"\nfiles: {out}/report.{{{','.join(forms)}}}")
+    print(f"\nfiles: {out}/report.{{{','.join(made)}}}")
 
 
 if __name__ == "__main__":

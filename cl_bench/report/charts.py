@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cl_bench.report.rows import Quantity, Row
-from cl_bench.report.tables import ACC, Table
+from cl_bench.report.rows import Row
+from cl_bench.report.tables import ACC, Table, of
 
 MOST = 12  # rows in a picture; the page says which
 
@@ -24,13 +24,9 @@ LABELS = {
 
 def chosen(table: Table) -> list[Row]:
     """The rows that are drawn: those of the highest ACC, in the table's order."""
-    ranked = sorted(table.rows, key=lambda row: -_mean(row, ACC))[:MOST]
+    known = [(found.mean, row) for row in table.rows if (found := of(ACC)(row))]
+    ranked = [row for _, row in sorted(known, key=lambda pair: -pair[0])[:MOST]]
     return [row for row in table.rows if row in ranked]
-
-
-def _mean(row: Row, quantity: Quantity) -> float:
-    values = row.values(quantity)
-    return float(np.mean(values)) if values else -np.inf
 
 
 def matrices(row: Row) -> np.ndarray:
@@ -39,15 +35,14 @@ def matrices(row: Row) -> np.ndarray:
     return 100 * np.stack([m for m in found if m.shape == found[0].shape])
 
 
-def curves(table: Table) -> str | None:
+def curves(rows: list[Row]) -> str | None:
     """ACC of the tasks so far after each task, a band of one standard deviation; None: unknown."""
     drawn = {}
-    for place, row in enumerate(chosen(table)):
+    for place, row in enumerate(rows):
         every = matrices(row)
-        until = [every[:, t, : t + 1].mean(1) for t in range(every.shape[1])]
-        values = np.stack(until, 1)
+        values = np.stack([every[:, t, : t + 1].mean(1) for t in range(every.shape[1])], 1)
         if values.shape[1] > 1 and not np.isnan(values).any():
-            drawn[row.name] = (place, values)
+            drawn[place] = values
     if not drawn:
         return None
 
@@ -55,10 +50,10 @@ def curves(table: Table) -> str | None:
         from matplotlib.ticker import MaxNLocator
 
         axes = figure.add_subplot(xlabel="after task", ylabel="ACC of the tasks so far (%)")
-        for name, (place, values) in drawn.items():
+        for place, values in drawn.items():
             tasks, middle, colour = range(values.shape[1]), values.mean(0), f"C{place % 10}"
-            style = "-" if place < 10 else "--"
-            axes.plot(tasks, middle, style, color=colour, label=_cut(name), marker="o", ms=3)
+            style = {"color": colour, "label": _cut(rows[place].name), "marker": "o", "ms": 3}
+            axes.plot(tasks, middle, "-" if place < 10 else "--", **style)
             if len(values) > 1:
                 sd = values.std(0, ddof=1)
                 axes.fill_between(tasks, middle - sd, middle + sd, color=colour, alpha=0.15, lw=0)
@@ -69,26 +64,31 @@ def curves(table: Table) -> str | None:
     return svg(fill, (8, 4))
 
 
-def against_costs(table: Table) -> str:
+def against_costs(table: Table, rows: list[Row]) -> str | None:
     """ACC against seconds, memory and gradients, each row a point with its standard deviation."""
     quantities = [quantity for quantity in table.costs if quantity.name in LABELS]
+    if not rows or not quantities:
+        return None
 
     def fill(figure: Any) -> None:
         panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
         panels[0].set_ylabel("ACC (%)")
-        names = {}
+        points = {}
         for axes, quantity in zip(panels, quantities, strict=True):
-            for place, row in enumerate(chosen(table)):
-                found, cost = table.summary(row, ACC), table.summary(row, quantity)
+            costs = []
+            for place, row in enumerate(rows):
+                found, cost = of(ACC)(row), of(quantity)(row)
                 if found is not None and cost is not None:
                     style = {"fmt": "o" if place < 10 else "s", "color": f"C{place % 10}"}
                     style |= {"xerr": cost.sd, "yerr": found.sd}
-                    names[_cut(row.name)] = axes.errorbar(cost.mean, found.mean, **style)
-            low, high = axes.get_xlim()
-            axes.set_xscale("log" if high > 20 * low > 0 else "linear")
+                    points[place] = axes.errorbar(cost.mean, found.mean, **style)
+                    costs.append(cost.mean)
+            wide = min(costs, default=0) > 0 and max(costs) > 20 * min(costs)
+            axes.set_xscale("log" if wide else "linear")
             axes.set_xlabel(LABELS[quantity.name])
             axes.grid(alpha=0.3)
-        figure.legend(names.values(), names, loc="outside right upper", fontsize=8)
+        names = [_cut(rows[place].name) for place in points]
+        figure.legend(points.values(), names, loc="outside right upper", fontsize=8)
 
     return svg(fill, (11, 3.6))
 

@@ -8,35 +8,39 @@ from typing import Any
 
 from cl_bench.disparity import DISPARITIES, disparities
 from cl_bench.present import percent
-from cl_bench.record import records
-from cl_bench.report.rows import Record, differences, leaves
-from cl_bench.report.statistics import summary
+from cl_bench.report.configs import leaves, told, varied
+from cl_bench.report.rows import Record, runs
+from cl_bench.report.statistics import Summary
 
 
 def order_rows(root: Path) -> list[dict[str, Any]]:
     """One row for all orders of tasks of a config: AOPD and MOPD in percentage points, by identity.
 
-    An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike.
+    On test images; an order's seeds are averaged first. `of seeds` is what there would be if
+    orders were all alike.
     """
-    found: dict[tuple[str, ...], dict[str, dict[str, list[Record]]]] = {}
-    for folder, record in records(root.resolve()):
-        config = leaves(record) | {"scenario.order": None}
-        name = json.dumps(config, sort_keys=True, default=str)
-        orders = found.setdefault(folder.parts[-5:-2], {}).setdefault(name, {})
-        orders.setdefault(str(record["config"].get("scenario", {}).get("order")), []).append(record)
+    found: dict[tuple[str, str, str], dict[str, dict[str, list[Record]]]] = {}
+    for (*names, split), record in runs(root):
+        if split == "test":
+            config = leaves(record["config"])
+            order = str(config.pop("scenario.order", None))
+            name = json.dumps(config, sort_keys=True, default=str)
+            orders = found.setdefault((names[0], names[1], names[2]), {}).setdefault(name, {})
+            orders.setdefault(order, []).append(record)
     rows = []
     for names, configs in found.items():
-        several = {k: v for k, v in configs.items() if len(v) > 1}
-        first = {name: next(iter(orders.values()))[0] for name, orders in several.items()}
-        told = differences(first, ignored=("scenario.order",))
+        several = {name: orders for name, orders in configs.items() if len(orders) > 1}
+        kept = {name: json.loads(name) for name in several}
+        keys = varied(list(kept.values()))
         for name, orders in several.items():
-            row = dict(zip(("dataset", "scenario", "method"), names, strict=True))
-            rows.append(row | {"differs": told[name]} | _disparities(list(orders.values())))
+            row: dict[str, Any] = dict(zip(("dataset", "scenario", "method"), names, strict=True))
+            row["options"] = told(kept[name], keys)
+            rows.append(row | _disparities(list(orders.values())))
     return rows
 
 
 def _disparities(orders: list[list[Record]]) -> dict[str, Any]:
     found = disparities(orders)
     shares = {name: percent(found[name]) for name in DISPARITIES}
-    acc = summary([100 * value for value in found["ACC"]])
-    return {"orders": len(orders), "seeds": found["seeds"], "ACC": acc.told(), **shares}
+    acc = Summary(tuple(100 * value for value in found["ACC"])).told()
+    return {"orders": len(orders), "seeds": found["seeds"], "ACC": acc, **shares}

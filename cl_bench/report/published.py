@@ -2,7 +2,8 @@
 
 A line's `row` says which runs are meant (`dataset.tasks=10 curvature=KFAC`: all must hold), its
 `protocol` what else the paper did (`schedule.epochs=20`): where that does not hold, the figure is
-shown and what differs is said. `kind`: what `spread` is, sd or sem (of the mean), over `runs`.
+shown and what differs is said. A key that a config does not have counts as null. `kind`: what
+`spread` is, sd or sem (of the mean).
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from typing import Any
 
 import yaml
 
-from cl_bench.report.rows import METRICS, Record, Row, fitting, leaves, shown
+from cl_bench.report.configs import fitting, leaves, shown
+from cl_bench.report.rows import METRICS, Record, Row
 from cl_bench.report.statistics import summary
-
-COLUMNS = ("source", "table", "dataset", "scenario", "method", "row", "protocol", "metric")
-COLUMNS += ("value", "spread", "kind", "runs")
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,11 @@ class Figure:
     value: float  # in percent
     spread: float | None
     kind: str
-    runs: int | None
 
     def told(self) -> str:
         """`62.32 ± 1.34 (EMCL, table III)`."""
         spread = "" if self.spread is None else f" ± {self.spread:.2f}"
-        spread += " (SEM)" if spread and self.kind == "sem" else ""
+        spread += " SEM" if spread and self.kind == "sem" else ""
         return f"{self.value:.2f}{spread} ({self.source}, table {self.table})"
 
 
@@ -53,7 +51,7 @@ class Beside:
     row: Row
     figure: Figure
     ours: float  # mean, in percent
-    other: list[str]  # what our runs do otherwise, as overrides
+    other: list[str]  # what our runs do otherwise
 
     @property
     def deviation(self) -> float:
@@ -72,16 +70,13 @@ def figures() -> list[Figure]:
 
 
 def _figure(line: dict[str, str]) -> Figure:
-    text = {key: line[key] for key in ("source", "table", "dataset", "scenario", "method")}
+    text = ("source", "table", "dataset", "scenario", "method", "metric", "kind")
     return Figure(
-        **text,
+        **{name: line[name] for name in text},
         row=_conditions(line["row"]),
         protocol=_conditions(line["protocol"]),
-        metric=line["metric"],
         value=float(line["value"]),
         spread=float(line["spread"]) if line["spread"] else None,
-        kind=line["kind"],
-        runs=int(line["runs"]) if line["runs"] else None,
     )
 
 
@@ -96,32 +91,34 @@ def beside(rows: list[Row]) -> list[Beside]:
     for row in rows:
         fits = []
         for figure in figures():
-            values = row.values(quantities[figure.metric])
-            if values and _meant(figure, row):
-                other = _unmet(figure.protocol, row)
-                fits.append(Beside(row, figure, summary(values).mean, other))
+            ours = summary([*row.by_seed(quantities[figure.metric]).values()])
+            if ours is not None and _meant(figure, row):
+                fits.append(Beside(row, figure, ours.mean, _unmet(figure.protocol, row)))
         found += sorted(fits, key=lambda fit: len(fit.other))
     return found
 
 
 def _meant(figure: Figure, row: Row) -> bool:
-    place = (figure.dataset, figure.scenario, "test")
-    return place == row.section and figure.method == row.method and not _unmet(figure.row, row)
+    place = (row.section.dataset, row.section.scenario, row.section.split, row.method)
+    theirs = (figure.dataset, figure.scenario, "test", figure.method)
+    return place == theirs and not _unmet(figure.row, row)
 
 
 def _unmet(conditions: dict[str, Any], row: Row) -> list[str]:
     """Those that do not hold in all runs, as what is there instead."""
     found = []
     for key, wanted in conditions.items():
-        there = {_there(key, run) for run in row.runs}
-        if there != {shown(wanted)}:
-            found.append(f"{key}={'|'.join(sorted(there))} (published: {shown(wanted)})")
+        have = {there(key, run) for run in row.runs}
+        if have != {shown(wanted)}:
+            found.append(f"{key}={'|'.join(sorted(have))} (published: {shown(wanted)})")
     return found
 
 
-def _there(key: str, run: Record) -> str:
-    """What a run's config has there; `backbone`: by name, whatever chose it."""
-    config = leaves(run)
-    if key == "backbone":
-        return (run.get("backbone") or {}).get("name", "none")
-    return "|".join(shown(config[name]) for name in fitting(key, config)) or "absent"
+def there(key: str, run: Record) -> str:
+    """What a run has there; `backbone`: the data that it was pre-trained on, or none."""
+    if key in ("backbone", "pretrained"):
+        backbone = run.get("backbone")
+        name = backbone["data"]["name"] if backbone else "none"
+        return name if key == "backbone" else shown(backbone is not None)
+    config = leaves(run["config"])
+    return "|".join(shown(config[name]) for name in fitting(key, config)) or "null"

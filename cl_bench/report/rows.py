@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cl_bench.config import PLACES, SILENT
 from cl_bench.record import records
-from cl_bench.types import UserError
+from cl_bench.report.configs import Leaves, leaves, resolved, short, shown, told, varied
 
 Record = dict[str, Any]
-Section = tuple[str, str, str]  # dataset, scenario, split
+STREAM = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")  # what all rivals share
+LEARNER = ("model.", "schedule.")  # what rivals may do otherwise, and readers should see
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of a run: how to read it, in which unit, and which way is better."""
+    """A number of a run: how to read it, and which way is better."""
 
     name: str
     of: Callable[[Record], float | None]
@@ -37,7 +36,7 @@ def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
 
 
-METRICS = (
+METRICS = (  # in percent
     _metric("ACC", 1),
     _metric("BWT", 1),
     _metric("FWT", 1),
@@ -62,12 +61,29 @@ def _later(seconds: Sequence[float]) -> float | None:
 
 
 @dataclass(frozen=True)
+class Section:
+    """What rows must have in common to be compared: the same images, in the same order."""
+
+    dataset: str
+    scenario: str
+    split: str
+    stream: str  # what sets it apart from other streams of the dataset: `dataset.tasks=20`
+
+    @property
+    def title(self) -> str:
+        """`pmnist, data-incremental, dataset.tasks=20`."""
+        parts = [self.dataset, f"{self.scenario}-incremental", self.stream]
+        parts += ["validation split"] if self.split == "val" else []
+        return ", ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
 class Row:
     """Runs that are averaged, in the order of their seeds."""
 
     section: Section
     method: str
-    differs: str  # what sets it apart from the other rows of its section and method
+    differs: str  # what sets it apart from the other rows of its section
     runs: list[Record]
 
     @property
@@ -75,145 +91,102 @@ class Row:
         """The method and what is particular."""
         return f"{self.method} {self.differs}".strip()
 
-    def values(self, quantity: Quantity) -> list[float] | None:
-        """One number a run, or None where a run lacks it: means of other seeds mislead."""
-        found = [quantity.of(run) for run in self.runs]
-        known = [value for value in found if value is not None]
-        return known if len(known) == len(found) else None
-
     def by_seed(self, quantity: Quantity) -> dict[int, float]:
-        """Seed to number, for pairing; configs that were pooled are averaged."""
-        found: dict[int, list[float]] = defaultdict(list)
+        """Seed to number; empty where a run lacks it: means of the other seeds mislead.
+
+        Configs that were pooled are averaged, over the seeds that all of them have.
+        """
+        found: dict[int, dict[str, float | None]] = defaultdict(dict)
         for run in self.runs:
-            if (value := quantity.of(run)) is not None:
-                found[run["seed"]].append(value)
-        return {seed: mean(values) for seed, values in found.items()}
+            found[run["seed"]][run["hash"]] = quantity.of(run)
+        configs = len({run["hash"] for run in self.runs})
+        whole = {seed: list(own.values()) for seed, own in found.items() if len(own) == configs}
+        if any(None in values for values in whole.values()):
+            return {}
+        return {seed: mean(v for v in values if v is not None) for seed, values in whole.items()}
 
 
-def gather(root: Path, by: Sequence[str] = ()) -> list[Row]:
-    """The rows of all finished runs, a dataset, scenario and split after the other.
-
-    Without `by` a row is one config and its seeds, and `differs` tells its config from those of
-    the same method. With it, a row is all runs that are alike in these keys (`curvature` stands
-    for `method.curvature._target_`), and `differs` also says over which values it averages.
-    """
-    families: dict[tuple[Section, str], list[Record]] = defaultdict(list)
+def runs(root: Path) -> list[tuple[tuple[str, str, str, str], Record]]:
+    """Dataset, scenario, method, split and record of every finished run; of copies, one."""
+    found: dict[tuple[Any, ...], tuple[tuple[str, str, str, str], Record]] = {}
     for folder, record in records(root.resolve()):
         dataset, scenario, method = folder.parts[-5:-2]
         split = (record["config"].get("evaluation") or {}).get("split", "test")
-        families[(dataset, scenario, split), method].append(record)
-    if by:
-        known = {key for runs in families.values() for run in runs for key in leaves(run)}
-        by = [resolved(key, known) for key in by]
+        place = (dataset, scenario, method, split)
+        found.setdefault((*place, record["hash"], record["seed"]), (place, record))
+    return list(found.values())
+
+
+def gather(root: Path, by: Sequence[str] = ()) -> list[Row]:
+    """The rows of all finished runs, a section after the other.
+
+    Without `by` a row is one config and its seeds, and `differs` tells its config from those of
+    the same method (and its model and schedule from everyone's). With it, a row is all runs of a
+    method that are alike in these keys (`curvature` stands for `method.curvature._target_`), and
+    `differs` also says over which values it averages.
+    """
+    places: dict[tuple[str, str, str], list[tuple[str, Record]]] = defaultdict(list)
+    for (dataset, scenario, method, split), record in runs(root):
+        places[dataset, scenario, split].append((method, record))
+    known = {k for own in places.values() for _, run in own for k in leaves(run["config"])}
+    by = [resolved(key, known) for key in by]
     rows = []
-    for (section, method), runs in families.items():
-        for differs, alike in _groups(runs, by).items():
+    for place, own in sorted(places.items()):
+        configs = [leaves(run["config"]) for _, run in own]
+        streams = [key for key in varied(configs) if _is(key, STREAM) and key not in by]
+        sections: dict[Section, list[tuple[str, Record]]] = defaultdict(list)
+        for (method, run), config in zip(own, configs, strict=True):
+            sections[Section(*place, told(config, streams))].append((method, run))
+        for section in sorted(sections, key=lambda s: s.stream):
+            rows += _rows(section, sections[section], by)
+    return rows
+
+
+def _is(key: str, kinds: tuple[str, ...]) -> bool:
+    return key.startswith(kinds)
+
+
+def _rows(section: Section, own: list[tuple[str, Record]], by: Sequence[str]) -> list[Row]:
+    """The rows of one section, a method after the other."""
+    everyone = varied([leaves(run["config"]) for _, run in own])
+    common = [] if by else [key for key in everyone if _is(key, LEARNER)]
+    methods: dict[str, list[Record]] = defaultdict(list)
+    for method, run in own:
+        methods[method].append(run)
+    rows = []
+    for method, family in methods.items():
+        for differs, alike in _groups(family, by, common):
             seeds = sorted(alike, key=lambda run: run["seed"])
             rows.append(Row(section, method, differs, seeds))
-    return sorted(rows, key=lambda row: row.section)
+    return rows
 
 
-def _groups(runs: list[Record], by: Sequence[str]) -> dict[str, list[Record]]:
-    """What a family's rows differ in, to their runs."""
+def _groups(
+    family: list[Record], by: Sequence[str], common: list[str]
+) -> list[tuple[str, list[Record]]]:
+    """Runs of a method that are averaged, with what sets them apart from its others."""
     found: dict[str, list[Record]] = defaultdict(list)
-    for run in runs:
-        name = json.dumps([leaves(run).get(key) for key in by]) if by else run["hash"]
-        found[name].append(run)
-    if not by:
-        told = differences({name: alike[0] for name, alike in found.items()})
-        return {_unlike(told, name): alike for name, alike in found.items()}
-    return {_told_group(alike, by): alike for alike in found.values()}
+    for run in family:
+        config = leaves(run["config"])
+        own = json.dumps([[key in config, config.get(key)] for key in by])
+        found[own if by else run["hash"]].append(run)
+    configs = {name: leaves(alike[0]["config"]) for name, alike in found.items()}
+    if by:
+        texts = {name: _pooled(alike, by) for name, alike in found.items()}
+    else:
+        keys = sorted({*varied(list(configs.values())), *common})
+        texts = {name: told(config, keys) for name, config in configs.items()}
+    twins = [text for text in texts.values() if list(texts.values()).count(text) > 1]
+    for name, text in texts.items():  # told the same: a key that one of them alone has
+        texts[name] = f"{text} [{found[name][0]['hash']}]".strip() if text in twins else text
+    return [(texts[name], alike) for name, alike in found.items()]
 
 
-def _unlike(told: dict[str, str], name: str) -> str:
-    """Configs that tell the same (a key that is in one alone) are told apart by their hash."""
-    twins = [other for other, text in told.items() if text == told[name]]
-    return told[name] if len(twins) == 1 else f"{told[name]} [{name}]".strip()
-
-
-def _told_group(runs: list[Record], by: Sequence[str]) -> str:
-    configs = [leaves(run) for run in runs]
-    chosen = [told(key, configs[0][key]) for key in by if key in configs[0]]
+def _pooled(alike: list[Record], by: Sequence[str]) -> str:
+    """The chosen keys, and over which values of others the row averages."""
+    configs: list[Leaves] = [leaves(run["config"]) for run in alike]
     pooled = []
-    for key in varied(configs, by):
+    for key in varied(configs):
         values = sorted({shown(config.get(key)) for config in configs})
         pooled.append(f"{short(key)}={'|'.join(values)}")
-    return " ".join(chosen) + (f" (over {' '.join(pooled)})" if pooled else "")
-
-
-def resolved(key: str, known: set[str]) -> str:
-    """The one key of the configs that `key` means."""
-    chosen = fitting(key, known)
-    if len(chosen) != 1:
-        near = chosen or get_close_matches(key, known, n=3, cutoff=0.3)
-        what = "is in several keys" if chosen else "is no key of these runs' configs"
-        raise UserError(f"--by {key}: {what}; did you mean {' or '.join(sorted(near))}?")
-    return chosen[0]
-
-
-def fitting(key: str, known: Iterable[str]) -> list[str]:
-    """The keys that `key` may mean: itself, a group's target, those that end with it."""
-    if key in known:
-        return [key]
-    ends = [k for k in known if f".{k}".removesuffix("._target_").endswith(f".{key}")]
-    return [k for k in ends if k.endswith("._target_")] or ends
-
-
-def leaves(record: Record) -> dict[str, Any]:
-    """What of a config can change a number, but the seed, as `method.strength` to its value."""
-    found = _leaves(record["config"], "")
-    return {
-        key: value
-        for key, value in found
-        if key.split(".")[0] not in PLACES + SILENT and key.split(".")[-1] != "data_dir"
-    }
-
-
-def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        path = f"{key}.{name}" if key else name
-        if isinstance(value, dict):
-            yield from _leaves(value, path)
-        else:
-            yield path, value
-
-
-def differences(family: dict[str, Record], ignored: Sequence[str] = ()) -> dict[str, str]:
-    """For each name the overrides in which the family's configs are not all alike."""
-    configs = {name: leaves(record) for name, record in family.items()}
-    keys = varied(list(configs.values()), ignored)
-    return {h: " ".join(told(k, c[k]) for k in keys if k in c) for h, c in configs.items()}
-
-
-def varied(configs: list[dict[str, Any]], ignored: Sequence[str] = ()) -> list[str]:
-    """The keys in which configs are not all alike.
-
-    Without those that come with a part that is told (`optimizer.betas` of Adam):
-    only some configs have them, and these the same value.
-    """
-    keys = {key for config in configs for key in config}.difference(ignored)
-    unlike = [k for k in sorted(keys) if len({str(c.get(k)) for c in configs}) > 1]
-    return [k for k in unlike if not _comes_along(k, unlike, configs)]
-
-
-def _comes_along(key: str, unlike: list[str], configs: list[dict[str, Any]]) -> bool:
-    own = {str(config[key]) for config in configs if key in config}
-    part = f"{key.rpartition('.')[0]}._target_"
-    return part in unlike and len(own) == 1 and any(key not in config for config in configs)
-
-
-def told(key: str, value: Any) -> str:
-    """`curvature=KFAC` for `method.curvature._target_=cl_bench.curvature.kfac.KFAC`."""
-    return f"{short(key)}={shown(value, key.endswith('._target_'))}"
-
-
-def short(key: str) -> str:
-    """A key as it is told: a group's target by the group's name."""
-    return key.split(".")[-2] if key.endswith("._target_") else key
-
-
-def shown(value: Any, target: bool = True) -> str:
-    """A value as an override has it; of a class, its name alone."""
-    if target and isinstance(value, str) and value.startswith(("cl_bench.", "torch.")):
-        return value.rsplit(".", 1)[-1]
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return told(configs[0], by) + (f" (over {' '.join(pooled)})" if pooled else "")

@@ -10,19 +10,40 @@ import numpy as np
 
 DRAWS = 10_000
 LEVEL = 0.95
+CAVEAT = (
+    "Intervals are percentile bootstraps of the mean, meant to cover 95 %; of normal numbers they "
+    "cover about 75 % with three seeds, 83 % with five, 91 % with ten."
+)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of n numbers; sd divides by n - 1. None: one number alone has neither."""
+    """Of one number a seed."""
 
-    n: int
-    mean: float
-    sd: float | None
-    interval: tuple[float, float] | None  # 95 %
+    values: tuple[float, ...]
 
-    def __str__(self) -> str:
-        return self.told()
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """With n - 1; None of one number."""
+        return stdev(self.values) if self.n > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The percentile bootstrap's of the mean (Efron 1979), 10,000 draws; None of one number."""
+        if self.n == 1:
+            return None
+        rng = np.random.default_rng(0)
+        drawn = rng.choice(np.array(self.values), (DRAWS, self.n)).mean(1)
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return float(low), float(high)
 
     def told(self, digits: int = 2, between: str = " ± ") -> str:
         """`71.20 ± 0.31`."""
@@ -30,17 +51,9 @@ class Summary:
         return f"{self.mean:.{digits}f}{spread}"
 
 
-def summary(values: Sequence[float]) -> Summary:
-    """Of one number a seed.
-
-    The interval is the percentile bootstrap's of the mean (Efron 1979), 10,000 draws from a fixed
-    seed. Below five seeds it is too narrow: it cannot leave the range of what was seen.
-    """
-    if len(values) == 1:
-        return Summary(1, values[0], None, None)
-    drawn = np.random.default_rng(0).choice(np.array(values), (DRAWS, len(values))).mean(1)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Summary(len(values), mean(values), stdev(values), (float(low), float(high)))
+def summary(values: Sequence[float]) -> Summary | None:
+    """None: of nothing."""
+    return Summary(tuple(values)) if values else None
 
 
 def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Summary | None:
@@ -49,4 +62,4 @@ def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Summary 
     Seeds fix initial weights and the order of samples: what they do to both cancels.
     """
     seeds = sorted(ours.keys() & baseline.keys())
-    return summary([ours[seed] - baseline[seed] for seed in seeds]) if seeds else None
+    return summary([ours[seed] - baseline[seed] for seed in seeds])

@@ -1,0 +1,118 @@
+"""Tables as text: for the terminal, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from cl_bench.report.rows import COSTS, METRICS, Quantity
+from cl_bench.report.statistics import CAVEAT, Summary
+from cl_bench.report.tables import NOTE, Cell, Table, columns, of
+
+
+def plain(found: list[Table]) -> str:
+    """For the terminal."""
+    parts = []
+    for table in found:
+        shown = {column.name: [cell.text for cell in column.cells] for column in columns(table)}
+        told = pd.DataFrame(shown).to_string(index=False)
+        parts.append("\n".join(filter(None, [table.section.title, table.note, told])))
+    return "\n\n".join(parts)
+
+
+def frame(found: list[Table]) -> pd.DataFrame:
+    """All numbers, one line a row: mean, sd and the ends of the interval of each quantity."""
+    lines = []
+    for table in found:
+        place = table.section
+        for row in table.rows:
+            line: dict[str, Any] = {"dataset": place.dataset, "scenario": place.scenario}
+            line |= {"split": place.split, "stream": place.stream}
+            line |= {"method": row.method, "options": row.differs}
+            line["n"] = len({run["seed"] for run in row.runs})
+            for quantity in (*METRICS, *COSTS):
+                line |= _numbers(quantity.name, of(quantity)(row))
+            if table.baseline is not None:
+                line["baseline"] = table.baseline.name
+                line |= _numbers("ACC - baseline", table.gain(row))
+            if (other := table.nearest(row)) is not None:
+                line |= {"published ACC": other.figure.value, "published": other.figure.told()}
+                line["other protocol"] = "; ".join(other.other)
+            lines.append(line)
+    return pd.DataFrame(lines).dropna(axis="columns", how="all")
+
+
+def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
+    if found is None:
+        return {name: None}
+    low, high = found.interval or (None, None)
+    return {name: found.mean, f"{name} sd": found.sd, f"{name} low": low, f"{name} high": high}
+
+
+def markdown(found: list[Table]) -> str:
+    """A heading and a table each; the best in bold, the second slanted."""
+    parts = []
+    for table in found:
+        shown = columns(table)
+        grid = [[column.name for column in shown], ["---"] * len(shown)]
+        for place in range(len(table.rows)):
+            grid.append([_marked(column.cells[place]) for column in shown])
+        body = "\n".join("| " + " | ".join(line) + " |" for line in grid)
+        parts.append("\n\n".join(filter(None, [f"## {table.section.title}", table.note, body])))
+    return "\n\n".join([*parts, _inert(NOTE), CAVEAT]) + "\n"
+
+
+def _marked(cell: Cell) -> str:
+    text = _inert(cell.text)
+    return {1: f"**{text}**", 2: f"_{text}_"}.get(cell.rank or 0, text)
+
+
+def _inert(text: str) -> str:
+    """What Markdown would read as markup, escaped."""
+    return "".join(f"\\{letter}" if letter in "\\|*`<>" else letter for letter in text)
+
+
+ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+ESCAPES |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+ESCAPES |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+def latex(found: list[Table]) -> str:
+    """A booktabs table of the metrics each: best in bold, second underlined."""
+    parts = [r"% \usepackage{booktabs}", *(_latex_table(table) for table in found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(table: Table) -> str:
+    ranks = {quantity.name: table.ranks(quantity) for quantity in table.metrics}
+    options = any(row.differs for row in table.rows)
+    heads = ["Method", *(["Options"] if options else []), "$n$", *ranks]
+    lines = [" & ".join(heads) + " \\\\\n\\midrule"]
+    for place, row in enumerate(table.rows):
+        told = [_escaped(row.differs)] if options else []
+        seeds = str(len({run["seed"] for run in row.runs}))
+        numbers = [
+            _latex_number(of(quantity)(row), quantity, ranks[quantity.name].get(place))
+            for quantity in table.metrics
+        ]
+        lines.append(" & ".join([_escaped(row.method), *told, seeds, *numbers]) + " \\\\")
+    shape = "l" * (1 + options) + "r" * (1 + len(ranks))
+    spread = r"in percent: mean $\pm$ standard deviation over $n$ seeds."
+    caption = f"\\caption{{{_escaped(table.section.title)}, {spread}}}"
+    begin = [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{shape}}}"]
+    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*begin, r"\toprule", *lines, *end])
+
+
+def _latex_number(found: Summary | None, quantity: Quantity, rank: int | None) -> str:
+    if found is None:
+        return "--"
+    number = "$" + found.told(quantity.digits, r" \pm ") + "$"
+    if rank == 1:
+        return f"\\textbf{{\\boldmath{number}}}"
+    return f"\\underline{{{number}}}" if rank == 2 else number
+
+
+def _escaped(words: str) -> str:
+    return "".join(ESCAPES.get(letter, letter) for letter in words)

@@ -1,0 +1,59 @@
+"""What the order of the tasks costs, by tasks' identities, beside what seeds alone cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from records import write
+
+from cl_bench.disparity import disparities
+from cl_bench.metrics import order_disparity
+from cl_bench.report.orders import order_rows
+
+
+def test_what_an_order_costs(tmp_path: Path) -> None:
+    """Tasks a, b: a 90, 80 and b 60, 70 under two orders (seeds averaged): AOPD 10, MOPD 10."""
+    finals = {"A": [[0.9, 0.6], [0.9, 0.6]], "[1, 0]": [[0.72, 0.81], [0.68, 0.79]]}
+    for place, (order, runs) in enumerate(finals.items()):
+        identities = [0, 1] if order == "A" else [1, 0]
+        for seed, last in enumerate(runs):
+            folder = tmp_path / f"toy/task/er/{place}/seed{seed}"
+            write(tmp_path / f"{place}{seed}", "er", "x", (0.5,))
+            (found,) = (tmp_path / f"{place}{seed}").rglob("record.json")
+            record = json.loads(found.read_text())
+            record["hash"], record["config"]["scenario"] = str(place), {"order": order}
+            record["seed"] = seed
+            record["accuracy"] = [[last[0], None], last]
+            record["stream"] = {"task_identities": identities}
+            folder.mkdir(parents=True)
+            (folder / "record.json").write_text(json.dumps(record))
+    (row,) = order_rows(tmp_path / "toy")
+    assert (row["orders"], row["seeds"], row["AOPD"], row["MOPD"]) == (2, "2", "10.00", "10.00")
+    assert row["ACC"] == "75.00 ± 0.00" and row["options"] == ""
+    assert 0 < float(row["AOPD of seeds"]) <= float(row["MOPD of seeds"]) < 4
+
+
+def test_the_floor_is_what_equal_orders_show() -> None:
+    """Ten tasks, R = 5 orders that are all alike, S = 3: the floor is the AOPD that they have."""
+    rng, shown, floors = torch.Generator().manual_seed(0), [], []
+    for _ in range(30):
+        runs = [0.5 + 0.01 * torch.randn(3, 10, generator=rng) for _ in range(5)]
+        records = [
+            [{"accuracy": [r.tolist()], "stream": {"task_identities": list(range(10))}} for r in f]
+            for f in runs
+        ]
+        found = disparities(records)
+        shown.append((found["AOPD"], found["MOPD"]))
+        floors.append((found["AOPD of seeds"], found["MOPD of seeds"]))
+    means = [torch.tensor(values).mean(0) for values in (shown, floors)]
+    torch.testing.assert_close(*means, rtol=0.15, atol=0)
+
+
+def test_one_order_has_no_disparity() -> None:
+    finals = torch.tensor([[0.3, 0.9, 0.5], [0.4, 0.5, 0.5]])
+    assert order_disparity(finals[:1]) == (0, 0)
+    mean, most = order_disparity(finals)
+    assert most == pytest.approx(0.4) and mean == pytest.approx(0.5 / 3)
