@@ -28,8 +28,8 @@ def filled(capacity: int, total: int, size: int, seed: int) -> Reservoir:
 
 
 def test_reservoir_is_uniform() -> None:
-    """Chi-square over 4,000 runs: each of 60 samples is kept with probability 12 / 60."""
-    runs, capacity, total = 4_000, 12, 60
+    """Chi-square over 1,000 runs: each of 60 samples is kept with probability 12 / 60."""
+    runs, capacity, total = 1_000, 12, 60
     kept = torch.zeros(total)
     for seed in range(runs):
         rows = filled(capacity, total, 7, seed).rows
@@ -126,8 +126,8 @@ def test_balanced_levels_the_classes() -> None:
 
 
 def test_balanced_is_uniform_within_a_class() -> None:
-    """Chi-square over 3,000 runs: 40 samples of one class, 10 of another, 12 places."""
-    runs, kept = 3_000, torch.zeros(50)
+    """Chi-square over 1,000 runs: 40 samples of one class, 10 of another, 12 places."""
+    runs, kept = 1_000, torch.zeros(50)
     for seed in range(runs):
         rows = balanced([0] * 40 + [1] * 10, 12, seed).rows
         assert rows is not None

@@ -45,7 +45,7 @@ def study(dimensions: list[int], repeats: int, extension_dimension: int, seed: i
     worst = max((abs(row["ratio"] - row["theory"]) for row in seen), default=0.0)
     known = [row for row in rows if row["published"]]
     apart = max((abs(row["published"] - row["theory"]) for row in known), default=0.0)
-    for name in ("logistic", "mlp"):
+    for name in ("logistic", "mlp") if extension_dimension else ():
         rows += [_fitted(MODELS[name], extension_dimension, r / 2, repeats, rng) for r in range(5)]
     findings = [
         f"linear regression: at most {worst:.3f} from 1 / (1 + (d-1) sqrt(2 / (pi n_test))) "
