@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ def plain(found: list[Table]) -> str:
     for table in found:
         shown = {column.name: [cell.text for cell in column.cells] for column in columns(table)}
         told = pd.DataFrame(shown).to_string(index=False)
-        parts.append("\n".join(filter(None, [table.section.title, table.note, told])))
+        parts.append(f"{table.section.title}\n{table.note}\n{told}")
     return "\n\n".join(parts)
 
 
@@ -39,6 +40,8 @@ def frame(found: list[Table]) -> pd.DataFrame:
             if (other := table.nearest(row)) is not None:
                 line |= {"published ACC": other.figure.value, "published": other.figure.told()}
                 line["other protocol"] = "; ".join(other.other)
+            line["configs"] = " ".join(sorted({run["hash"] for run in row.runs}))
+            line["config"] = json.dumps(row.config, default=str)
             lines.append(line)
     return pd.DataFrame(lines).dropna(axis="columns", how="all")
 
@@ -59,7 +62,7 @@ def markdown(found: list[Table]) -> str:
         for place in range(len(table.rows)):
             grid.append([_marked(column.cells[place]) for column in shown])
         body = "\n".join("| " + " | ".join(line) + " |" for line in grid)
-        parts.append("\n\n".join(filter(None, [f"## {table.section.title}", table.note, body])))
+        parts.append("\n\n".join([f"## {table.section.title}", _inert(table.note), body]))
     return "\n\n".join([*parts, _inert(NOTE), CAVEAT]) + "\n"
 
 

@@ -15,7 +15,9 @@ from cl_bench.report.configs import Leaves, leaves, resolved, short, shown, told
 
 Record = dict[str, Any]
 STREAM = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")  # what all rivals share
-LEARNER = ("model.", "schedule.")  # what rivals may do otherwise, and readers should see
+LEARNER = ("model.", "schedule.", "criterion.", "optimizer.")  # what rivals may do otherwise
+TOLD = ("dataset.tasks", "dataset.train_per_task", "dataset.fraction", "schedule.epochs")
+TOLD += ("schedule.batch_size", "model._target_", "optimizer._target_", "optimizer.lr")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,16 @@ class Section:
         return ", ".join(filter(None, parts))
 
 
+def common(rows: list[Row]) -> str:
+    """What matters most of a config, as far as all rows share it."""
+    configs = [leaves(run["config"]) for row in rows for run in row.runs]
+    alike = [key for key in TOLD if len({str(config.get(key)) for config in configs}) == 1]
+    backbones = {(run.get("backbone") or {}).get("name", "none") for r in rows for run in r.runs}
+    parts = [told(configs[0], alike)]
+    parts += [f"backbone={backbones.pop()}"] if len(backbones) == 1 else []
+    return " ".join(filter(None, parts))
+
+
 @dataclass(frozen=True)
 class Row:
     """Runs that are averaged, in the order of their seeds."""
@@ -90,6 +102,13 @@ class Row:
     def name(self) -> str:
         """The method and what is particular."""
         return f"{self.method} {self.differs}".strip()
+
+    @property
+    def config(self) -> Leaves:
+        """What its runs have in common, but the seed."""
+        configs = [leaves(run["config"]) for run in self.runs]
+        first = configs[0].items()
+        return {k: v for k, v in first if all(str(c.get(k)) == str(v) for c in configs)}
 
     def by_seed(self, quantity: Quantity) -> dict[int, float]:
         """Seed to number; empty where a run lacks it: means of the other seeds mislead.
@@ -121,9 +140,9 @@ def gather(root: Path, by: Sequence[str] = ()) -> list[Row]:
     """The rows of all finished runs, a section after the other.
 
     Without `by` a row is one config and its seeds, and `differs` tells its config from those of
-    the same method (and its model and schedule from everyone's). With it, a row is all runs of a
-    method that are alike in these keys (`curvature` stands for `method.curvature._target_`), and
-    `differs` also says over which values it averages.
+    the same method, and model, schedule, loss and optimizer from everyone's. With it, a row is all
+    runs of a method that are alike in these keys (`curvature` stands for
+    `method.curvature._target_`), and `differs` also says over which values it averages.
     """
     places: dict[tuple[str, str, str], list[tuple[str, Record]]] = defaultdict(list)
     for (dataset, scenario, method, split), record in runs(root):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cl_bench.report.configs import told
 from cl_bench.report.published import Beside, beside
-from cl_bench.report.rows import COSTS, METRICS, Quantity, Row, Section
+from cl_bench.report.rows import COSTS, METRICS, Quantity, Row, Section, common
 from cl_bench.report.statistics import Summary, paired, summary
 from cl_bench.types import UserError
 
@@ -27,7 +28,7 @@ class Table:
     rows: list[Row]
     baseline: Row | None
     published: list[Beside]
-    note: str = ""
+    note: str
 
     @property
     def metrics(self) -> list[Quantity]:
@@ -70,11 +71,12 @@ def of(quantity: Quantity) -> Callable[[Row], Summary | None]:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, and what it is sorted by."""
+    """What a reader sees, what it is sorted by, and what is said of it."""
 
     text: str
     key: float | str | None = None
     rank: int | None = None
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,24 +92,29 @@ class Column:
 def columns(table: Table) -> list[Column]:
     """All columns that say something; what was not measured is a dash."""
     rows = table.rows
-    found = [Column("method", [_words(row.method) for row in rows], words=True)]
+    found = [Column("method", [_named(row) for row in rows], words=True)]
     if any(row.differs for row in rows):
         found.append(Column("options", [_words(row.differs) for row in rows], words=True))
     found.append(Column("n", [_count(row) for row in rows], "seeds"))
     for quantity in table.metrics:
-        told = "percent, mean ± standard deviation"
-        found.append(Column(quantity.name, _measured(table, quantity), told))
+        hint = "percent, mean ± standard deviation"
+        found.append(Column(quantity.name, _measured(table, quantity), hint))
         if quantity is ACC:
             found.append(Column("95 % interval", [_interval(row) for row in rows], "of ACC"))
             if table.baseline is not None:
                 cells = [_gain(table.gain(row)) for row in rows]
-                told = "ACC, paired by equal seeds, with its 95 % interval"
-                found.append(Column(f"over {table.baseline.method}", cells, told))
+                hint = "ACC, paired by equal seeds, with its 95 % interval"
+                found.append(Column(f"over {table.baseline.method}", cells, hint))
     for quantity in table.costs:
         found.append(Column(quantity.name, [_cost(quantity, row) for row in rows], "mean"))
     if any(table.nearest(row) for row in rows):
         found.append(Column("published ACC", [_nearest(table.nearest(row)) for row in rows]))
     return found
+
+
+def _named(row: Row) -> Cell:
+    own = [key for key in row.config if key.startswith("method.") and not key.endswith("_partial_")]
+    return Cell(row.method, row.method, hint=told(row.config, own))
 
 
 def _words(text: str) -> Cell:
@@ -165,8 +172,9 @@ def tables(rows: list[Row], baseline: str | None) -> list[Table]:
 
 
 def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
-    names = "; ".join(row.name for row in fits)
-    note = f"No differences: the baseline may be any of {names}." if len(fits) > 1 else ""
+    names, parts = "; ".join(row.name for row in fits), [f"All rows: {common(rows)}."]
+    parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []
+    note = " ".join(parts)
     return Table(section, rows, fits[0] if len(fits) == 1 else None, beside(rows), note)
 
 
