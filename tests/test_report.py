@@ -164,6 +164,8 @@ def test_markup_stays_text(tmp_path: Path) -> None:
     told = r"\textless{}b\textgreater{}\&\$x\_\{1\}\$"
     assert told in forms.latex(found) and "<b>" not in render(found, [], "<i>")
     assert "method.odd=\\<b\\>&$x_{1}$" in forms.markdown(found)
+    write(tmp_path, "er", "c", (0.5,), method__odd="$a{$")  # no mathematics, and no error
+    assert "$a{$" in render(tables(gather(tmp_path), None), [], "")
     assert r"\`\*\|%#~^\\" in forms.markdown(found)
 
 

@@ -118,7 +118,7 @@ def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
     same: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "cl_bench",
-        "font.family": "sans-serif",
+        "text.parse_math": False,
     }
     with matplotlib.rc_context(same):
         figure = Figure(figsize=size, layout="constrained")

@@ -31,7 +31,7 @@ def frame(found: list[Table]) -> pd.DataFrame:
             line: dict[str, Any] = {"dataset": place.dataset, "scenario": place.scenario}
             line |= {"split": place.split, "stream": place.stream}
             line |= {"method": row.method, "options": row.differs}
-            line["n"] = len({run["seed"] for run in row.runs})
+            line["n"] = row.seeds
             for quantity in (*METRICS, *COSTS):
                 line |= _numbers(quantity.name, of(quantity)(row))
             if table.baseline is not None:
@@ -94,12 +94,11 @@ def _latex_table(table: Table) -> str:
     lines = [" & ".join(heads) + " \\\\\n\\midrule"]
     for place, row in enumerate(table.rows):
         told = [_escaped(row.differs)] if options else []
-        seeds = str(len({run["seed"] for run in row.runs}))
         numbers = [
             _latex_number(of(quantity)(row), quantity, ranks[quantity.name].get(place))
             for quantity in table.metrics
         ]
-        lines.append(" & ".join([_escaped(row.method), *told, seeds, *numbers]) + " \\\\")
+        lines.append(" & ".join([_escaped(row.method), *told, str(row.seeds), *numbers]) + " \\\\")
     shape = "l" * (1 + options) + "r" * (1 + len(ranks))
     spread = r"in percent: mean $\pm$ standard deviation over $n$ seeds."
     caption = f"\\caption{{{_escaped(table.section.title)}, {spread}}}"

@@ -91,8 +91,10 @@ def beside(rows: list[Row]) -> list[Beside]:
     for row in rows:
         fits = []
         for figure in figures():
+            if not _meant(figure, row):
+                continue
             ours = summary([*row.by_seed(quantities[figure.metric]).values()])
-            if ours is not None and _meant(figure, row):
+            if ours is not None:
                 fits.append(Beside(row, figure, ours.mean, _unmet(figure.protocol, row)))
         found += sorted(fits, key=lambda fit: len(fit.other))
     return found

@@ -104,6 +104,11 @@ class Row:
         return f"{self.method} {self.differs}".strip()
 
     @property
+    def seeds(self) -> int:
+        """How many."""
+        return len({run["seed"] for run in self.runs})
+
+    @property
     def config(self) -> Leaves:
         """What its runs have in common, but the seed."""
         configs = [leaves(run["config"]) for run in self.runs]
