@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from cl_bench.chain import Chain
 from cl_bench.types import Batch
 
 if TYPE_CHECKING:
@@ -24,17 +25,17 @@ class Inner:
     Batches come augmented already, by one draw for all the steps on their samples.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, perceptron: Chain | None) -> None:
         self.learner = learner
         self._whole: Callable[..., tuple[Tensor, Tensor]] | None = None
-        if learner.chain is not None and learner.machine.compiler is not None:
-            loop = partial(learner.chain.walk, learner.criterion.with_slope)
+        if perceptron is not None and learner.machine.compiler is not None:
+            loop = partial(perceptron.walk, learner.criterion.with_slope)
             self._whole = learner.machine.compiler(loop)
 
     def descend(self, batch: Batch, lr: float) -> Tensor:
         """theta <- theta - lr gradient of the batch's loss, which is returned."""
         learner = self.learner
-        if learner.chain is not None and self._whole is None:
+        if learner.chain is not None:
             learner.evaluated += len(batch.y)
             return learner.chain.descend(*learner.seen(batch), lr)
         loss = learner.differentiate(learner.loss, batch)
@@ -42,14 +43,17 @@ class Inner:
         return loss
 
     @torch.no_grad()
-    def walk(self, batch: Batch, lr: float, shrink: Tensor | None, usual: bool) -> Tensor:
-        """`descend` on each sample; after each, theta <- theta_0 + shrink (theta - theta_0).
+    def walk(
+        self, batch: Batch, lr: float, shrink: Tensor | None, usual: bool, size: int = 1
+    ) -> Tensor:
+        """`descend` on each slice; after each, theta <- theta_0 + shrink (theta - theta_0).
 
         shrink (P,); None: 1. Returns the mean loss along the way. With runtime.compile a
-        perceptron's loop is one graph for each length; one that is not `usual` goes step by step.
+        perceptron's loop over single samples is one graph for each length; a batch that is not of
+        the `usual` one goes step by step.
         """
         learner, theta = self.learner, self.learner.flat.theta
-        if self._whole is not None and usual:
+        if self._whole is not None and usual and size == 1:
             learner.evaluated += len(batch.y)
             x = learner.transform.view(batch.x).to(theta.dtype)
             live, rate = learner.competing(batch), theta.new_full((), lr)
@@ -57,9 +61,9 @@ class Inner:
             theta.copy_(found)
             return loss
         losses, start = [], theta.clone()
-        for sample in batch.singles():
+        for some in batch.slices(size):
             with torch.enable_grad():
-                losses.append(self.descend(sample, lr))
+                losses.append(self.descend(some, lr))
             if shrink is not None:
                 torch.lerp(start, theta, shrink, out=theta)
         return torch.stack(losses).mean()

@@ -57,8 +57,9 @@ class Learner:
         self.evaluated = 0  # gradients so far, of one sample each
         self._held: Tensor | None = None  # (P,) bool: parameters that may move
         self._backward = Backward(self.flat, machine.compiler)
-        self.chain = chain(net, self.flat) if machine.precision == "fp32" else None
-        self.inner = Inner(self)
+        perceptron = chain(net, self.flat) if machine.precision == "fp32" else None
+        self.chain = perceptron if machine.compiler is None else None  # else the compiler's graphs
+        self.inner = Inner(self, perceptron)
         dropouts(net, machine.draws)
 
     def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
@@ -81,12 +82,9 @@ class Learner:
         self.anneal(self.annealed)
 
     def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
-        """Set what competes alone: on the way back from a checkpoint, or before the first task.
-
-        Once there was something to mask, the mask stays: one compiled graph for all tasks.
-        """
+        """Set what competes alone: on the way back from a checkpoint, or before the first task."""
         self.live, self.ever = live, ever
-        self.masked = self.masked or not bool(live.all())
+        self.masked = self.masked or not bool(live.all())  # stays: one compiled graph for all
         used = self.in_use(live[tasks].any(0)) if self.weight_decay else None
         self._decay_mask = None if used is None else used * self.weight_decay
 
@@ -127,6 +125,10 @@ class Learner:
     def competing(self, batch: Batch) -> Tensor | None:
         """(B, K) bool: the classes that are live for each sample's task; None: all of them."""
         return self.live[batch.t] if self.masked else None
+
+    def competing_in(self, task: Task) -> Tensor:
+        """(K,) bool: the classes that are live for some of a task's samples."""
+        return self.live[task.t.unique()].any(0)
 
     def reachable(self, batch: Batch) -> Tensor | None:
         """(B, K) bool: the classes that will ever compete for each sample's task; None: all."""
@@ -231,8 +233,7 @@ class Learner:
     def _filled(self, objective: Objective, args: tuple, more: bool) -> Any:
         """Fill `flat.grad`; returns what the objective returned, `more` than its value perhaps."""
         self.evaluated += sum(len(a.y) for a in args if isinstance(a, Batch))
-        eager = self.machine.compiler is None
-        if eager and self.chain is not None and objective == self.loss:
+        if self.chain is not None and objective == self.loss:
             found = self.chain.fill(*self.seen(*args))
         else:
             found = self._backward(objective, args, more)

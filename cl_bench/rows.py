@@ -61,7 +61,7 @@ class Factored:
 
 def gradients(learner: Learner, parts: list[Batch]) -> tuple[Rows, Tensor]:
     """Of the mean loss on each part, under its own augmentation; and the last part's loss."""
-    if learner.chain is not None and learner.machine.compiler is None:
+    if learner.chain is not None:
         return _of_chain(learner, learner.chain, [learner.augmented(part) for part in parts])
     grad = learner.flat.grad
     rows, loss = grad.new_empty(len(parts), len(grad)), grad.new_zeros(())

@@ -34,10 +34,10 @@ class Batch(NamedTuple):
         pairs = zip(self[:3], other[:3], strict=True)
         return Batch(*(torch.cat(pair) for pair in pairs))
 
-    def singles(self) -> Iterator[Batch]:
-        """The samples one by one, each a batch of size 1."""
-        for i in range(len(self.y)):
-            yield self.rows(slice(i, i + 1))
+    def slices(self, size: int) -> Iterator[Batch]:
+        """The samples in their order, so many at a time; the last slice may have fewer."""
+        for i in range(0, len(self.y), size):
+            yield self.rows(slice(i, i + size))
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The samples that `index` picks."""

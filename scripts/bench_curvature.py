@@ -72,7 +72,7 @@ def looped_fisher(plain: Contender, task: Task) -> float:
     """Seconds for a backward pass a sample, in Python."""
     learner = plain.method.learner
     total, started = torch.zeros_like(learner.flat.grad), plain.machine.seconds()
-    for single in next(task.chunks(len(task))).singles():
+    for single in next(task.chunks(len(task))).slices(1):
         learner.flat.grad.zero_()
         learner.loss(learner.flat.theta, single).backward()
         total += learner.flat.grad.square()

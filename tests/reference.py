@@ -77,7 +77,7 @@ def net(made: Learner) -> Any:
 def singles(made: Learner, task: Task) -> Iterator[tuple[Batch, Tensor]]:
     """Each sample and its logits (1, K), with the graph, in evaluation mode."""
     made.net.eval()
-    for single in Batch(task.x, task.y, task.t).singles():
+    for single in Batch(task.x, task.y, task.t).slices(1):
         yield single, made.net(made.transform.view(single.x))
     made.net.train()
 

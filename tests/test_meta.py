@@ -48,11 +48,11 @@ def riemer(made: Learner, method: Any, rows: Batch) -> Tensor:
     memory = method_for("mer", made).memory
     memory.__dict__.update(method.memory.__dict__)
     memory.rng = rng
-    for new in rows.singles():
+    for new in rows.slices(1):
         far = theta.clone()
         for _ in range(method.batches):
             near = theta.clone()
-            drawn = [new, *(memory.sample(method.replay).singles() if len(memory) else [])]
+            drawn = [new, *(memory.sample(method.replay).slices(1) if len(memory) else [])]
             for one in drawn:
                 theta = theta - made.lr * slope(made, theta, one)
             theta = near + method.within * (theta - near)
@@ -108,7 +108,7 @@ def test_mers_other_algorithms_take_one_large_draw() -> None:
         method.observe(rows.rows(slice(0, 8)))
         new, rng, first = rows.rows(slice(8, 9)), twin(made.rng), theta_of(made)
         picked = torch.randperm(8, generator=rng)[:6]
-        drawn = [(one, 1) for one in method.memory.rows.rows(picked).singles()]
+        drawn = [(one, 1) for one in method.memory.rows.rows(picked).slices(1)]
         place = 6 if algorithm == 6 else int(torch.randint(7, (), generator=rng))
         drawn.insert(place, (new, 1 if algorithm == 6 else 2))
         theta = first
@@ -202,7 +202,7 @@ def test_what_the_three_move(name: str, order: str) -> None:
     theta, a, rng = theta_of(made), method.a.clone(), twin(made.rng)
     shuffled = rows.rows(torch.randperm(6, generator=rng))
     ahead = method._first if order == "first" else method._second
-    _, by_theta, by_a = ahead(list(shuffled.singles()), shuffled)
+    _, by_theta, by_a = ahead(list(shuffled.slices(1)), shuffled)
     if name != "cmaml":
         a = a - method.rate_lr * by_a * (2 / by_a.norm()).clamp(max=1)
     by_theta = by_theta * (2 / by_theta.norm()).clamp(max=1)
@@ -292,6 +292,8 @@ READINGS: list[dict[str, Any]] = [
     {"importance": "taylor", "at": "mean", "start": "zero", "steps": "tied", "prox": 0.05},
     {"importance": "none", "rule": "constant", "glances": 2},
     {"importance": "taylor", "rule": "literal", "start": "one"},
+    {"slice_size": 2},
+    {"slice_size": 3, "at": "mean"},
 ]
 
 
@@ -301,9 +303,10 @@ def zou(made: Learner, method: Any, rows: Batch, h: Tensor, alpha: Tensor) -> tu
     unit = m.h.mean() if m.unit == "mean" else 1.0
     used, theta, along = h / unit, start_at.clone(), 0.0
     used = used if m.rule == "literal" else used.clamp(min=m.floor)
-    for one in rows.singles():
-        g = slope(made, theta, one)
-        along = along + g / len(rows.y)
+    slices = list(rows.slices(m.slice_size))
+    for some in slices:
+        g = slope(made, theta, some)
+        along = along + g / len(slices)
         rate = alpha if m.inner == "modulated" else m.inner_lr
         if m.inner == "gradient":
             g = g + m.strength * used * (theta - start_at)
@@ -311,7 +314,7 @@ def zou(made: Learner, method: Any, rows: Batch, h: Tensor, alpha: Tensor) -> tu
         if m.inner == "proximal":
             c = m.prox * m.strength * used
             theta = (theta + c * start_at) / (1 + c)
-    at = {"batch": rows, "first": rows.rows(slice(0, 1)), "mean": None}[m.at]
+    at = {"batch": rows, "first": slices[0], "mean": None}[m.at]
     g = along if at is None else slope(made, start_at, at)
     if m.importance != "none":
         omega = (g * (start_at if m.importance == "taylor" else theta - start_at)).abs()
@@ -441,7 +444,7 @@ def test_where_h_cancels_the_meta_step_is_reptiles() -> None:
     for i in range(4):
         rows, before, h = batch(6), theta_of(made), method.h.clone()
         theta = before.clone()
-        for one in rows.singles():
+        for one in rows.slices(1):
             c = method.prox * 5 * h.clamp(min=1e-30)
             theta = (theta - 0.15 * slope(made, theta, one) + c * before) / (1 + c)
         method.observe(rows)
@@ -455,7 +458,7 @@ def test_reptile_is_a_reading() -> None:
     given = "method.importance=none", "method.inner=plain", "method.rule=constant"
     method = method_for("emcl", made, *given, "method.inner_lr=0.15")
     before = theta = theta_of(made)
-    for one in rows.singles():
+    for one in rows.slices(1):
         theta = theta - 0.15 * slope(made, theta, one)
     method.observe(rows)
     torch.testing.assert_close(theta_of(made), before + 0.25 * (theta - before), **CLOSE)

@@ -72,7 +72,7 @@ class Identity(Estimator):
     """A = I on all that was in use: plain L2 towards the anchor, but for heads not yet revealed."""
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
-        return Diagonal(learner.in_use(learner.live[task.t.unique()].any(0)))
+        return Diagonal(learner.in_use(learner.competing_in(task)))
 
 
 class PerSample(Estimator):

@@ -46,7 +46,8 @@ class EMCL(Method):
     A parameter at 0 has a Taylor importance of 0, and eq. 10 hardly moves what has none: with
     meta=closed_form, biases that start at 0 move by way of rule=base alone, whose h cancels.
     No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
-    `glances` times; `batch_norm`: how it sees single samples (`Inner.normalised`).
+    `glances` times, an inner step on `slice_size` samples: 1, as in the paper, or more where batch
+    norm needs them; `batch_norm`: how it sees them (`Inner.normalised`).
     """
 
     plain = True
@@ -70,6 +71,7 @@ class EMCL(Method):
         floor: float,
         rates: Literal["new", "old"],
         glances: int,
+        slice_size: int,
         batch_norm: By,
     ) -> None:
         super().__init__(learner)
@@ -78,7 +80,7 @@ class EMCL(Method):
         self.importance, self.at, self.decay = importance, at, decay
         self.start, self.unit = start, unit
         self.rule, self.scale, self.floor, self.rates = rule, scale, floor, rates
-        self.glances, self.size = glances, 0  # of the usual batch
+        self.glances, self.slice_size, self.size = glances, slice_size, 0  # of the usual batch
         self.batch_norm: By = batch_norm
         ones = torch.ones_like(learner.flat.grad)
         self.h = ones * (start == "one" or importance == "none")
@@ -88,7 +90,7 @@ class EMCL(Method):
 
     def begin_task(self, task: Task) -> None:
         self.size = 0
-        self.used = self.learner.in_use(self.learner.live[task.t.unique()].any(0))
+        self.used = self.learner.in_use(self.learner.competing_in(task))
 
     def observe(self, batch: Batch) -> Tensor:
         self.size = self.size or len(batch.y)
@@ -118,13 +120,14 @@ class EMCL(Method):
         watched = self.importance != "none" and self.at != "batch"
         if not watched and self.inner in ("proximal", "plain"):
             usual = len(batch.y) == self.size
-            return learner.inner.walk(batch, rate, shrink, usual), None
+            return learner.inner.walk(batch, rate, shrink, usual, self.slice_size), None
         theta, along, losses = learner.flat.theta.detach(), torch.zeros_like(theta_0), []
-        for i, sample in enumerate(batch.singles()):
-            losses.append(learner.differentiate(learner.loss, sample))
+        slices = list(batch.slices(self.slice_size))
+        for i, some in enumerate(slices):
+            losses.append(learner.differentiate(learner.loss, some))
             g = learner.flat.grad
             if watched and (self.at == "mean" or i == 0):
-                along.add_(g, alpha=1 / len(batch.y) if self.at == "mean" else 1)
+                along.add_(g, alpha=1 / len(slices) if self.at == "mean" else 1)
             if self.inner == "gradient":
                 g = g + self.strength * self._weights(self.h) * (theta - theta_0)
             theta.sub_(g * (self.alpha * learner.annealed if self.inner == "modulated" else rate))

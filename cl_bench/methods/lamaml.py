@@ -64,10 +64,8 @@ class LaMAML(Rehearsal):
     def _look(self, batch: Batch) -> Tensor:
         seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
         seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
-        cuts = range(0, len(batch.y), self.slice_size)
-        slices = [fresh.rows(slice(i, i + self.slice_size)) for i in cuts]
         ahead = self._second if self.order == "second" else self._first
-        loss, slope, slope_a = ahead(slices, seen)
+        loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
         self._move(self._cut(self.learner.held(slope)), self._cut(self.learner.held(slope_a)))
         return loss
 

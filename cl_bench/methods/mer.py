@@ -48,7 +48,7 @@ class MER(Rehearsal):
     def observe(self, batch: Batch) -> Tensor:
         losses = []
         with self.learner.inner.normalised(self.batch_norm, batch):
-            for new in batch.singles():
+            for new in batch.slices(1):
                 before = self.learner.flat.theta.detach().clone()
                 losses.append(self._several(new) if self.algorithm == 1 else self._large(new))
                 self._back(before, self.across)
@@ -67,7 +67,7 @@ class MER(Rehearsal):
 
     def _large(self, new: Batch) -> Tensor:
         count, inner, lr = self.batches * self.replay, self.learner.inner, self.learner.lr
-        first, *old = self._with_old(new, count).singles()
+        first, *old = self._with_old(new, count).slices(1)
         place, weight = len(old), 1
         if self.algorithm == 7:
             place = int(torch.randint(len(old) + 1, (), generator=self.learner.rng))
