@@ -21,19 +21,9 @@ def check(plain: dict[str, Any]) -> None:
     _check_model(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
-    if plain["method"]["_target_"].endswith(".DLCFT"):
-        _check_dlcft(plain)
-    if plain["method"]["_target_"].endswith(".HALRP"):
-        _check_halrp(plain)
-    _check_own_penalties(plain)
-    alone = plain["method"]["_target_"].endswith(".Independent")
-    if plain["schedule"]["batch_norm"] == "frozen" and alone:
-        raise UserError(
-            "schedule.batch_norm=frozen: method=independent starts every task anew, from batch "
-            "norm that was never trained; use train"
-        )
     if "step" in plain["method"]:
         _check_step(plain, plain["method"])
+    get_object(plain["method"]["_target_"]).check(plain)
 
 
 def _check_optimizer(plain: dict[str, Any]) -> None:
@@ -43,7 +33,13 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
             f"optimizer._target_={optimizer['_target_']}: weight decay is L2 on the "
             "parameters in use, and this one's is not; use torch.optim.Adam or another"
         )
-    if not get_object(plain["method"]["_target_"]).plain:
+    method = get_object(plain["method"]["_target_"])
+    if method.regularized and optimizer["weight_decay"]:
+        raise UserError(
+            f"optimizer.weight_decay={optimizer['weight_decay']}: the method has penalties of its "
+            "own, method.l1 and l2; use 0"
+        )
+    if not method.plain:
         return
     if optimizer["_target_"] not in PROXIMAL:
         asked = ["_target_"]
@@ -94,50 +90,6 @@ def _check_model(plain: dict[str, Any]) -> None:
         )
     has_batch_norm = get_object(model["_target_"]).batch_norm
     prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
-
-
-def _check_dlcft(plain: dict[str, Any]) -> None:
-    """Its weights, and its zero rows for classes to come (papers/001 eq. 11 and section 3.3)."""
-    if not plain["method"]["merging"]["_target_"].endswith(".averaged"):
-        raise UserError(
-            "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a mean "
-            "over tasks; use merging=count or literal"
-        )
-    if plain["scenario"]["name"] == "class" and plain["model"].get("head_init") != "zero":
-        raise UserError(
-            f"model.head_init={plain['model'].get('head_init')}: class-incremental, method=dlcft "
-            "holds units that are still to come at zero; use model.head_init=zero "
-            "(and model.head_mode=bilinear or head_only)"
-        )
-
-
-def _check_halrp(plain: dict[str, Any]) -> None:
-    """Epochs for both of its phases."""
-    epochs, free = plain["schedule"]["epochs"], plain["method"]["warm_up"]
-    if free >= epochs:
-        raise UserError(
-            f"method.warm_up={free}: of schedule.epochs={epochs} some must be left for the "
-            "factors; use fewer, or more epochs"
-        )
-
-
-def _check_own_penalties(plain: dict[str, Any]) -> None:
-    """Methods whose penalties are their own: no weight decay beside them."""
-    if plain["method"]["_target_"].endswith(".APD") and plain["method"]["l2"] == 0:
-        raise UserError("method.l2=0: nothing would hold the past; use a number above 0")
-    known = ("cl_bench.optim.SGD", "torch.optim.SGD", "torch.optim.Adam")
-    if plain["method"]["_target_"].endswith(".APD") and plain["optimizer"]["_target_"] not in known:
-        raise UserError(
-            f"optimizer._target_={plain['optimizer']['_target_']}: method=apd must know how far a "
-            f"step goes; use one of {', '.join(known)}"
-        )
-    for kind in ("HALRP", "APD"):
-        decay = plain["optimizer"]["weight_decay"]
-        if plain["method"]["_target_"].endswith(f".{kind}") and decay:
-            raise UserError(
-                f"optimizer.weight_decay={decay}: method={kind.lower()} has penalties of its own, "
-                "method.l1 and l2; use 0"
-            )
 
 
 def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:

@@ -13,6 +13,15 @@ from cl_bench.models.layers import statistics
 from cl_bench.types import Task, UserError
 
 
+def size(learner: Learner, live: Tensor) -> int:
+    """Numbers of a network with the classes `live` (K,), batch norm's statistics included."""
+    return int(learner.in_use(live).sum()) + _held(learner)
+
+
+def _held(learner: Learner) -> int:
+    return sum(buffer.numel() for _, buffer in statistics(learner.net))
+
+
 @dataclass
 class Learned:
     """A task after the first: what turns the base into its network."""
@@ -56,8 +65,9 @@ class Account:
                 "method=halrp: it perturbs linear and convolutional layers before the head, and "
                 "this model trains none; use another model"
             )
-        self.single_theirs = int(learner.in_use(self.classes(task)).sum())
-        self.single = self.single_theirs + self._statistics()
+        live = learner.competing_in(task)
+        self.single_theirs = int(learner.in_use(live).sum())
+        self.single = size(learner, live)
         if self.growth is None or self.compat:
             return
         others = [live for i, live in enumerate(learner.live) if i != int(task.t[0])]
@@ -70,10 +80,6 @@ class Account:
                 "use null"
             )
 
-    def classes(self, task: Task) -> Tensor:
-        """(K,) bool: those of a task."""
-        return self.learner.live[task.t.unique()].any(0)
-
     def own(self, live: Tensor) -> Tensor:
         """(M,): where biases, batch norm and the head of the classes `live` (K,) lie in theta."""
         mask = self.learner.in_use(live).bool()
@@ -84,7 +90,7 @@ class Account:
 
     def fixed(self, layout: Layout) -> int:
         """What a task adds that is not pruned."""
-        return layout.scales + len(layout.own) + self._statistics()
+        return layout.scales + len(layout.own) + _held(self.learner)
 
     def facts(self, tasks: Collection[Learned]) -> dict[str, float]:
         """The capacity, and how much more it is than one network's; the same by their count."""
@@ -119,9 +125,6 @@ class Account:
     @property
     def _net(self) -> tuple:
         return self.learner.flat, self.learner.net.head
-
-    def _statistics(self) -> int:
-        return sum(buffer.numel() for _, buffer in statistics(self.learner.net))
 
     def _fixed_theirs(self, layout: Layout) -> int:
         """Without biases of linear and convolutional layers but the head's."""

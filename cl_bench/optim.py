@@ -58,6 +58,9 @@ def rate(optimizer: Any) -> float:
     return group["lr"] / (1 - group.get("momentum", 0))
 
 
+STRIDES = ("cl_bench.optim.SGD", "torch.optim.SGD", "torch.optim.Adam")  # those it is known for
+
+
 def stride(optimizer: Any, theta: nn.Parameter) -> Tensor:
     """How far steps go for a unit of constant gradient now: Adam's, an entry at a time, or `rate`.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cl_bench.growth import size
 from cl_bench.learner import Learner
 from cl_bench.lowrank import layers_of
 from cl_bench.methods.base import Separate
-from cl_bench.models.layers import statistics
-from cl_bench.optim import stride
+from cl_bench.optim import STRIDES, stride
 from cl_bench.proximal import Kinked, soft
 from cl_bench.types import Batch, Snapshot, Task, UserError
 
@@ -41,6 +42,8 @@ class APD(Separate):
     move on), and there is no hierarchical sharing of the tau_i: the paper's APD(1).
     """
 
+    regularized = True
+
     def __init__(self, learner: Learner, l1: float, l2: float, threshold: float) -> None:
         super().__init__(learner)
         self.l1, self.l2, self.threshold = l1, l2, threshold
@@ -56,13 +59,23 @@ class APD(Separate):
         self.learned: dict[int, Learned] = {}
         self.single = 0  # numbers of the first task's network
 
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        if config["method"]["l2"] == 0:
+            raise UserError("method.l2=0: nothing would hold the past; use a number above 0")
+        optimizer = config["optimizer"]["_target_"]
+        if optimizer not in STRIDES:
+            raise UserError(
+                f"optimizer._target_={optimizer}: method=apd must know how far a step goes; use "
+                f"one of {', '.join(STRIDES)}"
+            )
+
     def begin_task(self, task: Task) -> None:
         learner, theta = self.learner, self.learner.flat.theta.detach()
         outputs = sum(learner.flat.shapes[name][0] for name in self.names)
         start = theta.clone()
         if self.sigma is None:
-            live = learner.live[task.t.unique()].any(0)
-            self.single = int(learner.in_use(live).sum()) + self._statistics()
+            self.single = size(learner, learner.competing_in(task))
             self.sigma = torch.zeros_like(theta)
             for mine, there in zip(self._weights(self.sigma), self._weights(theta), strict=True):
                 mine.copy_(2 * there)  # sigmoid(0) is a half
@@ -76,7 +89,6 @@ class APD(Separate):
             self.past = Kinked.of(self.sigma, self.l1, taus, masks)
         phi = torch.cat([self.sigma, start, theta.new_zeros(outputs)])
         learner.drive(nn.Parameter(phi))
-        self._show()
 
     def observe(self, batch: Batch) -> Tensor:
         loss = self.learner.gradient(self.learner.loss, batch)
@@ -120,8 +132,8 @@ class APD(Separate):
         shared = sum(flat.shapes[name].numel() for name in self.names)
         for task, mine in self.learned.items():
             alive = sum(int(weight.count_nonzero()) for weight in self._weights(mine.tau))
-            own = int(self.learner.in_use(self.learner.live[task]).sum()) - shared
-            capacity += alive + own + len(mine.mask) + self._statistics()
+            own = size(self.learner, self.learner.live[task]) - shared
+            capacity += alive + own + len(mine.mask)
         capacity += shared
         return {"capacity": capacity, "growth": capacity / self.single - 1}
 
@@ -145,12 +157,12 @@ class APD(Separate):
     @torch.no_grad()
     def _proximal(self) -> None:
         """The steps of the L1 terms of tau, and of the past's in sigma."""
-        phi, size = self.learner.moved, len(self.price)
+        phi, count = self.learner.moved, len(self.price)
         step = stride(self.learner.optimizer, phi)
         sigma, tau, _ = self._parts(phi.detach())
-        tau.copy_(soft(tau, step[size : 2 * size] * self.price))
+        tau.copy_(soft(tau, step[count : 2 * count] * self.price))
         if self.past is not None:
-            sigma.copy_(self.past.step(sigma, step[:size]))
+            sigma.copy_(self.past.step(sigma, step[:count]))
 
     def _wide(self, mask: Tensor) -> Tensor:
         """The mask (V,) over theta (P,); 0 beside the weights."""
@@ -177,8 +189,8 @@ class APD(Separate):
 
     def _parts(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """sigma (P,), tau (P,) and v (V,): views of phi."""
-        size = self.learner.flat.theta.numel()
-        sigma, tau, v = phi.split([size, size, len(phi) - 2 * size])
+        count = len(self.price)
+        sigma, tau, v = phi.split([count, count, len(phi) - 2 * count])
         return sigma, tau, v
 
     def _weights(self, vector: Tensor) -> list[Tensor]:
@@ -191,6 +203,3 @@ class APD(Separate):
         shapes = [self.learner.flat.shapes[name] for name in self.names]
         parts = mask.split([shape[0] for shape in shapes])
         return [p.view(-1, *[1] * (len(s) - 1)) for p, s in zip(parts, shapes, strict=True)]
-
-    def _statistics(self) -> int:
-        return sum(buffer.numel() for _, buffer in statistics(self.learner.net))

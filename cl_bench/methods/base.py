@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,14 @@ class Method:
 
     scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # those it can serve
     plain: ClassVar[bool] = False  # whether it steps by itself: SGD without momentum or decay
+    regularized: ClassVar[bool] = False  # whether its penalties take the place of weight decay
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        """UserError where the rest of a resolved config does not go with the method's own part."""
 
     def begin_task(self, task: Task) -> None:
         """Before the first batch of a task."""

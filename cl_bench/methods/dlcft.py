@@ -13,7 +13,7 @@ equality (tests/test_dlcft.py), and is the default here; merging=literal is the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty, Step
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
-from cl_bench.types import Batch, Task
+from cl_bench.types import Batch, Task, UserError
 
 
 class DLCFT(Rehearsal):
@@ -52,6 +52,22 @@ class DLCFT(Rehearsal):
         self.policy, self.replay = memory, replay
         self.keeps = memory == "always"
         self.tasks = 0  # past ones
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        """Its weights, and its zero rows for classes to come (eq. 11 and section 3.3)."""
+        if not config["method"]["merging"]["_target_"].endswith(".averaged"):
+            raise UserError(
+                "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a "
+                "mean over tasks; use merging=count or literal"
+            )
+        head_init = config["model"].get("head_init")
+        if config["scenario"]["name"] == "class" and head_init != "zero":
+            raise UserError(
+                f"model.head_init={head_init}: class-incremental, method=dlcft holds units that "
+                "are still to come at zero; use model.head_init=zero (and "
+                "model.head_mode=bilinear or head_only)"
+            )
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

@@ -12,7 +12,7 @@ What the authors' code does by oversight is left out unless reference_compat: se
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class HALRP(Separate):
     (never shuffled), learning rates by a constant of 50,000 samples, batch statistics at test time.
     """
 
+    regularized = True
+
     def __init__(
         self,
         learner: Learner,
@@ -86,6 +88,15 @@ class HALRP(Separate):
         self.learned: dict[int, Learned] = {}
         self.seen = 0  # samples of this task
         self.layout: Layout | None = None  # None: weights move freely
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        epochs, free = config["schedule"]["epochs"], config["method"]["warm_up"]
+        if free >= epochs:
+            raise UserError(
+                f"method.warm_up={free}: of schedule.epochs={epochs} some must be left for the "
+                "factors; use fewer, or more epochs"
+            )
 
     def begin_task(self, task: Task) -> None:
         self.seen, self.layout = 0, None
@@ -156,7 +167,8 @@ class HALRP(Separate):
         parts = [decompose(old[name], new[name], self.rounds) for name in names]
         importances = self._importances(names, task)
         ranks = self._ranks(parts, shapes, importances)
-        layout = Layout(names, shapes, tuple(ranks), self.account.own(self.account.classes(task)))
+        apart = self.account.own(learner.competing_in(task))
+        layout = Layout(names, shapes, tuple(ranks), apart)
         phi = warm.new_zeros(layout.size)
         layers, own = layout.split(phi)
         for part, rank, places in zip(parts, ranks, layers, strict=True):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from cl_bench.growth import size
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Separate
-from cl_bench.types import Batch, Snapshot, Task
+from cl_bench.types import Batch, Snapshot, Task, UserError
 
 
 class Independent(Separate):
@@ -16,6 +19,14 @@ class Independent(Separate):
         super().__init__(learner)
         self.start = learner.snapshot()
         self.learned: dict[int, Snapshot] = {}
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        if config["schedule"]["batch_norm"] == "frozen":
+            raise UserError(
+                "schedule.batch_norm=frozen: method=independent starts every task anew, from batch "
+                "norm that was never trained; use train"
+            )
 
     def observe(self, batch: Batch) -> Tensor:
         return self.learner.descend(self.learner.loss, batch)
@@ -29,7 +40,5 @@ class Independent(Separate):
         return self.learned.get(task)
 
     def facts(self) -> dict[str, float]:
-        learner = self.learner
-        held = sum(buffer.numel() for buffer in self.start.buffers.values())
-        each = [int(learner.in_use(learner.live[task]).sum()) + held for task in self.learned]
+        each = [size(self.learner, self.learner.live[task]) for task in self.learned]
         return {"capacity": sum(each), "growth": sum(each) / each[0] - 1} if each else {}
