@@ -6,18 +6,21 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import hydra.errors
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cl_bench import combinations
 from cl_bench.models.pretrained import identity
 from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type
 from cl_bench.types import UserError
 
+HERE = Path(__file__).parent
+CONF = HERE.parent / "conf" if (HERE.parent / "conf/config.yaml").exists() else HERE / "conf"
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
 GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "method")
 OPTIONAL = ("probe", "study")  # groups of which there may be none
@@ -92,18 +95,31 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, hydra.errors.MissingConfigException) and link.missing_cfg_file:
             group, _, name = link.missing_cfg_file.rpartition("/")
-            return f"{group}={name}: no such {group}; there are {', '.join(link.options or [])}"
+            options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            options = options or link.options or []
+            return f"{group}={name}: no such {group}; there are {', '.join(options)}"
     for link in chain:
         if isinstance(link, OmegaConfBaseException) and link.full_key:
             parent = link.parent_node
             there = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
             there = [k for k in there if k not in ("_target_", "_partial_", "hydra")]
             known = f"; there are {', '.join(there)}" if there else ""
-            return f"{link.full_key}: {_first_line(link)}{known}"
+            missing = isinstance(link, ConfigAttributeError | ConfigKeyError)
+            said = f"no such key{_elsewhere(parent, link.key)}" if missing else _first_line(link)
+            return f"{link.full_key}: {said}{known}"
     if isinstance(error, PLACE_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}"
     composing = hydra.errors.ConfigCompositionException, hydra.errors.OverrideParseException
     return _composition(_first_line(error)) if isinstance(error, composing) else None
+
+
+def _elsewhere(parent: Any, key: Any) -> str:
+    """Where else in the config a key stands: `optimizer.lr` for `lr`."""
+    found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
+    places = [
+        f"{name}.{key}" for name, node in found if isinstance(node, DictConfig) and key in node
+    ]
+    return f", but {', '.join(places)}" if places else ""
 
 
 def _composition(line: str) -> str:

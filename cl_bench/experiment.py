@@ -231,6 +231,6 @@ def _log_loss(loss: Tensor, task: Task, progress: Progress, host: Host) -> None:
     if not isfinite(value):
         raise UserError(
             f"the loss is {value} in task {task.id} at step {progress.step}: "
-            "lower optimizer.lr, or the method's strength"
+            "lower optimizer.lr, or the method's rates and strength, or take another rule"
         )
     host.log({"event": "step", "step": progress.steps, "task": task.id, "loss": value})

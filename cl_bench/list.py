@@ -57,6 +57,9 @@ def table(group: str) -> Table:
 
 def main() -> None:
     asked = sys.argv[1:] or [g for g in GROUPS if g != "experiment"]
+    if {"-h", "--help"} & set(asked):
+        print(f"python -m cl_bench.list [group ...], of {', '.join(GROUPS)}")
+        return
     for group in asked:
         if group not in GROUPS:
             raise UserError(f"{group}: no such group; there are {', '.join(GROUPS)}")

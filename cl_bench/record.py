@@ -100,10 +100,9 @@ class Folder:
             yield
 
     def finished(self) -> RunRecord | None:
-        """The record, where the run is over."""
-        if self.status().get("state") != "done":
-            return None
-        return RunRecord(**json.loads((self.path / "record.json").read_text()))
+        """The record, where there is one: it is written last, whole or not at all."""
+        file = self.path / "record.json"
+        return RunRecord(**json.loads(file.read_text())) if file.exists() else None
 
     def status(self) -> dict[str, Any]:
         """The last status written; empty for a new run."""
@@ -128,15 +127,15 @@ class Folder:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def finish(self, record: RunRecord) -> None:
-        """Write record and table; the status comes last."""
+        """Write table, then record: from then on the run is over, whatever its status says."""
         import pandas as pd
 
         names = [f"task_{j}" for j in range(len(record.initial))]
         table = pd.DataFrame([record.initial, *record.accuracy], columns=pd.Index(names))
         table.index = pd.Index(["initial", *names], name="after")
         table.to_csv(self.path / "accuracy.csv")
-        self.write("record.json", asdict(record))
         self.checkpoint.with_suffix(".previous").unlink(missing_ok=True)
+        self.write("record.json", asdict(record))
         self.mark("done")
 
 

@@ -21,8 +21,7 @@ from cl_bench.parts import make_backbone, make_method, make_stream, refuse_leak
 from cl_bench.record import Folder, RunRecord
 from cl_bench.types import Stream, UserError
 
-HERE = Path(__file__).parent
-CONF = str(HERE.parent / "conf" if (HERE.parent / "conf/config.yaml").exists() else HERE / "conf")
+CONF = str(config.CONF)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ def run(this: Plan) -> float:
         with this.folder.locked():
             if outcome is not None:
                 this.folder.clear()
-            outcome, note = guarded(this, execute), "done"
+            outcome = this.folder.finished()  # by another process, meanwhile
+            if outcome is None:
+                outcome, note = guarded(this, execute), "done"
     assert outcome is not None
     present(outcome, this.folder, this.title, note)
     acc = outcome.metrics["ACC"]

@@ -68,9 +68,13 @@ def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
         config.check(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
 
 
-@pytest.mark.parametrize("dataset", names("dataset"))
+# one dataset for each split, scenario and model that datasets bring
+KINDS = ["pmnist5k", "rmnist", "pmnist32", "seqcifar100", "five_datasets", "imagenet32", "seqmit67"]
+
+
+@pytest.mark.parametrize("dataset", KINDS)
 @pytest.mark.parametrize("method", names("method"))
-def test_every_method_with_every_dataset(method: str, dataset: str) -> None:
+def test_every_method_with_every_kind_of_dataset(method: str, dataset: str) -> None:
     extra = NO_BACKBONE if method == "dlcft" else []
     plain = config.check(composed(f"method={method}", f"dataset={dataset}", *extra))
     assert plain["dataset"]["name"] == dataset
@@ -145,8 +149,8 @@ BAD = [
         ["dataset.tasks=3"],
     ),
     ("method.warm_up=20", "method.warm_up=20: of schedule.epochs=20 some", ["method=halrp"]),
-    ("optimizer.weight_decay=0.1", "method=halrp has penalties of its own", ["method=halrp"]),
-    ("optimizer.weight_decay=0.1", "method=apd has penalties of its own", ["method=apd"]),
+    ("optimizer.weight_decay=0.1", "the method has penalties of its own", ["method=halrp"]),
+    ("optimizer.weight_decay=0.1", "the method has penalties of its own", ["method=apd"]),
     ("method.l2=0", "nothing would hold the past", ["method=apd"]),
     ("optimizer._target_=torch.optim.RAdam", "how far a step goes; use one of", ["method=apd"]),
     ("schedule.batch_norm=frozen", "starts every task anew", ["method=independent"]),
@@ -232,16 +236,18 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
 HYDRA = [
     ("method=nope", "method=nope: no such method; there are agem, apd, cmaml, der"),
+    ("experiment=emcl/nope", "no such experiment/emcl; there are ablation, cifar100, manypmnist"),
     (
         "dataset=nope",
         "dataset=nope: no such dataset; there are cifar100_split, cifar100_superclass",
     ),
-    ("method.lamda=3", "method.lamda: Key 'lamda' is not in struct; there are curvature, every"),
+    ("method.lamda=3", "method.lamda: no such key; there are curvature, every"),
     (
         "experiment=nope",
         "experiment=nope: no such experiment; there are fisher_estimators, fisher_vs_hessian",
     ),
-    ("datset=x", "datset: Key 'datset' is not in struct; there are buffer, criterion"),
+    ("datset=x", "datset: no such key; there are buffer, criterion"),
+    ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, criterion"),
     ("method==er", "method==er"),
 ]
 

@@ -237,5 +237,5 @@ def test_a_wrong_option_ends_in_one_line(
     with pytest.raises(SystemExit) as caught:
         report.main()
     said = capsys.readouterr().err
-    assert caught.value.code == 2 and said.startswith(line) and said.count("\n") == 1
+    assert caught.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
     assert not list(runs.glob("report.*"))

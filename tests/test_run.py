@@ -58,6 +58,7 @@ def test_a_run_leaves_its_evidence_and_is_not_repeated(tmp_path: Path) -> None:
     assert proof["parameters"] == 89_610 and proof["state_bytes"] > 200 * 784
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     before = (folder / "record.json").stat().st_mtime_ns
+    (folder / "status.json").write_text('{"state": "running", "pid": 1}')  # killed right after it
     code, out, err = finished(command(*SMALL, "method=er", where=tmp_path))
     assert code == 0 and "not repeated" in out
     assert (folder / "record.json").stat().st_mtime_ns == before
@@ -121,7 +122,7 @@ WRONG = [
     ("method=nope", "error: method=nope: no such method; there are"),
     ("dataset=nope", "error: dataset=nope: no such dataset; there are"),
     ("method=ewc,er", "error: Ambiguous value for argument 'method=ewc,er': several values are a"),
-    ("method.nope=1", "error: method.nope: Key 'nope' is not in struct"),
+    ("method.nope=1", "error: method.nope: no such key"),
     ("seed=abc", "error: seed=abc: must be an integer"),
     ("dataset.heads=apart", "error: dataset.heads=apart: with dataset.split=permutation"),
     ("stream=joint", "error: stream=joint: stream=joint is method=joint, and no other"),

@@ -41,7 +41,7 @@ def main() -> None:
     try:
         write(options.root, options.by, options.baseline, options.out or options.root)
     except UserError as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"error: {error}\n")
 
 
 def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
