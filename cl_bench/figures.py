@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from cl_bench.metrics import AccuracyMatrix
 
 
-def picture(fill: Callable[[Any], None], path: Path) -> None:
-    """One picture: `fill` gets an empty figure."""
+def picture(
+    fill: Callable[[Any], None],
+    target: Path | BytesIO,
+    size: tuple[float, float] = (7.2, 4.4),
+    **options: Any,
+) -> None:
+    """One picture: `fill` gets an empty figure of a size in inches; `options` of its savefig."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     fill(figure)
-    figure.savefig(path, dpi=150)
+    figure.savefig(target, dpi=150, **options)
 
 
 def draw(matrix: AccuracyMatrix, title: str, folder: Path) -> dict[str, Path]:
     """Write accuracy.png and acc.png; returns their paths by name."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
     paths = {name: folder / f"{name}.png" for name in ("accuracy", "acc")}
-    heat_map(matrix, title, paths["accuracy"])
-    curve(matrix, title, paths["acc"])
+    picture(partial(heat_map, matrix, title), paths["accuracy"], (6.4, 5.2))
+    picture(partial(curve, matrix, title), paths["acc"], (6.4, 4.0))
     return paths
 
 
-def heat_map(matrix: AccuracyMatrix, title: str, path: Path) -> None:
+def heat_map(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
     """R in percent, written into the cells where they are few."""
-    from matplotlib.figure import Figure
-
     values = 100 * matrix.values.numpy()
     tasks = len(values)
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="tested on task", ylabel="after task")
     image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis")
     figure.colorbar(image, label="accuracy (%)")
@@ -45,16 +48,13 @@ def heat_map(matrix: AccuracyMatrix, title: str, path: Path) -> None:
             axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=colour, size=7)
         axes.set_xticks(range(tasks))
         axes.set_yticks(range(tasks))
-    figure.savefig(path, dpi=150)
 
 
-def curve(matrix: AccuracyMatrix, title: str, path: Path) -> None:
+def curve(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
     """ACC over the tasks so far, and the accuracy on the task just learned."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     tasks = range(len(matrix.values))
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot(
         title=title, xlabel="after task", ylabel="accuracy (%)", ylim=(0, 100)
     )
@@ -63,4 +63,3 @@ def curve(matrix: AccuracyMatrix, title: str, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    figure.savefig(path, dpi=150)

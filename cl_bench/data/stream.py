@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -51,9 +51,7 @@ def build(
     groups = _groups(source, split, tasks, order, rng)
     trains, tests = _cut(source, split, groups, keep, rng, angles)
     if split != "class" and heads == "apart":
-        classes = len(source.classes)
-        groups = [[task * classes + c for c in range(classes)] for task in range(tasks)]
-        trains, tests = _shifted(trains, classes), _shifted(tests, classes)
+        groups, trains, tests = _apart(len(source.classes), trains, tests)
     member = _membership(groups, scenario)
     return Stream(
         tasks=_tasks(trains, device),
@@ -61,15 +59,26 @@ def build(
         classes=member.to(device),
         scenario=scenario,
         transform=transform(device=device),
-        facts={
-            "dataset": name,
-            "classes_of_task": groups if split == "class" else None,
-            "task_identities": list(range(tasks)),
-            "angles_of_task": angles,
-            "sha256": source.sha256,
-            "provenance": source.provenance,
-        },
+        facts=_facts(name, source, groups if split == "class" else None, tasks, angles),
     )
+
+
+def _facts(
+    name: str,
+    source: Source,
+    classes: list[list[int]] | None,
+    tasks: int,
+    angles: list[float] | None,
+) -> dict[str, Any]:
+    """What the record says of a stream."""
+    return {
+        "dataset": name,
+        "classes_of_task": classes,
+        "task_identities": list(range(tasks)),
+        "angles_of_task": angles,
+        "sha256": source.sha256,
+        "provenance": source.provenance,
+    }
 
 
 def _groups(
@@ -106,6 +115,14 @@ def _cut(
         trains = _parts(source.train_x, source.train_y, shares)
         tests = [(source.test_x, source.test_y)] * len(groups)
     return [_limited(part, keep, rng) for part in trains], tests
+
+
+def _apart(
+    classes: int, trains: list[Part], tests: list[Part]
+) -> tuple[list[list[int]], list[Part], list[Part]]:
+    """Each task's own classes, where all had the same, and the relabelled parts."""
+    groups = [[task * classes + c for c in range(classes)] for task in range(len(trains))]
+    return groups, _shifted(trains, classes), _shifted(tests, classes)
 
 
 def _shifted(parts: list[Part], classes: int) -> list[Part]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cl_bench.figures import picture
 from cl_bench.report.rows import Row
 from cl_bench.report.tables import ACC, Table, of
 
@@ -110,9 +110,7 @@ def heat_map(row: Row) -> str:
 
 def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
     """One picture; its text stays text."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
     import matplotlib
-    from matplotlib.figure import Figure
 
     file = BytesIO()
     same: dict[Any, Any] = {
@@ -121,9 +119,7 @@ def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
         "text.parse_math": False,
     }
     with matplotlib.rc_context(same):
-        figure = Figure(figsize=size, layout="constrained")
-        fill(figure)
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        picture(fill, file, size, format="svg", metadata={"Date": None})
     return _uri("image/svg+xml", file)
 
 
