@@ -47,7 +47,7 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
         asked = [key for key in ("momentum", "weight_decay") if optimizer.get(key)]
     for key in asked:
         raise UserError(
-            f"optimizer.{key}={optimizer[key]}: the method steps by itself, by optimizer.lr alone; "
+            f"optimizer.{key}={optimizer[key]}: the method steps by itself, as plain SGD; "
             "use optimizer=sgd with momentum and weight_decay 0"
         )
 

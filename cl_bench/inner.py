@@ -63,19 +63,21 @@ class Inner:
         losses, start = [], theta.clone()
         for some in batch.slices(size):
             with torch.enable_grad():
-                losses.append(self.descend(some, lr))
+                losses.append(self.descend(some, lr) * (len(some.y) / len(batch.y)))
             if shrink is not None:
                 torch.lerp(start, theta, shrink, out=theta)
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum()
 
     @contextmanager
     def normalised(self, by: By, batch: Batch) -> Iterator[None]:
         """How batch norm sees the small batches inside, single samples perhaps.
 
+        `batch`: what they are cut from, augmented already.
         by=batch    by their own statistics, as in training
         by=running  by its running statistics, which take in `batch` first
         by=whole    by the statistics of `batch`, which the running ones take in, unbiased as these
-        Its weights train, whatever it sees.
+        Its weights train, whatever it sees. But by=batch, gradients take the statistics as given,
+        and several steps under those of one moment hold at small learning rates alone.
         """
         learner, kind = self.learner, nn.modules.batchnorm._BatchNorm
         layers = [m for m in learner.net.modules() if isinstance(m, kind) and m.training]
@@ -87,7 +89,7 @@ class Inner:
                 layer.momentum = 1.0 if by == "whole" else layer.momentum
             if layers:
                 with torch.no_grad():
-                    learner.logits(learner.flat.theta, learner.augmented(batch))
+                    learner.logits(learner.flat.theta, batch)
             for layer in layers:
                 layer.eval()
             yield

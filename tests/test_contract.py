@@ -52,7 +52,7 @@ STEPS = 24  # of three tasks
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
 LOOKS = ("method.glances=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
-    "emcl": ("method.scale=10.0", "method.inner_lr=0.1", "method.batch_norm=running"),
+    "emcl": ("method.scale=10.0",),
     "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
     "mer": ("method.batches=2", "method.replay=3"),
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),

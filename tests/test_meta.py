@@ -90,10 +90,12 @@ def test_mer_without_reptile_and_without_a_past_is_online_sgd(algorithm: int) ->
     torch.testing.assert_close(theta_of(made), replayed, **CLOSE)
 
 
-@pytest.mark.parametrize("algorithm", [1, 6, 7])
-def test_mer_at_zero_does_not_move(algorithm: int) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "zero"), [(1, "within"), (1, "across"), (6, "across"), (7, "across")]
+)
+def test_mer_at_zero_does_not_move(algorithm: int, zero: str) -> None:
     made = start()
-    method = method_for("mer", made, f"method.algorithm={algorithm}", "method.across=0")
+    method = method_for("mer", made, f"method.algorithm={algorithm}", f"method.{zero}=0")
     before = theta_of(made)
     method.observe(batch(5))
     torch.testing.assert_close(theta_of(made), before, rtol=0, atol=0)
@@ -306,7 +308,7 @@ def zou(made: Learner, method: Any, rows: Batch, h: Tensor, alpha: Tensor) -> tu
     slices = list(rows.slices(m.slice_size))
     for some in slices:
         g = slope(made, theta, some)
-        along = along + g / len(slices)
+        along = along + g * len(some.y) / len(rows.y)
         rate = alpha if m.inner == "modulated" else m.inner_lr
         if m.inner == "gradient":
             g = g + m.strength * used * (theta - start_at)
@@ -357,17 +359,18 @@ def test_emcl_follows_its_equations(reading: dict[str, Any]) -> None:
 
 def test_the_proximal_step_minimises() -> None:
     """eq. 14, 15 and 21: argmin_x lambda h / 2 (x - x0)^2 + (x - v)^2 / (2 gamma)."""
-    g = Generator().manual_seed(0)
+    g, made = Generator().manual_seed(0), start()
     for _ in range(20):
         v, x0, h, lam, gamma = (torch.rand(5, generator=g, dtype=torch.float64) * 3).tolist()
+        given = [f"method.prox={gamma}", f"method.strength={lam}", "method.unit=one"]
+        shrink = method_for("emcl", made, *given)._shrink(torch.tensor(h, dtype=torch.float64))
 
         def objective(x: float, own: tuple[float, ...] = (v, x0, h, lam, gamma)) -> float:
             v, x0, h, lam, gamma = own
             return lam * h / 2 * (x - x0) ** 2 + (x - v) ** 2 / (2 * gamma)
 
         found: Any = minimize_scalar(objective, options={"xtol": 1e-12})
-        c = gamma * lam * h
-        assert (v + c * x0) / (1 + c) == pytest.approx(found.x, abs=1e-6)
+        assert x0 + float(shrink) * (v - x0) == pytest.approx(found.x, abs=1e-6)
 
 
 def test_the_meta_gradient_is_the_envelopes() -> None:
@@ -475,11 +478,12 @@ def test_dead_inputs_leave_no_nan(rule: str) -> None:
         made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
         method.begin_task(task)
         other = method.used == 0
-        kept = method.h[other].clone()
+        kept, rates = method.h[other].clone(), method.alpha[other].clone()
         for rows in task.batches(10, Generator().manual_seed(0), epochs=111):
             method.observe(rows)
         assert theta_of(made).isfinite().all() and method.alpha.isfinite().all()
-        assert int(other.sum()) == 4 * 17 and method.h[other].equal(kept)
+        assert int(other.sum()) == 4 * 17
+        assert method.h[other].equal(kept) and method.alpha[other].equal(rates)
 
 
 # inner loops

@@ -30,24 +30,27 @@ class EMCL(Method):
     meta        theta_0 <- theta_0 - alpha * d: d = strength * h * (theta_0 - theta_k) (closed_form,
                 eq. 10) | theta_0 - theta_k (reptile)
     importance  Omega = |g * theta_0| (taylor, eq. 13) | |g * (theta_k - theta_0)| (si) | 1 (none)
-    at          g is the batch's gradient at theta_0 (batch), the first sample's (first), or the
+    at          g is the batch's gradient at theta_0 (batch), the first slice's (first), or the
                 mean of the samples' along the way (mean)
     h           <- decay h + (1 - decay) Omega (eq. 7), from 0, from 1, or (start=first) from each
                 parameter's first Omega; its unit is 1, or its mean; from `floor` up (not literal).
-                Heads not in use keep theirs
+                The one before this batch holds it (eq. 6, 10, 17), the one after it gives alpha
     rule        of alpha, from alpha_0 = optimizer.lr
       literal     alpha <- (scale / h) alpha, batch after batch (eq. 8): it diverges
       bounded     the same, alpha from floor to 1
       base        (scale / h) alpha_0: "inversely proportional"
       relative    alpha_0 min(scale mean(h) / h, 1): inversely proportional, whatever h's unit
       constant    alpha_0
-    rates       alpha after this batch (new), or before it (old: algorithm 1, line 9)
+    rates       alpha after this batch (new), or before it (old: algorithm 1, line 9). Heads that
+                are not in use keep theirs, and their h
 
     A parameter at 0 has a Taylor importance of 0, and eq. 10 hardly moves what has none: with
     meta=closed_form, biases that start at 0 move by way of rule=base alone, whose h cancels.
     No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
     `glances` times, an inner step on `slice_size` samples: 1, as in the paper, or more where batch
-    norm needs them; `batch_norm`: how it sees them (`Inner.normalised`).
+    norm needs them; `batch_norm`: how it sees them (`Inner.normalised`). Not all readings use all
+    options: prox is unused where inner=gradient, plain or modulated, at and decay where
+    importance=none, inner_lr where steps=tied or inner=modulated.
     """
 
     plain = True
@@ -94,9 +97,12 @@ class EMCL(Method):
 
     def observe(self, batch: Batch) -> Tensor:
         self.size = self.size or len(batch.y)
-        with self.learner.inner.normalised(self.batch_norm, batch):
-            looks = [self._look(self.learner.augmented(batch)) for _ in range(self.glances)]
-        return looks[0]
+        losses = []
+        for _ in range(self.glances):
+            fresh = self.learner.augmented(batch)
+            with self.learner.inner.normalised(self.batch_norm, fresh):
+                losses.append(self._look(fresh))
+        return losses[0]
 
     def _look(self, batch: Batch) -> Tensor:
         learner, theta = self.learner, self.learner.flat.theta.detach()
@@ -122,18 +128,19 @@ class EMCL(Method):
             usual = len(batch.y) == self.size
             return learner.inner.walk(batch, rate, shrink, usual, self.slice_size), None
         theta, along, losses = learner.flat.theta.detach(), torch.zeros_like(theta_0), []
-        slices = list(batch.slices(self.slice_size))
-        for i, some in enumerate(slices):
-            losses.append(learner.differentiate(learner.loss, some))
+        pull = self.strength * self._weights(self.h) if self.inner == "gradient" else None
+        for i, some in enumerate(batch.slices(self.slice_size)):
+            part = len(some.y) / len(batch.y)
+            losses.append(part * learner.differentiate(learner.loss, some))
             g = learner.flat.grad
             if watched and (self.at == "mean" or i == 0):
-                along.add_(g, alpha=1 / len(slices) if self.at == "mean" else 1)
-            if self.inner == "gradient":
-                g = g + self.strength * self._weights(self.h) * (theta - theta_0)
+                along.add_(g, alpha=part if self.at == "mean" else 1)
+            if pull is not None:
+                g = g + pull * (theta - theta_0)
             theta.sub_(g * (self.alpha * learner.annealed if self.inner == "modulated" else rate))
             if shrink is not None:
                 torch.lerp(theta_0, theta, shrink, out=theta)
-        return torch.stack(losses).mean(), along if watched else None
+        return torch.stack(losses).sum(), along if watched else None
 
     def _shrink(self, h: Tensor) -> Tensor:
         """How much of the way from theta_0 eq. 21 leaves."""
@@ -154,7 +161,7 @@ class EMCL(Method):
         if g is not None:
             omega = (g * (moved if self.importance == "si" else theta_0)).abs()
             after = self._remembered(omega, h, used)
-        alpha = self._renewed(after, alpha)
+        alpha = torch.where(used > 0, self._renewed(after, alpha), alpha)
         share = before if self.rates == "old" else alpha
         share = share * self.strength * self._weights(h) if self.meta == "closed_form" else share
         share = share if self.rule == "literal" else share.clamp(max=1)

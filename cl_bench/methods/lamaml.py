@@ -25,7 +25,9 @@ class LaMAML(Rehearsal):
     update=rates   theta <- theta - a * grad_theta; sgd: at the optimizer's learning rate
     order=second   through the g_i; first: as if they were constants
     La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). A batch is looked at
-    `glances` times, each with a draw of its own; `batch_norm`: how it sees a slice.
+    `glances` times, each with a draw of its own; `batch_norm`: how it sees a slice of the new
+    batch, and the new and old samples together (`Inner.normalised`). C-MAML leaves rate_lr unused,
+    La-MAML optimizer.lr.
     """
 
     plain = True
@@ -53,19 +55,19 @@ class LaMAML(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
-        with self.learner.inner.normalised(self.batch_norm, batch):
-            for glance in range(self.glances):
-                shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
-                losses.append(self._look(batch.rows(shuffled)))
-                if glance == 0:
-                    self.memory.add(batch)
+        for glance in range(self.glances):
+            shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
+            losses.append(self._look(batch.rows(shuffled)))
+            if glance == 0:
+                self.memory.add(batch)
         return losses[0]
 
     def _look(self, batch: Batch) -> Tensor:
         seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
         seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
         ahead = self._second if self.order == "second" else self._first
-        loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
+        with self.learner.inner.normalised(self.batch_norm, fresh):
+            loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
         self._move(self._cut(self.learner.held(slope)), self._cut(self.learner.held(slope_a)))
         return loss
 

@@ -20,11 +20,11 @@ class MER(Rehearsal):
 
     algorithm=1  for each new sample `batches` draws of `replay` old ones, the new one first;
                  theta goes `within` of the way that each batch leads, and `across` of all
-    algorithm=6  one draw of batches * replay old ones, the new one last; `across` alone
+    algorithm=6  one draw of batches * replay old ones, the new one last; `within` is unused
     algorithm=7  the same, the new one anywhere among them, its learning rate times `batches`
 
     Plain SGD at the optimizer's learning rate: Reptile undoes what momentum would carry over.
-    `batch_norm`: how it sees single samples (`Inner.normalised`).
+    `batch_norm`: how it sees single samples (`Inner.normalised`), old ones, too.
     """
 
     plain = True
@@ -47,7 +47,7 @@ class MER(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
-        with self.learner.inner.normalised(self.batch_norm, batch):
+        with self.learner.inner.normalised(self.batch_norm, self.learner.augmented(batch)):
             for new in batch.slices(1):
                 before = self.learner.flat.theta.detach().clone()
                 losses.append(self._several(new) if self.algorithm == 1 else self._large(new))
