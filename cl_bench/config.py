@@ -59,6 +59,8 @@ def digest(cfg: DictConfig) -> str:
     with open_dict(same):
         same.update(dict.fromkeys(anywhere, 0))
     kept = {k: v for k, v in _resolved(same).items() if k not in SILENT}
+    for key in get_object(cfg.method._target_).unused(kept):
+        at(kept, key.rpartition(".")[0]).pop(key.rpartition(".")[2])
     if kept.get("study") and "learner" not in parameters(cfg.study):
         kept = {"study": kept["study"]}  # made of its own numbers
     else:

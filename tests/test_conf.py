@@ -221,6 +221,11 @@ def test_mistakes(override: str, line: str, others: list[str]) -> None:
 def test_a_curvature_that_is_not_used_names_no_other_run() -> None:
     plain = config.digest(composed("method=si"))
     assert config.digest(composed("method=si", "curvature=kfac", "merging=apart")) == plain
+    lamaml = config.digest(composed("method=lamaml"))
+    assert config.digest(composed("method=lamaml", "optimizer.lr=5")) == lamaml
+    assert config.digest(composed("method=lamaml", "method.rate_lr=5")) != lamaml
+    sync = config.digest(composed("method=sync"))
+    assert config.digest(composed("method=sync", "optimizer.lr=5")) != sync
     used = config.digest(composed("method=ewc"))
     assert config.digest(composed("method=ewc", "curvature=kfac")) != used
     assert config.digest(composed("method=ewc", "merging=apart")) != used

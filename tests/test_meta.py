@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch, blobs, identity, learner, machine, method_for, mlp, resnet
+from conftest import (
+    batch,
+    blobs,
+    composed,
+    identity,
+    learner,
+    machine,
+    method_for,
+    mlp,
+    resnet,
+)
 from scipy.optimize import minimize_scalar
 from torch import Generator, Tensor, nn
 
+from cl_bench import config
 from cl_bench.learner import Learner
 from cl_bench.optim import SGD
 from cl_bench.types import Batch
@@ -484,6 +495,59 @@ def test_dead_inputs_leave_no_nan(rule: str) -> None:
         assert theta_of(made).isfinite().all() and method.alpha.isfinite().all()
         assert int(other.sum()) == 4 * 17
         assert method.h[other].equal(kept) and method.alpha[other].equal(rates)
+
+
+IDLE = [
+    ("lamaml", [], {"optimizer.lr"}),
+    ("sync", [], set()),
+    ("cmaml", [], {"method.rate_lr"}),
+    ("mer", [], set()),
+    ("mer", ["method.algorithm=7"], {"method.within"}),
+    ("agem", ["method.reference=tasks"], {"method.replay"}),
+    ("emcl", [], set()),
+    ("emcl", ["method.inner=gradient"], {"method.prox"}),
+    ("emcl", ["method.inner=plain"], {"method.prox", "method.strength"}),
+    ("emcl", ["method.inner=plain", "method.meta=closed_form"], {"method.prox"}),
+    ("emcl", ["method.steps=tied"], {"method.inner_lr"}),
+    (
+        "emcl",
+        ["method.inner=modulated"],
+        {"method.inner_lr", "method.prox", "method.strength"},
+    ),
+    ("emcl", ["method.importance=none"], {"method.at", "method.decay"}),
+    ("emcl", ["method.rule=constant"], {"method.scale"}),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "keys"), IDLE)
+def test_options_left_unused_make_no_difference(name: str, given: list[str], keys: set) -> None:
+    """And those of the list that are used do make one."""
+    cfg = composed(f"method={name}", *given)
+    plain = config.check(cfg)
+    target = config.get_object(plain["method"]["_target_"])
+    assert target.unused(plain) == keys
+    numbers = {k for k in ("replay", "within", "rate_lr", "prox", "scale") if k in plain["method"]}
+    for key in keys | {f"method.{number}" for number in numbers}:
+        group, _, option = key.partition(".")
+        old = plain[group][option]
+        new = old // 2 if isinstance(old, int) else "first" if option == "at" else old / 2
+        changed = [f"{key}={new}"]
+        one, other = (moved(name, [*given, *more]) for more in ([], changed))
+        assert one.equal(other) == (key in keys), key
+
+
+def moved(name: str, given: list[str]) -> Tensor:
+    """Where theta is after two batches of each task."""
+    lr, stream = config.check(composed(f"method={name}", *given))["optimizer"]["lr"], blobs("data")
+    made = start(lr=lr)
+    method = method_for(name, made, *given)
+    for task in stream.tasks:
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        method.begin_task(task)
+        for rows in task.batches(15, Generator().manual_seed(0)):
+            method.observe(rows)
+        method.end_task(task)
+    return theta_of(made)
 
 
 # inner loops

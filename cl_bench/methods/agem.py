@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class AGEM(Rehearsal):
     """Where g would raise the loss on memory, project it (eq. 11): g - (g'r / r'r) r if g'r < 0.
 
     reference=batch  r is the gradient on a random batch of the memory (the paper)
-    reference=tasks  the mean of the gradients on each task's whole memory (La-MAML's code)
+    reference=tasks  the mean of the gradients on each whole memory (La-MAML's code); no replay
     buffer=ring is the paper's, of past tasks alone; reservoir is Mammoth's A-GEM-R.
     """
 
@@ -31,6 +31,10 @@ class AGEM(Rehearsal):
     ) -> None:
         super().__init__(learner, buffer)
         self.replay, self.reference = replay, reference
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        return set() if config["method"]["reference"] == "batch" else {"method.replay"}
 
     def observe(self, batch: Batch) -> Tensor:
         reference = self._reference() if len(self.memory) else None

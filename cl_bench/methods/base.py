@@ -28,6 +28,11 @@ class Method:
     def check(config: dict[str, Any]) -> None:
         """UserError where the rest of a resolved config does not go with the method's own part."""
 
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        """Keys that make no difference where the rest is as it is: a run's name leaves them out."""
+        return set()
+
     def begin_task(self, task: Task) -> None:
         """Before the first batch of a task."""
 

@@ -6,7 +6,7 @@ and where eq. 8 and eq. 10 take the same h, it cancels. Each reading is an optio
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,9 +48,8 @@ class EMCL(Method):
     meta=closed_form, biases that start at 0 move by way of rule=base alone, whose h cancels.
     No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
     `glances` times, an inner step on `slice_size` samples: 1, as in the paper, or more where batch
-    norm needs them; `batch_norm`: how it sees them (`Inner.normalised`). Not all readings use all
-    options: prox is unused where inner=gradient, plain or modulated, at and decay where
-    importance=none, inner_lr where steps=tied or inner=modulated.
+    norm needs them; `batch_norm`: how it sees them (`Inner.normalised`). Which options a
+    reading leaves idle: `unused`.
     """
 
     plain = True
@@ -90,6 +89,20 @@ class EMCL(Method):
         self.first, self.alpha, self.used = learner.lr, ones * learner.lr, ones
         compiler = learner.machine.compiler or (lambda f: f)
         self._shrunk, self._settled = compiler(self._shrink), compiler(self._settle)
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        own = config["method"]
+        held, far = own["inner"] in ("proximal", "gradient"), own["meta"] == "closed_form"
+        keys = {
+            "inner_lr": own["inner"] == "modulated" or own["steps"] == "tied",
+            "prox": own["inner"] != "proximal" and own["steps"] != "tied",
+            "strength": not held and not far,
+            "at": own["importance"] == "none",
+            "decay": own["importance"] == "none",
+            "scale": own["rule"] == "constant",
+        }
+        return {f"method.{key}" for key, idle in keys.items() if idle}
 
     def begin_task(self, task: Task) -> None:
         self.size = 0

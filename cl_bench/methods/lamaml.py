@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,12 @@ class LaMAML(Rehearsal):
         self.rate_lr, self.rates, self.update, self.order = rate_lr, rates, update, order
         self.glances, self.slice_size, self.replay, self.clip = glances, slice_size, replay, clip
         self.batch_norm: By = batch_norm
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        by_lr = "method.rate_lr" if config["method"]["rates"] == "fixed" else None
+        by_rates = "optimizer.lr" if config["method"]["update"] == "rates" else None
+        return {key for key in (by_lr, by_rates) if key}
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []

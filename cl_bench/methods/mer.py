@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class MER(Rehearsal):
         self.batch_norm: By = batch_norm
         self.algorithm, self.batches, self.replay = algorithm, batches, replay
         self.within, self.across = within, across
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        return set() if config["method"]["algorithm"] == 1 else {"method.within"}
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
