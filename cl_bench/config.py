@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from cl_bench import combinations
 from cl_bench.models.pretrained import identity
-from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type
+from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type, reals
 from cl_bench.types import UserError
 
 HERE = Path(__file__).parent
@@ -24,6 +24,7 @@ CONF = HERE.parent / "conf" if (HERE.parent / "conf/config.yaml").exists() else 
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
 GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "method")
 OPTIONAL = ("probe", "study")  # groups of which there may be none
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
 SILENT = ("tracking", "log_every", "save_every", "force", "tuned")  # cannot change a number
@@ -50,6 +51,17 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     check_ranges("", plain)
     combinations.check(plain)
     return plain
+
+
+def settle(cfg: DictConfig) -> None:
+    """Make 1 of an option that takes fractions 1.0: one config, with one name."""
+    options = {key: reals(node) for key, node in _targets(_resolved(cfg), "")}
+    places = [f"{key}.{name}" for key, names in options.items() for name in names]
+    for place in (*places, *(key for key, hint in PLAIN.items() if hint is float)):
+        group, _, name = place.rpartition(".")
+        node = OmegaConf.select(cfg, group) if group else cfg
+        if type(node[name]) is int:
+            node[name] = float(node[name])
 
 
 def digest(cfg: DictConfig) -> str:
@@ -96,10 +108,7 @@ def explain(error: BaseException) -> str | None:
             return str(link)
     for link in chain:
         if isinstance(link, hydra.errors.MissingConfigException) and link.missing_cfg_file:
-            group, _, name = link.missing_cfg_file.rpartition("/")
-            options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-            options = options or link.options or []
-            return f"{group}={name}: no such {group}; there are {', '.join(options)}"
+            return _absent(link.missing_cfg_file, link.options or [])
     for link in chain:
         if isinstance(link, OmegaConfBaseException) and link.full_key:
             parent = link.parent_node
@@ -111,8 +120,7 @@ def explain(error: BaseException) -> str | None:
             return f"{link.full_key}: {said}{known}"
     if isinstance(error, PLACE_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    composing = hydra.errors.ConfigCompositionException, hydra.errors.OverrideParseException
-    return _composition(_first_line(error)) if isinstance(error, composing) else None
+    return _composition(error)
 
 
 def _elsewhere(parent: Any, key: Any) -> str:
@@ -124,10 +132,22 @@ def _elsewhere(parent: Any, key: Any) -> str:
     return f", but {', '.join(places)}" if places else ""
 
 
-def _composition(line: str) -> str:
-    if not line.startswith("Ambiguous value"):
-        return line
-    return f"{line}: several values are a sweep; add -m (a list is [a,b])"
+def _absent(file: str, options: Sequence[str]) -> str:
+    group, _, name = file.rpartition("/")
+    if group == "hydra/launcher" and name in EXTRAS:
+        return f'{group}={name}: is not installed; pip install -e ".[{EXTRAS[name]}]"'
+    there = sorted(path.stem for path in (CONF / group).glob("*.yaml")) or options
+    return f"{group}={name}: no such {group}; there are {', '.join(there)}"
+
+
+def _composition(error: BaseException) -> str | None:
+    if isinstance(error, hydra.errors.OverrideParseException):
+        return f"{error.override}: no <key>=<value>, each an argument of its own, {_last(error)}"
+    if not isinstance(error, hydra.errors.ConfigCompositionException):
+        return None
+    line = _first_line(error)
+    ambiguous = line.startswith("Ambiguous value")
+    return f"{line}: several values are a sweep; add -m (a list is [a,b])" if ambiguous else line
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -139,6 +159,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last(error: BaseException) -> str:
+    lines = [x for x in str(error).strip().splitlines() if not x.startswith("See http")]
+    return lines[-1] if lines else ""
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -28,15 +28,16 @@ def note(error: str, folder: Path | None) -> None:
 
 
 class Failures(Callback):
-    """Lists them, with their errors and folders."""
+    """Lists them, with their errors and folders; or says that there are none."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """The last callback to be called: those before it have all jobs that went well."""
         root = Path(config.hydra.sweep.dir)
         notes = sorted(root.rglob(NOTE))
-        if not notes:
-            return
         jobs = [entry for entry in root.iterdir() if entry.is_dir() and entry.name.isdecimal()]
+        if not notes:
+            print(f"all {len(jobs)} jobs done: python -m cl_bench.report {config.output_dir}")
+            return
         print(f"{len(notes)} of {len(jobs)} jobs failed:", file=sys.stderr)
         for file in notes:
             told = json.loads(file.read_text())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from hydra.utils import get_object
@@ -22,11 +24,12 @@ GROUPS = (
 
 
 def headline(file: Path) -> str:
-    """A config's first line of comment."""
-    for line in file.read_text().splitlines():
-        if line.startswith("#") and not line.startswith("# @package"):
-            return line.removeprefix("#").strip()
-    return ""
+    """The first sentence of a config's comment, or all of it where that has none."""
+    lines = [x for x in file.read_text().splitlines() if not x.startswith("# @package")]
+    comment = [x.removeprefix("#").strip() for x in takewhile(lambda x: x.startswith("#"), lines)]
+    return re.split(
+        r"(?<!al)(?<!eq)\. (?=[A-Z])| What came out| Outcome:", " ".join(comment), maxsplit=1
+    )[0]
 
 
 def options(group: str) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,8 @@ def plan(cfg: DictConfig) -> Plan:
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     if cfg.get("tuned"):
         tuned.apply(cfg, tuned.place(Path(CONF), *labels), known.overrides.task)
+    config.check(cfg)
+    config.settle(cfg)
     plain, name = config.check(cfg), config.digest(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")

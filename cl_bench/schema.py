@@ -157,6 +157,17 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, str) or hint is Any
 
 
+def reals(node: dict[str, Any]) -> list[str]:
+    """The options of a node that take a fraction, and no integer of their own."""
+    hints = _hints(get_object(node["_target_"]))
+    return [name for name in node if _real(hints.get(name))]
+
+
+def _real(hint: Any) -> bool:
+    args = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
+    return float in args and int not in args
+
+
 def _spelled(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:

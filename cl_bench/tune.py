@@ -9,7 +9,8 @@ same command goes on where it was stopped.
     strategy=grid     all combinations; no intervals
              random   `trials` draws
              optuna   `trials` of Optuna's TPE (pip install -e ".[tune]"), one after the other
-    first=3  tasks; seeds=0,1; trials=20; jobs=1 at once; all else are overrides of cl_bench.run
+    first=3  tasks, seeds=0, trials=20, jobs=1 at once, unless told otherwise (first=20 seeds=0,1,2:
+             dearer, and nearer to the whole stream); all else are overrides of cl_bench.run
 """
 
 from __future__ import annotations

@@ -218,6 +218,17 @@ def test_mistakes(override: str, line: str, others: list[str]) -> None:
     assert line in said and "\n" not in said
 
 
+def test_an_integer_names_the_same_config_as_its_fraction() -> None:
+    """And reads the same in the record."""
+    found = []
+    for one, zero in (("1", "0"), ("1.0", "0.0")):
+        given = f"method.strength={one}", f"dataset.fraction={one}", f"optimizer.momentum={zero}"
+        cfg = composed("method=ewc", *given)
+        config.settle(cfg)
+        found.append((config.digest(cfg), OmegaConf.to_yaml(cfg, resolve=True)))
+    assert found[0] == found[1] and "batch_size: 10\n" in found[0][1]
+
+
 def test_a_curvature_that_is_not_used_names_no_other_run() -> None:
     plain = config.digest(composed("method=si"))
     assert config.digest(composed("method=si", "curvature=kfac", "merging=apart")) == plain
@@ -254,6 +265,9 @@ HYDRA = [
     ("datset=x", "datset: no such key; there are buffer, criterion"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, criterion"),
     ("method==er", "method==er"),
+    ("method", "method: no <key>=<value>, each an argument of its own, missing EQUAL"),
+    ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
+    ("hydra/launcher=nope", "hydra/launcher=nope: no such hydra/launcher; there are cores"),
 ]
 
 

@@ -125,20 +125,20 @@ def test_intervals_are_the_bootstrap_of_the_mean() -> None:
     assert found.interval is not None
     ends = theirs.confidence_interval
     assert found.interval == pytest.approx((ends.low, ends.high), abs=0.15)
-    assert Summary((3.0,)).interval is None and Summary((3.0,)).told() == "3.00"
+    assert Summary((1.0, 2.0)).interval is None and Summary((3.0,)).told() == "3.00"
 
 
 def test_pairs_are_of_equal_seeds() -> None:
     """Seeds 1 and 2 are in both: gains 1 and 3, whatever the seeds do to both."""
     found = paired({0: 9.0, 1: 51.0, 2: 13.0}, {1: 50.0, 2: 10.0, 3: 0.0})
     assert found is not None and (found.n, found.mean) == (2, 2)
-    assert found.interval == (1, 3) and paired({0: 1.0}, {1: 1.0}) is None
+    assert found.interval is None and paired({0: 1.0}, {1: 1.0}) is None
 
 
 def test_a_baseline_is_one_row(runs: Path) -> None:
     own, search = tables(gather(runs), "ewc")
     told = [line["over ewc"] for line in lines(own)]
-    assert told[0] == "+15.00 [10.00, 20.00] (n=2)" and told[2] == "-" and told[1] == "+10.00 (n=1)"
+    assert told[0] == "+15.00 (n=2)" and told[2] == "-" and told[1] == "+10.00 (n=1)"
     assert own.baseline is not None and search.baseline is not None
     (chosen, _) = tables(gather(runs), "er optimizer.lr=0.2")
     assert chosen.baseline is chosen.rows[1]

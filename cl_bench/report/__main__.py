@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,8 @@ from cl_bench.report.page import render
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
 from cl_bench.types import UserError
+
+RECORD = "record.json"
 
 
 def main() -> None:
@@ -48,7 +52,7 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     """Print the table; write it in all forms."""
     rows = gather(root, by)
     if not rows:
-        raise UserError(f"{root}: no finished run (record.json) below this folder")
+        raise UserError(f"{root}: no finished run (record.json) below this folder{missing(root)}")
     found, orders = tables(rows, baseline), order_rows(root)
     print(forms.plain(found))
     if orders:
@@ -65,7 +69,15 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
             (out / f"report.{kind}").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; choose a folder to write to") from None
-    print(f"\nfiles: {out}/report.{{{','.join(made)}}}")
+    print(f"\nfiles: {out}/report.{{{','.join(made)}}}{missing(root)}")
+
+
+def missing(root: Path) -> str:
+    """How many runs below a folder have no record: failed ones, and others."""
+    files = [file for file in root.rglob("status.json") if not (file.parent / RECORD).exists()]
+    count = Counter(json.loads(file.read_text()).get("state") for file in files)
+    told = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
+    return f"; not in it: {told} (by their status.json)" if told else ""
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The percentile bootstrap's of the mean (Efron 1979), 10,000 draws; None of one number."""
-        if self.n == 1:
+        """The percentile bootstrap's of the mean (Efron 1979), 10,000 draws; None below three."""
+        if self.n < 3:  # of two numbers it is these two
             return None
         rng = np.random.default_rng(0)
         drawn = rng.choice(np.array(self.values), (DRAWS, self.n)).mean(1)
