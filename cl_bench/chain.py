@@ -1,8 +1,8 @@
 """The gradient of a multi-layer perceptron without autograd, and whole inner loops of such steps.
 
 At batches of 1 to 100 autograd's graph costs more than the arithmetic: without it the gradient of a
-sample takes half the time. A loop of single-sample steps is one function of theta; compiled, ten of
-its steps cost less than one step on a batch of ten.
+sample takes half the time. A loop of single-sample steps is one function of theta, and compiled one
+graph, at a quarter of what its steps cost one by one (MER in scripts/bench.py --online).
 """
 
 from __future__ import annotations

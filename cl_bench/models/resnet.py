@@ -21,9 +21,16 @@ from cl_bench.models.layers import (
 )
 from cl_bench.types import UserError
 
+NARROW = 8  # channels below which a strided 1x1 convolution is not safe, see Block
+
 
 class Block(nn.Module):
-    """conv3x3 - BN - act - conv3x3 - BN, plus shortcut, act; 1x1 conv + BN where shapes change."""
+    """conv3x3 - BN - act - conv3x3 - BN, plus shortcut, act; 1x1 conv + BN where shapes change.
+
+    Of fewer than eight channels every stride-th place is picked before the 1x1 convolution, not by
+    it: on CPUs without AVX-512, in channels_last, PyTorch 2.14's backward pass of a strided one
+    writes beyond its memory there.
+    """
 
     def __init__(self, before: int, after: int, stride: int, activation: Activation) -> None:
         super().__init__()
@@ -32,14 +39,16 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.bn2 = batch_norm(after)
         self.shortcut = nn.Sequential()
+        self.pick = stride if before < NARROW else 1
         if stride != 1 or before != after:
-            conv = nn.Conv2d(before, after, 1, stride, bias=False)
+            conv = nn.Conv2d(before, after, 1, stride // self.pick, bias=False)
             self.shortcut = nn.Sequential(conv, batch_norm(after))
         self.act1, self.act2 = ACTIVATIONS[activation](), ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
-        return self.act2(self.bn2(self.conv2(out)) + self.shortcut(x))
+        kept = x if self.pick == 1 else x[:, :, :: self.pick, :: self.pick]
+        return self.act2(self.bn2(self.conv2(out)) + self.shortcut(kept))
 
 
 class ResNet18(nn.Module):
