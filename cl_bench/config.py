@@ -53,15 +53,15 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def settle(cfg: DictConfig) -> None:
-    """Make 1 of an option that takes fractions 1.0: one config, with one name."""
-    options = {key: reals(node) for key, node in _targets(_resolved(cfg), "")}
-    places = [f"{key}.{name}" for key, names in options.items() for name in names]
+def settle(cfg: DictConfig, plain: dict[str, Any]) -> None:
+    """Make 1 of an option that takes fractions 1.0, in both: one config, with one name."""
+    places = [f"{key}.{name}" for key, node in _targets(plain, "") for name in reals(node)]
     for place in (*places, *(key for key, hint in PLAIN.items() if hint is float)):
         group, _, name = place.rpartition(".")
-        node = OmegaConf.select(cfg, group) if group else cfg
-        if type(node[name]) is int:
-            node[name] = float(node[name])
+        homes = (at(plain, group), OmegaConf.select(cfg, group)) if group else (plain, cfg)
+        for node in homes:
+            if type(node[name]) is int:
+                node[name] = float(node[name])
 
 
 def digest(cfg: DictConfig) -> str:
@@ -72,7 +72,8 @@ def digest(cfg: DictConfig) -> str:
         same.update(dict.fromkeys(anywhere, 0))
     kept = {k: v for k, v in _resolved(same).items() if k not in SILENT}
     for key in get_object(cfg.method._target_).unused(kept):
-        at(kept, key.rpartition(".")[0]).pop(key.rpartition(".")[2])
+        group, name = key.split(".")
+        kept[group].pop(name)
     if kept.get("study") and "learner" not in parameters(cfg.study):
         kept = {"study": kept["study"]}  # made of its own numbers
     else:
@@ -142,7 +143,9 @@ def _absent(file: str, options: Sequence[str]) -> str:
 
 def _composition(error: BaseException) -> str | None:
     if isinstance(error, hydra.errors.OverrideParseException):
-        return f"{error.override}: no <key>=<value>, each an argument of its own, {_last(error)}"
+        return (
+            f"{error.override}: no <key>=<value>, each an argument of its own, {_lines(error)[-1]}"
+        )
     if not isinstance(error, hydra.errors.ConfigCompositionException):
         return None
     line = _first_line(error)
@@ -158,12 +161,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _lines(error)[0]
 
 
-def _last(error: BaseException) -> str:
-    lines = [x for x in str(error).strip().splitlines() if not x.startswith("See http")]
-    return lines[-1] if lines else ""
+def _lines(error: BaseException) -> list[str]:
+    """What it says, but where to read more."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("See http")]
+    return lines or [type(error).__name__]
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -27,9 +27,7 @@ def headline(file: Path) -> str:
     """The first sentence of a config's comment, or all of it where that has none."""
     lines = [x for x in file.read_text().splitlines() if not x.startswith("# @package")]
     comment = [x.removeprefix("#").strip() for x in takewhile(lambda x: x.startswith("#"), lines)]
-    return re.split(
-        r"(?<!al)(?<!eq)\. (?=[A-Z])| What came out| Outcome:", " ".join(comment), maxsplit=1
-    )[0]
+    return re.split(r"\. (?=[A-Z])", " ".join(comment), maxsplit=1)[0]
 
 
 def options(group: str) -> Iterator[tuple[str, str]]:

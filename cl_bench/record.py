@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -78,6 +79,12 @@ def records(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every finished run below a folder: where it lies, what it says."""
     for path in sorted(root.rglob("record.json")):
         yield path.parent, json.loads(path.read_text())
+
+
+def unfinished(root: Path) -> Counter[str]:
+    """How many runs below a folder have no record, by what their status says."""
+    files = (f for f in root.rglob("status.json") if not (f.parent / "record.json").exists())
+    return Counter(json.loads(file.read_text())["state"] for file in files)
 
 
 class Folder:

@@ -47,9 +47,9 @@ def plan(cfg: DictConfig) -> Plan:
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     if cfg.get("tuned"):
         tuned.apply(cfg, tuned.place(Path(CONF), *labels), known.overrides.task)
-    config.check(cfg)
-    config.settle(cfg)
-    plain, name = config.check(cfg), config.digest(cfg)
+    plain = config.check(cfg)
+    config.settle(cfg, plain)
+    name = config.digest(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]

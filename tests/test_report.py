@@ -125,7 +125,8 @@ def test_intervals_are_the_bootstrap_of_the_mean() -> None:
     assert found.interval is not None
     ends = theirs.confidence_interval
     assert found.interval == pytest.approx((ends.low, ends.high), abs=0.15)
-    assert Summary((1.0, 2.0)).interval is None and Summary((3.0,)).told() == "3.00"
+    assert Summary((3.0,)).interval is None and Summary((3.0,)).told() == "3.00"
+    assert Summary((1.0, 2.0)).interval is None
 
 
 def test_pairs_are_of_equal_seeds() -> None:
@@ -133,6 +134,8 @@ def test_pairs_are_of_equal_seeds() -> None:
     found = paired({0: 9.0, 1: 51.0, 2: 13.0}, {1: 50.0, 2: 10.0, 3: 0.0})
     assert found is not None and (found.n, found.mean) == (2, 2)
     assert found.interval is None and paired({0: 1.0}, {1: 1.0}) is None
+    three = paired({1: 51.0, 2: 13.0, 3: 2.0}, {1: 50.0, 2: 10.0, 3: 0.0})
+    assert three is not None and three.interval == (1, 3)
 
 
 def test_a_baseline_is_one_row(runs: Path) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
+from cl_bench.record import unfinished
 from cl_bench.report import forms
 from cl_bench.report.orders import order_rows
 from cl_bench.report.page import render
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
 from cl_bench.types import UserError
-
-RECORD = "record.json"
 
 
 def main() -> None:
@@ -73,10 +70,8 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
 
 
 def missing(root: Path) -> str:
-    """How many runs below a folder have no record: failed ones, and others."""
-    files = [file for file in root.rglob("status.json") if not (file.parent / RECORD).exists()]
-    count = Counter(json.loads(file.read_text()).get("state") for file in files)
-    told = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
+    """What a report on a folder leaves out; empty: nothing."""
+    told = ", ".join(f"{number} {state}" for state, number in sorted(unfinished(root).items()))
     return f"; not in it: {told} (by their status.json)" if told else ""
 
 
