@@ -102,7 +102,13 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
             "squared loss it is made of residuals, which vanish as the fit improves; use "
             "diag_fisher with labels=sampled or exact"
         )
-    if curvature.get("negative") == "raw" and curvature.get("estimate") != "ggn":
+    penalized = get_object(plain["method"]["_target_"]).penalized
+    if penalized and not get_object(curvature["_target_"]).penalty:
+        raise UserError(
+            "curvature=layer_hessian: it tells the layers' sizes (method=halrp) and makes no "
+            "penalty; use diag_hessian, full_hessian or kfac"
+        )
+    if penalized and curvature.get("negative") == "raw" and curvature.get("estimate") != "ggn":
         raise UserError(
             "curvature.negative=raw: a penalty by negative values is unbounded below; "
             "use clamped or absolute"

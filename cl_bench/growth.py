@@ -55,16 +55,16 @@ class Account:
     ) -> None:
         self.learner, self.growth = learner, growth
         self.threshold, self.compat = threshold, compat
+        if not any(layers_of(*self._net)):
+            raise UserError(
+                "method=halrp: it perturbs linear and convolutional layers before the head, and "
+                "this model trains none; use another model"
+            )
         self.single = self.single_theirs = 0  # numbers of the first task's network
 
     def start(self, task: Task) -> None:
         """Before the first task; UserError where pruning cannot reach `growth`."""
         learner, shapes = self.learner, tuple(shape for _, shape in layers_of(*self._net))
-        if not shapes:
-            raise UserError(
-                "method=halrp: it perturbs linear and convolutional layers before the head, and "
-                "this model trains none; use another model"
-            )
         live = learner.competing_in(task)
         self.single_theirs = int(learner.in_use(live).sum())
         self.single = size(learner, live)

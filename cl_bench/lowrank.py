@@ -163,10 +163,11 @@ def by_share(found: list[Tensor], share: float) -> list[int]:
 
 
 def by_budget(found: list[Tensor], costs: list[int], budget: int) -> list[int]:
-    """How many of each list are among the largest whose costs stay within the budget."""
-    order = torch.cat(found).sort(descending=True, stable=True).indices
-    each = [cost for cost, values in zip(costs, found, strict=True) for _ in range(len(values))]
-    spent = torch.tensor(each)[order.cpu()].cumsum(0)
+    """How many of each list are among those worth most for their cost, within the budget."""
+    pairs = list(zip(costs, found, strict=True))
+    order = torch.cat([v / cost for cost, v in pairs]).sort(descending=True, stable=True).indices
+    each = torch.tensor([cost for cost, values in pairs for _ in range(len(values))])
+    spent = each[order.cpu()].cumsum(0)
     return _counted(found, order[: int((spent <= budget).sum())])
 
 

@@ -57,8 +57,8 @@ AT_LEAST = {
     ),
     **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
     **dict.fromkeys(("margin", "ridge", "inner_lr", "rate_lr", "prox", "scale"), 0),
-    **dict.fromkeys(("l1", "l2", "growth", "budget", "threshold", "cap", "warm_up"), 0),
-    **dict.fromkeys(("rounds", "channels", "kernels", "classes"), 1),
+    **dict.fromkeys(("l1", "l2", "growth", "budget", "threshold", "cap"), 0),
+    **dict.fromkeys(("warm_up", "rounds", "channels", "kernels", "classes"), 1),
     **dict.fromkeys(("batches", "glances", "slice_size", "first"), 1),
     **dict.fromkeys(
         ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1

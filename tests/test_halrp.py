@@ -12,8 +12,10 @@ from torch import Generator, Tensor, nn
 
 from cl_bench import config
 from cl_bench.curvature.by_layer import by_layer
+from cl_bench.curvature.dense import Dense
 from cl_bench.evaluation import accuracies
 from cl_bench.flat import FlatParams
+from cl_bench.growth import Account, Learned
 from cl_bench.learner import Learner
 from cl_bench.lowrank import (
     Layout,
@@ -240,8 +242,10 @@ def test_ranks_grow_with_the_share() -> None:
 
 
 def test_ranks_by_budget() -> None:
+    """The directions worth most for what they cost: 5/10 and 1/10, 3/1 and 2/1."""
     found = [torch.tensor([5.0, 1.0]), torch.tensor([3.0, 2.0])]
-    assert by_budget(found, [10, 1], 11) == [1, 1]
+    assert by_budget(found, [10, 1], 1) == [0, 1]
+    assert by_budget(found, [10, 1], 11) == [0, 2]
     assert by_budget(found, [10, 1], 12) == [1, 2]
     assert by_budget(found, [10, 1], 100) == [2, 2]
     assert evenly([5, 2], [10, 1], 32) == [3, 2]
@@ -255,43 +259,116 @@ def test_the_largest_entries_stay() -> None:
     assert largest(values, 9) is values
 
 
-def curvature_of(name: str, made: Learner, task: Task) -> Any:
-    return config.build(composed(f"curvature={name}").curvature)(made, task)
+def curvature_of(name: str, made: Learner, task: Task, *overrides: str) -> Any:
+    return config.build(composed(f"curvature={name}", *overrides).curvature)(made, task)
 
 
-@pytest.mark.parametrize("name", ["diag_fisher", "diag_batched", "kfac", "full"])
-def test_a_layers_trace_and_norm_are_its_blocks(name: str) -> None:
-    """Against the block itself, column by column; random signs tell a diagonal's by one probe."""
-    made = learner(mlp(hidden=[5, 4]).double())
-    task = blobs("data").tasks[0]
+EXACT = ["identity", "diag_fisher", "diag_batched", "kfac", "tkfac", "ekfac"]
+
+
+def block(found: Any, flat: FlatParams, weight: str) -> Tensor:
+    """A weight's own block of a curvature, column by column."""
+    span = flat.slices[weight]
+    eye = torch.eye(flat.grad.numel(), dtype=torch.float64)[span]
+    return torch.stack([found.matvec(row) for row in eye])[:, span]
+
+
+@pytest.mark.parametrize("name", [*EXACT, "full", "full_hessian"])
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_a_layers_trace_and_norm_are_its_blocks(name: str, kind: str) -> None:
+    made, task = _small(kind)
     found = curvature_of(name, made, task)
     names = [n for n, _ in layers_of(made.flat, made.net.head)]
-    exact = name.startswith("diag")
-    for size in ("trace", "norm"):
-        told = by_layer(found, made.flat, names, size, 4000, seeded())
-        for value, weight in zip(told, names, strict=True):
-            span = made.flat.slices[weight]
-            eye = torch.eye(made.flat.grad.numel(), dtype=torch.float64)[span]
-            block = found.matvec(eye)[:, span]
-            wanted = block.trace() if size == "trace" else block.norm()
-            torch.testing.assert_close(value, wanted, rtol=1e-9 if exact else 0.05, atol=0)
+    blocks = [block(found, made.flat, weight) for weight in names]
+    traces, norms = (by_layer(found, made.flat, names, size) for size in ("trace", "norm"))
+    torch.testing.assert_close(traces, torch.stack([b.trace() for b in blocks]))
+    torch.testing.assert_close(norms, torch.stack([b.norm() for b in blocks]))
 
 
-def test_the_authors_scalar_is_the_trace_of_the_batched_fisher_over_the_layers_size() -> None:
-    made, task = learner(mlp().double()), blobs("data").tasks[0]
+def _small(kind: str) -> tuple[Learner, Task]:
+    """Float64, at no minimum: its Hessian has eigenvalues of both signs."""
+    task = blobs("task").tasks[0]
+    if kind == "dense":
+        return learner(mlp(hidden=[5, 4], activation="tanh").double()), task
+    wide = _coloured(blobs("task")).tasks[0]
+    few = Task(0, wide.x[:6], wide.y[:6], wide.t[:6])
+    made = convnet(channels=[2, 3], hidden=[4]).double()
+    return learner(made, transform=identity(channels=3)), few
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
+    """Its products are the raw Hessian's; sizes by 2,000 probes are those of its blocks."""
+    made, task = _small(kind)
+    probes = 2000 if kind == "dense" else 1
+    found = curvature_of("layer_hessian", made, task, f"curvature.probes={probes}")
+    whole = curvature_of("full_hessian", made, task, "curvature.negative=raw")
+    assert float(torch.linalg.eigvalsh(whole.matrix).min()) < -1e-4
+    for v in found.signs[:2]:
+        torch.testing.assert_close(found.product(v), whole.matvec(v))
     names = [n for n, _ in layers_of(made.flat, made.net.head)]
-    found = by_layer(
-        curvature_of("diag_batched", made, task), made.flat, names, "trace", 1, seeded()
-    )
+    if kind == "dense":
+        for size in ("trace", "norm"):
+            wanted = by_layer(whole, made.flat, names, size)
+            told = by_layer(found, made.flat, names, size)
+            torch.testing.assert_close(told, wanted, rtol=0.05, atol=0.01)
+        return
+    for weight, told in zip(names, by_layer(found, made.flat, names, "norm"), strict=True):
+        span = made.flat.slices[weight]
+        torch.testing.assert_close(told, (whole.matrix[span, span] @ found.signs[0][span]).norm())
+
+
+def test_the_layer_hessian_makes_no_penalty() -> None:
+    with pytest.raises(UserError, match="curvature=layer_hessian: it tells the layers' sizes"):
+        config.check(composed("method=ewc", "curvature=layer_hessian", "dataset=pmnist5k"))
+    for more in (["curvature=layer_hessian"], ["curvature=full_hessian", "curvature.negative=raw"]):
+        config.check(composed("method=halrp", *more, "method.importance=norm"))
+        with pytest.raises(UserError, match="a Hessian's trace may be negative"):
+            config.check(composed("method=halrp", *more))
+
+
+def test_the_authors_scalar_is_the_mean_square_of_the_batches_gradients() -> None:
+    """A batch counts by its size: of 20 images there are 8, 8 and 4."""
+    made, task = learner(mlp().double()), blobs("data").tasks[0]
+    task = Task(0, task.x[:20], task.y[:20], task.t[:20])
+    names = [n for n, _ in layers_of(made.flat, made.net.head)]
+    method = method_for("halrp", made, "curvature.batch_size=8")
     total = [torch.zeros((), dtype=torch.float64) for _ in names]
-    parts = list(task.chunks(128))
-    for part in parts:
+    for part in task.chunks(8):
         theta = made.flat.theta.detach().clone().requires_grad_()
         grad = torch.autograd.grad(made.loss(theta, part), theta)[0]
         for i, name in enumerate(names):
-            total[i] += made.flat.views(grad)[name].square().mean()
-    sizes = torch.tensor([made.flat.shapes[n].numel() for n in names])
-    torch.testing.assert_close(found / sizes, torch.stack(total) / len(parts))
+            total[i] += made.flat.views(grad)[name].square().mean() * len(part.y)
+    found = method._importances(tuple(names), task)
+    torch.testing.assert_close(found, torch.stack(total) / 20)
+
+
+@pytest.mark.parametrize("kind", ["mean", "trace", "norm", "none", "flat"])
+def test_what_a_layer_is_worth(kind: str) -> None:
+    """By the Fisher's diagonal at the weights that the warm-up has left."""
+    made, task = _small("dense")
+    made.reveal(blobs("task").live(0), torch.tensor([0]), None)
+    names = tuple(n for n, _ in layers_of(made.flat, made.net.head))
+    method = method_for("halrp", made, f"method.importance={kind}", "curvature=diag_fisher_exact")
+    made.flat.theta.data.mul_(1.5)
+    values = curvature_of("diag_fisher_exact", made, task).values
+    parts = [values[made.flat.slices[name]] for name in names]
+    worth = {"mean": Tensor.mean, "trace": Tensor.sum, "norm": Tensor.norm}.get(kind)
+    wanted = [torch.ones((), dtype=torch.float64) if worth is None else worth(p) for p in parts]
+    torch.testing.assert_close(method._importances(names, task), torch.stack(wanted))
+
+
+def test_idle_options_do_not_rename_a_run() -> None:
+    def name(*overrides: str) -> str:
+        return config.digest(composed("method=halrp", "dataset=cifar100_split", *overrides))
+
+    flat = "method.importance=flat"
+    assert name(flat) == name(flat, "curvature=kfac") == name(flat, "method.share=0.5")
+    none = "method.importance=none"
+    assert name(none) == name(none, "curvature=kfac") != name(none, "method.share=0.5")
+    free = "method.growth=null"
+    assert name(free) == name(free, "method.threshold=0.1") != name(free, "curvature=kfac")
+    assert name() != name("method.threshold=0.1")
 
 
 # Theorem 1
@@ -338,27 +415,39 @@ def test_the_bound_holds_on_a_trained_network() -> None:
         lambda p: made.loss(p, whole) + 0.01 * p.square().sum(), theta.detach()
     )
     assert float(torch.linalg.eigvalsh(matrix).min()) > 0
-    for rank in range(4):  # what a rank leaves out of both layers, seen from the optimum
-        moved, bound = theta.detach().clone(), 0.0
-        for name, shape in layers_of(made.flat, made.net.head):
-            residual = 0.02 * normal(*shape, seed=3)
-            u, sigma, v = torch.linalg.svd(residual, full_matrices=False)
-            span = made.flat.slices[name]
-            moved[span] += ((u[:, rank:] * sigma[rank:]) @ v[rank:]).flatten()
-            bound += float(matrix[span, span].norm() * sigma[rank:].square().sum()) / 2
-        change = float(made.loss(moved, whole) + 0.01 * moved.square().sum()) - at
-        # the blocks between layers are no part of the theorem: its sum is over the diagonal ones
-        assert 0 <= change <= 2 * bound
+    names = [name for name, _ in layers_of(made.flat, made.net.head)]
+    norms = by_layer(Dense(matrix), made.flat, names, "norm")
+
+    def rise(moved: Tensor) -> float:
+        return float(made.loss(moved, whole) + 0.01 * moved.square().sum()) - at
+
+    for norm, name in zip(norms, names, strict=True):  # a layer at a time, as in the theorem
+        span, shape = made.flat.slices[name], made.flat.shapes[name]
+        base = theta.detach()[span].view(shape) + 0.02 * normal(*shape, seed=3)
+        warm = theta.detach()[span].view(shape)
+        parts = decompose(base, warm, 1)
+        for rank in range(4):
+            r, s, u, v = parts.factors(rank)
+            moved = theta.detach().clone()
+            moved[span] = (r[:, None] * base * s + u @ v).flatten()
+            bound = float(norm * parts.sigma[rank:].square().sum()) / 2
+            assert 0 < rise(moved) <= bound
 
 
 # the method
 
 
 def test_nothing_is_forgotten_and_the_base_stays_without_pruning() -> None:
+    """Each task's network after the last task is bit for bit what it was after its own."""
     stream = blobs("task")
     made = fresh()
     method, rows = learned(made, stream, "halrp", *PLAIN)
     assert [row[j] for j, row in enumerate(rows)] == rows[-1]
+    for count in (2, 3):
+        tasks = {"tasks": stream.tasks[:count]}
+        before, _ = learned(fresh(), Stream(**{**vars(stream), **tasks}), "halrp", *PLAIN)
+        for task in range(count):
+            assert method.network(task).theta.equal(before.network(task).theta)
     first, _ = learned(
         fresh(),
         Stream(**{**vars(stream), "tasks": stream.tasks[:1]}),
@@ -412,9 +501,7 @@ def test_at_full_rank_the_factors_take_over_where_the_free_weights_were() -> Non
 def test_a_step_of_phi_is_a_step_on_the_loss_with_its_penalties() -> None:
     """By autograd through the assembled network, with SGD."""
     stream, made = blobs("task"), learner(mlp().double())
-    method = method_for(
-        "halrp", made, "method.growth=null", "method.l1=0.01", "method.l2=0.02", "method.warm_up=0"
-    )
+    method = method_for("halrp", made, "method.growth=null", "method.l1=0.01", "method.l2=0.02")
     learned_first = stream.tasks[0]
     for task in stream.tasks[:2]:
         made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
@@ -495,6 +582,41 @@ def test_pruning_keeps_the_same_share_of_every_task_and_does_not_add_up(compat: 
     assert compat or 1.45 < method.facts()["growth"] <= 1.5
 
 
+@pytest.mark.parametrize("growth, left", [(9.0, 4), (0.0, 0)])
+def test_what_is_no_larger_than_the_threshold_is_cut_where_there_is_something_to_cut(
+    growth: float, left: int
+) -> None:
+    """Not while all tasks fit: the authors do nothing then."""
+    made = fresh()
+    account = Account(made, growth, 0.5, compat=False)
+    account.single = 8
+    low = torch.tensor([0.4, 0.5, -0.6, 0.7])
+    layout = Layout((), ((1, 1),), (2,), torch.zeros(0, dtype=torch.long))
+    task = Learned(layout, torch.cat([torch.ones(2), low]), {})
+    account.prune([task])
+    assert task.alive == left
+    account.growth = (2 + 3) / 8  # three may stay, one of them is not above the threshold
+    task.low.copy_(low)
+    account.prune([task])
+    assert task.low.tolist() == pytest.approx([0, 0, -0.6, 0.7])
+
+
+def test_the_bases_weights_decay_and_nothing_else_of_it_does() -> None:
+    stream, made = blobs("task"), learner(mlp().double())
+    method = method_for("halrp", made, "method.growth=null", "method.l2=0.3")
+    task = stream.tasks[0]
+    made.begin_task(stream.live(0), task.t.unique(), stream.ever)
+    made.task = task
+    method.begin_task(task)
+    batch, theta = next(task.batches(10, seeded())), made.flat.theta.detach().clone()
+    theta.requires_grad_()
+    weights = [theta[made.flat.slices[n]] for n, _ in layers_of(made.flat, made.net.head)]
+    (made.loss(theta, batch) + 0.15 * torch.cat(weights).square().sum()).backward()
+    method.observe(batch)
+    assert theta.grad is not None
+    torch.testing.assert_close(made.flat.theta.detach(), theta.detach() - 0.1 * theta.grad)
+
+
 def test_growth_that_cannot_be_reached_is_refused_before_the_first_step() -> None:
     stream, made = blobs("task"), learner(mlp())
     method = method_for("halrp", made, "method.growth=0.2")
@@ -504,10 +626,13 @@ def test_growth_that_cannot_be_reached_is_refused_before_the_first_step() -> Non
 
 
 def test_a_model_without_layers_to_perturb_is_refused() -> None:
-    stream, made = blobs("task"), learner(mlp(hidden=[]))
-    made.begin_task(stream.live(0), torch.tensor([0]), stream.ever)
     with pytest.raises(UserError, match="layers before the head, and this model trains none"):
-        method_for("halrp", made).begin_task(stream.tasks[0])
+        method_for("halrp", learner(mlp(hidden=[])))
+
+
+def test_a_run_without_a_warm_up_has_no_residual_to_factor_and_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.warm_up=0: .*at least 1"):
+        config.check(composed("method=halrp", "method.warm_up=0"))
 
 
 def test_a_warm_up_that_diverges_is_told() -> None:

@@ -62,6 +62,7 @@ class Estimator:
     """
 
     linear: ClassVar[bool] = True  # whether `merge` of its result is the sum of the matrices
+    penalty: ClassVar[bool] = True  # whether it gives a matrix at all
 
     def check(self, learner: Learner, task: Task) -> None:
         """UserError where this network cannot be served: before a task's first step."""

@@ -1,48 +1,98 @@
-"""What a curvature is worth in each layer: the trace or the Frobenius norm of the layer's block."""
+"""What a curvature is worth in each layer: trace or Frobenius norm of its weight's own block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from cl_bench.curvature.base import Curvature
+from cl_bench.curvature.base import Curvature, fork, subset
 from cl_bench.curvature.dense import Dense
 from cl_bench.curvature.diagonal import Diagonal
+from cl_bench.curvature.kronecker import Block, Blocks, Corrected, Factors
+from cl_bench.curvature.products import Product, hessian_product
 from cl_bench.flat import FlatParams
-from cl_bench.types import beside
+from cl_bench.learner import Learner
+from cl_bench.types import Task, beside
 
 Size = Literal["trace", "norm"]
 
 
-def by_layer(
-    curvature: Curvature,
-    flat: FlatParams,
-    names: Sequence[str],
-    size: Size,
-    probes: int,
-    rng: Generator,
-) -> Tensor:
-    """(L,): of the blocks of these parameters, by random signs v (Hutchinson 1989).
+@dataclass(frozen=True)
+class Probed:
+    """A matrix by its products alone, and the random signs (R, P) that its blocks are seen by."""
 
-    E[v'Hv] is the trace, E[|Hv|^2] the squared norm; of a diagonal the first probe tells both.
+    product: Product
+    signs: Tensor
+
+
+class LayerHessian:
+    """The Hessian of the mean loss as it is, for its layers' sizes (Theorem 1 of papers/004).
+
+    `probes` passes with random signs for each layer (Hutchinson 1989), over `samples` of the task
+    (null: all). It is no matrix to make a penalty of.
     """
-    probes = 1 if isinstance(curvature, Diagonal) else probes
+
+    penalty: ClassVar[bool] = False
+
+    def __init__(self, probes: int, samples: int | None) -> None:
+        self.probes, self.samples = probes, samples
+
+    def check(self, learner: Learner, task: Task) -> None:
+        """Any network will do."""
+
+    def __call__(self, learner: Learner, task: Task) -> Probed:
+        """At the learner's theta, as long as it stays there."""
+        chosen, rng = subset(task, self.samples, learner.rng), fork(learner.rng)
+        drawn = torch.randint(2, (self.probes, learner.flat.grad.numel()), generator=rng)
+        signs = beside(drawn, learner.flat.grad).to(learner.flat.grad.dtype) * 2 - 1
+        return Probed(hessian_product(learner, chosen), signs)
+
+
+def by_layer(
+    curvature: Curvature | Probed, flat: FlatParams, names: Sequence[str], size: Size
+) -> Tensor:
+    """(L,): of the blocks of these weights; exact, but of a Hessian by products.
+
+    There E[v'Hv] is the trace and E[|Hv|^2] the squared norm of a block, v in that layer alone.
+    """
     spans = [flat.slices[name] for name in names]
-    # a family of layers has nothing between them: all are probed at once
-    groups = [[span] for span in spans] if isinstance(curvature, Dense) else [spans]
-    total = flat.grad.new_zeros(len(spans))
-    for _ in range(probes):
-        drawn = torch.randint(2, flat.grad.shape, generator=rng).to(flat.grad.dtype) * 2 - 1
-        signs = beside(drawn, flat.grad)
-        for group in groups:
-            v = torch.zeros_like(signs)
-            for span in group:
-                v[span] = signs[span]
-            moved = curvature.matvec(v)
-            other = v if size == "trace" else moved
-            both = [(moved[span] * other[span]).sum() * (span in group) for span in spans]
-            total += torch.stack(both)
-    return total / probes if size == "trace" else (total / probes).sqrt()
+    if isinstance(curvature, Probed):
+        return torch.stack([_probed(curvature, span, size) for span in spans])
+    if isinstance(curvature, Blocks):
+        blocks = {block.place.weight[0]: block for block in curvature.blocks}
+        return torch.stack([_factored(blocks[span.start], size) for span in spans])
+    if isinstance(curvature, Dense):
+        found = [curvature.matrix[span, span] for span in spans]
+        return torch.stack([m.trace() if size == "trace" else m.norm() for m in found])
+    assert isinstance(curvature, Diagonal)
+    values = [curvature.values[span] for span in spans]
+    return torch.stack([v.sum() if size == "trace" else v.norm() for v in values])
+
+
+def _probed(matrix: Probed, span: slice, size: Size) -> Tensor:
+    found = []
+    for signs in matrix.signs:
+        v = torch.zeros_like(signs)
+        v[span] = signs[span]
+        moved = matrix.product(v)[span]
+        found.append((moved * (v[span] if size == "trace" else moved)).sum())
+    mean = torch.stack(found).mean()
+    return mean if size == "trace" else mean.sqrt()
+
+
+def _factored(block: Block, size: Size) -> Tensor:
+    """Of the weight's part of a block: without the bias, the last of what comes in."""
+    into = (block.place.weight[1] - block.place.weight[0]) // block.place.out
+    if isinstance(block, Factors):
+        a, g = block.a[:into, :into], block.g
+        return block.scale * (a.trace() * g.trace() if size == "trace" else a.norm() * g.norm())
+    assert isinstance(block, Corrected)
+    basis = block.basis.eigen[1][:into]
+    seen = basis.T @ basis  # U_A restricted to the weight: the identity where there is no bias
+    if size == "trace":
+        return (block.values @ seen.diagonal()).sum()
+    return ((block.values @ seen.square()) * block.values).sum().sqrt()

@@ -102,10 +102,10 @@ class Fisher(PerSample):
 
 
 class BatchedFisher(Estimator):
-    """Mean over batches of the squared gradient of the batch's mean loss.
+    """Mean over batches, by their sizes, of the squared gradient of the batch's mean loss.
 
     Not a Fisher: signs cancel within a batch, so it is smaller by about the batch's size. Many
-    published codes compute it (GEM's, Avalanche's); here to reproduce them.
+    published codes compute it (GEM's, Avalanche's, HALRP's); here to reproduce them.
     """
 
     def __init__(self, batch_size: int, samples: int | None) -> None:
@@ -115,8 +115,9 @@ class BatchedFisher(Estimator):
         chosen, total = subset(task, self.samples, learner.rng), torch.zeros_like(learner.flat.grad)
         with learner.evaluating(full_precision=True):
             for batch in chosen.chunks(self.batch_size):
-                total.add_(_gradient(learner, batch).square())
-        return Diagonal(total.div_(-(-len(chosen) // self.batch_size)))
+                slope = _gradient(learner, batch)
+                total.addcmul_(slope, slope, value=len(batch.y) / len(chosen))
+        return Diagonal(total)
 
 
 def _gradient(learner: Learner, batch: Batch) -> Tensor:

@@ -20,6 +20,7 @@ class Method:
     scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # those it can serve
     plain: ClassVar[bool] = False  # whether it steps by itself: SGD without momentum or decay
     regularized: ClassVar[bool] = False  # whether its penalties take the place of weight decay
+    penalized: ClassVar[bool] = True  # whether its curvature, if it has one, makes a penalty
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner

@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor, nn
 
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.by_layer import by_layer
+from cl_bench.curvature.by_layer import LayerHessian, by_layer
 from cl_bench.growth import Account, Learned
 from cl_bench.learner import Learner
 from cl_bench.lowrank import (
@@ -35,18 +36,18 @@ from cl_bench.methods.base import Separate
 from cl_bench.types import Batch, Snapshot, Task, UserError
 
 Importance = Literal["mean", "trace", "norm", "none", "flat"]
-PROBES = 8  # random directions that tell a layer's trace or norm
 
 
 class HALRP(Separate):
     """loss + l2/2 (|R - 1|^2 + |S - 1|^2 + |U|^2 + |V|^2) + l1 (|U|_1 + |V|_1).
 
     warm_up      epochs in which a task's weights move freely, of those that the schedule gives it
-    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1; trace; mean, of the
-                 diagonal (of diag_batched the authors' scalar); none: all layers alike; flat: no
-                 estimate, the same rank everywhere
+    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1 (of layer_hessian: the
+                 theorem's own); trace; mean, of the diagonal (of diag_batched: the authors'
+                 scalar); none: all layers alike; flat: no estimate, the same rank everywhere
     share        of the estimated loss that ranks keep; not with a budget
-    budget       None, or what a task's factors may cost, in sizes of the base
+    budget       None, or what a task's factors may cost, in sizes of the base: those directions
+                 are kept that keep most of the loss for what they cost
     cap          the highest rank
     rounds       of fitting R, then S
     growth       None, or what all tasks together may add, in sizes of the base: the smallest
@@ -58,12 +59,12 @@ class HALRP(Separate):
     (never shuffled), learning rates by a constant of 50,000 samples, batch statistics at test time.
     """
 
-    regularized = True
+    regularized, penalized = True, False
 
     def __init__(
         self,
         learner: Learner,
-        curvature: Estimator,
+        curvature: Estimator | LayerHessian,
         warm_up: int,
         importance: Importance,
         share: float,
@@ -97,6 +98,24 @@ class HALRP(Separate):
                 f"method.warm_up={free}: of schedule.epochs={epochs} some must be left for the "
                 "factors; use fewer, or more epochs"
             )
+        curvature, importance = config["method"]["curvature"], config["method"]["importance"]
+        signed = not get_object(curvature["_target_"]).penalty or curvature.get("negative") == "raw"
+        if signed and importance in ("trace", "mean"):
+            raise UserError(
+                f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
+                "another curvature"
+            )
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        own, idle = config["method"], set()
+        if own["importance"] in ("none", "flat"):
+            idle.add("method.curvature")
+        if own["importance"] == "flat" or own["budget"] is not None:
+            idle.add("method.share")
+        if own["growth"] is None:
+            idle.add("method.threshold")
+        return idle
 
     def begin_task(self, task: Task) -> None:
         self.seen, self.layout = 0, None
@@ -126,9 +145,7 @@ class HALRP(Separate):
         if self.base is None:
             self.base, self.first = self.learner.snapshot(), task.id
             return
-        if self.layout is None:
-            self._perturb(self.base, task)
-        assert self.layout is not None
+        assert self.layout is not None, "warm_up leaves steps to the factors"
         now = self.learner.snapshot()
         self.learned[task.id] = Learned(
             self.layout, self.learner.moved.detach().clone(), now.buffers
@@ -219,6 +236,11 @@ class HALRP(Separate):
             return flat.grad.new_ones(len(names))
         found = self.estimate(self.learner, task)
         size = "norm" if kind == "norm" else "trace"
-        worth = by_layer(found, flat, names, size, PROBES, self.learner.rng)
+        worth = by_layer(found, flat, names, size)
+        if not bool(worth.isfinite().all()):
+            raise UserError(
+                f"task {task.id}: the curvature of a layer is not finite after method.warm_up="
+                f"{self.warm_up}: lower optimizer.lr, or use another curvature"
+            )
         sizes = [flat.shapes[name].numel() if kind == "mean" else 1 for name in names]
         return worth / worth.new_tensor(sizes)
