@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.metrics import order_disparity
+from cl_bench.types import UserError
 
 Record = dict[str, Any]
 DEALS = 1000
@@ -18,8 +19,14 @@ def disparities(orders: list[list[Record]]) -> dict[str, Any]:
     """AOPD and MOPD, as fractions, of a list of seeds for each order; tasks by their identity.
 
     An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike
-    (`_floor`; None: an order has one seed). ACC is each order's own.
+    (`_floor`; None: an order has one seed). ACC is each order's own. UserError where the orders
+    have different tasks, as `stream.first` leaves them.
     """
+    if len({tuple(sorted(identities(record))) for seeds in orders for record in seeds}) > 1:
+        raise UserError(
+            "scenario.order: runs under several orders have different tasks (stream.first?): their "
+            "disparity is not defined"
+        )
     finals = [torch.stack([_by_identity(record) for record in seeds]) for seeds in orders]
     aopd, mopd = order_disparity(torch.stack([seeds.mean(0) for seeds in finals]))
     floor = _floor(finals) if min(map(len, finals)) > 1 else (None, None)
@@ -49,5 +56,10 @@ def _floor(finals: list[Tensor]) -> tuple[float, float]:
 
 def _by_identity(record: Record) -> Tensor:
     """(T,): the final accuracy of each task, wherever it stood."""
-    last, places = record["accuracy"][-1], record["stream"]["task_identities"]
-    return torch.tensor([value for _, value in sorted(zip(places, last, strict=True))])
+    pairs = zip(identities(record), record["accuracy"][-1], strict=True)
+    return torch.tensor([value for _, value in sorted(pairs)])
+
+
+def identities(record: Record) -> list[int]:
+    """Which task stood at each place: of those that were learned."""
+    return record["stream"]["task_identities"][: len(record["accuracy"][-1])]

@@ -11,7 +11,10 @@ from records import write
 
 from cl_bench.disparity import disparities
 from cl_bench.metrics import order_disparity
+from cl_bench.record import records
 from cl_bench.report.orders import order_rows
+from cl_bench.studies.orders import Orders
+from cl_bench.types import UserError
 
 
 def test_what_an_order_costs(tmp_path: Path) -> None:
@@ -34,6 +37,43 @@ def test_what_an_order_costs(tmp_path: Path) -> None:
     assert (row["orders"], row["seeds"], row["AOPD"], row["MOPD"]) == (2, "2", "10.00", "10.00")
     assert row["ACC"] == "75.00 ± 0.00" and row["options"] == ""
     assert 0 < float(row["AOPD of seeds"]) <= float(row["MOPD of seeds"]) < 4
+
+
+def under(
+    root: Path, method: str, name: str, order: str, last: list[float], tasks: list[int]
+) -> None:
+    """A run's record under an order of the tasks."""
+    write(root, method, name, (sum(last) / len(last),), "toy/task", scenario__order=order)
+    file = root / "toy/task" / method / name / "seed0/record.json"
+    record = json.loads(file.read_text())
+    record |= {"accuracy": [[last[0], None], last], "stream": {"task_identities": tasks}}
+    file.write_text(json.dumps(record))
+
+
+def test_the_study_of_orders_tells_methods_apart(tmp_path: Path) -> None:
+    """Methods of one class, too (ewc and l2 are); a method that lacks an order is set apart."""
+    for method, drop in (("ewc", 0.3), ("l2", 0.1)):
+        under(tmp_path, method, "a", "A", [0.9, 0.9], [0, 1])
+        under(tmp_path, method, "b", "B", [0.9, 0.9 - drop], [1, 0])
+    under(tmp_path, "si", "a", "A", [0.9, 0.9], [0, 1])
+    page = Orders("", []).page(list(records(tmp_path)))
+    found = {row["variant"]: (row["orders"], row["AOPD"], row["MOPD"]) for row in page.rows}
+    assert found["ewc"] == pytest.approx((2, 15, 30)) and found["l2"] == pytest.approx((2, 5, 10))
+    assert page.findings == [
+        "least: l2, AOPD 5.00, MOPD 10.00",
+        "si: 1 of 2 orders, not to be compared",
+    ]
+    split = Orders("", ["scenario.order"]).page(list(records(tmp_path)))
+    assert {row["variant"] for row in split.rows} == {"ewc A", "ewc B", "l2 A", "l2 B", "si A"}
+
+
+def test_orders_of_unlike_tasks_have_no_disparity(tmp_path: Path) -> None:
+    """The first two of three under two orders: the report leaves them out, the study refuses."""
+    under(tmp_path, "er", "a", "A", [0.9, 0.6], [0, 1])
+    under(tmp_path, "er", "b", "B", [0.9, 0.6], [1, 2])
+    assert order_rows(tmp_path) == []
+    with pytest.raises(UserError, match="runs under several orders have different tasks"):
+        Orders("", []).page(list(records(tmp_path)))
 
 
 def test_the_floor_is_what_equal_orders_show() -> None:

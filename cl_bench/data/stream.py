@@ -19,6 +19,7 @@ from cl_bench.types import Scenario, Stream, Task, Transform, UserError
 Split = Literal["class", "sample", "permutation", "rotation"]
 Heads = Literal["shared", "apart"]
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
+OF_TASKS = ("classes_of_task", "task_identities", "angles_of_task")  # facts with an entry a task
 
 
 def build(
@@ -168,7 +169,12 @@ def sequential(stream: Stream, first: int | None) -> Stream:
     if first > count:
         raise UserError(f"stream.first={first}: the stream has {count} tasks")
     parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}
-    return replace(stream, **parts)
+    facts = dict(stream.facts)
+    for key in OF_TASKS:
+        listed = facts.get(key)
+        if isinstance(listed, list):
+            facts[key] = listed[:first]
+    return replace(stream, **parts, facts=facts)
 
 
 def joint(stream: Stream, first: int | None) -> Stream:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cl_bench.disparity import DISPARITIES, disparities
+from cl_bench.disparity import DISPARITIES, disparities, identities
 from cl_bench.present import percent
 from cl_bench.report.configs import leaves, told, varied
 from cl_bench.report.rows import Record, runs
@@ -24,6 +24,7 @@ def order_rows(root: Path) -> list[dict[str, Any]]:
         if split == "test":
             config = leaves(record["config"])
             order = str(config.pop("scenario.order", None))
+            config["tasks"] = sorted(identities(record))
             name = json.dumps(config, sort_keys=True, default=str)
             orders = found.setdefault((names[0], names[1], names[2]), {}).setdefault(name, {})
             orders.setdefault(order, []).append(record)
