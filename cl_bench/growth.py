@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from cl_bench.learner import Learner
-from cl_bench.lowrank import Layout, largest, layers_of
+from cl_bench.lowrank import Layout, layers_of, most
 from cl_bench.models.layers import statistics
 from cl_bench.types import Task, UserError
+
+Pruning = Literal["loss", "magnitude"]
 
 
 def size(learner: Learner, live: Tensor) -> int:
@@ -29,6 +33,7 @@ class Learned:
     layout: Layout
     phi: Tensor  # (Q,)
     buffers: dict[str, Tensor]
+    worth: Tensor  # (L,): what a layer's squared change costs, to a common factor
 
     @property
     def low(self) -> Tensor:
@@ -41,6 +46,15 @@ class Learned:
         """Entries of U and V that are not 0."""
         return int(self.low.count_nonzero())
 
+    def losses(self) -> Tensor:
+        """As `low`: what it would cost to set one entry to 0, by the layer's worth."""
+        layers, _ = self.layout.split(self.phi)
+        found = []
+        for layer, worth in zip(layers, self.worth, strict=True):
+            u, v = layer.u.square(), layer.v.square()
+            found += [worth * u * v.sum(1), worth * v * u.sum(0)[:, None]]
+        return torch.cat([part.flatten() for part in found])
+
 
 class Account:
     """Counts what tasks add to the network of the first; prunes them down to `growth` of it.
@@ -51,9 +65,14 @@ class Account:
     """
 
     def __init__(
-        self, learner: Learner, growth: float | None, threshold: float, compat: bool
+        self,
+        learner: Learner,
+        growth: float | None,
+        pruning: Pruning,
+        threshold: float,
+        compat: bool,
     ) -> None:
-        self.learner, self.growth = learner, growth
+        self.learner, self.growth, self.pruning = learner, growth, pruning
         self.threshold, self.compat = threshold, compat
         if not any(layers_of(*self._net)):
             raise UserError(
@@ -105,7 +124,10 @@ class Account:
         }
 
     def prune(self, tasks: Collection[Learned]) -> None:
-        """Keep the same share of every task's factors, the largest: what was cut stays cut."""
+        """Cut all factors down to `growth`: together, or in each task the same share of them.
+
+        What was cut stays cut.
+        """
         if self.growth is None:
             return
         whole = sum(len(task.low) for task in tasks)
@@ -117,10 +139,13 @@ class Account:
             share = (self.growth * self.single - fixed) / max(whole, 1)
         if share >= 1:
             return
-        for task in tasks:
-            low = task.low
-            kept = largest(low, int(share * len(low)))
-            low.copy_(kept.where(kept.abs() > self.threshold, 0.0))
+        if self.pruning == "loss":
+            costs = [task.losses() for task in tasks]
+            kept = most(torch.cat(costs), int(share * whole)).split([len(c) for c in costs])
+        else:
+            kept = [most(task.low.abs(), int(share * len(task.low))) for task in tasks]
+        for task, places in zip(tasks, kept, strict=True):
+            task.low.mul_(places & (task.low.abs() > self.threshold))
 
     @property
     def _net(self) -> tuple:

@@ -186,12 +186,12 @@ def evenly(limits: list[int], costs: list[int], budget: int) -> list[int]:
     return [min(best, limit) for limit in limits]
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """`values` with all but its `count` largest, by magnitude, set to 0."""
+def most(values: Tensor, count: int) -> Tensor:
+    """Where the `count` highest of `values` lie: (n,) bool."""
     if count >= len(values):
-        return values
-    kept = values.abs().topk(max(count, 0)).indices
-    return torch.zeros_like(values).index_copy(0, kept, values[kept])
+        return torch.ones_like(values, dtype=torch.bool)
+    kept = values.topk(max(count, 0)).indices
+    return torch.zeros_like(values, dtype=torch.bool).index_fill(0, kept, True)
 
 
 def layers_of(flat: FlatParams, head: object) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -23,8 +23,8 @@ from cl_bench.lowrank import (
     by_share,
     decompose,
     evenly,
-    largest,
     layers_of,
+    most,
     scores,
 )
 from cl_bench.models.convnet import ConvNet
@@ -254,9 +254,8 @@ def test_ranks_by_budget() -> None:
 
 def test_the_largest_entries_stay() -> None:
     values = torch.tensor([3.0, -4.0, 0.5, 0.0])
-    assert largest(values, 2).tolist() == [3.0, -4.0, 0.0, 0.0]
-    assert largest(values, 0).tolist() == [0.0] * 4
-    assert largest(values, 9) is values
+    assert most(values.abs(), 2).tolist() == [True, True, False, False]
+    assert not most(values.abs(), 0).any() and most(values.abs(), 9).all()
 
 
 def curvature_of(name: str, made: Learner, task: Task, *overrides: str) -> Any:
@@ -561,15 +560,18 @@ def test_growth_with_batch_norm_and_convolutions_is_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize("compat", [False, True])
-def test_pruning_keeps_the_same_share_of_every_task_and_does_not_add_up(compat: bool) -> None:
-    """After five tasks each has the share of its factors that five tasks are allowed."""
+@pytest.mark.parametrize("pruning", ["loss", "magnitude"])
+def test_pruning_keeps_what_five_tasks_are_allowed_and_does_not_add_up(
+    pruning: str, compat: bool
+) -> None:
+    """By magnitude each task has the same share of its factors; by loss they have it together."""
     stream = blobs("task", tasks=6)
     torch.manual_seed(2)
     made = learner(mlp(classes=12), optimizer=adam())
     allowed = ("method.growth=1.5", "method.share=1.0", "method.cap=16", "method.threshold=0.0")
     if compat:  # a share of 1 is a rank of 1 there
         allowed = (*allowed, "method.reference_compat=true", "method.share=0.999")
-    method, _ = learned(made, stream, "halrp", *allowed)
+    method, _ = learned(made, stream, "halrp", *allowed, f"method.pruning={pruning}")
     single, own = 16 * 16 + 16 + 2 * 17, 16 + 2 * 17
     whole = sum(len(task.low) for task in method.learned.values())
     fixed = 5 * (32 + own)
@@ -577,8 +579,12 @@ def test_pruning_keeps_the_same_share_of_every_task_and_does_not_add_up(compat: 
     if compat:
         share = 1.5 * single / (fixed - 5 * 16 + whole)
     assert 0 < share < 0.5
-    for task in method.learned.values():
-        assert task.alive == int(share * len(task.low))
+    if pruning == "loss":
+        assert sum(task.alive for task in method.learned.values()) == int(share * whole)
+        assert len({task.alive for task in method.learned.values()}) > 1
+    else:
+        for task in method.learned.values():
+            assert task.alive == int(share * len(task.low))
     assert compat or 1.45 < method.facts()["growth"] <= 1.5
 
 
@@ -588,17 +594,40 @@ def test_what_is_no_larger_than_the_threshold_is_cut_where_there_is_something_to
 ) -> None:
     """Not while all tasks fit: the authors do nothing then."""
     made = fresh()
-    account = Account(made, growth, 0.5, compat=False)
+    account = Account(made, growth, "magnitude", 0.5, compat=False)
     account.single = 8
     low = torch.tensor([0.4, 0.5, -0.6, 0.7])
     layout = Layout((), ((1, 1),), (2,), torch.zeros(0, dtype=torch.long))
-    task = Learned(layout, torch.cat([torch.ones(2), low]), {})
+    task = Learned(layout, torch.cat([torch.ones(2), low]), {}, torch.ones(1))
     account.prune([task])
     assert task.alive == left
     account.growth = (2 + 3) / 8  # three may stay, one of them is not above the threshold
     task.low.copy_(low)
     account.prune([task])
     assert task.low.tolist() == pytest.approx([0, 0, -0.6, 0.7])
+
+
+def test_an_entry_is_cut_by_what_it_costs() -> None:
+    """Worth x the weight's squared change, entry by entry; a layer of little worth goes first."""
+    shapes, worth = ((4, 3), (5, 4)), torch.tensor([2.0, 0.25], dtype=torch.float64)
+    layout = Layout(("a", "b"), shapes, (2, 3), torch.zeros(0, dtype=torch.long))
+    task = Learned(layout, normal(layout.size), {}, worth)
+    layers, _ = layout.split(task.phi)
+    low, wanted = task.low, []
+    whole = [layer.u @ layer.v for layer in layers]
+    for i in range(len(low)):
+        kept, low[i] = low[i].clone(), 0.0
+        changes = [
+            (w - layer.u @ layer.v).square().sum() for w, layer in zip(whole, layers, strict=True)
+        ]
+        wanted.append(worth @ torch.stack(changes))
+        low[i] = kept
+    torch.testing.assert_close(task.losses(), torch.stack(wanted))
+    task.worth[1] = 0.0
+    account = Account(fresh(), 2.0, "loss", 0.0, compat=False)
+    account.single = 20  # 16 scalings and 24 of the 41 entries: of the second layer some at random
+    account.prune([task])
+    assert (layers[0].u != 0).all() and (layers[0].v != 0).all() and task.alive == 24
 
 
 def test_the_bases_weights_decay_and_nothing_else_of_it_does() -> None:

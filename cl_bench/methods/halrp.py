@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.by_layer import LayerHessian, by_layer
-from cl_bench.growth import Account, Learned
+from cl_bench.growth import Account, Learned, Pruning
 from cl_bench.learner import Learner
 from cl_bench.lowrank import (
     Layout,
@@ -50,8 +50,11 @@ class HALRP(Separate):
                  are kept that keep most of the loss for what they cost
     cap          the highest rank
     rounds       of fitting R, then S
-    growth       None, or what all tasks together may add, in sizes of the base: the smallest
-                 entries of all factors are set to 0 after each task, in each task the same share
+    growth       None, or what all tasks together may add, in sizes of the base: after each task
+                 entries of all factors are set to 0
+    pruning      which: loss, those of all tasks that cost it least, by importance x what the
+                 weight changes (`Learned.losses`); magnitude, the smallest of each task, in each
+                 the same share, as the authors' code
     threshold    entries up to here are set to 0 then, too
 
     reference_compat: R and S decay to 0; a layer has a rank of 1 at least, and of 1 if share is 1;
@@ -74,6 +77,7 @@ class HALRP(Separate):
         l1: float,
         l2: float,
         growth: float | None,
+        pruning: Pruning,
         threshold: float,
         reference_compat: bool,
     ) -> None:
@@ -83,12 +87,13 @@ class HALRP(Separate):
         self.share, self.budget, self.cap, self.rounds = share, budget, cap, rounds
         self.l1, self.l2 = l1, l2
         self.compat = reference_compat
-        self.account = Account(learner, growth, threshold, reference_compat)
+        self.account = Account(learner, growth, pruning, threshold, reference_compat)
         self.base: Snapshot | None = None
         self.first = -1  # the task that the base has learned
         self.learned: dict[int, Learned] = {}
         self.seen = 0  # samples of this task
         self.layout: Layout | None = None  # None: weights move freely
+        self.worth = learner.flat.grad.new_ones(0)  # of this task's layers: see `Learned`
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
@@ -114,7 +119,7 @@ class HALRP(Separate):
         if own["importance"] == "flat" or own["budget"] is not None:
             idle.add("method.share")
         if own["growth"] is None:
-            idle.add("method.threshold")
+            idle |= {"method.pruning", "method.threshold"}
         return idle
 
     def begin_task(self, task: Task) -> None:
@@ -148,7 +153,7 @@ class HALRP(Separate):
         assert self.layout is not None, "warm_up leaves steps to the factors"
         now = self.learner.snapshot()
         self.learned[task.id] = Learned(
-            self.layout, self.learner.moved.detach().clone(), now.buffers
+            self.layout, self.learner.moved.detach().clone(), now.buffers, self.worth
         )
         self.learner.go_back(self.base)
         self.account.prune(self.learned.values())
@@ -184,6 +189,7 @@ class HALRP(Separate):
         parts = [decompose(old[name], new[name], self.rounds) for name in names]
         importances = self._importances(names, task)
         ranks = self._ranks(parts, shapes, importances)
+        self.worth = importances * importances.new_tensor([part.places for part in parts])
         apart = self.account.own(learner.competing_in(task))
         layout = Layout(names, shapes, tuple(ranks), apart)
         phi = warm.new_zeros(layout.size)
