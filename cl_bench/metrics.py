@@ -49,9 +49,14 @@ class AccuracyMatrix:
     @property
     def forgetting(self) -> float:
         """mean_{j < T-1} (max_{j <= i <= T-2} R[i, j] - R[T-1, j]) (Chaudhry et al. 2018)."""
-        tasks = len(self.values)
-        best = [self.values[j:-1, j].max() for j in range(tasks - 1)]
-        return _mean(torch.stack(best) - self.values[-1, :-1]) if best else nan
+        return _mean(self.forgetting_of_task)
+
+    @property
+    def forgetting_of_task(self) -> Tensor:
+        """(T - 1,): what `forgetting` is the mean of."""
+        before = range(len(self.values) - 1)
+        best = self.values.new_tensor([self.values[j:-1, j].max() for j in before])
+        return best - self.values[-1, :-1]
 
     @property
     def learning_accuracy(self) -> float:

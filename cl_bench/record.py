@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -40,16 +40,20 @@ class RunRecord:
     metrics: dict[str, float | None]  # ACC, BWT, FWT, forgetting, LA, AIA
     parameters: int
     state_bytes: int  # what the method keeps between steps, beside the network
-    theta_sha256: str  # of the final parameters
+    theta_sha256: str  # of the parameters that predict at the end: a network, or each task's
     measured: dict[str, Any]  # seconds, memory, machine, versions, commit
     backbone: dict[str, Any] | None = None  # its provenance and SHA-256, where there is one
     gradients_per_sample: float | None = None  # backward passes, of the stream's training images
     method: dict[str, float] | None = None  # what the method says of itself: its capacity
+    forgetting_of_task: list[float | None] | None = None  # (T - 1,), their mean is `forgetting`
 
 
-def sha256(vector: Tensor) -> str:
-    """Of a vector's bytes."""
-    return hashlib.sha256(vector.detach().cpu().numpy().tobytes()).hexdigest()
+def sha256(vectors: Iterable[Tensor]) -> str:
+    """Of the bytes of all of them."""
+    sha = hashlib.sha256()
+    for vector in vectors:
+        sha.update(vector.detach().cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -214,7 +214,7 @@ def conclude(
         metrics=record.plain(progress.matrix.summary()),
         parameters=flat.theta.numel(),
         state_bytes=checkpoint.nbytes(method),
-        theta_sha256=record.sha256(flat.theta),
+        theta_sha256=record.sha256(method.weights()),
         measured={
             "train_seconds": progress.train_seconds,
             "eval_seconds": progress.eval_seconds,
@@ -225,6 +225,7 @@ def conclude(
         backbone=backbone,
         gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
         method=method.facts(),
+        forgetting_of_task=record.plain(progress.matrix.forgetting_of_task.tolist()),
     )
 
 

@@ -123,7 +123,8 @@ class Run:
 
     @property
     def theta(self) -> Tensor:
-        return self.method.learner.flat.theta.detach()
+        """All that it predicts with."""
+        return torch.cat(list(self.method.weights())).detach()
 
 
 def easy(rt: Any) -> Learner:

@@ -28,6 +28,7 @@ from cl_bench.lowrank import (
     scores,
 )
 from cl_bench.models.convnet import ConvNet
+from cl_bench.record import sha256
 from cl_bench.types import Batch, Stream, Task, UserError
 
 PLAIN = ("method.growth=null", "method.l1=0.0", "method.l2=0.0")
@@ -457,6 +458,19 @@ def test_nothing_is_forgotten_and_the_base_stays_without_pruning() -> None:
     start = dict(first.base.buffers)
     assert all(value.equal(start[name]) for name, value in method.base.buffers.items())
     assert made.flat.theta.equal(method.base.theta)
+
+
+@pytest.mark.parametrize("name", ["halrp", "independent"])
+def test_its_weights_are_those_of_all_tasks(name: str) -> None:
+    """A record's hash is of them: theta is the base again after each task."""
+    stream, hashes = blobs("task"), []
+    for epochs in (4, 5, 5):
+        made = fresh()
+        method, _ = learned(made, stream, name, *(PLAIN if name == "halrp" else ()), epochs=epochs)
+        nets = list(method.weights())
+        assert len(nets) == 3 and all(n.equal(method.network(t).theta) for t, n in enumerate(nets))
+        hashes.append(sha256(nets))
+    assert hashes[0] != hashes[1] == hashes[2]
 
 
 def test_batch_norm_is_the_tasks_own() -> None:

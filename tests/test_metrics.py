@@ -26,6 +26,7 @@ def test_by_hand() -> None:
     assert found["BWT"] == pytest.approx(((0.6 - 0.9) + (0.7 - 0.8)) / 2)
     assert found["FWT"] == pytest.approx(((0.3 - 0.2) + (0.5 - 0.3)) / 2)
     assert found["forgetting"] == pytest.approx(((0.95 - 0.6) + (0.8 - 0.7)) / 2)
+    assert made().forgetting_of_task.tolist() == pytest.approx([0.95 - 0.6, 0.8 - 0.7])
     assert found["LA"] == pytest.approx((0.9 + 0.8 + 1.0) / 3)
     assert found["AIA"] == pytest.approx((0.9 + 0.875 + (0.6 + 0.7 + 1.0) / 3) / 3)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -48,6 +48,10 @@ class Method:
         """What it has to say of itself after a task: for a method that grows, its capacity."""
         return {}
 
+    def weights(self) -> Iterator[Tensor]:
+        """All parameters that `predict` uses: theta (P,), or that of each task's network."""
+        yield self.learner.flat.theta
+
     def predict(self, batch: Batch) -> Tensor:
         """(B, K) logits; where all classes compete (data-IL) they may not depend on `batch.t`."""
         return self.learner.logits(self.learner.flat.theta, batch)
@@ -79,6 +83,10 @@ class Separate(Method):
     def network(self, task: int) -> Snapshot | None:
         """The network of a task that was learned; None for another."""
         raise NotImplementedError
+
+    def weights(self) -> Iterator[Tensor]:
+        found = map(self.network, range(len(self.learner.live)))
+        return (snapshot.theta for snapshot in found if snapshot is not None)
 
     def predict(self, batch: Batch) -> Tensor:
         tasks = batch.t.unique().tolist()
