@@ -94,9 +94,9 @@ class Account:
         least = sum(map(self.fixed, bare)) / self.single
         if least > self.growth:
             raise UserError(
-                f"method.growth={self.growth}: scalings, biases, statistics and heads of "
-                f"{len(others)} tasks alone add {least:.2f} sizes of the network; allow more, or "
-                "use null"
+                f"method.growth={self.growth}: scalings, biases, statistics and heads of all tasks "
+                f"after the first ({len(others)}) alone add {least:.3g} sizes of the network; "
+                "allow more, or use null"
             )
 
     def own(self, live: Tensor) -> Tensor:

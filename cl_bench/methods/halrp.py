@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from hydra.utils import get_object
 from torch import Tensor, nn
 
 from cl_bench.curvature.base import Estimator
@@ -104,7 +103,8 @@ class HALRP(Separate):
                 "factors; use fewer, or more epochs"
             )
         curvature, importance = config["method"]["curvature"], config["method"]["importance"]
-        signed = not get_object(curvature["_target_"]).penalty or curvature.get("negative") == "raw"
+        by_products = curvature["_target_"].endswith(".LayerHessian")
+        signed = by_products or curvature.get("negative") == "raw"
         if signed and importance in ("trace", "mean"):
             raise UserError(
                 f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
