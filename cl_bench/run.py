@@ -199,7 +199,6 @@ def conclude(
     backbone: dict[str, Any] | None,
 ) -> RunRecord:
     """What the run has proved."""
-    flat = method.learner.flat
     return RunRecord(
         config=this.plain,
         hash=this.hash,
@@ -212,7 +211,7 @@ def conclude(
         accuracy=record.plain(progress.matrix.values.tolist()),
         initial=record.plain(progress.matrix.initial.tolist()),
         metrics=record.plain(progress.matrix.summary()),
-        parameters=flat.theta.numel(),
+        parameters=method.learner.flat.theta.numel(),
         state_bytes=checkpoint.nbytes(method),
         theta_sha256=record.sha256(method.weights()),
         measured={

@@ -171,8 +171,7 @@ def sequential(stream: Stream, first: int | None) -> Stream:
     parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}
     facts = dict(stream.facts)
     for key in OF_TASKS:
-        listed = facts.get(key)
-        if isinstance(listed, list):
+        if isinstance(listed := facts.get(key), list):
             facts[key] = listed[:first]
     return replace(stream, **parts, facts=facts)
 

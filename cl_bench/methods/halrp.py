@@ -103,13 +103,10 @@ class HALRP(Separate):
                 "factors; use fewer, or more epochs"
             )
         curvature, importance = config["method"]["curvature"], config["method"]["importance"]
-        by_products = curvature["_target_"].endswith(".LayerHessian")
-        signed = by_products or curvature.get("negative") == "raw"
-        if signed and importance in ("trace", "mean"):
-            raise UserError(
-                f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
-                "another curvature"
-            )
+        raw = curvature.get("negative") == "raw" or "LayerHessian" in curvature["_target_"]
+        if raw and importance in ("trace", "mean"):
+            told = f"method.importance={importance}: a Hessian's trace may be negative"
+            raise UserError(f"{told}; use norm, or another curvature")
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
