@@ -103,15 +103,23 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
             "diag_fisher with labels=sampled or exact"
         )
     penalized = get_object(plain["method"]["_target_"]).penalized
-    if penalized and not get_object(curvature["_target_"]).penalty:
+    matrix = get_object(curvature["_target_"]).penalty
+    raw = curvature.get("negative") == "raw" and curvature.get("estimate") != "ggn"
+    if penalized and not matrix:
         raise UserError(
             "curvature=layer_hessian: it tells the layers' sizes (method=halrp) and makes no "
             "penalty; use diag_hessian, full_hessian or kfac"
         )
-    if penalized and curvature.get("negative") == "raw" and curvature.get("estimate") != "ggn":
+    if penalized and raw:
         raise UserError(
             "curvature.negative=raw: a penalty by negative values is unbounded below; "
             "use clamped or absolute"
+        )
+    importance = plain["method"].get("importance")
+    if (raw or not matrix) and importance in ("trace", "mean"):
+        raise UserError(
+            f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
+            "another curvature"
         )
     frozen = plain["schedule"].get("batch_norm") == "frozen"
     if curvature.get("batch_norm") == "frozen" and not frozen:

@@ -47,7 +47,8 @@ class LayerHessian:
     def __call__(self, learner: Learner, task: Task) -> Probed:
         """At the learner's theta, as long as it stays there."""
         chosen, rng = subset(task, self.samples, learner.rng), fork(learner.rng)
-        drawn = torch.randint(2, (self.probes, learner.flat.grad.numel()), generator=rng)
+        shape = (self.probes, learner.flat.grad.numel())
+        drawn = torch.randint(2, shape, generator=rng, dtype=torch.int8)  # a byte, until it is used
         signs = beside(drawn, learner.flat.grad).to(learner.flat.grad.dtype) * 2 - 1
         return Probed(hessian_product(learner, chosen), signs)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Generator
@@ -49,18 +51,22 @@ def permutation(order: str | list[int], tasks: int) -> list[int]:
 def ordered(stream: Stream, order: str | list[int]) -> Stream:
     """The same tasks, numbered as they come; `task_identities` says which is which."""
     chosen = permutation(order, len(stream.tests))
-    facts = {**stream.facts, "task_identities": chosen}
-    for key in ("classes_of_task", "angles_of_task"):
-        listed = facts.get(key)
-        if isinstance(listed, list):
-            facts[key] = [listed[i] for i in chosen]
     return replace(
         stream,
         tasks=[_numbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
         tests=[_numbered(stream.tests[i], n) for n, i in enumerate(chosen)],
         classes=stream.classes[chosen],
-        facts=facts,
+        facts=facts_of(stream, chosen),
     )
+
+
+def facts_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
+    """The stream's facts, with what they say of each task for the tasks at these places alone."""
+    facts, chosen = dict(stream.facts), list(places)
+    for key in ("classes_of_task", "task_identities", "angles_of_task"):
+        if isinstance(listed := facts.get(key), list):
+            facts[key] = [listed[i] for i in chosen]
+    return facts
 
 
 def _numbered(task: Task, number: int) -> Task:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from cl_bench.data import split as cut
 from cl_bench.data.augment import turned
+from cl_bench.data.orders import facts_of
 from cl_bench.data.source import Source
 from cl_bench.data.split import Order
 from cl_bench.types import Scenario, Stream, Task, Transform, UserError
@@ -19,7 +20,6 @@ from cl_bench.types import Scenario, Stream, Task, Transform, UserError
 Split = Literal["class", "sample", "permutation", "rotation"]
 Heads = Literal["shared", "apart"]
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
-OF_TASKS = ("classes_of_task", "task_identities", "angles_of_task")  # facts with an entry a task
 
 
 def build(
@@ -169,11 +169,7 @@ def sequential(stream: Stream, first: int | None) -> Stream:
     if first > count:
         raise UserError(f"stream.first={first}: the stream has {count} tasks")
     parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}
-    facts = dict(stream.facts)
-    for key in OF_TASKS:
-        if isinstance(listed := facts.get(key), list):
-            facts[key] = listed[:first]
-    return replace(stream, **parts, facts=facts)
+    return replace(stream, **parts, facts=facts_of(stream, range(first)))
 
 
 def joint(stream: Stream, first: int | None) -> Stream:

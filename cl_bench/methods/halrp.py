@@ -102,11 +102,6 @@ class HALRP(Separate):
                 f"method.warm_up={free}: of schedule.epochs={epochs} some must be left for the "
                 "factors; use fewer, or more epochs"
             )
-        curvature, importance = config["method"]["curvature"], config["method"]["importance"]
-        raw = curvature.get("negative") == "raw" or "LayerHessian" in curvature["_target_"]
-        if raw and importance in ("trace", "mean"):
-            told = f"method.importance={importance}: a Hessian's trace may be negative"
-            raise UserError(f"{told}; use norm, or another curvature")
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
