@@ -14,7 +14,7 @@ from cl_bench.lowrank import Layout, layers_of, most
 from cl_bench.models.layers import statistics
 from cl_bench.types import Task, UserError
 
-Pruning = Literal["loss", "magnitude"]
+Pruning = Literal["loss", "magnitude", "ranks"]
 
 
 def size(learner: Learner, live: Tensor) -> int:
@@ -57,7 +57,7 @@ class Learned:
 
 
 class Account:
-    """Counts what tasks add to the network of the first; prunes them down to `growth` of it.
+    """Counts what tasks add to the network of the first; keeps it within `growth` of it.
 
     Two counts: all that prediction needs; and the authors' ("theirs"), without biases and batch
     norm's statistics. compat prunes by theirs and as they do, as if all that a task adds could be
@@ -80,9 +80,10 @@ class Account:
                 "this model trains none; use another model"
             )
         self.single = self.single_theirs = 0  # numbers of the first task's network
+        self.room: int | None = None  # what the factors of one task may cost, if not to be pruned
 
     def start(self, task: Task) -> None:
-        """Before the first task; UserError where pruning cannot reach `growth`."""
+        """Before the first task; UserError where `growth` cannot be reached."""
         learner, shapes = self.learner, tuple(shape for _, shape in layers_of(*self._net))
         live = learner.competing_in(task)
         self.single_theirs = int(learner.in_use(live).sum())
@@ -92,6 +93,8 @@ class Account:
         others = [live for i, live in enumerate(learner.live) if i != int(task.t[0])]
         bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
         least = sum(map(self.fixed, bare)) / self.single
+        if self.pruning == "ranks":
+            self.room = int((self.growth - least) * self.single / max(len(others), 1))
         if least > self.growth:
             raise UserError(
                 f"method.growth={self.growth}: scalings, biases, statistics and heads of all tasks "
@@ -128,7 +131,7 @@ class Account:
 
         What was cut stays cut.
         """
-        if self.growth is None:
+        if self.growth is None or self.pruning == "ranks":
             return
         whole = sum(len(task.low) for task in tasks)
         if self.compat:

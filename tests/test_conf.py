@@ -148,6 +148,11 @@ BAD = [
         "scenario.order=B: of 3 tasks there are A, seed:<n>, or",
         ["dataset.tasks=3"],
     ),
+    (
+        "method.budget=0.1",
+        "method.budget=0.1: with method.pruning=ranks, ranks follow from method.growth alone",
+        ["method=halrp", "method.pruning=ranks"],
+    ),
     ("method.warm_up=20", "method.warm_up=20: of schedule.epochs=20 some", ["method=halrp"]),
     ("optimizer.weight_decay=0.1", "the method has penalties of its own", ["method=halrp"]),
     ("optimizer.weight_decay=0.1", "the method has penalties of its own", ["method=apd"]),

@@ -370,6 +370,9 @@ def test_idle_options_do_not_rename_a_run() -> None:
     assert name(none) == name(none, "curvature=kfac") != name(none, "method.share=0.5")
     free = "method.growth=null"
     assert name(free) == name(free, "method.threshold=0.1") != name(free, "curvature=kfac")
+    assert name(free) == name(free, "method.pruning=ranks") != name(free, "method.share=0.5")
+    ranks = "method.pruning=ranks"
+    assert name(ranks) == name(ranks, "method.threshold=0.1", "method.share=0.5") != name()
     assert name() != name("method.threshold=0.1")
 
 
@@ -602,6 +605,22 @@ def test_pruning_keeps_what_five_tasks_are_allowed_and_does_not_add_up(
         for task in method.learned.values():
             assert task.alive == int(share * len(task.low))
     assert compat or 1.45 < method.facts()["growth"] <= 1.5
+
+
+@pytest.mark.parametrize("importance", ["mean", "flat"])
+def test_ranks_that_growth_has_room_for_forget_nothing(importance: str) -> None:
+    """As many as an equal part pays for, to less than the dearest direction (32 numbers) a task."""
+    stream = blobs("task", tasks=6)
+    torch.manual_seed(2)
+    made = learner(mlp(classes=12), optimizer=adam())
+    wanted = ("method.growth=2.0", "method.pruning=ranks", f"method.importance={importance}")
+    method, rows = learned(made, stream, "halrp", *wanted)
+    single, own = 16 * 16 + 16 + 2 * 17, 16 + 2 * 17
+    room = int((2 * single - 5 * (32 + own)) / 5)
+    for task in method.learned.values():
+        assert room - 32 < task.layout.factors <= room
+    assert method.facts()["growth"] <= 2
+    assert all(row[j] == rows[j][j] for row in rows for j in range(len(row)))
 
 
 @pytest.mark.parametrize("growth, left", [(9.0, 4), (0.0, 0)])

@@ -4,9 +4,8 @@ The first task's network stays as it is, the base. Each later task is learned fr
 from the base, in order to see where its weights want to go; then scalings and low-rank factors take
 over (`lowrank`), of a rank for each layer that keeps so much of what the loss would lose by half
 the layer's importance times its residual (Theorem 1), and they are trained to the end. Biases,
-batch norm and head are the task's own.
-
-What the authors' code does by oversight is left out unless reference_compat: see `HALRP`.
+batch norm and head are the task's own. What the authors' code does by oversight is left out unless
+reference_compat.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ class HALRP(Separate):
                  are kept that keep most of the loss for what they cost
     cap          the highest rank
     rounds       of fitting R, then S
-    growth       None, or what all tasks together may add, in sizes of the base: after each task
-                 entries of all factors are set to 0
-    pruning      which: loss, those of all tasks that cost it least, by importance x what the
-                 weight changes (`Learned.losses`); magnitude, the smallest of each task, in each
-                 the same share, as the authors' code
+    growth       None, or what all tasks together may add, in sizes of the base
+    pruning      how that is kept: loss, after each task those entries of all tasks are set to 0
+                 that cost it least, by importance x what the weight changes (`Learned.losses`);
+                 magnitude, the smallest of each task, in each the same share, as the authors'
+                 code; ranks, none are: each task has a budget, its equal part of growth
     threshold    entries up to here are set to 0 then, too
 
     reference_compat: R and S decay to 0; a layer has a rank of 1 at least, and of 1 if share is 1;
@@ -96,23 +95,30 @@ class HALRP(Separate):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
-        epochs, free = config["schedule"]["epochs"], config["method"]["warm_up"]
-        if free >= epochs:
+        own, epochs = config["method"], config["schedule"]["epochs"]
+        if own["warm_up"] >= epochs:
             raise UserError(
-                f"method.warm_up={free}: of schedule.epochs={epochs} some must be left for the "
-                "factors; use fewer, or more epochs"
+                f"method.warm_up={own['warm_up']}: of schedule.epochs={epochs} some must be left "
+                "for the factors; use fewer, or more epochs"
             )
+        for key in ("budget", "reference_compat"):
+            if own[key] and own["growth"] is not None and own["pruning"] == "ranks":
+                raise UserError(
+                    f"method.{key}={own[key]}: with method.pruning=ranks, ranks follow from "
+                    "method.growth alone; use pruning=loss or magnitude, or growth=null"
+                )
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        own, idle = config["method"], set()
-        if own["importance"] in ("none", "flat"):
-            idle.add("method.curvature")
-        if own["importance"] == "flat" or own["budget"] is not None:
-            idle.add("method.share")
-        if own["growth"] is None:
-            idle |= {"method.pruning", "method.threshold"}
-        return idle
+        own = config["method"]
+        free, ranks = own["growth"] is None, own["pruning"] == "ranks"
+        idle = {
+            "curvature": (kind := own["importance"]) in ("none", "flat"),
+            "share": kind == "flat" or own["budget"] is not None or (ranks and not free),
+            "pruning": free,
+            "threshold": free or ranks,
+        }
+        return {f"method.{key}" for key, yes in idle.items() if yes}
 
     def begin_task(self, task: Task) -> None:
         self.seen, self.layout = 0, None
@@ -214,8 +220,10 @@ class HALRP(Separate):
         costs, limits = [sum(shape) for shape in shapes], [len(part.sigma) for part in parts]
         capped = [min(limit, self.cap) for limit in limits]
         found = scores(parts, importances)
+        room = self.account.room
         if self.budget is not None:
             room = int(self.budget * self.account.single)
+        if room is not None:
             if self.importance == "flat":
                 return evenly(capped, costs, room)
             return by_budget([s[:most] for s, most in zip(found, capped, strict=True)], costs, room)
@@ -223,9 +231,8 @@ class HALRP(Separate):
             return capped
         if self.compat and self.share >= 1:
             return [1] * len(parts)  # its argmax over nothing
-        ranks = by_share(found, self.share)
-        least = 1 if self.compat else 0
-        return [min(max(rank, least), most) for rank, most in zip(ranks, capped, strict=True)]
+        ranks = [max(rank, int(self.compat)) for rank in by_share(found, self.share)]
+        return [min(rank, most) for rank, most in zip(ranks, capped, strict=True)]
 
     def _importances(self, names: tuple[str, ...], task: Task) -> Tensor:
         """(L,): what a unit of squared residual costs in each layer, to a common factor."""
@@ -233,8 +240,7 @@ class HALRP(Separate):
         if kind in ("none", "flat"):
             return flat.grad.new_ones(len(names))
         found = self.estimate(self.learner, task)
-        size = "norm" if kind == "norm" else "trace"
-        worth = by_layer(found, flat, names, size)
+        worth = by_layer(found, flat, names, "norm" if kind == "norm" else "trace")
         if not bool(worth.isfinite().all()):
             raise UserError(
                 f"task {task.id}: the curvature of a layer is not finite after method.warm_up="
