@@ -64,7 +64,10 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"scenario={scenario}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
             f"classes; use dataset.heads={wanted}"
         )
-    permutation(plain["scenario"]["order"], plain["dataset"]["tasks"])
+    tasks, first = plain["dataset"]["tasks"], plain["stream"]["first"]
+    permutation(plain["scenario"]["order"], tasks)
+    if (first or 0) > tasks:
+        raise UserError(f"stream.first={first}: the stream has {tasks} tasks")
     order = plain["dataset"]["order"]
     if split == "rotation" and order == "superclass":
         raise UserError(

@@ -40,6 +40,7 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
     if record.backbone is not None:
         console.print(f"backbone: {described(record.backbone, record.config['model'])}")
     console.print(f"files: {folder.path}")
+    sys.stdout.flush()  # a sweep's log file shows each run as it ends
 
 
 def described(backbone: dict[str, Any], model: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ def study(this: Plan) -> float:
     if this.folder.status().get("state") != "done" or this.cfg.force:
         with this.folder.locked():
             guarded(this, conduct)
-    print(f"{page.read_text()}\nfiles: {page.parent}")
+    print(f"{page.read_text()}\nfiles: {page.parent}", flush=True)
     return float("nan")
 
 

@@ -101,7 +101,15 @@ def test_changed_origin(toy: Toy, capsys: pytest.CaptureFixture[str]):
     assert toy.load().train_x.unique().tolist() == [9] and toy.reads == 2
     assert f"{toy.file} was made from another state" in capsys.readouterr().err
     os.utime(toy.place, ns=(1, 1))
-    assert toy.load().train_x.unique().tolist() == [9] and toy.reads == 3
+    assert toy.load().train_x.unique().tolist() == [9] and toy.reads == 2, "the same content"
+
+
+def test_a_large_origin_is_known_by_its_time(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache, "SMALL", 0)
+    toy.load()
+    os.utime(toy.place, ns=(1, 1))
+    toy.load()
+    assert toy.reads == 2
 
 
 def test_intact_cache_outlives_its_origin(toy: Toy, capsys: pytest.CaptureFixture[str]):

@@ -141,6 +141,7 @@ BAD = [
         "method.buffer=ring: is chosen by its group; use buffer=ring",
         ["method=er"],
     ),
+    ("stream.first=21", "stream.first=21: the stream has 20 tasks", []),
     ("dataset.heads=apart", "dataset.heads=apart: with dataset.split=permutation, in scen", []),
     ("scenario.order=[0,2]", "scenario.order=[0, 2]: not each of the tasks 0 to 19 once", []),
     (

@@ -12,7 +12,9 @@ from records import write
 from cl_bench.disparity import disparities
 from cl_bench.metrics import order_disparity
 from cl_bench.record import records
-from cl_bench.report.orders import order_rows
+from cl_bench.report import forms
+from cl_bench.report.orders import orders
+from cl_bench.report.page import render
 from cl_bench.studies.orders import Orders
 from cl_bench.types import UserError
 
@@ -33,9 +35,16 @@ def test_what_an_order_costs(tmp_path: Path) -> None:
             record["stream"] = {"task_identities": identities}
             folder.mkdir(parents=True)
             (folder / "record.json").write_text(json.dumps(record))
-    (row,) = order_rows(tmp_path / "toy")
+    report = orders(tmp_path / "toy")
+    (row,) = report.rows
+    assert report.left_out == ""
     assert (row["orders"], row["seeds"], row["AOPD"], row["MOPD"]) == (2, "2", "10.00", "10.00")
     assert row["ACC"] == "75.00 ± 0.00" and row["options"] == ""
+    assert "| toy | task | er |  | 2 | 2 | 75.00 ± 0.00 | 10.00 | 10.00 |" in forms.markdown(
+        [], report
+    )
+    assert r"toy & task & er &  & 2 & 2 & 75.00 $\pm$ 0.00 & 10.00" in forms.latex([], report)
+    assert "<td>75.00 ± 0.00</td><td>10.00</td>" in render([], report, "")
     assert 0 < float(row["AOPD of seeds"]) <= float(row["MOPD of seeds"]) < 4
 
 
@@ -71,7 +80,9 @@ def test_orders_of_unlike_tasks_have_no_disparity(tmp_path: Path) -> None:
     """The first two of three under two orders: the report leaves them out, the study refuses."""
     under(tmp_path, "er", "a", "A", [0.9, 0.6], [0, 1])
     under(tmp_path, "er", "b", "B", [0.9, 0.6], [1, 2])
-    assert order_rows(tmp_path) == []
+    found = orders(tmp_path)
+    assert found.rows == [] and found.left_out.endswith("(stream.first): er on toy (2 runs).")
+    assert found.left_out in forms.markdown([], found) and found.left_out in forms.plain([], found)
     with pytest.raises(UserError, match="runs under several orders have different tasks"):
         Orders("", []).page(list(records(tmp_path)))
 

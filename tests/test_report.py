@@ -18,6 +18,7 @@ from scipy.stats import bootstrap
 from cl_bench.report import __main__ as report
 from cl_bench.report import forms, published
 from cl_bench.report.configs import Leaves, fitting, leaves
+from cl_bench.report.orders import NONE
 from cl_bench.report.page import render
 from cl_bench.report.rows import METRICS, gather
 from cl_bench.report.statistics import Summary, paired
@@ -165,10 +166,10 @@ def test_markup_stays_text(tmp_path: Path) -> None:
         write(tmp_path, "er", name, (0.5,), method__odd=odd)
     found = tables(gather(tmp_path), None)
     told = r"\textless{}b\textgreater{}\&\$x\_\{1\}\$"
-    assert told in forms.latex(found) and "<b>" not in render(found, [], "<i>")
+    assert told in forms.latex(found) and "<b>" not in render(found, NONE, "<i>")
     assert "method.odd=\\<b\\>&$x_{1}$" in forms.markdown(found)
     write(tmp_path, "er", "c", (0.5,), method__odd="$a{$")  # no mathematics, and no error
-    assert "$a{$" in render(tables(gather(tmp_path), None), [], "")
+    assert "$a{$" in render(tables(gather(tmp_path), None), NONE, "")
     assert r"\`\*\|%#~^\\" in forms.markdown(found)
 
 

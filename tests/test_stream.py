@@ -214,8 +214,6 @@ def test_the_first_tasks_alone() -> None:
     assert made.num_classes == 6 and sequential(stream(), 3).tasks[2].id == 2
     facts = sequential(ordered(stream(), [2, 0, 1]), 2).facts
     assert facts["task_identities"] == [2, 0] and facts["classes_of_task"] == [[4, 5], [0, 1]]
-    with pytest.raises(UserError, match=r"stream\.first=4: the stream has 3 tasks"):
-        sequential(stream(), 4)
 
 
 def test_joint() -> None:

@@ -26,6 +26,7 @@ from cl_bench.data.arrays import TENSORS, Source, digest
 from cl_bench.types import UserError
 
 VERSION = "1"
+SMALL = 4 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,17 @@ def _built(file: Path, origin: Origin) -> Source:
 
 
 def _fingerprint(origin: Origin) -> str:
-    """Layout, and name, mtime and size (or number of entries) of what is watched."""
+    """Layout, and name, size (or number of entries) and mtime of what is watched.
+
+    Of a small file the content in place of its mtime: two environments have the same.
+    """
     sha = hashlib.sha256(origin.layout.encode())
     for path in origin.watched:
-        stat = path.stat()
-        size = len(os.listdir(path)) if path.is_dir() else stat.st_size
-        sha.update(f"\n{path.parent.name}/{path.name} {size} {stat.st_mtime_ns}".encode())
+        stat, folder = path.stat(), path.is_dir()
+        size = len(os.listdir(path)) if folder else stat.st_size
+        small = not folder and size <= SMALL
+        mark = hashlib.sha256(path.read_bytes()).hexdigest() if small else stat.st_mtime_ns
+        sha.update(f"\n{path.parent.name}/{path.name} {size} {mark}".encode())
     return sha.hexdigest()
 
 

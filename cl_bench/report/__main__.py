@@ -9,7 +9,7 @@ import pandas as pd
 
 from cl_bench.record import unfinished
 from cl_bench.report import forms
-from cl_bench.report.orders import order_rows
+from cl_bench.report.orders import orders
 from cl_bench.report.page import render
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
@@ -50,16 +50,16 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     rows = gather(root, by)
     if not rows:
         raise UserError(f"{root}: no finished run (record.json) below this folder{missing(root)}")
-    found, orders = tables(rows, baseline), order_rows(root)
-    print(forms.plain(found))
-    if orders:
-        print(f"\nOrder of the tasks:\n{pd.DataFrame(orders).to_string(index=False)}")
+    found, disparity = tables(rows, baseline), orders(root)
+    print(forms.plain(found, disparity))
     made = {
-        "html": render(found, orders, f"cl_bench: {root.resolve().name}"),
-        "md": forms.markdown(found),
+        "html": render(found, disparity, f"cl_bench: {root.resolve().name}"),
+        "md": forms.markdown(found, disparity),
         "csv": forms.frame(found).to_csv(index=False),
-        "tex": forms.latex(found),
+        "tex": forms.latex(found, disparity),
     }
+    if disparity.rows:
+        made["orders.csv"] = pd.DataFrame(disparity.rows).to_csv(index=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for kind, text in made.items():

@@ -7,19 +7,23 @@ from typing import Any
 
 import pandas as pd
 
+from cl_bench.report.orders import NONE, ORDERS, Orders
 from cl_bench.report.rows import COSTS, METRICS, Quantity
 from cl_bench.report.statistics import CAVEAT, Summary
 from cl_bench.report.tables import NOTE, Cell, Table, columns, of
 
 
-def plain(found: list[Table]) -> str:
+def plain(found: list[Table], orders: Orders = NONE) -> str:
     """For the terminal."""
     parts = []
     for table in found:
         shown = {column.name: [cell.text for cell in column.cells] for column in columns(table)}
         told = pd.DataFrame(shown).to_string(index=False)
         parts.append(f"{table.section.title}\n{table.note}\n{told}")
-    return "\n\n".join(parts)
+    if orders.rows:
+        told = pd.DataFrame(orders.rows).to_string(index=False)
+        parts.append(f"Order of the tasks\n{ORDERS}\n{told}")
+    return "\n\n".join(filter(None, [*parts, orders.left_out]))
 
 
 def frame(found: list[Table]) -> pd.DataFrame:
@@ -53,17 +57,24 @@ def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
     return {name: found.mean, f"{name} sd": found.sd, f"{name} low": low, f"{name} high": high}
 
 
-def markdown(found: list[Table]) -> str:
+def markdown(found: list[Table], orders: Orders = NONE) -> str:
     """A heading and a table each; the best in bold, the second slanted."""
     parts = []
     for table in found:
         shown = columns(table)
-        grid = [[column.name for column in shown], ["---"] * len(shown)]
-        for place in range(len(table.rows)):
-            grid.append([_marked(column.cells[place]) for column in shown])
-        body = "\n".join("| " + " | ".join(line) + " |" for line in grid)
-        parts.append("\n\n".join([f"## {table.section.title}", _inert(table.note), body]))
-    return "\n\n".join([*parts, _inert(NOTE), CAVEAT]) + "\n"
+        lines = [[_marked(col.cells[place]) for col in shown] for place in range(len(table.rows))]
+        grid = _grid([column.name for column in shown], lines)
+        parts.append("\n\n".join([f"## {table.section.title}", _inert(table.note), grid]))
+    parts += [_inert(NOTE), CAVEAT]
+    if orders.rows:
+        lines = [[_inert(str(value)) for value in row.values()] for row in orders.rows]
+        parts += ["## Order of the tasks", ORDERS, _grid(orders.heads, lines)]
+    return "\n\n".join(filter(None, [*parts, orders.left_out])) + "\n"
+
+
+def _grid(heads: list[str], lines: list[list[str]]) -> str:
+    whole = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in whole)
 
 
 def _marked(cell: Cell) -> str:
@@ -78,12 +89,17 @@ def _inert(text: str) -> str:
 
 ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 ESCAPES |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+ESCAPES |= {"±": r"$\pm$"}
 ESCAPES |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
 
-def latex(found: list[Table]) -> str:
-    """A booktabs table of the metrics each: best in bold, second underlined."""
+def latex(found: list[Table], orders: Orders = NONE) -> str:
+    """A booktabs table of the metrics each: best in bold, second underlined; one of the orders."""
     parts = [r"% \usepackage{booktabs}", *(_latex_table(table) for table in found)]
+    if orders.rows:
+        lines = [[_escaped(str(value)) for value in row.values()] for row in orders.rows]
+        shape = "l" * 4 + "r" * (len(orders.heads) - 4)
+        parts.append(_booktabs(f"Order of the tasks: {ORDERS}", shape, orders.heads, lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,20 +107,25 @@ def _latex_table(table: Table) -> str:
     ranks = {quantity.name: table.ranks(quantity) for quantity in table.metrics}
     options = any(row.differs for row in table.rows)
     heads = ["Method", *(["Options"] if options else []), "$n$", *ranks]
-    lines = [" & ".join(heads) + " \\\\\n\\midrule"]
+    lines = []
     for place, row in enumerate(table.rows):
         told = [_escaped(row.differs)] if options else []
         numbers = [
             _latex_number(of(quantity)(row), quantity, ranks[quantity.name].get(place))
             for quantity in table.metrics
         ]
-        lines.append(" & ".join([_escaped(row.method), *told, str(row.seeds), *numbers]) + " \\\\")
+        lines.append([_escaped(row.method), *told, str(row.seeds), *numbers])
     shape = "l" * (1 + options) + "r" * (1 + len(ranks))
     spread = r"in percent: mean $\pm$ standard deviation over $n$ seeds."
-    caption = f"\\caption{{{_escaped(table.section.title)}, {spread}}}"
-    begin = [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{shape}}}"]
+    return _booktabs(f"{_escaped(table.section.title)}, {spread}", shape, heads, lines)
+
+
+def _booktabs(caption: str, shape: str, heads: list[str], lines: list[list[str]]) -> str:
+    begin = [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}"]
+    begin += [rf"\begin{{tabular}}{{{shape}}}", r"\toprule"]
+    head, *body = (" & ".join(line) + r" \\" for line in [heads, *lines])
     end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join([*begin, r"\toprule", *lines, *end])
+    return "\n".join([*begin, head, r"\midrule", *body, *end])
 
 
 def _latex_number(found: Summary | None, quantity: Quantity, rank: int | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,31 @@ from cl_bench.report.configs import leaves, told, varied
 from cl_bench.report.rows import Record, runs
 from cl_bench.report.statistics import Summary
 
+ORDERS = (
+    "AOPD and MOPD, a task's best minus its worst final accuracy over the orders, mean and maximum "
+    'over the tasks, in percentage points; "of seeds": what equal orders would show.'
+)
 
-def order_rows(root: Path) -> list[dict[str, Any]]:
-    """One row for all orders of tasks of a config: AOPD and MOPD in percentage points, by identity.
 
-    On test images; an order's seeds are averaged first. `of seeds` is what there would be if
-    orders were all alike.
+@dataclass(frozen=True)
+class Orders:
+    """One row for all orders of tasks of a config; and what has none though it has orders."""
+
+    rows: list[dict[str, Any]]
+    left_out: str  # a sentence; empty: nothing
+
+    @property
+    def heads(self) -> list[str]:
+        return list(self.rows[0]) if self.rows else []
+
+
+NONE = Orders([], "")
+
+
+def orders(root: Path) -> Orders:
+    """AOPD and MOPD in percentage points, of tasks by identity; on test images.
+
+    An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike.
     """
     found: dict[tuple[str, str, str], dict[str, dict[str, list[Record]]]] = {}
     for (*names, split), record in runs(root):
@@ -26,22 +47,34 @@ def order_rows(root: Path) -> list[dict[str, Any]]:
             order = str(config.pop("scenario.order", None))
             config["tasks"] = sorted(identities(record))
             name = json.dumps(config, sort_keys=True, default=str)
-            orders = found.setdefault((names[0], names[1], names[2]), {}).setdefault(name, {})
-            orders.setdefault(order, []).append(record)
-    rows = []
+            own = found.setdefault((names[0], names[1], names[2]), {}).setdefault(name, {})
+            own.setdefault(order, []).append(record)
+    rows, left = [], []
     for names, configs in found.items():
-        several = {name: orders for name, orders in configs.items() if len(orders) > 1}
+        several = {name: own for name, own in configs.items() if len(own) > 1}
         kept = {name: json.loads(name) for name in several}
         keys = varied(list(kept.values()))
-        for name, orders in several.items():
+        for name, own in several.items():
             row: dict[str, Any] = dict(zip(("dataset", "scenario", "method"), names, strict=True))
             row["options"] = told(kept[name], keys)
-            rows.append(row | _disparities(list(orders.values())))
-    return rows
+            rows.append(row | _disparities(list(own.values())))
+        left += [f"{names[2]} on {names[0]} ({n} runs)"] if (n := _alone(configs)) else []
+    said = "Left out, as their orders have unlike tasks (stream.first): " + ", ".join(left) + "."
+    return Orders(rows, said if left else "")
 
 
-def _disparities(orders: list[list[Record]]) -> dict[str, Any]:
-    found = disparities(orders)
+def _alone(configs: dict[str, dict[str, list[Record]]]) -> int:
+    """Runs whose tasks no other order has, of configs that have several orders."""
+    alike: dict[str, list[dict[str, list[Record]]]] = defaultdict(list)
+    for name, own in configs.items():
+        config = {k: v for k, v in json.loads(name).items() if k != "tasks"}
+        alike[json.dumps(config, sort_keys=True)].append(own)
+    lone = [own for parts in alike.values() if len(parts) > 1 for own in parts if len(own) == 1]
+    return sum(len(seeds) for own in lone for seeds in own.values())
+
+
+def _disparities(several: list[list[Record]]) -> dict[str, Any]:
+    found = disparities(several)
     shares = {name: percent(found[name]) for name in DISPARITIES}
     acc = Summary(tuple(100 * value for value in found["ACC"])).told()
-    return {"orders": len(orders), "seeds": found["seeds"], "ACC": acc, **shares}
+    return {"orders": len(several), "seeds": found["seeds"], "ACC": acc, **shares}

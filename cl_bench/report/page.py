@@ -9,13 +9,14 @@ import jinja2
 
 from cl_bench import __version__
 from cl_bench.report import charts
+from cl_bench.report.orders import ORDERS, Orders
 from cl_bench.report.published import Beside
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import CAVEAT
 from cl_bench.report.tables import NOTE, Table, columns
 
 
-def render(found: list[Table], orders: list[dict[str, Any]], title: str) -> str:
+def render(found: list[Table], orders: Orders, title: str) -> str:
     """HTML of all tables, pictures and published figures."""
     source = files("cl_bench.report").joinpath("page.html.j2").read_text()
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -25,6 +26,7 @@ def render(found: list[Table], orders: list[dict[str, Any]], title: str) -> str:
         notes=f"{NOTE} {CAVEAT}",
         sections=[_section(table) for table in found],
         orders=orders,
+        orders_note=ORDERS,
         runs=sum(len(row.runs) for table in found for row in table.rows),
     )
 

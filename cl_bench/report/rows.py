@@ -16,8 +16,9 @@ from cl_bench.report.configs import Leaves, leaves, resolved, short, shown, told
 Record = dict[str, Any]
 STREAM = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")  # what all rivals share
 LEARNER = ("model.", "schedule.", "criterion.", "optimizer.")  # what rivals may do otherwise
-TOLD = ("dataset.tasks", "dataset.train_per_task", "dataset.fraction", "schedule.epochs")
-TOLD += ("schedule.batch_size", "model._target_", "optimizer._target_", "optimizer.lr")
+TOLD = ("dataset.tasks", "stream.first", "dataset.train_per_task", "dataset.fraction")
+TOLD += ("schedule.epochs", "schedule.batch_size", "model._target_", "optimizer._target_")
+TOLD += ("optimizer.lr",)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def common(rows: list[Row]) -> str:
     configs = [leaves(run["config"]) for row in rows for run in row.runs]
     alike = [key for key in TOLD if len({str(config.get(key)) for config in configs}) == 1]
     backbones = {(run.get("backbone") or {}).get("name", "none") for r in rows for run in r.runs}
-    parts = [told(configs[0], alike)]
+    parts = [told(configs[0], [key for key in alike if configs[0].get(key) is not None])]
     parts += [f"backbone={backbones.pop()}"] if len(backbones) == 1 else []
     return " ".join(filter(None, parts))
 
