@@ -165,8 +165,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _lines(error: BaseException) -> list[str]:
-    """What it says, but where to read more."""
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith("See http")]
+    """What it says, but where to read more, and marks below a line."""
+    told = [line for line in str(error).strip().splitlines() if line.strip(" ^")]
+    lines = [line for line in told if not line.startswith("See http")]
     return lines or [type(error).__name__]
 
 

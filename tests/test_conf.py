@@ -277,6 +277,7 @@ HYDRA = [
     ("method==er", "method==er"),
     ("method", "method: no <key>=<value>, each an argument of its own, missing EQUAL"),
     ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
+    ("method.x=a b^c", "method.x=a b^c: no <key>=<value>, each an argument of its own, Lexer"),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such hydra/launcher; there are cores"),
 ]
 
