@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import random
 import resource
@@ -117,7 +119,11 @@ def start(
 
 
 def _forget_peak(device: torch.device) -> None:
-    """Count memory from here: a sweep's earlier runs in this process do not count."""
+    """Count memory from here: a sweep's earlier runs in this process are gone, and do not count."""
+    gc.collect()  # what refers to itself
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc keeps freed memory: else a sweep grows, run by run
+        trim(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
