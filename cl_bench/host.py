@@ -45,6 +45,8 @@ class Host:
         self.saved = self.told = time.monotonic()
         self.seconds = machine.seconds
         self.journal = Journal(folder.metrics, self._resume())
+        for row in self.journal.rows():  # a mirror that was killed may lack them
+            sink.log(row)
         self.bar = tqdm(disable=True)
 
     @contextmanager

@@ -159,6 +159,11 @@ class Journal:
         self.file.truncate(keep)  # rows after the checkpoint will be written again
         self.file.seek(0, os.SEEK_END)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Those that are there."""
+        self.file.seek(0)
+        return [json.loads(line) for line in self.file]
+
     def write(self, row: dict[str, Any]) -> None:
         """Append, flush, sync."""
         self.file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")

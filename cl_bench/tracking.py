@@ -43,7 +43,11 @@ class Null:
 
 
 class Wandb:
-    """One wandb run a run: grouped by config, named by seed, the matrix as table and image."""
+    """One wandb run a run: grouped by config, named by seed, the matrix as table and image.
+
+    A row is a step of wandb's. A run that continues hands over its rows from the first one: those
+    that the server has are passed over, and a run offline is whole in its last folder.
+    """
 
     unreachable: ClassVar = False  # a sweep waits for a server that is away once, not once a run
 
@@ -74,6 +78,7 @@ class Wandb:
             "dir": str(folder),
         }
         self.run: Any = self._start(_chosen(mode), mode == "auto", init_timeout)
+        self.there, self.rows = int(getattr(self.run, "step", 0)), 0
         self.run.define_metric("step")
         self.run.define_metric("train/*", step_metric="step")
         self.run.define_metric("task")
@@ -84,17 +89,10 @@ class Wandb:
         self.run.config.update({"data": plain(stream)}, allow_val_change=True)
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl under wandb's names."""
-        if row["event"] == "step":
-            self.run.log({"step": row["step"], "train/loss": row["loss"]})
-            return
-        if row["event"] == "probe":
-            seen = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
-            self.run.log({"step": row["step"], **seen})
-            return
-        known = {f"eval/{k}": v for k, v in plain(row["metrics"]).items() if v is not None}
-        each = {f"eval/task_{j:02d}": a for j, a in row["accuracy"].items()}
-        self.run.log({"task": row["task"], **known, **each})
+        """A row of metrics.jsonl under wandb's names, unless it is there."""
+        self.rows += 1
+        if self.rows > self.there:
+            self.run.log(_named(row))
 
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None:
         """Summary, matrix and figures."""
@@ -141,6 +139,17 @@ class Wandb:
                 wandb.teardown()  # its service still holds the run's id
                 mode, Wandb.unreachable = "offline", True
         return wandb.init(mode=mode, settings=settings, **self.common)
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    if row["event"] == "step":
+        return {"step": row["step"], "train/loss": row["loss"]}
+    if row["event"] == "probe":
+        seen = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
+        return {"step": row["step"], **seen}
+    known = {f"eval/{k}": v for k, v in plain(row["metrics"]).items() if v is not None}
+    each = {f"eval/task_{int(j):02d}": a for j, a in row["accuracy"].items()}
+    return {"task": row["task"], **known, **each}
 
 
 def _chosen(mode: Mode) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,58 @@ def test_each_run_of_a_process_is_a_wandb_run(tmp_path: Path) -> None:
     code, out, _ = finished(command(*sweep, where=tmp_path))
     assert code == 0 and out.count("not repeated") == 4
     assert sorted(tmp_path.rglob("offline-run-*")) == runs
+
+
+def test_a_killed_run_is_whole_in_its_last_folder(tmp_path: Path) -> None:
+    """kill -9 once a task is done: what wandb had of it, if anything, is written again."""
+    one = ("method=gem", "dataset.tasks=4", "runtime.threads=1", "log_every=20")
+    process = command(*one, where=tmp_path)
+    end = time.monotonic() + 200
+    while not any(tmp_path.rglob("checkpoint.pt")) and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    assert finished(process)[0] == -signal.SIGKILL, "killed before its end"
+    code, _, err = finished(command(*one, where=tmp_path))
+    assert code == 0 and ": continues at " in err, err
+    runs = sorted(tmp_path.rglob("offline-run-*"), key=lambda run: run.stat().st_mtime)
+    record = json.loads((runs[-1].parents[1] / "record.json").read_text())
+    assert len(runs) == 2
+    history = [line["item"] for line in lines(runs[-1], "history")]
+    assert [item["task"] for item in history if "eval/ACC" in item] == [0, 1, 2, 3]
+    steps = [item["step"] for item in history if "train/loss" in item]
+    journal = (runs[-1].parents[1] / "metrics.jsonl").read_text().splitlines()
+    told = [row["step"] for row in map(json.loads, journal) if row["event"] == "step"]
+    assert steps == told and told[0] == 20
+    assert inspected(runs[-1])["summary"]["ACC"] == pytest.approx(record["metrics"]["ACC"])
+
+
+def test_what_the_server_has_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Online, a run that continues starts at the server's step, which may be past a checkpoint."""
+    import wandb
+
+    sent: list[dict[str, Any]] = []
+
+    class Run:
+        step = 2
+
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+        def log(self, row: dict[str, Any]) -> None:
+            sent.append(row)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    words = {"group": "g", "name": "n", "identity": "i", "job_type": "data", "tags": []}
+    sink = tracking.Wandb("p", None, "offline", 1.0, config={}, folder=tmp_path, **words)
+    for step in (10, 20, 30):
+        sink.log({"event": "step", "step": step, "task": 0, "loss": 0.5})
+    sink.log({"event": "task", "task": 0, "metrics": {"ACC": 0.5}, "accuracy": {"0": 0.5}})
+    assert sent == [
+        {"step": 30, "train/loss": 0.5},
+        {"task": 0, "eval/ACC": 0.5, "eval/task_00": 0.5},
+    ]
 
 
 def test_mode_auto_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
