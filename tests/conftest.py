@@ -190,6 +190,12 @@ def method_for(name: str, made: Learner, *overrides: str) -> Any:
     return config.build(composed(f"method={name}", *overrides).method, learner=made)
 
 
+def compiles(rt: runtime.Runtime) -> None:
+    """By the graph that inductor would get, without the wait for it; as if none came before."""
+    torch.compiler.reset()
+    rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+
+
 def command(*overrides: str, where: Path, **environment: str) -> subprocess.Popen[str]:
     """`python -m cl_bench.run ...` in its own process, offline, its outputs under `where`."""
     offline = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}

@@ -16,6 +16,7 @@ from conftest import (
     DEVICES,
     SCENARIOS,
     blobs,
+    compiles,
     composed,
     identity,
     learner,
@@ -90,7 +91,7 @@ class Run:
     def __call__(self) -> Run:
         rt = machine(self.device, channels_last="auto")
         if self.compiled:
-            rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+            compiles(rt)
         torch.manual_seed(5)
         made = self.build(rt)
         self.method = method_for(self.name, made, *QUICK.get(self.name, ()))

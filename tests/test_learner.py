@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, DEVICES, batch, learner, machine, mlp, resnet
+from conftest import CPU, DEVICES, batch, compiles, learner, machine, mlp, resnet
 from torch import Tensor
 
 from cl_bench.data.augment import Transform
@@ -111,8 +111,8 @@ def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
     def run(compiled: bool) -> tuple[Tensor, list[Tensor]]:
         torch.manual_seed(0)
         rt = machine(device)
-        if compiled:  # the graph as inductor would get it, without the wait for inductor
-            rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+        if compiled:
+            compiles(rt)
         shape = (1, 4, 4) if kind == "mlp" else (3, 8, 8)
         made = learner(mlp() if kind == "mlp" else resnet(), rt)
         live = torch.ones(3, 6, dtype=torch.bool, device=device)

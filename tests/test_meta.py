@@ -10,6 +10,7 @@ import torch
 from conftest import (
     batch,
     blobs,
+    compiles,
     composed,
     identity,
     learner,
@@ -560,7 +561,7 @@ def test_a_compiled_walk_is_the_same_walk() -> None:
         for compiled in (False, True):
             rt = machine()
             if compiled:
-                rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+                compiles(rt)
             made, rows = start(rt=rt, hidden=[8, 7]), batch(4, classes=5)
             if live is not None:
                 made.begin_task(live, torch.tensor([0]), None)
@@ -576,7 +577,7 @@ def test_a_compiled_emcl_is_the_same_emcl() -> None:
     for compiled in (False, True):
         rt = machine()
         if compiled:
-            rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+            compiles(rt)
         made = start(rt=rt, hidden=[8, 7])
         method = method_for("emcl", made, "method.scale=10")
         before = theta_of(made)
