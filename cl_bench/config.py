@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -117,15 +118,22 @@ def explain(error: BaseException) -> str | None:
             there = [k for k in there if k not in ("_target_", "_partial_", "hydra")]
             known = f"; there are {', '.join(there)}" if there else ""
             missing = isinstance(link, ConfigAttributeError | ConfigKeyError)
-            said = f"no such key{_elsewhere(parent, link.key)}" if missing else _first_line(link)
+            said = (
+                f"no such key{_elsewhere(link.full_key, parent, link.key)}"
+                if missing
+                else _first_line(link)
+            )
             return f"{link.full_key}: {said}{known}"
     if isinstance(error, PLACE_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return _composition(error)
 
 
-def _elsewhere(parent: Any, key: Any) -> str:
-    """Where else in the config a key stands: `optimizer.lr` for `lr`."""
+def _elsewhere(full: str, parent: Any, key: Any) -> str:
+    """Where else in the config a key stands: `buffer.size` for `size` or `method.buffer.size`."""
+    inner = full.partition(".")[2]
+    if "." in inner and inner.partition(".")[0] in GROUPS:
+        return f", but {inner}"
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
     places = [
         f"{name}.{key}" for name, node in found if isinstance(node, DictConfig) and key in node
@@ -136,8 +144,13 @@ def _elsewhere(parent: Any, key: Any) -> str:
 def _absent(file: str, options: Sequence[str]) -> str:
     group, _, name = file.rpartition("/")
     if group == "hydra/launcher" and name in EXTRAS:
-        return f'{group}={name}: is not installed; pip install -e ".[{EXTRAS[name]}]"'
-    there = sorted(path.stem for path in (CONF / group).glob("*.yaml")) or options
+        return f'{group}: {name} is not installed; pip install -e ".[{EXTRAS[name]}]"'
+    entries = [path for path in (CONF / group).glob("*") if path.suffix in ("", ".yaml")]
+    there = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
+    root, _, part = group.partition("/")  # experiment/halrp=x is typed experiment=halrp/x
+    if part and root != "hydra":
+        where = f"in {part}/ there are {', '.join(there)}"
+        return f"{root}={part}/{name}: no such {root}; {where}"
     return f"{group}={name}: no such {group}; there are {', '.join(there)}"
 
 
@@ -149,6 +162,9 @@ def _composition(error: BaseException) -> str | None:
     if not isinstance(error, hydra.errors.ConfigCompositionException):
         return None
     line = _first_line(error)
+    nested = re.match(r"Could not override '(\w+)/(\S+)'", line)
+    if nested:
+        return f"{line} {nested[1]}/{nested[2]}=<option> is typed {nested[1]}={nested[2]}/<option>"
     ambiguous = line.startswith("Ambiguous value")
     return f"{line}: several values are a sweep; add -m (a list is [a,b])" if ambiguous else line
 

@@ -97,8 +97,7 @@ def run(this: Plan) -> float:
                 outcome, note = guarded(this, execute), "done"
     assert outcome is not None
     present(outcome, this.folder, this.title, note)
-    acc = outcome.metrics["ACC"]
-    return float("nan") if acc is None else acc
+    return float("nan") if (acc := outcome.metrics["ACC"]) is None else acc
 
 
 def study(this: Plan) -> float:
@@ -231,6 +230,7 @@ def conclude(
 def cli(work: Callable[[], object] = main) -> None:
     """`work`, with one line and exit code 2 for the user's mistakes."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
         work()
     except runtime.StopRun as stop:

@@ -98,6 +98,7 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
         "values": {override.key_or_group: override.value() for override in typed},
         "evidence": {
             "command": " ".join(command),
+            "overrides": search.overrides,
             "split": "val",
             "first tasks": search.first,
             "seeds": search.seeds,

@@ -6,7 +6,7 @@ conf/tuned_values/<dataset>/<scenario>/<method>.yaml holds `values` and the evid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cl_bench.types import UserError
 
 NAME = "tuned_values"
+UNDER = ("experiment", "curvature", "merging", "buffer", "model", "criterion", "method")
 
 
 def place(conf: Path, dataset: str, scenario: str, method: str) -> Path:
@@ -22,8 +23,11 @@ def place(conf: Path, dataset: str, scenario: str, method: str) -> Path:
     return conf / NAME / dataset / scenario / f"{method}.yaml"
 
 
-def apply(cfg: DictConfig, file: Path, typed: Iterable[str]) -> None:
-    """Put the file's values into the config, but for the keys that were typed."""
+def apply(cfg: DictConfig, file: Path, typed: Sequence[str]) -> None:
+    """Put the file's values into the config, but for the keys that were typed.
+
+    UserError where they were found for another curvature, model or option of the method.
+    """
     if not file.is_file():
         known = sorted(p.relative_to(file.parents[2]) for p in file.parents[2].rglob("*.yaml"))
         there = ", ".join(str(p.with_suffix("")) for p in known) or "none yet"
@@ -33,12 +37,35 @@ def apply(cfg: DictConfig, file: Path, typed: Iterable[str]) -> None:
             f"python -m cl_bench.tune method={file.stem} dataset={file.parents[1].name} "
             "'grid=<key>=<values>' does it"
         )
-    own = {override.split("=")[0].lstrip("+~") for override in typed}
-    values: dict[str, Any] = OmegaConf.to_object(OmegaConf.load(file)).get("values", {})  # type: ignore[union-attr]
+    own = {_key(override) for override in typed}
+    found: dict[str, Any] = OmegaConf.to_object(OmegaConf.load(file))  # type: ignore[assignment]
+    values: dict[str, Any] = found.get("values", {})
+    _refuse_others(file, values, typed, found.get("evidence", {}).get("overrides"))
+    values = {key: value for key, value in values.items() if key not in own}
+    print("tuned:", *(f"{key}={value}" for key, value in values.items()), f"({file})")
     for key, value in values.items():
-        if key in own:
-            continue
         if OmegaConf.select(cfg, key, default=cfg) is cfg:
             raise UserError(f"tuned=true: {file} has {key}, which this config has not")
         with open_dict(cfg):
             OmegaConf.update(cfg, key, value)
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
+def _refuse_others(
+    file: Path, values: dict[str, Any], typed: Sequence[str], under: Sequence[str] | None
+) -> None:
+    def chosen(overrides: Sequence[str]) -> set[str]:
+        keyed = [(_key(override), override) for override in overrides]
+        own = {o for k, o in keyed if k not in values and k.split(".")[0] in UNDER}
+        return {o for o in own if _key(o) != "method"}
+
+    if under is None or chosen(typed) == chosen(under):
+        return
+    there, here = (" ".join(sorted(chosen(o))) or "no such option" for o in (under, typed))
+    raise UserError(
+        f"tuned=true: {file} was found with {there}, this run has {here}; tune it for that, or "
+        "type the values"
+    )

@@ -262,7 +262,10 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
 HYDRA = [
     ("method=nope", "method=nope: no such method; there are agem, apd, cmaml, der"),
-    ("experiment=emcl/nope", "no such experiment/emcl; there are ablation, cifar100, manypmnist"),
+    (
+        "experiment=emcl/nope",
+        "no such experiment; in emcl/ there are ablation, cifar100, manypmnist",
+    ),
     (
         "dataset=nope",
         "dataset=nope: no such dataset; there are cifar100_split, cifar100_superclass",
@@ -270,7 +273,7 @@ HYDRA = [
     ("method.lamda=3", "method.lamda: no such key; there are curvature, every"),
     (
         "experiment=nope",
-        "experiment=nope: no such experiment; there are fisher_estimators, fisher_vs_hessian",
+        "experiment=nope: no such experiment; there are der/, dlcft/, emcl/, fisher_estimators",
     ),
     ("datset=x", "datset: no such key; there are buffer, criterion"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, criterion"),

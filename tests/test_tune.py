@@ -102,7 +102,7 @@ def test_the_best_is_written_with_its_evidence(
         evidence["split"] == "val" and evidence["first tasks"] == 3 and len(evidence["trials"]) == 6
     )
     assert evidence["trials"][0]["ACC"] == "89.00"
-    assert "grid=method.strength" in evidence["command"]
+    assert "grid=method.strength" in evidence["command"] and evidence["overrides"] == ["method=ewc"]
     assert "best:" in capsys.readouterr().out
 
 
@@ -123,7 +123,9 @@ def test_optuna_asks_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert 0.05 < found["values"]["optimizer.lr"] < 0.2
 
 
-def test_tuned_values_yield_to_what_is_typed(tmp_path: Path) -> None:
+def test_tuned_values_yield_to_what_is_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tuned.place(tmp_path, "pmnist5k", "data", "ewc")
     cfg = composed("method=ewc", "optimizer.lr=0.5")
     with pytest.raises(UserError, match=r"nothing was tuned for pmnist5k/data/ewc \(there is none"):
@@ -131,10 +133,21 @@ def test_tuned_values_yield_to_what_is_typed(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text("values: {method.strength: 7, optimizer.lr: 0.2}\n")
     tuned.apply(cfg, file, ["method=ewc", "optimizer.lr=0.5"])
+    assert capsys.readouterr().out == f"tuned: method.strength=7 ({file})\n"
     assert cfg.method.strength == 7 and cfg.optimizer.lr == 0.5
     plain = composed("method=ewc", "optimizer.lr=0.5", "method.strength=7")
     cfg.tuned = True
     assert config.digest(cfg) == config.digest(plain), "the same run as if it were typed"
+    evidence = "evidence: {overrides: [method=ewc, curvature=kfac, dataset.tasks=3]}"
+    file.write_text(f"values: {{method.strength: 7}}\n{evidence}\n")
+    tuned.apply(cfg, file, ["method=ewc", "curvature=kfac", "method.strength=3", "seed=4"])
+    assert capsys.readouterr().out == f"tuned: ({file})\n"
+    tuned.apply(cfg, file, ["curvature=kfac"])
+    assert capsys.readouterr().out == f"tuned: method.strength=7 ({file})\n"
+    with pytest.raises(UserError, match="found with curvature=kfac, this run has no such option"):
+        tuned.apply(cfg, file, ["method=ewc"])
+    with pytest.raises(UserError, match=r"has curvature=kfac model=lenet; tune it for that"):
+        tuned.apply(cfg, file, ["model=lenet", "curvature=kfac"])
     file.write_text("values: {method.no: 7}\n")
     with pytest.raises(UserError, match=r"has method\.no, which this config has not"):
         tuned.apply(cfg, file, [])

@@ -160,7 +160,7 @@ def folder(path: str, size: int, data_dir: str) -> Source:
     looked = " or ".join(map(str, keys))
     sought = f"folder: no image folder in {looked} (looked for {layouts.FOLDERS})"
     find = partial(layouts.find_folder, root, partial(layouts.read_folder, root.name, root, size))
-    fetch = partial(_by_hand, "the folder is your own")
+    fetch = lambda: "set dataset.source.path to where they are"  # noqa: E731
     return cached(home, Wanted(keys[root], sought, find, fetch))
 
 

@@ -85,6 +85,8 @@ def against_costs(table: Table, rows: list[Row]) -> str | None:
                     costs.append(cost.mean)
             wide = min(costs, default=0) > 0 and max(costs) > 20 * min(costs)
             axes.set_xscale("log" if wide else "linear")
+            if not wide:
+                axes.ticklabel_format(axis="x", useOffset=False)
             axes.set_xlabel(LABELS[quantity.name])
             axes.grid(alpha=0.3)
         names = [_cut(rows[place].name) for place in points]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -54,8 +55,9 @@ def told(config: Leaves, keys: Iterable[str]) -> str:
 
 
 def short(key: str) -> str:
-    """A key as it is told: a group's target by the group's name."""
-    return key.split(".")[-2] if key.endswith("._target_") else key
+    """A key as it is typed: a group's target by the group's name, a part of a method by its own."""
+    own = re.sub(r"^method\.(?=\w+\.)", "", key)
+    return own.split(".")[-2] if own.endswith("._target_") else own
 
 
 def shown(value: Any) -> str:

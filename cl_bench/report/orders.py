@@ -15,8 +15,10 @@ from cl_bench.report.rows import Record, runs
 from cl_bench.report.statistics import Summary
 
 ORDERS = (
-    "AOPD and MOPD, a task's best minus its worst final accuracy over the orders, mean and maximum "
-    'over the tasks, in percentage points; "of seeds": what equal orders would show.'
+    "AOPD and MOPD: a task's best minus its worst final accuracy over the orders, whose seeds are "
+    "averaged first; mean and maximum over the tasks, in percentage points. ... of seeds: what as "
+    "many orders would show that differ by their seeds alone (from two seeds on). ACC: mean ± "
+    "standard deviation over the orders."
 )
 
 

@@ -15,8 +15,7 @@ UPPER = ("joint",)  # no rivals: never the best
 ACC = METRICS[0]
 NOTE = (
     "Mean ± standard deviation (n - 1) over n seeds, in percent; gradients: backward passes "
-    "per training image. Best and second are marked, joint training apart. *: the figure is of "
-    "another protocol."
+    "per training image. Best and second are marked, joint training apart."
 )
 
 
@@ -97,16 +96,20 @@ def columns(table: Table) -> list[Column]:
         found.append(Column("options", [_words(row.differs) for row in rows], words=True))
     found.append(Column("n", [_count(row) for row in rows], "seeds"))
     for quantity in table.metrics:
-        hint = "percent, mean ± standard deviation"
+        hint = f"{quantity.hint}; percent, mean ± standard deviation"
         found.append(Column(quantity.name, _measured(table, quantity), hint))
         if quantity is ACC:
-            found.append(Column("95 % interval", [_interval(row) for row in rows], "of ACC"))
+            found.append(
+                Column(
+                    "95 % interval", [_interval(row) for row in rows], "of ACC, from three seeds on"
+                )
+            )
             if table.baseline is not None:
                 cells = [_gain(table.gain(row)) for row in rows]
                 hint = "ACC, paired by equal seeds, with its 95 % interval"
                 found.append(Column(f"over {table.baseline.method}", cells, hint))
     for quantity in table.costs:
-        found.append(Column(quantity.name, [_cost(quantity, row) for row in rows], "mean"))
+        found.append(Column(quantity.name, [_cost(quantity, row) for row in rows], quantity.hint))
     if any(table.nearest(row) for row in rows):
         found.append(Column("published ACC", [_nearest(table.nearest(row)) for row in rows]))
     return found
@@ -172,9 +175,11 @@ def tables(rows: list[Row], baseline: str | None) -> list[Table]:
 
 def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
     names, parts = "; ".join(row.name for row in fits), [f"All rows: {common(rows)}."]
+    others = beside(rows)
+    parts += ["*: of another protocol."] if any(fit.other for fit in others) else []
     parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []
     note = " ".join(parts)
-    return Table(section, rows, fits[0] if len(fits) == 1 else None, beside(rows), note)
+    return Table(section, rows, fits[0] if len(fits) == 1 else None, others, note)
 
 
 def _fitting(baseline: str | None, rows: list[Row]) -> list[Row]:
