@@ -1,4 +1,4 @@
-"""How much a method that grows has grown, and what keeps it from growing further (papers/004)."""
+"""How much a method that grows has grown, and what keeps it from more (Li et al. 2024)."""
 
 from __future__ import annotations
 

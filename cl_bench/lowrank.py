@@ -1,4 +1,4 @@
-"""W = diag(R) W0 diag(S) + U V, layer by layer (papers/004; "R-perturb" and "S-perturb").
+"""W = diag(R) W0 diag(S) + U V, layer by layer (Li et al. 2024; "R-perturb" and "S-perturb").
 
 In a convolution R scales the channels that go out, S those that come in, and the low-rank part is
 the same at every place of the kernel. Weights are put together and used as they are, so that a

@@ -1,4 +1,4 @@
-"""HALRP against its equations (papers/004): the algebra, the allocation, the account, the whole."""
+"""HALRP against its equations (Li et al. 2024): algebra, allocation, account, the whole."""
 
 from __future__ import annotations
 

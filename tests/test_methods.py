@@ -181,7 +181,7 @@ def test_the_teacher_keeps_its_batch_norm() -> None:
 
 
 def test_distilling_on_old_data_is_the_prior_to_second_order() -> None:
-    """papers/000 section 3: equal gradients at the old network; the KL's Hessian is the Fisher."""
+    """Yun 2020 section 3: equal gradients at the old network; the KL's Hessian is the Fisher."""
     made, task = ref.case("mlp")
     old = Batch(task.x, task.y, task.t)
     then = made.snapshot()

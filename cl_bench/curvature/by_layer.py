@@ -30,7 +30,7 @@ class Probed:
 
 
 class LayerHessian:
-    """The Hessian of the mean loss as it is, for its layers' sizes (Theorem 1 of papers/004).
+    """The Hessian of the mean loss as it is, for its layers' sizes (Theorem 1 of Li et al. 2024).
 
     `probes` passes with random signs for each layer (Hutchinson 1989), over `samples` of the task
     (null: all). It is no matrix to make a penalty of.

@@ -65,7 +65,7 @@ class DiagonalHessian(Estimator):
 class HessianRowSums(Estimator):
     """Mean over samples of |H_b 1|: the gradient of the sum of a gradient's entries.
 
-    What the code published with the note on EWC (papers/002, secder_mode with abs_mode) computes
+    What the code published with the note on EWC (Yang 2022, secder_mode with abs_mode) computes
     in place of the Hessian's diagonal; equal to its absolute value only where H is diagonal.
     """
 

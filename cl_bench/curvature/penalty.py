@@ -32,7 +32,7 @@ Merging = Callable[[list[Anchored], Anchored], list[Anchored]]
 def decayed(past: list[Anchored], found: Anchored, decay: float) -> list[Anchored]:
     """A <- A_t + decay A, one anchor: the last theta.
 
-    decay = 1 is consolidated EWC (Huszar 2018, arXiv:1712.03847; papers/002 eq. 14), below 1
+    decay = 1 is consolidated EWC (Huszar 2018, arXiv:1712.03847; Yang 2022 eq. 14), below 1
     online EWC (Schwarz et al. 2018, arXiv:1805.06370), 0 forgets all but the last task.
     """
     return [_merged(old, found, 1.0, decay) for old in past] or [found]
@@ -58,7 +58,7 @@ def averaged(
 
 
 def apart(past: list[Anchored], found: Anchored) -> list[Anchored]:
-    """Each task keeps its own anchor (Kirkpatrick et al. 2017; papers/002 eq. 13).
+    """Each task keeps its own anchor (Kirkpatrick et al. 2017; Yang 2022 eq. 13).
 
     Memory and time grow with the number of tasks. Early tasks count again through later anchors
     (Huszar 2018): for three tasks and more this is not what joint training minimises.

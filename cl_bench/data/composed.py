@@ -1,4 +1,4 @@
-"""Data sets made of others: in one shape, one after the other, turned (papers/004's protocols)."""
+"""Data sets made of others: in one shape, one after the other, turned (Li et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which order tasks come: as HALRP's authors had them, drawn, or listed (papers/004)."""
+"""In which order tasks come: as HALRP's authors had them, drawn, or listed (Li et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EMCL: efficient meta-learning by importance (Zou & Lin 2022, papers/003; equations are its own).
+"""EMCL: efficient meta-learning by importance (Zou & Lin 2022; equations are its own).
 
 The paper leaves much open: eta and r of eq. 7 and 8 are not printed, eq. 8 as it stands diverges,
 and where eq. 8 and eq. 10 take the same h, it cancels. Each reading is an option here.

@@ -1,12 +1,12 @@
 """A quadratic penalty on past tasks, whatever the curvature and however the tasks add up.
 
-EWC         diagonal Fisher (Kirkpatrick et al. 2017, arXiv:1612.00796; papers/002): merging=apart
+EWC         diagonal Fisher (Kirkpatrick et al. 2017, arXiv:1612.00796; Yang 2022): merging=apart
             is its eq. 13, sum Huszar's (arXiv:1712.03847), online Schwarz et al.'s
             (arXiv:1805.06370); the gradient's 1/2 is in the penalty, other codes may lack it
 OSLA        K-FAC (Ritter et al. 2018, arXiv:1805.07810)
 MAS         |d ||f||^2 / d theta| (Aljundi et al. 2018, arXiv:1711.09601)
 L2          the identity
-prior       the second-order Taylor expansion of the old loss (papers/000 eq. 3)
+prior       the second-order Taylor expansion of the old loss (Yun 2020 eq. 3)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HALRP: Hessian-aware low-rank perturbation (Li et al. 2024; papers/004, numbers are the paper's).
+"""HALRP: Hessian-aware low-rank perturbation (Li et al. 2024; numbers are the paper's).
 
 The first task's network stays as it is, the base. Each later task is learned freely for a while
 from the base, in order to see where its weights want to go; then scalings and low-rank factors take

@@ -1,7 +1,7 @@
 """Distillation from the network as the last task left it.
 
 LwF (Li & Hoiem 2016, arXiv:1606.09282): source=new, on the new task's images, temperature 2.
-papers/000 eq. 4: temperature 1 on old images, source=buffer, of which buffer=everything keeps all.
+Yun 2020 eq. 4: temperature 1 on old images, source=buffer, of which buffer=everything keeps all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain convolutional networks: HALRP's LeNet and AlexNet, and what lies between (papers/004)."""
+"""Plain convolutional networks: HALRP's LeNet and AlexNet (Li et al. 2024), and those between."""
 
 from __future__ import annotations
 

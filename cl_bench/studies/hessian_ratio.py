@@ -1,4 +1,4 @@
-"""How much of a Hessian lies on its diagonal (papers/002, section 3.2, figure 1).
+"""How much of a Hessian lies on its diagonal (Yang 2022, section 3.2, figure 1).
 
 The note finds sum |H_ii| / sum |H_ij| proportional to log(n / d) for linear regression. With
 independent features uniform about zero, H = 2 X'X / n has |H_ij| / H_ii -> sqrt(2 / (pi n)) in the

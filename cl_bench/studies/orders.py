@@ -13,7 +13,7 @@ from cl_bench.studies.sweeps import Record, Study, at, moments, require_one
 
 
 class Orders(Study):
-    """ACC, AOPD and MOPD of each method over its orders, as percentages (papers/004's tables).
+    """ACC, AOPD and MOPD of each method over its orders, as percentages (Li et al. 2024's tables).
 
     `variant`: the keys that tell runs of one method apart.
     """

@@ -1,4 +1,4 @@
-"""Prior and distillation on a real network (papers/000 section 3).
+"""Prior and distillation on a real network (Yun 2020 section 3).
 
 After the first task, at w0: L(w; new) + d'Hd / 2 on the one side, on the other L(w; new) +
 E KL(p_w0 || p_w) over the old data. Equal gradients at w0; H of the KL is the Fisher, so they part

@@ -1,4 +1,4 @@
-"""Is the Taylor expansion's error dominated by dropping the off-diagonal (papers/002, 3.1)?
+"""Is the Taylor expansion's error dominated by dropping the off-diagonal (Yang 2022, 3.1)?
 
 The note finds it always is, for linear regression: there the loss is quadratic and the expansion
 exact, so the question is empty. Here the note's experiment, then the same tasks for logistic
