@@ -30,6 +30,7 @@ PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
 SILENT = ("tracking", "log_every", "save_every", "force", "tuned")  # cannot change a number
 SILENT += ("curvature", "merging", "buffer")  # a method that uses them holds them itself
+Leaves = dict[str, Any]  # `method.strength` to its value
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -102,6 +103,33 @@ def without(node: DictConfig, *keys: str) -> DictConfig:
     return OmegaConf.create({k: v for k, v in _resolved(node).items() if k not in keys})
 
 
+def leaves(config: dict[str, Any]) -> Leaves:
+    """What of a config can change a number, but the seed."""
+    return {
+        key: value
+        for key, value in _leaves(config, "")
+        if key.split(".")[0] not in PLACES + SILENT and key.split(".")[-1] != "data_dir"
+    }
+
+
+def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        path = f"{key}.{name}" if key else name
+        if isinstance(value, dict):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def rearranged(words: list[str]) -> list[str]:
+    """`-m` behind all overrides where it stands between them: Hydra would take none of the rest."""
+    for flag in {"-m", "--multirun"} & {*words}:
+        place = words.index(flag)
+        if "=" in "".join(words[:place]):
+            return [*words[:place], *words[place + 1 :], flag]
+    return words
+
+
 def explain(error: BaseException) -> str | None:
     """One line for what is the user's fault; None for what is not."""
     chain = list(causes(error))
@@ -131,9 +159,9 @@ def explain(error: BaseException) -> str | None:
 
 def _elsewhere(full: str, parent: Any, key: Any) -> str:
     """Where else in the config a key stands: `buffer.size` for `size` or `method.buffer.size`."""
-    inner = full.partition(".")[2]
-    if "." in inner and inner.partition(".")[0] in GROUPS:
-        return f", but {inner}"
+    group, _, own = full.partition(".")[2].partition(".")
+    if any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml") if own):
+        return f", but {group}.{own}"
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
     places = [
         f"{name}.{key}" for name, node in found if isinstance(node, DictConfig) and key in node
@@ -145,13 +173,13 @@ def _absent(file: str, options: Sequence[str]) -> str:
     group, _, name = file.rpartition("/")
     if group == "hydra/launcher" and name in EXTRAS:
         return f'{group}: {name} is not installed; pip install -e ".[{EXTRAS[name]}]"'
-    entries = [path for path in (CONF / group).glob("*") if path.suffix in ("", ".yaml")]
-    there = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
     root, _, part = group.partition("/")  # experiment/halrp=x is typed experiment=halrp/x
-    if part and root != "hydra":
-        where = f"in {part}/ there are {', '.join(there)}"
-        return f"{root}={part}/{name}: no such {root}; {where}"
-    return f"{group}={name}: no such {group}; there are {', '.join(there)}"
+    nested = root != "hydra" and bool(part)
+    entries = [*(CONF / group).glob("[a-z]*/"), *(CONF / group).glob("*.yaml")]
+    there = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
+    where = f"in {part}/ there" if nested and entries else "there"
+    typed = f"{root}={part}/{name}" if nested else f"{group}={name}"
+    return f"{typed}: no such {root if nested else group}; {where} are {', '.join(there)}"
 
 
 def _composition(error: BaseException) -> str | None:

@@ -80,27 +80,36 @@ class Account:
                 "this model trains none; use another model"
             )
         self.single = self.single_theirs = 0  # numbers of the first task's network
-        self.room: int | None = None  # what the factors of one task may cost, if not to be pruned
 
     def start(self, task: Task) -> None:
         """Before the first task; UserError where `growth` cannot be reached."""
-        learner, shapes = self.learner, tuple(shape for _, shape in layers_of(*self._net))
-        live = learner.competing_in(task)
-        self.single_theirs = int(learner.in_use(live).sum())
-        self.single = size(learner, live)
+        live = self.learner.competing_in(task)
+        self.single_theirs = int(self.learner.in_use(live).sum())
+        self.single = size(self.learner, live)
         if self.growth is None or self.compat:
             return
-        others = [live for i, live in enumerate(learner.live) if i != int(task.t[0])]
-        bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
-        least = sum(map(self.fixed, bare)) / self.single
-        if self.pruning == "ranks":
-            self.room = int((self.growth - least) * self.single / max(len(others), 1))
+        bare = self._bare(int(task.t[0]))
+        least = sum(bare) / self.single
         if least > self.growth:
             raise UserError(
                 f"method.growth={self.growth}: scalings, biases, statistics and heads of all tasks "
-                f"after the first ({len(others)}) alone add {least:.3g} sizes of the network; "
+                f"after the first ({len(bare)}) alone add {least:.3g} sizes of the network; "
                 "allow more, or use null"
             )
+
+    def room(self, first: int) -> int | None:
+        """What a task's factors may cost; None: they are pruned, or nothing bounds them."""
+        if self.growth is None or self.pruning != "ranks":
+            return None
+        bare = self._bare(first)
+        return int((self.growth - sum(bare) / self.single) * self.single / len(bare))
+
+    def _bare(self, first: int) -> list[int]:
+        """What tasks but the first one add, each of them, if all ranks are 0."""
+        shapes, none = tuple(shape for _, shape in layers_of(*self._net)), ()
+        others = [live for i, live in enumerate(self.learner.live) if i != first]
+        ranks = (0,) * len(shapes)
+        return [self.fixed(Layout(none, shapes, ranks, self.own(live))) for live in others]
 
     def own(self, live: Tensor) -> Tensor:
         """(M,): where biases, batch norm and the head of the classes `live` (K,) lie in theta."""

@@ -45,8 +45,7 @@ class Host:
         self.saved = self.told = time.monotonic()
         self.seconds = machine.seconds
         self.journal = Journal(folder.metrics, self._resume())
-        for row in self.journal.rows():  # a mirror that was killed may lack them
-            sink.log(row)
+        sink.replay(self.journal.rows())  # a mirror that was killed may lack them
         self.bar = tqdm(disable=True)
 
     @contextmanager

@@ -230,7 +230,7 @@ def conclude(
 def cli(work: Callable[[], object] = main) -> None:
     """`work`, with one line and exit code 2 for the user's mistakes."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = config.rearranged(sys.argv[1:])
     try:
         work()
     except runtime.StopRun as stop:

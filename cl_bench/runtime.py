@@ -107,7 +107,7 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, on every device; bf16 is the fast way
-    _forget_peak(where)
+    _start_over(where)
     _seed_global(seed)
     cpu = torch.device("cpu")
     if compile:
@@ -118,7 +118,7 @@ def start(
     return Runtime(where, precision, last, compiler, *made)
 
 
-def _forget_peak(device: torch.device) -> None:
+def _start_over(device: torch.device) -> None:
     """Count memory from here: a sweep's earlier runs in this process are gone, and do not count."""
     gc.collect()  # what refers to itself
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -121,6 +121,8 @@ class Search:
         """UserError before anything is run."""
         typed = {override.partition("=")[0] for override in self.overrides}
         for axis in self.axes:
+            if axis.key in (*config.GROUPS, *config.OPTIONAL, "experiment"):
+                raise UserError(f"grid: {axis.key} is a group; search once for each of its options")
             if axis.key in typed or axis.key in RESERVED:
                 raise UserError(f"grid: {axis.key} is set elsewhere; let the search choose it")
             if self.strategy == "grid" and not axis.values:

@@ -21,6 +21,7 @@ class Sink(Protocol):
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: object, error: object, trace: object) -> None: ...
     def describe(self, stream: dict[str, Any]) -> None: ...
+    def replay(self, rows: list[dict[str, Any]]) -> None: ...
     def log(self, row: dict[str, Any]) -> None: ...
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
 
@@ -37,17 +38,15 @@ class Null:
 
     def describe(self, stream: dict[str, Any]) -> None: ...
 
+    def replay(self, rows: list[dict[str, Any]]) -> None: ...
+
     def log(self, row: dict[str, Any]) -> None: ...
 
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
 
 
 class Wandb:
-    """One wandb run a run: grouped by config, named by seed, the matrix as table and image.
-
-    A row is a step of wandb's. A run that continues hands over its rows from the first one: those
-    that the server has are passed over, and a run offline is whole in its last folder.
-    """
+    """One wandb run a run: grouped by config, named by seed, the matrix as table and image."""
 
     unreachable: ClassVar = False  # a sweep waits for a server that is away once, not once a run
 
@@ -78,7 +77,6 @@ class Wandb:
             "dir": str(folder),
         }
         self.run: Any = self._start(_chosen(mode), mode == "auto", init_timeout)
-        self.there, self.rows = int(getattr(self.run, "step", 0)), 0
         self.run.define_metric("step")
         self.run.define_metric("train/*", step_metric="step")
         self.run.define_metric("task")
@@ -88,11 +86,17 @@ class Wandb:
         """What the data turned out to be, into the run's config."""
         self.run.config.update({"data": plain(stream)}, allow_val_change=True)
 
+    def replay(self, rows: list[dict[str, Any]]) -> None:
+        """The rows of a run that continues; a row is a step of wandb's.
+
+        The server may have some: it is sent the rest. Offline the last folder has all of them.
+        """
+        for row in rows[self.run.step :]:
+            self.log(row)
+
     def log(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl under wandb's names, unless it is there."""
-        self.rows += 1
-        if self.rows > self.there:
-            self.run.log(_named(row))
+        """A row of metrics.jsonl under wandb's names."""
+        self.run.log(_named(row))
 
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None:
         """Summary, matrix and figures."""

@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 
 from cl_bench import record, tuned
 from cl_bench.run import CONF, cli
-from cl_bench.search import Search, Trial, choices
+from cl_bench.search import Search, Trial, choices, composed
 from cl_bench.types import UserError
 
 
@@ -98,7 +98,7 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
         "values": {override.key_or_group: override.value() for override in typed},
         "evidence": {
             "command": " ".join(command),
-            "overrides": search.overrides,
+            "under": tuned.under(composed(search.command(best.point, 0)), best.point),
             "split": "val",
             "first tasks": search.first,
             "seeds": search.seeds,

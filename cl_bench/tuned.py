@@ -6,16 +6,17 @@ conf/tuned_values/<dataset>/<scenario>/<method>.yaml holds `values` and the evid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from cl_bench.config import Leaves, leaves
 from cl_bench.types import UserError
 
 NAME = "tuned_values"
-UNDER = ("experiment", "curvature", "merging", "buffer", "model", "criterion", "method")
+UNDER = ("method.", "model.", "criterion.", "optimizer.", "schedule.")
 
 
 def place(conf: Path, dataset: str, scenario: str, method: str) -> Path:
@@ -40,7 +41,7 @@ def apply(cfg: DictConfig, file: Path, typed: Sequence[str]) -> None:
     own = {_key(override) for override in typed}
     found: dict[str, Any] = OmegaConf.to_object(OmegaConf.load(file))  # type: ignore[assignment]
     values: dict[str, Any] = found.get("values", {})
-    _refuse_others(file, values, typed, found.get("evidence", {}).get("overrides"))
+    _refuse_others(file, under(cfg, values), found.get("evidence", {}).get("under"))
     values = {key: value for key, value in values.items() if key not in own}
     print("tuned:", *(f"{key}={value}" for key, value in values.items()), f"({file})")
     for key, value in values.items():
@@ -50,22 +51,23 @@ def apply(cfg: DictConfig, file: Path, typed: Sequence[str]) -> None:
             OmegaConf.update(cfg, key, value)
 
 
+def under(cfg: DictConfig, values: Collection[str]) -> Leaves:
+    """What the values may depend on: method, model, loss and optimization, but for themselves."""
+    found = leaves(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    return {k: v for k, v in found.items() if k.startswith(UNDER) and k not in values}
+
+
 def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def _refuse_others(
-    file: Path, values: dict[str, Any], typed: Sequence[str], under: Sequence[str] | None
-) -> None:
-    def chosen(overrides: Sequence[str]) -> set[str]:
-        keyed = [(_key(override), override) for override in overrides]
-        own = {o for k, o in keyed if k not in values and k.split(".")[0] in UNDER}
-        return {o for o in own if _key(o) != "method"}
-
-    if under is None or chosen(typed) == chosen(under):
-        return
-    there, here = (" ".join(sorted(chosen(o))) or "no such option" for o in (under, typed))
-    raise UserError(
-        f"tuned=true: {file} was found with {there}, this run has {here}; tune it for that, or "
-        "type the values"
-    )
+def _refuse_others(file: Path, here: Leaves, there: Leaves | None) -> None:
+    if there is None:
+        raise UserError(f"tuned=true: {file} does not say what it was found with; tune again")
+    keys = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
+    if keys:
+        told = (" ".join(f"{key}={part.get(key)}" for key in keys) for part in (there, here))
+        raise UserError(
+            f"tuned=true: {file} was found with {next(told)}, this run has {next(told)}; tune it "
+            "for that, or type the values"
+        )

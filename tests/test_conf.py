@@ -150,8 +150,8 @@ BAD = [
         ["dataset.tasks=3"],
     ),
     (
-        "method.budget=0.1",
-        "method.budget=0.1: with method.pruning=ranks, ranks follow from method.growth alone",
+        "method.budget=0.0",
+        "method.budget=0.0: with method.pruning=ranks, ranks follow from method.growth alone",
         ["method=halrp", "method.pruning=ranks"],
     ),
     ("method.warm_up=20", "method.warm_up=20: of schedule.epochs=20 some", ["method=halrp"]),
@@ -280,6 +280,8 @@ HYDRA = [
     ("method==er", "method==er"),
     ("method", "method: no <key>=<value>, each an argument of its own, missing EQUAL"),
     ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
+    ("experiment/halrp=orders", "experiment/halrp=<option> is typed experiment=halrp/<option>"),
+    ("model=nope/x", "model=nope/x: no such model; there are alexnet"),
     ("method.x=a b^c", "method.x=a b^c: no <key>=<value>, each an argument of its own, Lexer"),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such hydra/launcher; there are cores"),
 ]
@@ -389,3 +391,18 @@ def test_dlcfts_tables_are_pairs_of_experiments(protocol: str, way: str) -> None
     alone = config.check(composed(f"experiment=dlcft/{protocol}", "method=dlcft"))
     assert alone["model"]["linearize"] and alone["schedule"]["epochs"] == 20
     assert alone["optimizer"]["lr"] == 1e-4
+
+
+@pytest.mark.parametrize(("key", "hint"), [("capacity", ", but buffer.capacity"), ("nope", "")])
+def test_a_part_of_a_method_is_typed_by_its_group(key: str, hint: str) -> None:
+    with pytest.raises(Exception, match=r"buffer") as caught:
+        composed("method=er", f"method.buffer.{key}=3")
+    assert config.explain(caught.value) == f"method.buffer.{key}: no such key{hint}"
+
+
+def test_the_sweeps_flag_may_stand_between_overrides() -> None:
+    """Hydra takes no override behind a flag that others precede."""
+    words = ["--cfg", "job", "a=1", "-m", "b=2"]
+    assert config.rearranged(words) == ["--cfg", "job", "a=1", "b=2", "-m"]
+    for fine in (["-m", "a=1"], ["a=1", "b=2"], ["--info", "-m", "a=1"]):
+        assert config.rearranged(fine) == fine

@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from records import some, write
 from scipy.stats import bootstrap
 
+from cl_bench.config import Leaves, leaves
 from cl_bench.report import __main__ as report
 from cl_bench.report import forms, published
-from cl_bench.report.configs import Leaves, fitting, leaves
+from cl_bench.report.configs import fitting
 from cl_bench.report.orders import NONE
 from cl_bench.report.page import render
 from cl_bench.report.rows import METRICS, gather

@@ -97,7 +97,7 @@ def test_a_killed_run_is_whole_in_its_last_folder(tmp_path: Path) -> None:
 def test_what_the_server_has_is_not_sent_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Online, a run that continues starts at the server's step, which may be past a checkpoint."""
+    """Online, a run that continues has the server's step, which may be past its checkpoint."""
     import wandb
 
     sent: list[dict[str, Any]] = []
@@ -113,13 +113,17 @@ def test_what_the_server_has_is_not_sent_again(
     monkeypatch.setattr(wandb, "init", lambda **_: Run())
     words = {"group": "g", "name": "n", "identity": "i", "job_type": "data", "tags": []}
     sink = tracking.Wandb("p", None, "offline", 1.0, config={}, folder=tmp_path, **words)
-    for step in (10, 20, 30):
-        sink.log({"event": "step", "step": step, "task": 0, "loss": 0.5})
-    sink.log({"event": "task", "task": 0, "metrics": {"ACC": 0.5}, "accuracy": {"0": 0.5}})
-    assert sent == [
-        {"step": 30, "train/loss": 0.5},
-        {"task": 0, "eval/ACC": 0.5, "eval/task_00": 0.5},
-    ]
+    rows = [{"event": "step", "step": step, "task": 0, "loss": 0.5} for step in (10, 20, 30)]
+    task = {"event": "task", "task": 0, "metrics": {"ACC": 0.5}, "accuracy": {"0": 0.5}}
+    last = {"task": 0, "eval/ACC": 0.5, "eval/task_00": 0.5}
+    sink.replay([*rows, task])
+    assert sent == [{"step": 30, "train/loss": 0.5}, last]
+    sink.replay([])  # a run that starts anew under a name that the server knows
+    sink.log(task)
+    assert sent[2:] == [last]
+    Run.step, sent[:] = 9, []
+    sink.replay([*rows, task])
+    assert sent == []
 
 
 def test_mode_auto_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

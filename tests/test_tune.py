@@ -61,6 +61,7 @@ WRONG = [
     ([GRID, "method=ewc", "first=0"], "first=0: must be an integer, at least 1"),
     ([GRID, "method=ewc", "seeds=a"], "seeds=a: must be an integer, at least 0"),
     ([GRID, "method=ewc", "evaluation.split=test"], "evaluation.split: the search sets it itself"),
+    (["grid=curvature=kfac,full"], "curvature is a group; search once for each of its options"),
     (["grid=method.strength=-1,1", "method=ewc"], "method.strength=-1: must be at least 0"),
 ]
 
@@ -102,7 +103,8 @@ def test_the_best_is_written_with_its_evidence(
         evidence["split"] == "val" and evidence["first tasks"] == 3 and len(evidence["trials"]) == 6
     )
     assert evidence["trials"][0]["ACC"] == "89.00"
-    assert "grid=method.strength" in evidence["command"] and evidence["overrides"] == ["method=ewc"]
+    assert "grid=method.strength" in evidence["command"]
+    assert evidence["under"]["schedule.epochs"] == 1 and "optimizer.lr" not in evidence["under"]
     assert "best:" in capsys.readouterr().out
 
 
@@ -131,24 +133,32 @@ def test_tuned_values_yield_to_what_is_typed(
     with pytest.raises(UserError, match=r"nothing was tuned for pmnist5k/data/ewc \(there is none"):
         tuned.apply(cfg, file, [])
     file.parent.mkdir(parents=True)
-    file.write_text("values: {method.strength: 7, optimizer.lr: 0.2}\n")
+    values = {"method.strength": 7, "optimizer.lr": 0.2}
+
+    def write(values: dict[str, Any], *overrides: str) -> None:
+        under = tuned.under(composed("method=ewc", *overrides), values)
+        found = {"values": values, "evidence": {"under": under}}
+        file.write_text(OmegaConf.to_yaml(OmegaConf.create(found)))
+
+    write(values, "dataset.tasks=3")
     tuned.apply(cfg, file, ["method=ewc", "optimizer.lr=0.5"])
     assert capsys.readouterr().out == f"tuned: method.strength=7 ({file})\n"
     assert cfg.method.strength == 7 and cfg.optimizer.lr == 0.5
     plain = composed("method=ewc", "optimizer.lr=0.5", "method.strength=7")
     cfg.tuned = True
     assert config.digest(cfg) == config.digest(plain), "the same run as if it were typed"
-    evidence = "evidence: {overrides: [method=ewc, curvature=kfac, dataset.tasks=3]}"
-    file.write_text(f"values: {{method.strength: 7}}\n{evidence}\n")
-    tuned.apply(cfg, file, ["method=ewc", "curvature=kfac", "method.strength=3", "seed=4"])
-    assert capsys.readouterr().out == f"tuned: ({file})\n"
-    tuned.apply(cfg, file, ["curvature=kfac"])
-    assert capsys.readouterr().out == f"tuned: method.strength=7 ({file})\n"
-    with pytest.raises(UserError, match="found with curvature=kfac, this run has no such option"):
-        tuned.apply(cfg, file, ["method=ewc"])
-    with pytest.raises(UserError, match=r"has curvature=kfac model=lenet; tune it for that"):
-        tuned.apply(cfg, file, ["model=lenet", "curvature=kfac"])
-    file.write_text("values: {method.no: 7}\n")
+    write(values, "curvature=kfac")
+    with pytest.raises(UserError, match=r"_target_=\S+KFAC.*, this run has .*Fisher"):
+        tuned.apply(cfg, file, [])
+    write(values, "schedule.epochs=2")
+    with pytest.raises(
+        UserError, match=r"with schedule\.epochs=2, this run has schedule.epochs=1;"
+    ):
+        tuned.apply(cfg, file, [])
+    file.write_text("values: {method.strength: 7}\n")
+    with pytest.raises(UserError, match="does not say what it was found with; tune again"):
+        tuned.apply(cfg, file, [])
+    write({**values, "method.no": 7})
     with pytest.raises(UserError, match=r"has method\.no, which this config has not"):
         tuned.apply(cfg, file, [])
 

@@ -160,8 +160,11 @@ def folder(path: str, size: int, data_dir: str) -> Source:
     looked = " or ".join(map(str, keys))
     sought = f"folder: no image folder in {looked} (looked for {layouts.FOLDERS})"
     find = partial(layouts.find_folder, root, partial(layouts.read_folder, root.name, root, size))
-    fetch = lambda: "set dataset.source.path to where they are"  # noqa: E731
-    return cached(home, Wanted(keys[root], sought, find, fetch))
+    return cached(home, Wanted(keys[root], sought, find, _other_folder))
+
+
+def _other_folder() -> str:
+    return "set dataset.source.path to where they are"
 
 
 def _folder_key(home: Path, root: Path, size: int) -> str:

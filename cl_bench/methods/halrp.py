@@ -101,12 +101,11 @@ class HALRP(Separate):
                 f"method.warm_up={own['warm_up']}: of schedule.epochs={epochs} some must be left "
                 "for the factors; use fewer, or more epochs"
             )
-        for key in ("budget", "reference_compat"):
-            if own[key] and own["growth"] is not None and own["pruning"] == "ranks":
-                raise UserError(
-                    f"method.{key}={own[key]}: with method.pruning=ranks, ranks follow from "
-                    "method.growth alone; use pruning=loss or magnitude, or growth=null"
-                )
+        if own["growth"] is not None and own["pruning"] == "ranks" and own["budget"] is not None:
+            raise UserError(
+                f"method.budget={own['budget']}: with method.pruning=ranks, ranks follow from "
+                "method.growth alone; use pruning=loss or magnitude, or growth=null"
+            )
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -220,7 +219,7 @@ class HALRP(Separate):
         costs, limits = [sum(shape) for shape in shapes], [len(part.sigma) for part in parts]
         capped = [min(limit, self.cap) for limit in limits]
         found = scores(parts, importances)
-        room = self.account.room
+        room = self.account.room(self.first)
         if self.budget is not None:
             room = int(self.budget * self.account.single)
         if room is not None:

@@ -62,6 +62,7 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
         made["orders.csv"] = pd.DataFrame(disparity.rows).to_csv(index=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / "report.orders.csv").unlink(missing_ok=True)  # of an earlier report
         for kind, text in made.items():
             (out / f"report.{kind}").write_text(text, encoding="utf-8")
     except OSError as error:

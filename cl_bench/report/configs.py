@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from cl_bench.config import PLACES, SILENT
+from cl_bench.config import Leaves
 from cl_bench.types import UserError
-
-Leaves = dict[str, Any]  # `method.strength` to its value
-
-
-def leaves(config: dict[str, Any]) -> Leaves:
-    """What of a config can change a number, but the seed."""
-    return {
-        key: value
-        for key, value in _leaves(config, "")
-        if key.split(".")[0] not in PLACES + SILENT and key.split(".")[-1] != "data_dir"
-    }
-
-
-def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        path = f"{key}.{name}" if key else name
-        if isinstance(value, dict):
-            yield from _leaves(value, path)
-        else:
-            yield path, value
 
 
 def varied(configs: Sequence[Leaves]) -> list[str]:

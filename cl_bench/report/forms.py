@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from cl_bench.report.orders import NONE, ORDERS, Orders
+from cl_bench.report.orders import NONE, ORDERS, OrderTable
 from cl_bench.report.rows import COSTS, METRICS, Quantity
 from cl_bench.report.statistics import CAVEAT, Summary
 from cl_bench.report.tables import NOTE, Cell, Table, columns, of
 
 
-def plain(found: list[Table], orders: Orders = NONE) -> str:
+def plain(found: list[Table], orders: OrderTable = NONE) -> str:
     """For the terminal."""
     parts = []
     for table in found:
@@ -57,7 +57,7 @@ def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
     return {name: found.mean, f"{name} sd": found.sd, f"{name} low": low, f"{name} high": high}
 
 
-def markdown(found: list[Table], orders: Orders = NONE) -> str:
+def markdown(found: list[Table], orders: OrderTable = NONE) -> str:
     """A heading and a table each; the best in bold, the second slanted."""
     parts = []
     for table in found:
@@ -93,13 +93,16 @@ ESCAPES |= {"±": r"$\pm$"}
 ESCAPES |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
 
-def latex(found: list[Table], orders: Orders = NONE) -> str:
+def latex(found: list[Table], orders: OrderTable = NONE) -> str:
     """A booktabs table of the metrics each: best in bold, second underlined; one of the orders."""
     parts = [r"% \usepackage{booktabs}", *(_latex_table(table) for table in found)]
     if orders.rows:
         lines = [[_escaped(str(value)) for value in row.values()] for row in orders.rows]
         shape = "l" * 4 + "r" * (len(orders.heads) - 4)
-        parts.append(_booktabs(f"Order of the tasks: {ORDERS}", shape, orders.heads, lines))
+        parts.append(
+            _booktabs(_escaped(f"Order of the tasks. {ORDERS}"), shape, orders.heads, lines)
+        )
+    parts += [_escaped(orders.left_out)] if orders.left_out else []
     return "\n\n".join(parts) + "\n"
 
 

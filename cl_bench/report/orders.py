@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cl_bench.config import leaves
 from cl_bench.disparity import DISPARITIES, disparities, identities
 from cl_bench.present import percent
-from cl_bench.report.configs import leaves, told, varied
+from cl_bench.report.configs import told, varied
 from cl_bench.report.rows import Record, runs
 from cl_bench.report.statistics import Summary
 
@@ -23,7 +24,7 @@ ORDERS = (
 
 
 @dataclass(frozen=True)
-class Orders:
+class OrderTable:
     """One row for all orders of tasks of a config; and what has none though it has orders."""
 
     rows: list[dict[str, Any]]
@@ -34,10 +35,10 @@ class Orders:
         return list(self.rows[0]) if self.rows else []
 
 
-NONE = Orders([], "")
+NONE = OrderTable([], "")
 
 
-def orders(root: Path) -> Orders:
+def orders(root: Path) -> OrderTable:
     """AOPD and MOPD in percentage points, of tasks by identity; on test images.
 
     An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike.
@@ -62,7 +63,7 @@ def orders(root: Path) -> Orders:
             rows.append(row | _disparities(list(own.values())))
         left += [f"{names[2]} on {names[0]} ({n} runs)"] if (n := _alone(configs)) else []
     said = "Left out, as their orders have unlike tasks (stream.first): " + ", ".join(left) + "."
-    return Orders(rows, said if left else "")
+    return OrderTable(rows, said if left else "")
 
 
 def _alone(configs: dict[str, dict[str, list[Record]]]) -> int:

@@ -9,14 +9,14 @@ import jinja2
 
 from cl_bench import __version__
 from cl_bench.report import charts
-from cl_bench.report.orders import ORDERS, Orders
+from cl_bench.report.orders import ORDERS, OrderTable
 from cl_bench.report.published import Beside
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import CAVEAT
 from cl_bench.report.tables import NOTE, Table, columns
 
 
-def render(found: list[Table], orders: Orders, title: str) -> str:
+def render(found: list[Table], orders: OrderTable, title: str) -> str:
     """HTML of all tables, pictures and published figures."""
     source = files("cl_bench.report").joinpath("page.html.j2").read_text()
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

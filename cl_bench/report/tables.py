@@ -109,7 +109,9 @@ def columns(table: Table) -> list[Column]:
                 hint = "ACC, paired by equal seeds, with its 95 % interval"
                 found.append(Column(f"over {table.baseline.method}", cells, hint))
     for quantity in table.costs:
-        found.append(Column(quantity.name, [_cost(quantity, row) for row in rows], quantity.hint))
+        found.append(
+            Column(quantity.name, [_cost(quantity, row) for row in rows], f"{quantity.hint}; mean")
+        )
     if any(table.nearest(row) for row in rows):
         found.append(Column("published ACC", [_nearest(table.nearest(row)) for row in rows]))
     return found
@@ -176,7 +178,8 @@ def tables(rows: list[Row], baseline: str | None) -> list[Table]:
 def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
     names, parts = "; ".join(row.name for row in fits), [f"All rows: {common(rows)}."]
     others = beside(rows)
-    parts += ["*: of another protocol."] if any(fit.other for fit in others) else []
+    starred = any(fit.other for fit in others if fit.figure.metric == ACC.name)
+    parts += ["*: of another protocol."] if starred else []
     parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []
     note = " ".join(parts)
     return Table(section, rows, fits[0] if len(fits) == 1 else None, others, note)
