@@ -146,11 +146,8 @@ def explain(error: BaseException) -> str | None:
             there = [k for k in there if k not in ("_target_", "_partial_", "hydra")]
             known = f"; there are {', '.join(there)}" if there else ""
             missing = isinstance(link, ConfigAttributeError | ConfigKeyError)
-            said = (
-                f"no such key{_elsewhere(link.full_key, parent, link.key)}"
-                if missing
-                else _first_line(link)
-            )
+            hint = _elsewhere(link.full_key, parent, link.key) if missing else ""
+            said = f"no such key{hint}" if missing else _first_line(link)
             return f"{link.full_key}: {said}{known}"
     if isinstance(error, PLACE_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}"
@@ -160,7 +157,7 @@ def explain(error: BaseException) -> str | None:
 def _elsewhere(full: str, parent: Any, key: Any) -> str:
     """Where else in the config a key stands: `buffer.size` for `size` or `method.buffer.size`."""
     group, _, own = full.partition(".")[2].partition(".")
-    if any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml") if own):
+    if own and any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml")):
         return f", but {group}.{own}"
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
     places = [

@@ -106,10 +106,10 @@ class Account:
 
     def _bare(self, first: int) -> list[int]:
         """What tasks but the first one add, each of them, if all ranks are 0."""
-        shapes, none = tuple(shape for _, shape in layers_of(*self._net)), ()
+        shapes = tuple(shape for _, shape in layers_of(*self._net))
         others = [live for i, live in enumerate(self.learner.live) if i != first]
-        ranks = (0,) * len(shapes)
-        return [self.fixed(Layout(none, shapes, ranks, self.own(live))) for live in others]
+        bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
+        return list(map(self.fixed, bare))
 
     def own(self, live: Tensor) -> Tensor:
         """(M,): where biases, batch norm and the head of the classes `live` (K,) lie in theta."""

@@ -6,7 +6,7 @@ conf/tuned_values/<dataset>/<scenario>/<method>.yaml holds `values` and the evid
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def place(conf: Path, dataset: str, scenario: str, method: str) -> Path:
     return conf / NAME / dataset / scenario / f"{method}.yaml"
 
 
-def apply(cfg: DictConfig, file: Path, typed: Sequence[str]) -> None:
+def apply(cfg: DictConfig, file: Path, typed: Iterable[str]) -> None:
     """Put the file's values into the config, but for the keys that were typed.
 
     UserError where they were found for another curvature, model or option of the method.
@@ -38,7 +38,7 @@ def apply(cfg: DictConfig, file: Path, typed: Sequence[str]) -> None:
             f"python -m cl_bench.tune method={file.stem} dataset={file.parents[1].name} "
             "'grid=<key>=<values>' does it"
         )
-    own = {_key(override) for override in typed}
+    own = {override.split("=")[0].lstrip("+~") for override in typed}
     found: dict[str, Any] = OmegaConf.to_object(OmegaConf.load(file))  # type: ignore[assignment]
     values: dict[str, Any] = found.get("values", {})
     _refuse_others(file, under(cfg, values), found.get("evidence", {}).get("under"))
@@ -57,17 +57,13 @@ def under(cfg: DictConfig, values: Collection[str]) -> Leaves:
     return {k: v for k, v in found.items() if k.startswith(UNDER) and k not in values}
 
 
-def _key(override: str) -> str:
-    return override.split("=")[0].lstrip("+~")
-
-
 def _refuse_others(file: Path, here: Leaves, there: Leaves | None) -> None:
     if there is None:
         raise UserError(f"tuned=true: {file} does not say what it was found with; tune again")
     keys = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     if keys:
-        told = (" ".join(f"{key}={part.get(key)}" for key in keys) for part in (there, here))
+        then, now = (" ".join(f"{key}={part.get(key)}" for key in keys) for part in (there, here))
         raise UserError(
-            f"tuned=true: {file} was found with {next(told)}, this run has {next(told)}; tune it "
-            "for that, or type the values"
+            f"tuned=true: {file} was found with {then}, this run has {now}; tune it for that, or "
+            "type the values"
         )

@@ -298,9 +298,9 @@ def _small(kind: str) -> tuple[Learner, Task]:
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])
 def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
-    """Its products are the raw Hessian's; sizes by 600 probes are those of its blocks."""
+    """Its products are the raw Hessian's; sizes by 2,000 probes are those of its blocks."""
     made, task = _small(kind)
-    probes = 600 if kind == "dense" else 1
+    probes = 2000 if kind == "dense" else 1
     found = curvature_of("layer_hessian", made, task, f"curvature.probes={probes}")
     whole = curvature_of("full_hessian", made, task, "curvature.negative=raw")
     assert float(torch.linalg.eigvalsh(whole.matrix).min()) < -1e-4
@@ -311,7 +311,7 @@ def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
         for size in ("trace", "norm"):
             wanted = by_layer(whole, made.flat, names, size)
             told = by_layer(found, made.flat, names, size)
-            torch.testing.assert_close(told, wanted, rtol=0.1, atol=0.01)
+            torch.testing.assert_close(told, wanted, rtol=0.05, atol=0.01)
         return
     for weight, told in zip(names, by_layer(found, made.flat, names, "norm"), strict=True):
         span = made.flat.slices[weight]

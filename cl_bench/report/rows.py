@@ -30,11 +30,10 @@ class Quantity:
     of: Callable[[Record], float | None]
     better: int = 0  # 1: more, -1: less, 0: neither
     digits: int = 2
-    hint: str = ""  # what it is
 
 
-def _metric(name: str, better: int, hint: str) -> Quantity:
-    return Quantity(name, lambda run: _times(run["metrics"].get(name), 100), better, 2, hint)
+def _metric(name: str, better: int) -> Quantity:
+    return Quantity(name, lambda run: _times(run["metrics"].get(name), 100), better)
 
 
 def _times(value: float | None, factor: float) -> float | None:
@@ -42,39 +41,35 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 METRICS = (  # in percent
-    _metric("ACC", 1, "mean accuracy on all tasks after the last"),
-    _metric("BWT", 1, "mean of a task's accuracy after the last task less that after its own"),
-    _metric("FWT", 1, "mean of a task's accuracy before its own training less that at the start"),
-    _metric("forgetting", -1, "mean of a task's best accuracy before the last task less its last"),
-    _metric("LA", 1, "mean of a task's accuracy right after its own training"),
-    _metric("AIA", 1, "mean over time of the mean accuracy on the tasks so far"),
-    Quantity(
-        *("growth", lambda run: _times((run.get("method") or {}).get("growth"), 100), -1),
-        hint="numbers added to the first task's network, in percent of it",
-    ),
+    _metric("ACC", 1),
+    _metric("BWT", 1),
+    _metric("FWT", 1),
+    _metric("forgetting", -1),
+    _metric("LA", 1),
+    _metric("AIA", 1),
+    Quantity("growth", lambda run: _times((run.get("method") or {}).get("growth"), 100), -1),
 )
 COSTS = (
-    Quantity(
-        *("gradients", lambda run: run.get("gradients_per_sample"), -1, 1),
-        hint="backward passes per training image",
-    ),
-    Quantity(
-        *("train s", lambda run: sum(run["measured"]["train_seconds"]), -1, 1),
-        hint="seconds of training in all",
-    ),
-    Quantity(
-        *("later / first", lambda run: _later(run["measured"]["train_seconds"]), -1),
-        hint="seconds of a later task, on average, over the first one's",
-    ),
-    Quantity(
-        *("peak MiB", lambda run: run["measured"].get("peak_mib"), -1, 0),
-        hint="memory: on CUDA what was allocated, else the whole process",
-    ),
-    Quantity(
-        *("state MiB", lambda run: _times(run.get("state_bytes"), 2**-20), -1, 1),
-        hint="what the method keeps between tasks",
-    ),
+    Quantity("gradients", lambda run: run.get("gradients_per_sample"), -1, 1),
+    Quantity("train s", lambda run: sum(run["measured"]["train_seconds"]), -1, 1),
+    Quantity("later / first", lambda run: _later(run["measured"]["train_seconds"]), -1),
+    Quantity("peak MiB", lambda run: run["measured"].get("peak_mib"), -1, 0),
+    Quantity("state MiB", lambda run: _times(run.get("state_bytes"), 2**-20), -1, 1),
 )
+HINTS = {
+    "ACC": "mean accuracy on all tasks after the last",
+    "BWT": "mean of a task's accuracy after the last task less that after its own",
+    "FWT": "mean of a task's accuracy before its own training less that at the start",
+    "forgetting": "mean of a task's best accuracy before the last task less its last",
+    "LA": "mean of a task's accuracy right after its own training",
+    "AIA": "mean over time of the mean accuracy on the tasks so far",
+    "growth": "numbers added to the first task's network, in percent of it",
+    "gradients": "backward passes per training image",
+    "train s": "seconds of training in all",
+    "later / first": "seconds of a later task, on average, over the first one's",
+    "peak MiB": "memory: on CUDA what was allocated, else the whole process",
+    "state MiB": "what the method keeps between tasks",
+}
 
 
 def _later(seconds: Sequence[float]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cl_bench.report.configs import told
 from cl_bench.report.published import Beside, beside
-from cl_bench.report.rows import COSTS, METRICS, Quantity, Row, Section, common
+from cl_bench.report.rows import COSTS, HINTS, METRICS, Quantity, Row, Section, common
 from cl_bench.report.statistics import Summary, paired, summary
 from cl_bench.types import UserError
 
@@ -96,22 +96,18 @@ def columns(table: Table) -> list[Column]:
         found.append(Column("options", [_words(row.differs) for row in rows], words=True))
     found.append(Column("n", [_count(row) for row in rows], "seeds"))
     for quantity in table.metrics:
-        hint = f"{quantity.hint}; percent, mean ± standard deviation"
+        hint = f"{HINTS[quantity.name]}; percent, mean ± standard deviation"
         found.append(Column(quantity.name, _measured(table, quantity), hint))
         if quantity is ACC:
-            found.append(
-                Column(
-                    "95 % interval", [_interval(row) for row in rows], "of ACC, from three seeds on"
-                )
-            )
+            cells = [_interval(row) for row in rows]
+            found.append(Column("95 % interval", cells, "of ACC, from three seeds on"))
             if table.baseline is not None:
                 cells = [_gain(table.gain(row)) for row in rows]
                 hint = "ACC, paired by equal seeds, with its 95 % interval"
                 found.append(Column(f"over {table.baseline.method}", cells, hint))
     for quantity in table.costs:
-        found.append(
-            Column(quantity.name, [_cost(quantity, row) for row in rows], f"{quantity.hint}; mean")
-        )
+        cells = [_cost(quantity, row) for row in rows]
+        found.append(Column(quantity.name, cells, f"{HINTS[quantity.name]}; mean"))
     if any(table.nearest(row) for row in rows):
         found.append(Column("published ACC", [_nearest(table.nearest(row)) for row in rows]))
     return found
