@@ -81,6 +81,8 @@ LONG = (
 
 def interrupted(where: Path, how: signal.Signals, *overrides: str) -> tuple[int, str]:
     """Start a run, wait until it is in the middle of a task, send it a signal."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background; runs inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     process = command(*LONG, *overrides, where=where)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
