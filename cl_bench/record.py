@@ -1,39 +1,36 @@
-"""What a run leaves behind: its folder, its status, its rows, and one JSON file that proves it."""
+"""The record of a run: one JSON file that says what was run and what came out of it."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import math
 import os
-import platform
-import shutil
-import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cl_bench import __version__
-from cl_bench.types import UserError
+from cl_bench import files
+from cl_bench.files import DamagedError
 
-PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
+FORMAT = 2  # of record.json; another one is refused by its number
+LABELS = ("dataset", "scenario", "method")
+MEASURED = ("train_seconds", "eval_seconds", "peak_mib")
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """Everything one run proves. All but `measured` is the same whenever the run is repeated."""
 
+    format: int  # FORMAT
+    labels: dict[str, str]  # dataset, scenario and method, as they were chosen
     config: dict[str, Any]  # resolved
     hash: str  # of the config without seed and places
     seed: int
+    code: dict[str, Any]  # `source_code.Code`: the SHA-256 of all sources, and of each
     stream: dict[str, Any]  # classes of each task, image counts, SHA-256 and origin of the data
     accuracy: list[list[float | None]]  # (T, T), row = after task, column = tested
     initial: list[float | None]  # (T,), before training
@@ -46,6 +43,90 @@ class RunRecord:
     gradients_per_sample: float | None = None  # backward passes, of the stream's training images
     method: dict[str, float] | None = None  # what the method says of itself: its capacity
     forgetting_of_task: list[float | None] | None = None  # (T - 1,), their mean is `forgetting`
+
+
+def load(file: Path) -> RunRecord:
+    """The record in a file; DamagedError, naming the file, where it is not a whole one.
+
+    Nothing in it is executed, and no name in it is looked up.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    content = files.read_json(file)
+    if content.get("format") != FORMAT:
+        raise DamagedError(
+            f"{file}: has record format {content.get('format', 1)!r}, this version of cl_bench "
+            f"reads {FORMAT}; run it again, or use the version that wrote it"
+        )
+    try:
+        found = TypeAdapter(RunRecord).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DamagedError(f"{file}: is damaged ({place}: {first['msg']})") from None
+    wrong = next(_faults(found), None)
+    if wrong is not None:
+        raise DamagedError(f"{file}: is damaged ({wrong})")
+    return found
+
+
+def _faults(found: RunRecord) -> Iterator[str]:
+    """What cannot be right in a record whose fields have the right types."""
+    tasks, rows = len(found.initial), found.accuracy
+    if not tasks or len(rows) != tasks or any(len(row) != tasks for row in rows):
+        yield f"accuracy: is not {tasks} rows of {tasks} numbers"
+    if not isinstance(found.stream.get("task_identities"), list):
+        yield "stream.task_identities: missing"
+    for name in LABELS:
+        if name not in found.labels:
+            yield f"labels.{name}: missing"
+    for name in ("ACC", "BWT"):
+        if name not in found.metrics:
+            yield f"metrics.{name}: missing"
+    for name in MEASURED:
+        if name not in found.measured:
+            yield f"measured.{name}: missing"
+    if not isinstance(found.code.get("sha256"), str):
+        yield "code.sha256: missing"
+
+
+@dataclass
+class Records:
+    """What lies below a folder: finished runs, damaged files, and runs without a record."""
+
+    runs: list[tuple[Path, RunRecord]] = field(default_factory=list)  # by their folders
+    damaged: list[str] = field(default_factory=list)  # a line each, with the file's name
+    unfinished: Counter[str] = field(default_factory=Counter)  # runs by their status
+
+
+def read_all(root: Path) -> Records:
+    """Every run below a folder; symbolic links to folders are followed, each folder read once."""
+    found = Records()
+    for folder, names in _folders(root):
+        try:
+            if "record.json" in names:
+                found.runs.append((folder, load(folder / "record.json")))
+            elif "status.json" in names:
+                state = files.read_json(folder / "status.json").get("state", "unknown")
+                found.unfinished[str(state)] += 1
+        except DamagedError as error:
+            found.damaged.append(str(error))
+        except OSError as error:
+            found.damaged.append(f"{error.filename}: {error.strerror}")
+    return found
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names of their files, sorted by path."""
+    seen: set[tuple[int, int]] = set()
+    for path, folders, names in os.walk(root, followlinks=True):
+        stat = os.stat(path)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders.sort()
+        yield Path(path), names
 
 
 def sha256(vectors: Iterable[Tensor]) -> str:
@@ -65,111 +146,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return value
-
-
-def software() -> dict[str, Any]:
-    """Versions, and the commit where the package runs from a git checkout."""
-    root = Path(__file__).parents[1]
-    commit = None
-    if (root / ".git").exists() and shutil.which("git"):
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        commit = found.stdout.strip() or None
-    versions = {"cl_bench": __version__} | {name: version(name) for name in PACKAGES}
-    return {"commit": commit, "python": platform.python_version(), "versions": versions}
-
-
-def records(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every finished run below a folder: where it lies, what it says."""
-    for path in sorted(root.rglob("record.json")):
-        yield path.parent, json.loads(path.read_text())
-
-
-def unfinished(root: Path) -> Counter[str]:
-    """How many runs below a folder have no record, by what their status says."""
-    files = (f for f in root.rglob("status.json") if not (f.parent / "record.json").exists())
-    return Counter(json.loads(file.read_text())["state"] for file in files)
-
-
-class Folder:
-    """outputs/<dataset>/<scenario>/<method>/<config hash>/seed<k>, and all that lies in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoint = path / "checkpoint.pt"
-        self.metrics = path / "metrics.jsonl"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process at a time; a lock dies with its process."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another process is at this run") from None
-            yield
-
-    def finished(self) -> RunRecord | None:
-        """The record, where there is one: it is written last, whole or not at all."""
-        file = self.path / "record.json"
-        return RunRecord(**json.loads(file.read_text())) if file.exists() else None
-
-    def status(self) -> dict[str, Any]:
-        """The last status written; empty for a new run."""
-        file = self.path / "status.json"
-        return json.loads(file.read_text()) if file.exists() else {}
-
-    def mark(self, state: str, error: str | None = None) -> None:
-        """running | stopped | failed (with the traceback) | done."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.write("status.json", {"state": state, "time": now, "pid": os.getpid(), "error": error})
-
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """One JSON file, whole or not at all."""
-        fresh = self.path / f"{name}.tmp"
-        fresh.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
-        fresh.replace(self.path / name)
-
-    def clear(self) -> None:
-        """Forget the run that was here (`force=true`)."""
-        for entry in self.path.iterdir():
-            if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-    def finish(self, record: RunRecord) -> None:
-        """Write table, then record: from then on the run is over, whatever its status says."""
-        import pandas as pd
-
-        names = [f"task_{j}" for j in range(len(record.initial))]
-        table = pd.DataFrame([record.initial, *record.accuracy], columns=pd.Index(names))
-        table.index = pd.Index(["initial", *names], name="after")
-        table.to_csv(self.path / "accuracy.csv")
-        self.checkpoint.with_suffix(".previous").unlink(missing_ok=True)
-        self.write("record.json", asdict(record))
-        self.mark("done")
-
-
-class Journal:
-    """metrics.jsonl: one row a line, on the disk before the next; the truth that wandb mirrors."""
-
-    def __init__(self, path: Path, keep: int) -> None:
-        self.file = path.open("a+b")
-        assert keep <= self.file.seek(0, os.SEEK_END), "rows that the checkpoint vouches for"
-        self.file.truncate(keep)  # rows after the checkpoint will be written again
-        self.file.seek(0, os.SEEK_END)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Those that are there."""
-        self.file.seek(0)
-        return [json.loads(line) for line in self.file]
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append, flush, sync."""
-        self.file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def size(self) -> int:
-        """Bytes so far."""
-        return self.file.tell()
