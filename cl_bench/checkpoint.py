@@ -7,19 +7,26 @@ generators, functions.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import io
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
+from cl_bench import files
+from cl_bench.files import DamagedError
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.types import UserError
 
+MARK = b"cl_bench checkpoint 2 sha256 "
+DIGITS = 64  # of a SHA-256
 PLAIN = (Tensor, int, float, str, bool, bytes, type(None))
 
 
@@ -99,7 +106,8 @@ def state_of(method: Method) -> dict[str, Any]:
 def restore(method: Method, state: dict[str, Any]) -> None:
     """Put `state_of` back, in place: the views of theta stay whole."""
     learner = method.learner
-    if not state.keys() >= state_of(method).keys():
+    fresh = state_of(method)
+    if not (state.keys() >= fresh.keys() and state["method"].keys() >= fresh["method"].keys()):
         raise UserError("it was written by another version of cl_bench; go back to that one")
     before = state["channels_last"]
     if before != learner.flat.channels_last:
@@ -137,29 +145,86 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write beside, sync, rename; the checkpoint before this one stays as `.previous`."""
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("wb") as file:
-        torch.save(state, file)
+    """Replace the checkpoint, whose own place `.previous` takes.
+
+    The file is one line, MARK and the SHA-256 of what follows, and then what `torch.save` writes.
+    """
+    with files.replacing(path) as file:
+        file.write(MARK + b"0" * DIGITS + b"\n")
+        hashed = _Hashed(file)
+        torch.save(state, cast(BinaryIO, hashed))
+        file.seek(len(MARK))
+        file.write(hashed.sha.hexdigest().encode())
         file.flush()
         os.fsync(file.fileno())
-    if path.exists():
-        path.replace(previous(path))
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+        if path.exists():
+            path.replace(previous(path))
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; None where there is none."""
+class _Hashed:
+    """A file to write to that hashes what it is given."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def load(path: Path, device: torch.device, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole and of this run; None where there is none at all.
+
+    `wanted` is what its `identity` must say (config, seed, device). A file that fails is named on
+    stderr and the previous one is used. UserError where all that are there fail; no file is
+    changed then.
+    """
+    complaints = []
     for candidate in (path, previous(path)):
-        if candidate.exists():
-            try:
-                return torch.load(candidate, map_location=device, weights_only=True)
-            except Exception as error:  # a torn file: any of many errors
-                print(f"{candidate}: unreadable ({type(error).__name__}), passed over")
+        try:
+            state = _read(candidate, device)
+            _require_identity(candidate, state, wanted)
+        except FileNotFoundError:
+            continue
+        except DamagedError as error:
+            complaints.append(str(error))
+            continue
+        if complaints:
+            print(f"{complaints[0]}; continues from {candidate.name}", file=sys.stderr)
+        return state
+    if complaints:
+        raise UserError(f"{'; '.join(complaints)}; nothing was changed: force=true starts over")
     return None
+
+
+def _read(file: Path, device: torch.device) -> dict[str, Any]:
+    """The state in a file whose checksum holds."""
+    files.require_regular(file)
+    content = file.read_bytes()
+    start = len(MARK) + DIGITS + 1
+    if not content.startswith(MARK):
+        raise DamagedError(f"{file}: is not a checkpoint of this version of cl_bench")
+    sha = hashlib.sha256(memoryview(content)[start:]).hexdigest()
+    if content[len(MARK) : start - 1] != sha.encode():
+        raise DamagedError(f"{file}: is damaged (its content does not match its checksum)")
+    try:
+        return torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)
+    except Exception as error:  # a file that was made to look whole: any of many errors
+        raise DamagedError(f"{file}: cannot be read ({type(error).__name__})") from None
+
+
+def _require_identity(file: Path, state: Any, wanted: dict[str, Any]) -> None:
+    """DamagedError where a checkpoint is another run's."""
+    identity = state.get("identity") if isinstance(state, dict) else None
+    if not isinstance(identity, dict):
+        raise DamagedError(f"{file}: does not say which run it is of")
+    for name, value in wanted.items():
+        if identity.get(name) != value:
+            there = identity.get(name)
+            raise DamagedError(f"{file}: is of {name} {there}, this run has {name} {value}")
 
 
 def previous(path: Path) -> Path:

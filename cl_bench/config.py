@@ -15,7 +15,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cl_bench import combinations
+from cl_bench import combinations, files
 from cl_bench.models.pretrained import identity
 from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type, reals
 from cl_bench.types import UserError
@@ -28,9 +28,10 @@ OPTIONAL = ("probe", "study")  # groups of which there may be none
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
-SILENT = ("tracking", "log_every", "save_every", "force", "tuned")  # cannot change a number
+SILENT = ("tracking", "log_every", "save_every", "force", "tuned", "code_changed")  # no numbers
 SILENT += ("curvature", "merging", "buffer")  # a method that uses them holds them itself
 Leaves = dict[str, Any]  # `method.strength` to its value
+OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -210,6 +211,12 @@ def _lines(error: BaseException) -> list[str]:
     told = [line for line in str(error).strip().splitlines() if line.strip(" ^")]
     lines = [line for line in told if not line.startswith("See http")]
     return lines or [type(error).__name__]
+
+
+def targets(plain: dict[str, Any]) -> list[Any]:
+    """The classes and functions that a resolved config's numbers are made by."""
+    nodes = [node for key, node in _targets(plain, "") if key.split(".")[0] not in SILENT]
+    return [get_object(node["_target_"]) for node in nodes]
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

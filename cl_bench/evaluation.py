@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.methods.base import Method
-from cl_bench.types import Stream, Task
+from cl_bench.types import Stream, Task, diverged
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,37 @@ class Evaluation:
 
 @torch.no_grad()
 def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
-    """The share of each test set that is classified correctly; one wait for the device in all."""
+    """The share of each test set that is classified correctly; one wait for the device in all.
+
+    UserError where a parameter or a logit is not finite: such a network has no accuracy.
+    """
     learner = method.learner
-    correct: list[Tensor] = []
+    counts: list[Tensor] = []
     known: dict[object, Tensor] = {}  # data-IL: one test set for all tasks is tested once
     with learner.evaluating():
         for test in tests:
             key = id(test) if learner.masked else test.place
             if key not in known:
-                known[key] = _hits(method, test, batch_size)
-            correct.append(known[key])
-    counts = torch.stack(correct).tolist() if correct else []
-    return [count / len(test) for count, test in zip(counts, tests, strict=True)]
+                known[key] = _counts(method, test, batch_size)
+            counts.append(known[key])
+    lost = (~learner.flat.theta.isfinite()).sum()
+    *found, (lost, _) = torch.stack([*counts, torch.stack([lost, lost])]).tolist()
+    now = 0 if learner.task is None else learner.task.id
+    if lost:
+        raise diverged(f"{lost} of {learner.flat.theta.numel()} parameters are not finite", now)
+    for (_, infinite), test in zip(found, tests, strict=True):
+        if infinite:
+            raise diverged(f"logits of {infinite} images of task {test.id} are not finite", now)
+    return [hits / len(test) for (hits, _), test in zip(found, tests, strict=True)]
 
 
-def _hits(method: Method, test: Task, batch_size: int) -> Tensor:
-    """How many of a test set are classified correctly, still on the device."""
-    learner, hits = method.learner, torch.zeros((), dtype=torch.long, device=test.y.device)
+def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
+    """(2,): how many of a test set are classified correctly, how many have logits not finite."""
+    learner, counts = method.learner, torch.zeros(2, dtype=torch.long, device=test.y.device)
     for batch in test.chunks(batch_size):
         logits = method.predict(batch)
+        lost = ~logits.isfinite().all(-1)
         if learner.masked:
             logits = logits.masked_fill(~learner.live[batch.t], -torch.inf)
-        hits += (logits.argmax(-1) == batch.y).sum()
-    return hits
+        counts += torch.stack([(logits.argmax(-1) == batch.y).sum(), lost.sum()])
+    return counts

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from math import cos, isfinite, pi
 from typing import Any, Literal, Protocol
 
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from cl_bench.evaluation import Evaluation, accuracies
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.metrics import AccuracyMatrix
-from cl_bench.types import Stream, Task, UserError
+from cl_bench.types import Stream, Task, diverged
 from cl_bench.warm_up import fit_head, new_classes
 
 
@@ -95,9 +95,9 @@ def run(
     probe: Probe | None = None,
 ) -> None:
     """Run what is left of the stream; `progress` is kept up to date and holds the outcome."""
+    now = stream.tasks[max(progress.done - 1, 0)]
+    method.learner.reveal(stream.live(now.id if progress.done else 0), now.t.unique(), stream.ever)
     if not progress.done and not progress.step:
-        first = stream.tasks[0]
-        method.learner.reveal(stream.live(0), first.t.unique(), stream.ever)
         measure(method, stream, evaluation, progress, host, -1)
     within, after = (probe, None) if probe is not None and probe.every else (None, probe)
     for task in stream.tasks[progress.done :]:
@@ -157,12 +157,6 @@ def _begin(
     """What comes before a task's first step, or before the next one of a run that comes back."""
     learner, now = method.learner, (stream.live(task.id), task.t.unique(), stream.ever)
     learner.task = task
-    lone = len(task) % schedule.batch_size == 1 or schedule.batch_size == 1
-    if lone and any(isinstance(m, nn.BatchNorm1d) for m in learner.net.modules()):
-        raise UserError(
-            f"schedule.batch_size={schedule.batch_size}: of {len(task)} images one is left alone, "
-            "and batch norm after a linear layer needs two; use another, or model.norm=folded"
-        )
     frozen = schedule.batch_norm == "frozen" and progress.done > 0
     if progress.order is not None:
         order.set_state(progress.order)
@@ -229,8 +223,5 @@ def measure(
 def _log_loss(loss: Tensor, task: Task, progress: Progress, host: Host) -> None:
     value = loss.item()
     if not isfinite(value):
-        raise UserError(
-            f"the loss is {value} in task {task.id} at step {progress.step}: "
-            "lower optimizer.lr, or the method's rates and strength, or take another rule"
-        )
+        raise diverged(f"the loss is {value} at step {progress.step}", task.id)
     host.log({"event": "step", "step": progress.steps, "task": task.id, "loss": value})

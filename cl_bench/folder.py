@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -63,11 +64,24 @@ class Folder:
         except (FileNotFoundError, DamagedError):
             return {}
 
-    def mark(self, state: str, error: str | None = None) -> None:
-        """running | stopped | failed (with the traceback) | done."""
+    def mark(self, state: str, error: str | None = None, **more: Any) -> None:
+        """Set the status: running | stopped | failed (with the traceback) | done."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        content = {"state": state, "time": now, "pid": os.getpid(), "error": error}
+        content = {"state": state, "time": now, "pid": os.getpid(), "error": error, **more}
         files.write_json(self.path / "status.json", content)
+
+    def mark_if_possible(self, state: str, error: str | None = None) -> None:
+        """`mark`, where the disk allows it: after an error that the disk itself may have caused."""
+        with suppress(OSError):
+            self.mark(state, error)
+
+    def safe(self) -> str:
+        """What of an interrupted run can be continued, in words."""
+        if not self.path.exists():
+            return "its folder was removed, the same command starts over"
+        if self.checkpoint.exists() or checkpoint.previous(self.checkpoint).exists():
+            return "the last checkpoint is safe, the same command continues from it"
+        return "no checkpoint was written yet, the same command starts over"
 
     def clear(self) -> None:
         """Forget the run that was here: first its record, then what it could continue from.
@@ -95,17 +109,34 @@ class Folder:
         files.write_text(self.path / "accuracy.csv", table.to_csv())
         files.write_json(self.record, plain(asdict(record)))
         checkpoint.previous(self.checkpoint).unlink(missing_ok=True)
-        with suppress(OSError):  # the record says it, too
-            self.mark("done")
+        self.mark_if_possible("done")  # the record says it, too
+
+
+def kept(path: Path, position: tuple[int, str] | None) -> bytes:
+    """The rows that a checkpoint vouches for (`Journal.position`); None: no rows.
+
+    UserError where they are not in the file any more.
+    """
+    if position is None:
+        return b""
+    content = path.read_bytes()[: position[0]] if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != position[1]:
+        raise UserError(
+            f"{path}: its first {position[0]} bytes are not those that the checkpoint beside it was "
+            "written with; nothing was changed: force=true starts over"
+        )
+    return content
 
 
 class Journal:
     """metrics.jsonl: one row a line, on the disk before the next; the truth that wandb mirrors."""
 
-    def __init__(self, path: Path, keep: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, position: tuple[int, str] | None) -> None:
+        """Keep the rows up to `position`: those after it will be written again."""
+        content = kept(path, position)
+        self.path, self.sha = path, hashlib.sha256(content)
         self.file = path.open("a+b")
-        self.file.truncate(keep)  # rows after the checkpoint will be written again
+        self.file.truncate(len(content))
         self.file.seek(0, os.SEEK_END)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -115,8 +146,10 @@ class Journal:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it is on the disk when this returns."""
-        files.append(self.file, json.dumps(plain(row), allow_nan=False).encode() + b"\n", self.path)
+        line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
+        files.append(self.file, line, self.path)
+        self.sha.update(line)
 
-    def size(self) -> int:
-        """Bytes so far."""
-        return self.file.tell()
+    def position(self) -> tuple[int, str]:
+        """Bytes so far, and their SHA-256."""
+        return self.file.tell(), self.sha.hexdigest()

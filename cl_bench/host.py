@@ -6,25 +6,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from tqdm import tqdm
 
 from cl_bench import checkpoint
 from cl_bench.experiment import Progress
+from cl_bench.folder import Folder, Journal
 from cl_bench.methods.base import Method
-from cl_bench.metrics import AccuracyMatrix
-from cl_bench.record import Folder, Journal
+from cl_bench.resume import Start
 from cl_bench.runtime import Runtime, Stop
 from cl_bench.tracking import Sink
-from cl_bench.types import UserError
 
 QUIET = 30.0  # seconds between two lines
 
 
 class Host:
-    """The `experiment.Host` of a real run; continues from the folder's checkpoint, if any."""
+    """The `experiment.Host` of a real run; continues from what `start` has found."""
 
     def __init__(
         self,
@@ -36,15 +35,15 @@ class Host:
         stop: Stop,
         every: int,
         save_every: float,
-        identity: dict[str, str],
+        start: Start,
     ) -> None:
-        self.identity = identity
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
         self.sink, self.wish, self.every = sink, stop, every
-        self.save_every = save_every
+        self.save_every, self.start = save_every, start
         self.saved = self.told = time.monotonic()
         self.seconds = machine.seconds
-        self.journal = Journal(folder.metrics, self._resume())
+        start.restore(method, progress, machine)
+        self.journal = Journal(folder.metrics, start.rows)
         sink.replay(self.journal.rows())  # a mirror that was killed may lack them
         self.bar = tqdm(disable=True)
 
@@ -81,13 +80,15 @@ class Host:
         done = {f.name: getattr(self.progress, f.name) for f in fields(Progress)}
         done["matrix"] = (self.progress.matrix.values, self.progress.matrix.initial)
         state = {
-            "identity": self.identity,
+            "identity": self.start.identity,
+            "codes": [asdict(self.start.code), *self.start.earlier],
             "progress": done,
             "generators": self.machine.state(),
-            "journal": self.journal.size(),
+            "journal": self.journal.position(),
             **checkpoint.state_of(self.method),
         }
-        checkpoint.save(state, self.folder.checkpoint)
+        with self.wish.holding():
+            checkpoint.save(state, self.folder.checkpoint)
         self.saved = time.monotonic()
 
     def due(self) -> bool:
@@ -101,29 +102,3 @@ class Host:
         self.folder.mark("stopped")
         self.wish.deliver()
         self.folder.mark("running")  # whoever had the signal before lets the run go on
-
-    def _resume(self) -> int:
-        """Put the last checkpoint back; returns how many bytes of the journal it vouches for."""
-        saved = checkpoint.load(self.folder.checkpoint, self.machine.device)
-        if saved is None:
-            return 0
-        for name, value in self.identity.items():
-            before = saved["identity"].get(name)
-            if before != value:
-                raise UserError(
-                    f"{self.folder.checkpoint}: was written with {name} {before}, "
-                    f"now it is {value}; go back to that, or remove the folder"
-                )
-        for name, value in saved["progress"].items():
-            setattr(self.progress, name, value)
-        matrix = AccuracyMatrix(0)
-        matrix.values, matrix.initial = (part.cpu() for part in saved["progress"]["matrix"])
-        self.progress.matrix = matrix
-        if self.progress.order is not None:
-            self.progress.order = self.progress.order.cpu()
-        try:
-            checkpoint.restore(self.method, saved)
-        except UserError as error:
-            raise UserError(f"{self.folder.checkpoint}: {error}, or remove the folder") from None
-        self.machine.restore(saved["generators"])
-        return saved["journal"]

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cl_bench.record import Folder, RunRecord
+from cl_bench.folder import Folder
+from cl_bench.record import RunRecord
 
 WIDEST = 20  # tasks whose matrix still fits a terminal
 WIDTH = 120  # columns where there is no terminal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections import Counter
@@ -59,7 +60,7 @@ def load(file: Path) -> RunRecord:
             f"reads {FORMAT}; run it again, or use the version that wrote it"
         )
     try:
-        found = TypeAdapter(RunRecord).validate_python(content, strict=True)
+        found = TypeAdapter(RunRecord).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -10,8 +10,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,8 @@ from cl_bench.types import UserError
 
 STATUS = Path("/proc/self/status")
 THREADS = torch.get_num_threads()  # PyTorch's choice for this process
+POLL, GRACE = 1.0, 60.0  # seconds: between two looks at a parent, and from its end to ours
+_watched: set[int] = set()  # parents that a thread of this process watches
 Precision = Literal["fp32", "bf16"]
 
 
@@ -154,6 +156,7 @@ class Stop:
     def __init__(self) -> None:
         self.pending: int | None = None
         self.before: dict[int, Any] = {}
+        self.held = False  # whether a second signal waits, too
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
@@ -167,9 +170,18 @@ class Stop:
             self.deliver()
 
     def _notice(self, number: int, _: FrameType | None) -> None:
-        if self.pending is not None:  # asked twice: do not wait for the step
+        if self.pending is not None and not self.held:  # asked twice: do not wait for the step
             raise StopRun(number)
         self.pending = number
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let a file be written whole: inside, no signal interrupts, however often it comes."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
 
     def deliver(self) -> None:
         """Call it after the checkpoint; it returns where the handler before lets the run go on."""
@@ -188,3 +200,22 @@ class StopRun(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after the process `parent`, which started it, has ended.
+
+    A worker of a sweep would otherwise wait for more work for ever. Its run is asked to stop
+    (SIGTERM), so that it writes a checkpoint; after GRACE seconds the process ends in any case.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)
+
+    if parent not in _watched:
+        _watched.add(parent)
+        threading.Thread(target=watch, name="end_with_parent", daemon=True).start()

@@ -42,6 +42,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "save_every": float,
     "force": bool,
     "tuned": bool,
+    "code_changed": Literal["stop", "repeat", "continue"],
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],
     "scenario.heads": Literal["shared", "apart"],

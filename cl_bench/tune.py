@@ -28,7 +28,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cl_bench import record, tuned
+from cl_bench import source_code, tuned
 from cl_bench.run import CONF, cli
 from cl_bench.search import Search, Trial, choices, composed
 from cl_bench.types import UserError
@@ -102,7 +102,7 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
             "split": "val",
             "first tasks": search.first,
             "seeds": search.seeds,
-            "commit": record.software()["commit"],
+            "commit": source_code.commit(),
             "trials": [trial.row() for trial in ranked],
         },
     }

@@ -14,6 +14,17 @@ class UserError(ValueError):
     """The user's config or data is wrong: shown as one line, exit code 2."""
 
 
+DIVERGED = "diverged"  # stands in the line of a run whose numbers are not finite
+
+
+def diverged(what: str, task: int) -> UserError:
+    """The error of a run in which a loss, a parameter or a logit is no longer a finite number."""
+    return UserError(
+        f"training {DIVERGED} in task {task}: {what}; lower optimizer.lr, or the method's rates and "
+        "strength, or take another rule"
+    )
+
+
 def beside(index: Tensor, data: Tensor) -> Tensor:
     """`index`, drawn on the CPU, on the device of `data`; nobody waits for that device."""
     if data.device.type == "cpu" or index.device == data.device:

@@ -19,10 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from cl_bench import checkpoint, config
+from cl_bench.execution import Plan
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.parts import make_method, make_stream
 from cl_bench.record import RunRecord
-from cl_bench.run import CONF, Plan, cli, plan, run
+from cl_bench.run import CONF, cli, plan, run
 from cl_bench.types import UserError
 
 PLAIN = {  # what every run can start from, tested on data of its own
@@ -48,9 +49,9 @@ def main() -> None:
 
 def pretrain(overrides: list[str], out: Path, half: bool) -> None:
     """The run, where it is not done yet, and its file."""
-    this = composed(overrides)
-    run(this)
-    export(this, out, half)
+    planned = composed(overrides)
+    run(planned)
+    export(planned, out, half)
 
 
 def composed(overrides: list[str]) -> Plan:
@@ -67,12 +68,13 @@ def composed(overrides: list[str]) -> Plan:
     return plan(cfg)
 
 
-def export(this: Plan, out: Path, half: bool) -> None:
+def export(planned: Plan, out: Path, half: bool) -> None:
     """The network of a finished run, from its checkpoint, and what its record says."""
-    cfg, record = this.cfg, this.folder.finished()
+    cfg, record = planned.cfg, planned.folder.finished()
     machine = config.build(cfg.runtime, seed=cfg.seed)
     method = make_method(cfg, machine, make_stream(cfg, machine))
-    held = checkpoint.load(this.folder.checkpoint, machine.device)
+    identity = {"config": planned.hash, "seed": cfg.seed}
+    held = checkpoint.load(planned.folder.checkpoint, machine.device, identity)
     assert record is not None and held is not None
     checkpoint.restore(method, held)
     save(method.learner.net, facts(record, out.stem), out, half)

@@ -37,7 +37,8 @@ from cl_bench.experiment import Progress, Schedule
 from cl_bench.host import Host
 from cl_bench.learner import Learner
 from cl_bench.models.linearized import Linearized
-from cl_bench.record import Folder, plain
+from cl_bench.folder import Folder
+from cl_bench.record import plain
 from cl_bench.runtime import Stop, StopRun
 from cl_bench.tracking import Null
 from cl_bench.types import Batch, Stream, Task, UserError
