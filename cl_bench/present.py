@@ -36,7 +36,7 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
         f"{took['peak_mib']:.0f}",
     )
     told = "in percent, gradients per training image"
-    console.print(f"{title}, seed {record.seed}: {note}; {told}:")
+    console.print(f"{title}, seed {record.seed}: {note}; {told}:", soft_wrap=True)
     console.print(table)
     if record.backbone is not None:
         console.print(f"backbone: {described(record.backbone, record.config['model'])}")

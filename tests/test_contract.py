@@ -39,7 +39,9 @@ from cl_bench.learner import Learner
 from cl_bench.models.linearized import Linearized
 from cl_bench.folder import Folder
 from cl_bench.record import plain
+from cl_bench.resume import Start, find
 from cl_bench.runtime import Stop, StopRun
+from cl_bench.source_code import Code
 from cl_bench.tracking import Null
 from cl_bench.types import Batch, Stream, Task, UserError
 
@@ -95,6 +97,7 @@ class Run:
             compiles(rt)
         torch.manual_seed(5)
         made = self.build(rt)
+        del made.live, made.ever, made._decay_mask  # a run's own learner has none before it starts
         self.method = method_for(self.name, made, *QUICK.get(self.name, ()))
         stream = blobs(self.scenario, device=rt.device)
         self.stream = config.build(composed(f"method={self.name}").stream, stream=stream)
@@ -105,13 +108,14 @@ class Run:
         if self.folder is None:
             host: Any = Recorder(self, rt, stop)
         else:
+            start = begin(self.folder, rt, device=self.device, data="blobs")
             parts = Folder(self.folder), rt, self.method, self.progress, Null(), stop
-            host = Host(*parts, 5, self.save_every, {"data": "blobs", "device": self.device})
+            host = Host(*parts, 5, self.save_every, start)
             host.advance = lambda n: self._count(stop)
         self.left = self.stop_at
-        start = self.method, self.stream, rt.order, SCHEDULE, EVALUATION, self.progress
+        whole = self.method, self.stream, rt.order, SCHEDULE, EVALUATION, self.progress
         with nullcontext() if self.folder is None else host.shown(STEPS, self.name):
-            experiment.run(*start, host, self.probe)
+            experiment.run(*whole, host, self.probe)
         assert torch.get_rng_state().equal(global_state), "a draw from the global generator"
         return self
 
@@ -127,6 +131,11 @@ class Run:
     def theta(self) -> Tensor:
         """All that it predicts with."""
         return torch.cat(list(self.method.weights())).detach()
+
+
+def begin(folder: Path, rt: Any, **identity: str) -> Start:
+    """What a run in this folder starts from; all by the same code."""
+    return find(Folder(folder), identity, Code("one", {}), rt.device, "stop", False)
 
 
 def easy(rt: Any) -> Learner:
@@ -375,10 +384,10 @@ def test_killed_and_stopped_before_the_next_row(tmp_path: Path) -> None:
 def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StopRun):
         Run("er", "data", folder=tmp_path, stop_at=3)()
-    run = Run("er", "data")()
-    parts = Folder(tmp_path), machine(), run.method, run.progress, Null(), Stop()
     with pytest.raises(UserError, match="was written with data blobs, now it is other"):
-        Host(*parts, 5, 600, {"data": "other", "device": "cpu"})
+        begin(tmp_path, machine()).require(data="other")
+    with pytest.raises(UserError, match=r"checkpoint.pt: is of device cpu, this run has device c"):
+        begin(tmp_path, machine(), device="cuda")
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)

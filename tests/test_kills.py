@@ -1,0 +1,139 @@
+"""A run that is killed at any boundary, typed again, leaves the record of one that never was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composed, names
+
+from cl_bench import checkpoint, config, execution, experiment, figures, files, runtime
+from cl_bench.execution import Plan
+from cl_bench.folder import Folder
+from cl_bench.host import Host
+from cl_bench.source_code import code_of
+
+TASKS = 2
+SMALL = ("tracking=none", "dataset.tasks=2", "dataset.train_per_task=24", "runtime.threads=1")
+SMALL += ("model.hidden=[12]", "model.pretrained=null", "evaluation.batch_size=500")
+SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
+QUICK = {"halrp": ("method.growth=null",)}  # the perceptron is small
+
+
+ONLY_TASK = ("apd", "halrp", "independent")
+
+
+class Killed(BaseException):
+    """Power is gone."""
+
+
+def planned(name: str, where: Path, data: Path) -> Plan:
+    """The run of a method, as the command plans it."""
+    scenario = "task" if name in ONLY_TASK else "data"
+    chosen = f"method={name}", f"scenario={scenario}", *QUICK.get(name, ())
+    cfg = composed(*chosen, *SMALL, f"data_dir={data}")
+    plain = config.check(cfg)
+    labels = ["pmnist5k", scenario, name]
+    code = code_of(config.targets(plain))
+    return Plan(cfg, plain, config.digest(cfg), labels, Folder(where), code)
+
+
+def executed(plan: Plan) -> dict[str, Any]:
+    """The record of a run, without what differs between two runs of one config."""
+    plan.folder.prepare()
+    execution.execute(plan)
+    return proved(plan.folder)
+
+
+def proved(folder: Folder) -> dict[str, Any]:
+    found = json.loads(folder.record.read_text())
+    for place in ("measured", "config"):
+        found.pop(place)
+    return found
+
+
+def before_the_first_step(patch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    patch.setattr(experiment, "learn", killed)
+
+
+def within_a_task(patch: pytest.MonkeyPatch) -> None:
+    def advance(host: Host, steps: int) -> None:
+        if host.progress.steps == 3:  # two steps are saved
+            raise Killed
+
+    patch.setattr(Host, "advance", advance)
+    patch.setattr(Host, "due", lambda host: True)
+
+
+def after_checkpoint(done: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Right after the checkpoint of so many tasks."""
+
+    def patched(patch: pytest.MonkeyPatch) -> None:
+        save = checkpoint.save
+
+        def then_killed(state: dict[str, Any], path: Path) -> None:
+            save(state, path)
+            if state["progress"]["done"] == done:
+                raise Killed
+
+        patch.setattr(checkpoint, "save", then_killed)
+
+    return patched
+
+
+def while_the_record_is_written(patch: pytest.MonkeyPatch) -> None:
+    write = files.write_json
+
+    def half(path: Path, content: Any) -> None:
+        if path.name == "record.json":
+            path.with_name(f".{path.name}.tmp").write_text(json.dumps(content)[:100])
+            raise Killed
+        write(path, content)
+
+    patch.setattr(files, "write_json", half)
+
+
+BETWEEN, AT_THE_END = after_checkpoint(1), after_checkpoint(TASKS)
+BOUNDARIES = (
+    before_the_first_step,
+    within_a_task,
+    BETWEEN,
+    AT_THE_END,
+    while_the_record_is_written,
+)
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the pictures of a run nor the memory of the one before it matter here."""
+    monkeypatch.setattr(figures, "draw", lambda *_: {})
+    monkeypatch.setattr(runtime, "_start_over", lambda device: None)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_killed_at_every_boundary(name: str, tmp_path: Path, data: Path) -> None:
+    plan = planned(name, tmp_path / "straight", data)
+    straight, broken = executed(plan), replace(plan, folder=Folder(tmp_path / "broken"))
+    for boundary in BOUNDARIES:
+        if name == "joint" and boundary is AT_THE_END:
+            continue  # one task: the first checkpoint is the last
+        with pytest.MonkeyPatch.context() as patch:
+            boundary(patch)
+            with pytest.raises(Killed):
+                executed(broken)
+        assert broken.folder.finished() is None
+    assert executed(broken) == straight
+    rows = [(tmp_path / part / "metrics.jsonl").read_bytes() for part in ("straight", "broken")]
+    assert rows[0] == rows[1]
