@@ -131,5 +131,3 @@ def described(code: Code, found: dict[str, Any]) -> str:
     if found.get("sha256") == code.sha256:
         return ""
     return f" by other code ({code.differences(found)} differs)"
-
-

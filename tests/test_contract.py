@@ -34,10 +34,10 @@ from cl_bench.curvature.probe import KNN, MaxEigenvalue
 from cl_bench.data.augment import Transform
 from cl_bench.evaluation import Evaluation, accuracies
 from cl_bench.experiment import Progress, Schedule
+from cl_bench.folder import Folder
 from cl_bench.host import Host
 from cl_bench.learner import Learner
 from cl_bench.models.linearized import Linearized
-from cl_bench.folder import Folder
 from cl_bench.record import plain
 from cl_bench.resume import Start, find
 from cl_bench.runtime import Stop, StopRun
