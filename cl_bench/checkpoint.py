@@ -208,7 +208,7 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
     if not content.startswith(MARK):
         raise DamagedError(f"{file}: is not a checkpoint of this version of cl_bench")
     sha = hashlib.sha256(memoryview(content)[start:]).hexdigest()
-    if content[len(MARK) : start - 1] != sha.encode():
+    if content[len(MARK) : start] != sha.encode() + b"\n":
         raise DamagedError(f"{file}: is damaged (its content does not match its checksum)")
     try:
         return torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)

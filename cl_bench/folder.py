@@ -122,8 +122,8 @@ def kept(path: Path, position: tuple[int, str] | None) -> bytes:
     content = path.read_bytes()[: position[0]] if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != position[1]:
         raise UserError(
-            f"{path}: its first {position[0]} bytes are not those that the checkpoint beside it was "
-            "written with; nothing was changed: force=true starts over"
+            f"{path}: its first {position[0]} bytes are not those that the checkpoint beside it "
+            "was written with; nothing was changed: force=true starts over"
         )
     return content
 

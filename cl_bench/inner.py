@@ -73,7 +73,7 @@ class Inner:
         """How batch norm sees the small batches inside, single samples perhaps.
 
         `batch`: what they are cut from, augmented already.
-        by=batch    by their own statistics, as in training
+        by=batch    by their own statistics, as in training; a single sample by the running ones
         by=running  by its running statistics, which take in `batch` first
         by=whole    by the statistics of `batch`, which the running ones take in, unbiased as these
         Its weights train, whatever it sees. But by=batch, gradients take the statistics as given,

@@ -15,7 +15,7 @@ from cl_bench.chain import Slope, chain
 from cl_bench.criteria import Criterion
 from cl_bench.flat import FlatParams
 from cl_bench.inner import Inner
-from cl_bench.models.layers import dropouts, statistics
+from cl_bench.models.layers import accept_single_samples, dropouts, statistics
 from cl_bench.optim import Optimizer
 from cl_bench.types import Batch, Snapshot, Task, Transform
 
@@ -61,6 +61,7 @@ class Learner:
         self.chain = perceptron if machine.compiler is None else None  # else the compiler's graphs
         self.inner = Inner(self, perceptron)
         dropouts(net, machine.draws)
+        accept_single_samples(net)
 
     def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
         """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.

@@ -1,4 +1,4 @@
-"""What a run starts from: nothing, or the checkpoint in its folder, if that is its own and whole."""
+"""What a run starts from: nothing, or its own and whole checkpoint."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -89,10 +90,17 @@ class Wandb:
     def replay(self, rows: list[dict[str, Any]]) -> None:
         """The rows of a run that continues; a row is a step of wandb's.
 
-        The server may have some: it is sent the rest. Offline the last folder has all of them.
+        The server may have some: it is sent the rest. Offline the new folder has all of them, and
+        the folders of the interrupted attempts are removed: of what `wandb sync` finds, each run is
+        there once.
         """
         for row in rows[self.run.step :]:
             self.log(row)
+        own = Path(self.run.dir).parent
+        for folder in Path(self.common["dir"]).glob(f"wandb/offline-run-*-{self.common['id']}"):
+            if folder.is_dir() and folder != own:  # a killed run's wandb may still write there
+                hidden = folder.rename(folder.with_name(f".{folder.name}"))
+                shutil.rmtree(hidden, ignore_errors=True)
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl under wandb's names."""

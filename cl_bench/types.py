@@ -20,8 +20,8 @@ DIVERGED = "diverged"  # stands in the line of a run whose numbers are not finit
 def diverged(what: str, task: int) -> UserError:
     """The error of a run in which a loss, a parameter or a logit is no longer a finite number."""
     return UserError(
-        f"training {DIVERGED} in task {task}: {what}; lower optimizer.lr, or the method's rates and "
-        "strength, or take another rule"
+        f"training {DIVERGED} in task {task}: {what}; lower optimizer.lr, or the method's rates "
+        "and strength, or take another rule"
     )
 
 

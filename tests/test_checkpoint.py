@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,8 @@ from cl_bench.types import UserError
 
 
 def through(value: Any, present: Any, where: Path) -> Any:
-    checkpoint.save({"value": checkpoint.encode(value)}, where / "c.pt")
-    loaded = checkpoint.load(where / "c.pt", CPU)
+    checkpoint.save({"value": checkpoint.encode(value), "identity": {}}, where / "c.pt")
+    loaded = checkpoint.load(where / "c.pt", CPU, {})
     assert loaded is not None
     return checkpoint.decode(loaded["value"], present)
 
@@ -70,40 +73,82 @@ def test_a_checkpoint_cannot_name_foreign_classes() -> None:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: Any) -> None:
+    """Not even in one whose checksum is right."""
+
     class Evil:
         def __reduce__(self) -> tuple:
             return (print, ("executed",))
 
-    (tmp_path / "c.pt").write_bytes(pickle.dumps(Evil()))
-    assert checkpoint.load(tmp_path / "c.pt", CPU) is None
+    for name, content in (("a.pt", pickle.dumps(Evil(), 2)), ("b.pt", b"")):
+        sha = hashlib.sha256(content).hexdigest().encode()
+        (tmp_path / name).write_bytes(checkpoint.MARK + sha + b"\n" + content)
+        with pytest.raises(UserError, match="cannot be read .* nothing was changed"):
+            checkpoint.load(tmp_path / name, CPU, {})
     assert "executed" not in capsys.readouterr().out
 
 
-def test_a_torn_file_gives_way_to_the_one_before(tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_file_gives_way_to_the_one_before(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "c.pt"
     for number in (1, 2):
-        checkpoint.save({"value": number}, file)
-    assert checkpoint.load(file, CPU) == {"value": 2}
-    file.write_bytes(file.read_bytes()[:40])
-    assert checkpoint.load(file, CPU) == {"value": 1}
-    assert "c.pt: unreadable" in capsys.readouterr().out
-    file.write_bytes(b"")
-    file.with_suffix(".previous").unlink()
-    assert checkpoint.load(file, CPU) is None
+        checkpoint.save({"value": number, "identity": {}}, file)
+    whole = file.read_bytes()
+    assert (checkpoint.load(file, CPU, {}) or {})["value"] == 2
+    places = [0, len(checkpoint.MARK), len(checkpoint.MARK) + checkpoint.DIGITS]
+    places += torch.linspace(100, len(whole) - 1, 20).int().tolist()
+    for place in places:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert (checkpoint.load(file, CPU, {}) or {})["value"] == 1, place
+        assert "c.pt: is" in capsys.readouterr().err
+    file.write_bytes(whole[:40])
+    assert (checkpoint.load(file, CPU, {}) or {})["value"] == 1
+    assert "continues from c.previous" in capsys.readouterr().err
+    file.with_suffix(".previous").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"c\.pt: is .*c\.previous: is not .* force=true starts over"
+    ):
+        checkpoint.load(file, CPU, {})
+    assert file.read_bytes() == whole[:40]
+    for name in ("c.pt", "c.previous"):
+        (tmp_path / name).unlink()
+    assert checkpoint.load(file, CPU, {}) is None
 
 
-def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_run_is_named(tmp_path: Path) -> None:
     file = tmp_path / "c.pt"
-    checkpoint.save({"value": 1}, file)
+    checkpoint.save({"identity": {"config": "aaa", "seed": 0}}, file)
+    with pytest.raises(UserError, match=r"c\.pt: is of config aaa, this run has config bbb"):
+        checkpoint.load(file, CPU, {"config": "bbb", "seed": 0})
+    with pytest.raises(UserError, match=r"c\.pt: is of seed 0, this run has seed 1"):
+        checkpoint.load(file, CPU, {"config": "aaa", "seed": 1})
+    checkpoint.save({"value": 1}, tmp_path / "d.pt")
+    with pytest.raises(UserError, match="does not say which run it is of"):
+        checkpoint.load(tmp_path / "d.pt", CPU, {})
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save({"value": 2}, file)
+@pytest.mark.parametrize("after", [0, 100, 1000])
+def test_a_failed_save_leaves_the_last_one(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after so many bytes: the error names the file, and nothing is lost."""
+    file = tmp_path / "c.pt"
+    checkpoint.save({"value": 1, "identity": {}}, file)
+    opened = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(
+        Path, "open", lambda p, mode: Full(p, "w") if mode == "wb" else opened(p, mode)
+    )
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        checkpoint.save({"value": torch.zeros(1000), "identity": {}}, file)
+    assert caught.value.filename == str(file)
     monkeypatch.undo()
-    assert checkpoint.load(file, CPU) == {"value": 1}
+    assert (checkpoint.load(file, CPU, {}) or {})["value"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_bytes_of_state() -> None:

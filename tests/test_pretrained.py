@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +98,14 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         pretrained.load(network(width=5), str(file), False)
 
 
+def published(hub: Path, content: bytes) -> Path:
+    """A file at torch hub's path for torchvision's ResNet-18."""
+    file = hub / "checkpoints" / pretrained.PUBLISHED
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
 def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From torch's cache; where they cannot be had, one line says where to put them."""
     theirs = resnet18(num_classes=1000)
@@ -102,13 +113,17 @@ def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         k: torch.randn_like(v) if v.is_floating_point() else v
         for k, v in theirs.state_dict().items()
     }
-    monkeypatch.setattr(
-        "torchvision.models._api.WeightsEnum.get_state_dict", lambda self, *_, **__: held
-    )
+    packed = io.BytesIO()
+    torch.save(held, packed)
+    sha = hashlib.sha256(packed.getvalue()).hexdigest()
+    monkeypatch.setattr(pretrained, "PUBLISHED_SHA256", sha)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = published(tmp_path, packed.getvalue())
     net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
     pretrained.load(net, "imagenet1k", False)
     assert net.net.layer4[1].conv2.weight.equal(held["layer4.1.conv2.weight"])
     assert net.head.weight.eq(0).all()
+    assert pretrained.facts("imagenet1k")["sha256"] == sha
     with pytest.raises(UserError, match="has 1000 classes, the data has 5; use"):
         pretrained.load(net, "imagenet1k", True)
     whole: Any = TorchvisionResNet18((3, 64, 64), 1000, "leaky_relu", "pretrained")
@@ -118,9 +133,31 @@ def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def unreachable(*_: Any, **__: Any) -> Any:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", unreachable)
+    file.unlink()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     with pytest.raises(UserError, match=r"f37072fd\.pth cannot be downloaded .* put it at"):
         pretrained.load(net, "imagenet1k", False)
+
+
+def test_code_in_place_of_torchvisions_weights_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hash is checked before anything is read; and a file of the right hash runs no code."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (print, ("executed",))
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
+    content = pickle.dumps(Evil(), 2)
+    published(tmp_path, content)
+    with pytest.raises(UserError, match=r"is not torchvision's .* remove it"):
+        pretrained.load(net, "imagenet1k", False)
+    monkeypatch.setattr(pretrained, "PUBLISHED_SHA256", hashlib.sha256(content).hexdigest())
+    with pytest.raises(pickle.UnpicklingError):
+        pretrained.load(net, "imagenet1k", False)
+    assert "executed" not in capsys.readouterr().out
 
 
 def test_the_shipped_backbone_fits_and_says_where_it_is_from() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "tanh"]
@@ -26,6 +28,26 @@ def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d) -> nn.Module:
     norm = kind(channels)
     norm.num_batches_tracked = None
     return norm
+
+
+def accept_single_samples(net: nn.Module) -> None:
+    """Let every batch norm of a network see its running statistics where a batch has one sample.
+
+    One sample has no variance of its own: PyTorch refuses it in training mode where a channel is one
+    number, and elsewhere would normalise an image by itself. The running statistics stay as they
+    are then. It holds whoever calls the network: new samples, replay, inner loops.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.forward = MethodType(_normalised, module)
+
+
+def _normalised(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """(B, C, ...) -> (B, C, ...), as PyTorch's own forward but for B = 1."""
+    if norm.training and len(x) == 1 and norm.running_mean is not None:
+        mean, variance = norm.running_mean, norm.running_var
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return type(norm).forward(norm, x)
 
 
 class Dropout(nn.Module):

@@ -7,10 +7,12 @@ half precision or full, and in its header how it came to be (`Provenance`, as JS
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cl_bench.files import require_regular
 from cl_bench.types import UserError
 
 SHIPPED = Path(__file__).parent / "backbones"
 IMAGENET = "imagenet1k"
 PUBLISHED = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
+PUBLISHED_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
+ADDRESS = "https://download.pytorch.org/models"
 CLASSES = 1000  # of its head
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -76,7 +81,7 @@ def _fits(wanted: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 def identity(model: Mapping[str, Any]) -> str | None:
     """What a backbone is, wherever it lies and whatever it is called: the hash of its file."""
     name = chosen(model)
-    return name if name is None else facts(name)["sha256"] or name
+    return None if name is None else facts(name)["sha256"]
 
 
 def find(name: str) -> Path | None:
@@ -113,7 +118,7 @@ def provenance(name: str) -> Provenance:
 def facts(name: str) -> dict[str, Any]:
     """What a record says of a backbone: its provenance, and the hash of its file."""
     file = find(name)
-    sha = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    sha = PUBLISHED_SHA256 if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
     return asdict(provenance(name)) | {"sha256": sha}
 
 
@@ -196,16 +201,34 @@ def _tensors(name: str) -> dict[str, Tensor]:
 
 
 def _published(with_head: bool) -> dict[str, Tensor]:
-    """torchvision's ResNet-18, from torch's own cache or by download."""
-    from torchvision.models import ResNet18_Weights
+    """torchvision's ResNet-18 from torch's own cache, downloaded where it is not there.
 
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED
-    try:
-        state = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+    Its hash is checked each time, before the file is unpickled, and nothing but tensors is read.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED
+    _download(file)
+    require_regular(file)
+    content = file.read_bytes()
+    sha = hashlib.sha256(content).hexdigest()
+    if sha != PUBLISHED_SHA256:
         raise UserError(
-            f"model.pretrained={IMAGENET}: torchvision's {PUBLISHED} cannot be downloaded "
-            f"({error}); put it at {cache}, or use one of {', '.join(names()[:-1])}, or null"
-        ) from error
+            f"model.pretrained={IMAGENET}: {file} is not torchvision's {PUBLISHED} (its SHA-256 is "
+            f"{sha[:16]}..., not {PUBLISHED_SHA256[:16]}...); remove it, and it is downloaded again"
+        )
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     kept = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     return {f"net.{k}": v for k, v in kept.items() if with_head or not k.startswith("fc.")}
+
+
+def _download(file: Path) -> None:
+    """Bring torchvision's weights to where torch keeps them, if they are not there."""
+    if file.exists():
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(f"{ADDRESS}/{PUBLISHED}", str(file), progress=False)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise UserError(
+            f"model.pretrained={IMAGENET}: torchvision's {PUBLISHED} cannot be downloaded "
+            f"({error}); put it at {file}, or use one of {', '.join(names()[:-1])}, or null"
+        ) from error
