@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -155,8 +154,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         torch.save(state, cast(BinaryIO, hashed))
         file.seek(len(MARK))
         file.write(hashed.sha.hexdigest().encode())
-        file.flush()
-        os.fsync(file.fileno())
+        files.flush(file)
         if path.exists():
             path.replace(previous(path))
 

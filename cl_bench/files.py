@@ -69,8 +69,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 if watched.error is not None:  # PyTorch's writer hides what went wrong
                     raise watched.error from None
                 raise
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         fresh.replace(path)
         sync(path.parent)
     except BaseException as error:
@@ -104,6 +103,12 @@ def _named(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
+def flush(file: BinaryIO) -> None:
+    """Bring what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a whole file by `content`."""
     with replacing(path) as file:
@@ -124,8 +129,7 @@ def append(file: BinaryIO, content: bytes, path: Path) -> None:
     """Write at the end of an open file; it is on the disk when this returns."""
     try:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     except OSError as error:
         raise _named(error, path) from None
 

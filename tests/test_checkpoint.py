@@ -82,7 +82,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: Any) -> None:
     for name, content in (("a.pt", pickle.dumps(Evil(), 2)), ("b.pt", b"")):
         sha = hashlib.sha256(content).hexdigest().encode()
         (tmp_path / name).write_bytes(checkpoint.MARK + sha + b"\n" + content)
-        with pytest.raises(UserError, match="cannot be read .* nothing was changed"):
+        with pytest.raises(UserError, match=r"cannot be read .* nothing was changed"):
             checkpoint.load(tmp_path / name, CPU, {})
     assert "executed" not in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,12 +195,9 @@ def test_force_killed_at_any_point_leaves_no_run_that_looks_done(
                 raise Killed
             os.unlink(path) if path.exists() or not missing_ok else None
 
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(Path, "unlink", killed)
-            try:
-                plan.folder.clear()
-            except Killed:
-                pass
+            plan.folder.clear()
         assert step == 1 or not plan.folder.record.exists()
     plan.folder.clear()
     assert [p.name for p in plan.folder.path.iterdir()] == ["lock"]

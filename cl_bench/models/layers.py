@@ -33,8 +33,8 @@ def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d) -> nn.Module:
 def accept_single_samples(net: nn.Module) -> None:
     """Let every batch norm of a network see its running statistics where a batch has one sample.
 
-    One sample has no variance of its own: PyTorch refuses it in training mode where a channel is one
-    number, and elsewhere would normalise an image by itself. The running statistics stay as they
+    One sample has no variance of its own: in training mode PyTorch refuses it where a channel is
+    one number, and normalises an image by itself elsewhere. The running statistics stay as they
     are then. It holds whoever calls the network: new samples, replay, inner loops.
     """
     for module in net.modules():

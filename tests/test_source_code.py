@@ -1,0 +1,130 @@
+"""A run's code: the sources of its targets and what they import, whatever git knows of them."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composed
+
+from cl_bench import config, source_code
+from cl_bench.source_code import Code, code_of
+
+PARTS = {
+    "__init__.py": "",
+    "method.py": '"""A method."""\nfrom mine.inner import step\n\n\nclass Pull:\n    sign = 1\n',
+    "inner.py": "from . import lazy\n\n\ndef step():\n    import mine.deep.leaf\n",
+    "lazy.py": "A = 1\n",
+    "deep/__init__.py": "",
+    "deep/leaf.py": "B = 1\n",
+    "other.py": "C = 1\n",
+}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that is neither ours nor in git."""
+    for name, text in PARTS.items():
+        file = tmp_path / "mine" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield tmp_path / "mine"  # type: ignore[misc]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+def code(forget: bool = True) -> Code:
+    """The code of a run whose method is the package's."""
+    if forget:
+        source_code._file.cache_clear()
+        source_code._read.cache_clear()
+    return code_of([importlib.import_module("mine.method").Pull])
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_what_a_target_imports_is_its_code(mine: Path) -> None:
+    names = set(code().files)
+    ours = {"mine", "mine.method", "mine.inner", "mine.lazy", "mine.deep", "mine.deep.leaf"}
+    assert ours <= names and "mine.other" not in names
+    engine = {"cl_bench.experiment", "cl_bench.learner", "cl_bench.flat", "cl_bench.optim"}
+    assert engine <= names
+    checks = {"cl_bench.config", "cl_bench.record", "cl_bench.tracking", "cl_bench.report"}
+    assert not checks & names and not [n for n in names if n.startswith("torch")]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("method.py", "sign = 1", "sign = -1"),
+        ("lazy.py", "A = 1", "A = 2"),
+        ("deep/leaf.py", "B = 1", "B = 2"),
+    ],
+)
+def test_an_edit_makes_other_code_and_is_named(mine: Path, file: str, old: str, new: str) -> None:
+    before = code()
+    edit(mine / file, old, new)
+    after = code()
+    name = f"mine.{file.removesuffix('.py').replace('/', '.')}"
+    assert after.sha256 != before.sha256
+    assert after.differences({"files": before.files}) == name
+
+
+def test_comments_and_unused_files_make_no_other_code(mine: Path) -> None:
+    before = code()
+    edit(mine / "method.py", "A method.", "The same method.")
+    edit(mine / "lazy.py", "A = 1", "A = 1  # one")
+    edit(mine / "other.py", "C = 1", "C = 2")
+    assert code() == before
+
+
+def test_every_configs_code_is_found() -> None:
+    """Of each method its own file; of tracking, which changes no number, none."""
+    for name in ("ewc", "halrp", "lamaml"):
+        plain = config.check(composed(f"method={name}"))
+        files = code_of(config.targets(plain)).files
+        assert f"cl_bench.methods.{name}" in files and "cl_bench.tracking" not in files
+        assert ("cl_bench.curvature.diagonal" in files) == (name in ("ewc", "halrp"))
+        assert not [other for other in files if other.startswith("cl_bench.methods.gem")]
+
+
+def test_a_run_of_several_codes_is_no_ones_result() -> None:
+    now = Code("c", {"m": "3"})
+    assert now.joined([]) == {"sha256": "c", "files": {"m": "3"}}
+    joined = now.joined([{"sha256": "a"}, {"sha256": "b"}])
+    assert joined["parts"] == ["a", "b", "c"] and joined["sha256"] not in "abc"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_a_commit_is_clean_only_without_untracked_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> Any:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True)
+
+    package = tmp_path / "cl_bench"
+    package.mkdir()
+    (package / "source_code.py").write_text("")
+    monkeypatch.setattr(source_code, "__file__", str(package / "source_code.py"))
+    assert source_code.commit() is None
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    clean = source_code.commit()
+    assert clean is not None and len(clean) == 40
+    (tmp_path / "outputs").write_text("not a source")
+    assert source_code.commit() == clean
+    (package / "anchor.py").write_text("sign = 1")
+    assert source_code.commit() == f"{clean}-dirty"
