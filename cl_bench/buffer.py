@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Count
 from cl_bench.types import Batch, Task, beside
 
 Insert = Literal["first", "all"]  # epochs whose samples are offered
@@ -81,7 +82,7 @@ class Reservoir(Buffer):
     `capacity` null keeps everything. Once full, most batches change nothing and copy nothing.
     """
 
-    def __init__(self, capacity: int | None, insert: Insert, rng: Generator) -> None:
+    def __init__(self, capacity: Count | None, insert: Insert, rng: Generator) -> None:
         super().__init__(rng, insert)
         self.capacity, self.seen = capacity, 0
 
@@ -109,7 +110,7 @@ class Balanced(Buffer):
     within a class. It needs the labels on the CPU: a CUDA device is waited for at every step.
     """
 
-    def __init__(self, capacity: int, insert: Insert, rng: Generator) -> None:
+    def __init__(self, capacity: Count, insert: Insert, rng: Generator) -> None:
         super().__init__(rng, insert)
         self.capacity = capacity
         self.places: dict[int, list[int]] = {}  # the rows of each class
@@ -148,7 +149,7 @@ class Balanced(Buffer):
 class Ring(Buffer):
     """The last `per_task` samples of every task; the current one is not drawn (GEM's memory)."""
 
-    def __init__(self, per_task: int, insert: Insert, rng: Generator) -> None:
+    def __init__(self, per_task: Count, insert: Insert, rng: Generator) -> None:
         super().__init__(rng, insert)
         self.per_task, self.seen = per_task, 0  # samples of the task whose ring is being filled
         self.starts: list[int] = []  # of the past tasks' rings

@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from cl_bench.data import published
 from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 from cl_bench.types import UserError
@@ -53,6 +54,7 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
 
 
 def _check_data(plain: dict[str, Any]) -> None:
+    published.check(plain)
     scenario, split = plain["scenario"]["name"], plain["dataset"]["split"]
     serves = get_object(plain["method"]["_target_"]).scenarios
     if scenario not in serves:

@@ -15,9 +15,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cl_bench import combinations, files
+from cl_bench import combinations, files, interfaces
 from cl_bench.models.pretrained import identity
-from cl_bench.schema import PLAIN, at, check_keys, check_node, check_ranges, check_type, reals
+from cl_bench.schema import PLAIN, at, check_keys, check_node, check_type, is_real, reals
 from cl_bench.types import UserError
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "
 OPTIONAL = ("probe", "study")  # groups of which there may be none
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
-PLACES = ("seed", "output_dir", "data_dir")  # may differ between runs of one config
+PLACES = ("seed", "output_dir", "data_dir", "cache_dir")  # may differ between runs of one config
 SILENT = ("tracking", "log_every", "save_every", "force", "tuned", "code_changed")  # no numbers
 SILENT += ("curvature", "merging", "buffer")  # a method that uses them holds them itself
 Leaves = dict[str, Any]  # `method.strength` to its value
@@ -50,8 +50,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         check_type(key, at(plain, key), hint)
     for key, node in _targets(plain, ""):
         check_node(key, node)
-        check_ranges(key, node)
-    check_ranges("", plain)
+        interfaces.check(key, node)
     combinations.check(plain)
     return plain
 
@@ -59,7 +58,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 def settle(cfg: DictConfig, plain: dict[str, Any]) -> None:
     """Make 1 of an option that takes fractions 1.0, in both: one config, with one name."""
     places = [f"{key}.{name}" for key, node in _targets(plain, "") for name in reals(node)]
-    for place in (*places, *(key for key, hint in PLAIN.items() if hint is float)):
+    for place in (*places, *(key for key, hint in PLAIN.items() if is_real(hint))):
         group, _, name = place.rpartition(".")
         homes = (at(plain, group), OmegaConf.select(cfg, group)) if group else (plain, cfg)
         for node in homes:
@@ -109,7 +108,7 @@ def leaves(config: dict[str, Any]) -> Leaves:
     return {
         key: value
         for key, value in _leaves(config, "")
-        if key.split(".")[0] not in PLACES + SILENT and key.split(".")[-1] != "data_dir"
+        if key.split(".")[0] not in PLACES + SILENT and key.split(".")[-1] not in PLACES[1:]
     }
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Positive
 from cl_bench.types import beside
 
 Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
@@ -60,7 +61,7 @@ class ScaledMSE:
     revealed later is already there (house.md D4).
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: Positive) -> None:
         self.scale = scale
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, Part
 from cl_bench.methods.base import Method
 from cl_bench.types import Stream, Task, diverged
 
@@ -23,8 +24,8 @@ class Evaluation:
 
     when: Literal["seen", "final", "all"]
     split: Literal["test", "val"]
-    holdout: float
-    batch_size: int
+    holdout: Part
+    batch_size: Count
 
     def columns(self, row: int, stream: Stream) -> list[int]:
         """The tasks to test after task `row` (-1: before training)."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Count, Share
 from cl_bench.evaluation import Evaluation, accuracies
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
@@ -26,12 +27,12 @@ class Schedule:
     warm_up=head       the head's rows of a task's new classes are fitted first, alone (`fit_head`)
     """
 
-    epochs: int
-    batch_size: int
+    epochs: Count
+    batch_size: Count
     batch_norm: Literal["train", "frozen"]
     annealing: Literal["none", "cosine", "exponential"]
     warm_up: Literal["none", "head"]
-    decay: float
+    decay: Share
 
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""

@@ -53,23 +53,17 @@ def require_regular(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, and is on the disk then.
+def fresh_path(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of `path` when the block ends, synced.
 
-    Where the block or the writing fails, `path` is as it was, and what was written is removed.
-    One process at a time may replace a file: hold its lock.
+    Where the block fails, `path` is as it was, and what was written is removed. One process at a
+    time may replace a file: hold its lock.
     """
     fresh = path.with_name(f".{path.name}.tmp")
     try:
-        with fresh.open("wb") as file:
-            watched = _Watched(file)
-            try:
-                yield cast(BinaryIO, watched)
-            except Exception:
-                if watched.error is not None:  # PyTorch's writer hides what went wrong
-                    raise watched.error from None
-                raise
-            flush(file)
+        yield fresh
+        with fresh.open("rb") as written:
+            os.fsync(written.fileno())
         fresh.replace(path)
         sync(path.parent)
     except BaseException as error:
@@ -78,6 +72,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise _named(error, path) from None
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends (`fresh_path`)."""
+    with fresh_path(path) as fresh, fresh.open("wb") as file:
+        watched = _Watched(file)
+        try:
+            yield cast(BinaryIO, watched)
+        except Exception:
+            if watched.error is not None:  # PyTorch's writer hides what went wrong
+                raise watched.error from None
+            raise
 
 
 class _Watched:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from cl_bench.bounds import Factor, NonNegative
+
 
 class Optimizer(Protocol):
     """What a step needs of an optimizer: torch.optim's and `cl_bench.optim.SGD` have it."""
@@ -27,7 +29,7 @@ class Optimizer(Protocol):
 class SGD:
     """v <- momentum v + g; theta <- theta - lr v (v = g at the first step, as in torch)."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], lr: NonNegative, momentum: Factor) -> None:
         (self.theta,) = params
         self.param_groups = [{"lr": lr, "momentum": momentum}]  # as torch.optim keeps them
         self.velocity: Tensor | None = None

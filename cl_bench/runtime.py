@@ -15,11 +15,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Generator, Tensor, nn
 
+from cl_bench.bounds import Seed
 from cl_bench.types import UserError
 
 STATUS = Path("/proc/self/status")
@@ -91,13 +93,13 @@ class Runtime:
 
 
 def start(
-    seed: int,
+    seed: Seed,
     device: Literal["auto", "cpu", "cuda"],
     precision: Precision,
     channels_last: bool | Literal["auto"],
     compile: bool,
     deterministic: bool,
-    threads: int | None,
+    threads: Annotated[int, Ge(1), Le(1024)] | None,
 ) -> Runtime:
     """Set the process up for one run; nothing is left over from a run before it."""
     if device == "cuda" and not torch.cuda.is_available():

@@ -1,19 +1,25 @@
-"""The schema of a config: each `_target_`'s signature says which keys a node has, of which type.
+"""The schema of a config: each `_target_`'s signature says which keys a node has, of which values.
 
-Written once, in the constructor; nothing here loads data.
+Types and bounds stand in the constructor (`bounds`), and pydantic checks values against them. What
+a group's target must be able to do stands in `interfaces`. Nothing here loads data.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import typing
-from collections.abc import Callable, Sequence
-from math import inf, isfinite
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from math import isfinite
 from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
+from annotated_types import Ge
 from hydra.utils import get_object
+from pydantic import TypeAdapter, ValidationError
 
+from cl_bench.bounds import Count, NonNegative, Seed, Text
 from cl_bench.models.prepare import PREPARED
 from cl_bench.types import UserError
 
@@ -35,11 +41,12 @@ SUPPLIED = {
     "tracking": ("config", "group", "name", "identity", "folder", "job_type", "tags"),
 }
 PLAIN: dict[str, Any] = {  # keys that no constructor has
-    "seed": int,
-    "output_dir": str,
-    "data_dir": str,
-    "log_every": int,
-    "save_every": float,
+    "seed": Seed,
+    "output_dir": Text,
+    "data_dir": Text,
+    "cache_dir": Text | None,
+    "log_every": Count,
+    "save_every": Annotated[float, Ge(1)],
     "force": bool,
     "tuned": bool,
     "code_changed": Literal["stop", "repeat", "continue"],
@@ -47,157 +54,231 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "scenario.split": Literal["class", "sample"],
     "scenario.heads": Literal["shared", "apart"],
     "scenario.order": str | list[int],
-    "optimizer.weight_decay": float,
+    "optimizer.weight_decay": NonNegative,
     **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }
-SEEDS = 2**24  # how many the CPU's generator tells apart beside its uses
-AT_LEAST = {
-    **dict.fromkeys(
-        ("seed", "strength", "alpha", "beta", "decay", "weight_decay", "lr", "momentum", "padding"),
-        0,
-    ),
-    **dict.fromkeys(("tasks", "train_per_task", "epochs", "batch_size", "capacity", "replay"), 1),
-    **dict.fromkeys(("margin", "ridge", "inner_lr", "rate_lr", "prox", "scale"), 0),
-    **dict.fromkeys(("l1", "l2", "growth", "budget", "threshold", "cap"), 0),
-    **dict.fromkeys(("warm_up", "rounds", "channels", "kernels", "classes"), 1),
-    **dict.fromkeys(("batches", "glances", "slice_size", "first"), 1),
-    **dict.fromkeys(
-        ("hidden", "per_task", "log_every", "threads", "width", "crop", "resize", "size"), 1
-    ),
-    **dict.fromkeys(("save_every", "samples", "probes", "every", "iterations", "neighbours"), 1),
-}
-
-BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
-    ("between 0 and 1", ("share", "within", "across"), lambda v: 0 <= v <= 1),
-    ("between 0 and 1", ("holdout",), lambda v: 0 < v < 1),
-    ("above 0 and at most 1", ("fraction",), lambda v: 0 < v <= 1),
-    ("above 0", ("std", "temperature", "xi", "floor", "clip"), lambda v: v > 0),
-    ("at most 1", ("decay",), lambda v: v <= 1),
-    ("below 1", ("momentum",), lambda v: v < 1),
-    ("at least 0 and below 1", ("dropout",), lambda v: 0 <= v < 1),
-    (f"below {SEEDS}", ("seed",), lambda v: v < SEEDS),
-)
+SCALARS = (int, float, bool, str, NoneType)
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
 def at(plain: dict[str, Any], key: str) -> Any:
+    """What stands at a key such as `dataset.source._target_`; UserError where nothing does."""
+    node: Any = plain
     for part in key.split("."):
-        if part not in plain:
+        if not isinstance(node, dict) or part not in node:
             raise UserError(f"{key}: missing")
-        plain = plain[part]
-    return plain
+        node = node[part]
+    return node
 
 
 def check_keys(key: str, node: dict[str, Any], known: list[str]) -> None:
+    """UserError where a node has a key that is not known, or lacks one that may not be null."""
     where = f"{key}." if key else ""
     for name in node:
         if name not in known:
             raise UserError(f"{where}{name}: no such key; there are {', '.join(known)}")
     for name in known:
-        if node.get(name) is None:
+        if node.get(name) is None and not _accepts(PLAIN.get(f"{where}{name}"), None):
             raise UserError(f"{where}{name}: missing")
 
 
 def check_node(key: str, node: dict[str, Any]) -> None:
+    """UserError where a `_target_` does not exist, or cannot be called with the node's keys."""
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise UserError(
-            f"{key}._target_={node['_target_']}: {str(error).splitlines()[0]}"
-        ) from None
-    parameters = inspect.signature(target).parameters
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{key}._target_={node['_target_']}: {said[0]}") from None
+    if not callable(target):
+        raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
+    _check_reserved(key, node)
+    parameters = _parameters(key, node, target)
     given = {k: v for k, v in node.items() if not k.startswith("_") and f"{key}.{k}" not in PLAIN}
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = [n for n in parameters if n not in SUPPLIED.get(key, ())]
-    for name in given:
-        if name not in parameters and not open_ended:
-            raise UserError(f"{key}.{name}: no such key; {key} has {', '.join(known) or 'none'}")
+    _check_parameters(key, node["_target_"], parameters, list(given))
+    hints = _hints(target)
+    for name, value in given.items():
+        check_type(f"{key}.{name}", value, hints.get(name, Any))
+
+
+def _check_parameters(
+    key: str, target: str, parameters: dict[str, inspect.Parameter], given: list[str]
+) -> None:
+    """UserError where a target does not take what it is given, or lacks what it needs."""
+    supplied = SUPPLIED.get(key, ())
+    known = [n for n in parameters if n not in supplied]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        lacking = [n for n in supplied if n not in parameters and key != "study"]
+        if lacking:
+            raise UserError(
+                f"{key}._target_={target}: cannot serve as {key}: it is called with "
+                f"{', '.join(supplied)} and does not take {', '.join(lacking)}"
+            )
+        for name in given:
+            if name not in parameters:
+                there = ", ".join(known) or "none"
+                raise UserError(f"{key}.{name}: no such key; {key} has {there}")
     for name in known:
         p = parameters[name]
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in given:
             raise UserError(f"{key}.{name}: missing; {key} needs {', '.join(known)}")
-    hints = _hints(target)
-    for name, value in given.items():
-        if name in hints:
-            check_type(f"{key}.{name}", value, hints[name])
+
+
+def _check_reserved(key: str, node: dict[str, Any]) -> None:
+    """UserError for Hydra's own keys, but `_target_` and `_partial_` as its place needs it."""
+    for name, value in node.items():
+        if name.startswith("_") and name not in ("_target_", "_partial_"):
+            raise UserError(
+                f"{key}.{name}={value}: of these keys only _target_ and _partial_ serve"
+            )
+    wanted = key in SUPPLIED
+    if node.get("_partial_", False) is not wanted:
+        word = str(wanted).lower()
+        raise UserError(f"{key}._partial_={node.get('_partial_')}: must be {word} here")
+
+
+def _parameters(key: str, node: dict[str, Any], target: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{key}._target_={node['_target_']}: its signature cannot be read; use a class or a "
+            "function of Python"
+        ) from None
 
 
 def _hints(target: Callable) -> dict[str, Any]:
+    """The types of a target's parameters, with their bounds."""
     made_by = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(made_by)
-    except NameError:  # a foreign target whose annotations need names that only a checker has
+        return typing.get_type_hints(made_by, include_extras=True)
+    except (NameError, TypeError):  # a foreign target whose annotations cannot be read here
         return {}
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
-    if fits(value, hint):
+    """UserError where a config's value does not fit what is written in a signature."""
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(n, float) and not isfinite(n) for n in numbers):
+        raise UserError(f"{key}={value}: must be finite")
+    told = fault(value, hint)
+    if told is None:
         return
     group = key.rpartition(".")[2]
     if group in ("curvature", "merging", "buffer"):
         raise UserError(f"{key}={value}: is chosen by its group; use {group}={value}")
-    raise UserError(f"{key}={value}: must be {_spelled(hint)}")
+    raise UserError(f"{key}={value}: must be {told}")
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a config's value may go where `hint` is written; an int may go for a float."""
+def fault(value: Any, hint: Any) -> str | None:
+    """What a value must be and is not, in words; None: it may go where `hint` is written.
+
+    A node that makes an object may go wherever an object is asked for. An integer may go for a
+    number with a fraction, and a list for a tuple of its length.
+    """
+    own = plain(hint)
+    if isinstance(value, dict) and "_target_" in value:
+        objects = hint is Any or own != hint
+        return None if objects else spelled(hint)
+    if own is None:
+        return f"a node with a _target_ that makes {spelled(hint)}"
+    try:
+        _adapter(own).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        bounds = [found for e in error.errors() if (found := _bound(own, e)) is not None]
+        return bounds[0] if bounds else spelled(own)
+    return None
+
+
+def plain(hint: Any) -> Any:
+    """What of a type a config can say in plain values; None: only a node with a `_target_` can."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, dict):
-        return "_target_" in value
-    if origin is Literal:
-        return value in args
+    if hint is Any or hint in SCALARS or origin is Literal:
+        return hint
+    if origin is Annotated:
+        inner = plain(args[0])
+        return None if inner is None else Annotated[inner, *args[1:]]
     if origin in (Union, UnionType):
-        return any(fits(value, arg) for arg in args)
-    if origin in (list, Sequence):
-        return isinstance(value, list) and all(fits(v, args[0]) for v in value)
-    if origin is tuple:
-        return isinstance(value, list) and list(map(fits, value, args)) == [True] * len(args)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if hint in (bool, str, NoneType):
-        return isinstance(value, hint)
-    return not isinstance(value, str) or hint is Any
+        kept = [own for arg in args if (own := plain(arg)) is not None]
+        return Union[tuple(kept)] if kept else None  # noqa: UP007
+    if origin in (list, Sequence, tuple, dict):
+        own = [arg if arg is Ellipsis else plain(arg) for arg in args]
+        return None if None in own else origin[tuple(own)]
+    return None
+
+
+def _adapter(hint: Any) -> TypeAdapter:
+    try:
+        return _cached_adapter(hint)
+    except TypeError:  # an annotation that cannot be hashed
+        return TypeAdapter(hint)
+
+
+@cache
+def _cached_adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(hint)
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    return hint is not None and fault(value, hint) is None
+
+
+def _bound(hint: Any, error: Any) -> str | None:
+    """The bounds that a number is outside of, in words; None where its type is another one."""
+    kinds = ("greater_than", "less_than", "too_short", "pattern")
+    if not any(kind in error["type"] for kind in kinds):
+        return None
+    return next((told for told in map(_spelled_bounds, _annotated(hint)) if told), None)
+
+
+def _annotated(hint: Any) -> Iterator[tuple[Any, ...]]:
+    """The annotations of a type and of those within it."""
+    if typing.get_origin(hint) is Annotated:
+        yield typing.get_args(hint)[1:]
+    if typing.get_origin(hint) is not Literal:
+        for arg in typing.get_args(hint):
+            yield from _annotated(arg)
+
+
+SIDES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _spelled_bounds(annotations: tuple[Any, ...]) -> str:
+    """`at least 0 and below 1`; or what the annotation says of itself."""
+    for annotation in annotations:
+        if told := getattr(annotation, "description", None):
+            return told
+        if getattr(annotation, "min_length", None):
+            return "a text that is not empty"
+    sides = {s: v for a in annotations for s in SIDES if (v := getattr(a, s, None)) is not None}
+    if sides.keys() == {"ge", "le"}:
+        return f"between {sides['ge']} and {sides['le']}"
+    return " and ".join(f"{SIDES[side]} {value}" for side, value in sides.items())
 
 
 def reals(node: dict[str, Any]) -> list[str]:
     """The options of a node that take a fraction, and no integer of their own."""
     hints = _hints(get_object(node["_target_"]))
-    return [name for name in node if _real(hints.get(name))]
+    return [name for name in node if is_real(hints.get(name))]
 
 
-def _real(hint: Any) -> bool:
+def is_real(hint: Any) -> bool:
+    """Whether an integer becomes a number with a fraction here: 1 and 1.0 are one value."""
     args = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
-    return float in args and int not in args
+    kinds = [typing.get_args(a)[0] if typing.get_origin(a) is Annotated else a for a in args]
+    return float in kinds and int not in kinds
 
 
-def _spelled(hint: Any) -> str:
+def spelled(hint: Any) -> str:
+    """A type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return spelled(args[0])
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, UnionType):
-        return " or ".join(_spelled(arg) for arg in args)
-    if origin in (list, Sequence, tuple):
-        return "a list of " + _spelled(args[0])
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-    return words.get(hint, "null" if hint is NoneType else getattr(hint, "__name__", str(hint)))
-
-
-def check_ranges(key: str, node: dict[str, Any]) -> None:
-    """Sizes and strengths by name, wherever they stand: the vocabulary has one meaning each."""
-    for name, value in node.items():
-        spelled = f"{key}.{name}={value}".lstrip(".")
-        values: list[Any] = value if isinstance(value, list) else [value]
-        for number in filter(_is_number, values):
-            if not isfinite(number):
-                raise UserError(f"{spelled}: must be finite")
-            for wanted, names, holds in (*BOUNDS, _low(name)):
-                if name in names and not holds(number):
-                    raise UserError(f"{spelled}: must be {wanted}")
-
-
-def _low(name: str) -> tuple[str, tuple[str, ...], Callable[[float], bool]]:
-    low = AT_LEAST.get(name, -inf)
-    return f"at least {low}", (name,), lambda v: v >= low
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return " or ".join(spelled(arg) for arg in args)
+    if origin is tuple:
+        return f"a list of {len(args)} values, each {spelled(args[0])}"
+    if origin in (list, Sequence):
+        return "a list of " + spelled(args[0])
+    return WORDS.get(hint, "null" if hint is NoneType else getattr(hint, "__name__", str(hint)))

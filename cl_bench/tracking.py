@@ -6,12 +6,23 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
+from cl_bench.bounds import Positive
 from cl_bench.record import RunRecord, plain
 from cl_bench.types import UserError
 
+NOT_IN_NAMES = "/\\#?%:"  # wandb refuses these in a project's name
+Project = Annotated[
+    str,
+    Field(
+        pattern=r"^[^/\\#?%:]+$",
+        description=f"a text that is not empty, without {' '.join(NOT_IN_NAMES)}",
+    ),
+]
 Mode = Literal["auto", "online", "offline", "disabled"]
 FINISH_TIMEOUT = 60.0  # seconds; what is not sent by then stays in the run's folder
 
@@ -53,10 +64,10 @@ class Wandb:
 
     def __init__(
         self,
-        project: str,
+        project: Project,
         entity: str | None,
         mode: Mode,
-        init_timeout: float,
+        init_timeout: Positive,
         config: dict[str, Any],
         group: str,
         name: str,

@@ -21,7 +21,7 @@ class Toy:
 
     def __init__(self, home: Path) -> None:
         self.home, self.place, self.reads = home, home / "toy.bin", 0
-        self.file = cache_file(home, "toy")
+        self.file = cache_file(home / "cache", "toy")
         self.place.write_bytes(b"\x07")
 
     def read(self) -> Source:
@@ -56,7 +56,7 @@ def test_second_load_comes_from_the_cache(toy: Toy, capsys: pytest.CaptureFixtur
     assert toy.reads == 1 and same(first, second) and capsys.readouterr().err == ""
     assert (second.train_x.dtype, second.train_y.dtype) == (torch.uint8, torch.int64)
     assert second.provenance == {"origin": str(toy.place), "layout": "one file", "order": "any"}
-    assert os.listdir(toy.file.parent) == ["toy.safetensors"]
+    assert shown(toy.file.parent) == ["toy.safetensors"]
 
 
 def test_what_is_loaded_is_no_view_of_the_file(toy: Toy):
@@ -142,10 +142,15 @@ def test_another_format_is_rebuilt(
 
 def test_a_file_under_another_key_is_refused(toy: Toy):
     toy.load()
-    toy.file.rename(cache_file(toy.home, "other"))
+    toy.file.rename(cache_file(toy.home / "cache", "other"))
     wanted = Wanted("other", "other not found", lambda: None, lambda: "no download")
     with pytest.raises(UserError, match="does not match its seal"):
         cached(toy.home, wanted)
+
+
+def shown(folder: Path) -> list[str]:
+    """The files of a folder, but for the locks of its caches."""
+    return [name for name in os.listdir(folder) if not name.endswith(".lock")]
 
 
 def test_stale_partial_files_are_ignored(toy: Toy):
@@ -166,16 +171,64 @@ def test_failed_write_leaves_the_old_file(toy: Toy, monkeypatch: pytest.MonkeyPa
         raise OSError(28, f"No space left on device for {len(metadata)} entries")
 
     monkeypatch.setattr(cache, "save_file", full)
-    with pytest.raises(UserError, match=r"data_dir=.*No space left"):
+    with pytest.raises(UserError, match=r"cannot write the cache .*No space left"):
         toy.load()
-    assert toy.file.read_bytes() == before and len(os.listdir(toy.file.parent)) == 1
+    assert toy.file.read_bytes() == before and shown(toy.file.parent) == ["toy.safetensors"]
 
 
 def test_unwritable_data_dir(toy: Toy):
     blocked = toy.place / "inside a file"
-    with pytest.raises(UserError, match=r"data_dir=.*inside a file is not writable"):
-        cached(blocked, Wanted("toy", "", toy.find, lambda: ""))
+    wanted = Wanted("toy", "", toy.find, lambda: "")
+    with pytest.raises(UserError, match=r"inside a file is not writable .* set cache_dir=<folder>"):
+        cached(blocked, wanted, str(blocked))
     assert toy.reads == 0
+
+
+def test_a_read_only_share_has_its_cache_elsewhere(
+    toy: Toy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """In the user's own folder, which is said once; one that the share holds already is used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    (tmp_path / "cache").write_text("no folder can be made here")
+    first = toy.load()
+    said = capsys.readouterr().err
+    own = tmp_path / "user/cl_bench/cache"
+    assert (
+        said
+        == f"{tmp_path / 'cache'} is not writable (File exists): prepared data is kept in {own}\n"
+    )
+    assert same(toy.load(), first) and toy.reads == 1 and shown(own) == ["toy.safetensors"]
+    assert capsys.readouterr().err == ""
+    (tmp_path / "cache").unlink()
+    toy.load()
+    assert toy.reads == 2, "what can be written is used first"
+    monkeypatch.setattr(cache, "_unwritable", lambda folder: f"{folder} is not writable")
+    own.joinpath("toy.safetensors").unlink()
+    assert same(toy.load(), first) and toy.reads == 2
+
+
+def test_a_cache_dir_of_its_own(toy: Toy, tmp_path: Path):
+    wanted = Wanted("toy", "", toy.find, lambda: "")
+    cached(toy.home, wanted, str(tmp_path / "fast"))
+    assert shown(tmp_path / "fast") == ["toy.safetensors"] and not toy.file.exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_regular_file_is_not_opened(toy: Toy, kind: str):
+    """In place of the cache it is replaced or refused, in place of the origin refused."""
+    toy.file.parent.mkdir()
+    for place in (toy.file, toy.place):
+        place.unlink(missing_ok=True)
+        os.mkfifo(place) if kind == "fifo" else place.mkdir()
+    if kind == "fifo":
+        with pytest.raises(UserError, match=r"toy: .*toy\.bin: not a regular file"):
+            toy.load()
+    else:
+        with pytest.raises((UserError, IsADirectoryError)):
+            toy.load()
 
 
 def test_digest_sees_dtype_shape_and_bytes():
@@ -192,4 +245,4 @@ def test_two_processes_at_once(tmp_path: Path):
     both = [subprocess.Popen(command, env=environment, stdout=pipe, stderr=out) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert said[0] == said[1] and len(said[0]) == 65
-    assert os.listdir(tmp_path / "cache") == ["mnist5k.safetensors"]
+    assert shown(tmp_path / "cache") == ["mnist5k.safetensors"]

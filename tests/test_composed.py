@@ -139,8 +139,8 @@ def toy(name: str, side: int, channels: int, classes: int) -> Source:
 
 
 def test_small_images_in_one_shape_and_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(composed.SMALL, "mnist", lambda _: toy("mnist", 28, 1, 3))
-    monkeypatch.setitem(composed.SMALL, "svhn", lambda _: toy("svhn", 32, 3, 2))
+    monkeypatch.setitem(composed.SMALL, "mnist", lambda *_: toy("mnist", 28, 1, 3))
+    monkeypatch.setitem(composed.SMALL, "svhn", lambda *_: toy("svhn", 32, 3, 2))
     one = composed.rgb32("mnist", "pad", "")
     assert one.train_x.shape == (3, 3, 32, 32)
     assert one.train_x[0, 1, 1, 16] == 0 and one.train_x[0, 2, 2, 2] == 7

@@ -74,7 +74,9 @@ def holder(lock: Path, kind: str, error: str = "ENOLCK") -> subprocess.Popen[str
     return subprocess.Popen(words, text=True, cwd=ROOT, **pipes)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("hard", "ENOLCK"), ("soft", "ENOSYS"), ("soft", "ENOLCK")])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("hard", "ENOLCK"), ("soft", "ENOSYS"), ("soft", "ENOLCK")]
+)
 def test_one_process_holds_a_lock_and_it_dies_with_it(
     kind: str, error: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,59 @@ def test_two_folders_of_one_name_do_not_share_a_cache(tmp_path: Path):
     image_folder(tmp_path / "a" / "pets", "dog", 1, 1)
     image_folder(tmp_path / "b" / "pets", "cat", 2, 1)
     loaded = [source.folder(f"{letter}/pets", 4, str(tmp_path)).classes for letter in "abab"]
-    assert loaded == [("dog",), ("cat",)] * 2 and len(list(tmp_path.glob("cache/*"))) == 2
+    assert loaded == [("dog",), ("cat",)] * 2 and len(list(tmp_path.glob("cache/p*"))) == 2
+
+
+def overwrite(file: Path, shade: int) -> None:
+    """Another picture of the same size and name; neither its folder's time nor count changes."""
+    folder = file.parent.stat()
+    with Image.open(file) as image:
+        size = image.size
+    paint(file, shade, size)
+    os.utime(file.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+
+
+def test_an_image_overwritten_in_place_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In image folders, and in every layout whose files are listed or lie deeper."""
+    image_folder(tmp_path / "pets", "dog cat", 2, 1)
+    before = source.folder("pets", 8, str(tmp_path)).sha256
+    assert source.folder("pets", 8, str(tmp_path)).sha256 == before
+    overwrite(tmp_path / "pets/test/cat/0.png", 77)
+    assert source.folder("pets", 8, str(tmp_path)).sha256 != before
+    root = tmp_path / "mit67"
+    for name in ("bar/a.png", "bar/b.png", "attic/a.png", "attic/b.png"):
+        paint(root / "Images" / name, 10, (20, 10))
+    (root / "TrainImages.txt").write_text("bar/a.png\nattic/a.png")
+    (root / "TestImages.txt").write_text("bar/b.png\nattic/b.png")
+    monkeypatch.setattr(layouts, "MIT67_COUNTS", (2, None, None))
+    before = source.mit67(str(tmp_path)).sha256
+    overwrite(root / "Images/attic/b.png", 77)
+    assert source.mit67(str(tmp_path)).sha256 != before
+
+
+def test_what_a_folder_has_in_place_of_images_is_told(tmp_path: Path):
+    home = str(tmp_path)
+    image_folder(tmp_path / "gifs", "dog cat", 1, 1)
+    image = tmp_path / "gifs/train/dog/0.png"
+    image.rename(image.with_suffix(".gif"))
+    said = refusal(source.folder, "gifs", 4, home)
+    assert "no images in" in said and "but .gif; the layout is {train,test}/<class>/<image>" in said
+    assert ".jpg" in said and ".png" in said
+    image_folder(tmp_path / "deep/train", "a b", 1, 1)
+    image_folder(tmp_path / "deep/test", "a b", 1, 1)
+    assert "they are one level deeper, in a/" in refusal(source.folder, "deep", 4, home)
+    (tmp_path / "none/train").mkdir(parents=True)
+    (tmp_path / "none/test").mkdir()
+    assert "has no folders of classes" in refusal(source.folder, "none", 4, home)
+    image_folder(tmp_path / "fifo", "dog cat", 1, 1)
+    (tmp_path / "fifo/train/dog/0.png").unlink()
+    os.mkfifo(tmp_path / "fifo/train/dog/0.png")
+    assert "0.png: [Errno 22] not a regular file" in refusal(source.folder, "fifo", 4, home)
+    image_folder(tmp_path / "bytes", "dog cat", 1, 1)
+    os.rename(
+        os.fsencode(tmp_path / "bytes/train/dog"), os.fsencode(tmp_path) + b"/bytes/train/\xff"
+    )
+    assert "is no name of a class in UTF-8" in refusal(source.folder, "bytes", 4, home)
 
 
 def test_folder_refusals(tmp_path: Path):

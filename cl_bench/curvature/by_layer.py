@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count
 from cl_bench.curvature.base import Curvature, fork, subset
 from cl_bench.curvature.dense import Dense
 from cl_bench.curvature.diagonal import Diagonal
@@ -38,7 +39,7 @@ class LayerHessian:
 
     penalty: ClassVar[bool] = False
 
-    def __init__(self, probes: int, samples: int | None) -> None:
+    def __init__(self, probes: Count, samples: Count | None) -> None:
         self.probes, self.samples = probes, samples
 
     def check(self, learner: Learner, task: Task) -> None:

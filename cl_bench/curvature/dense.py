@@ -8,6 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
+from cl_bench.bounds import Count
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, eigh, fork, subset
 from cl_bench.curvature.capture import Labels, law
 from cl_bench.curvature.diagonal import jacobian_rows
@@ -74,7 +75,7 @@ class Small(Estimator):
 class FullFisher(Small):
     """Mean over samples of sum_r J' root_r root_r' J; with exact labels the GGN."""
 
-    def __init__(self, labels: Labels, samples: int | None) -> None:
+    def __init__(self, labels: Labels, samples: Count | None) -> None:
         self.labels: Labels = labels
         self.samples = samples
 
@@ -91,7 +92,7 @@ class FullFisher(Small):
 class FullHessian(Small):
     """The Hessian of the mean loss, its negative eigenvalues kept, reflected or cut off."""
 
-    def __init__(self, negative: Negative, samples: int | None) -> None:
+    def __init__(self, negative: Negative, samples: Count | None) -> None:
         self.negative, self.samples = negative, samples
 
     def __call__(self, learner: Learner, task: Task) -> Dense:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from cl_bench.bounds import Count
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import (
     FLOATS,
@@ -92,7 +93,7 @@ class PerSample(Estimator):
 class Fisher(PerSample):
     """Mean over `samples` of the task (null: all) of sum_r (J' root_r)^2."""
 
-    def __init__(self, labels: Labels, samples: int | None) -> None:
+    def __init__(self, labels: Labels, samples: Count | None) -> None:
         self.labels: Labels = labels
         self.samples = samples
 
@@ -108,7 +109,7 @@ class BatchedFisher(Estimator):
     published codes compute it (GEM's, Avalanche's, HALRP's); here to reproduce them.
     """
 
-    def __init__(self, batch_size: int, samples: int | None) -> None:
+    def __init__(self, batch_size: Count, samples: Count | None) -> None:
         self.batch_size, self.samples = batch_size, samples
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
@@ -132,7 +133,7 @@ class MAS(PerSample):
     arXiv:1711.09601. The absolute value is each sample's; no label is used.
     """
 
-    def __init__(self, samples: int | None) -> None:
+    def __init__(self, samples: Count | None) -> None:
         self.samples = samples
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
+from cl_bench.bounds import Count
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, fork, subset
 from cl_bench.curvature.capture import FLOATS
 from cl_bench.curvature.dense import Small
@@ -33,8 +34,8 @@ class DiagonalHessian(Estimator):
         self,
         estimate: Literal["hutchinson", "ggn", "exact"],
         negative: Negative,
-        probes: int,
-        samples: int | None,
+        probes: Count,
+        samples: Count | None,
     ) -> None:
         self.estimate, self.negative = estimate, negative
         self.probes, self.samples = probes, samples
@@ -69,7 +70,7 @@ class HessianRowSums(Estimator):
     in place of the Hessian's diagonal; equal to its absolute value only where H is diagonal.
     """
 
-    def __init__(self, samples: int | None) -> None:
+    def __init__(self, samples: Count | None) -> None:
         self.samples = samples
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:

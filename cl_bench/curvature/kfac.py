@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from cl_bench.bounds import Count
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import (
     FLOATS,
@@ -50,7 +51,7 @@ class Factored(Estimator):
     def __init__(
         self,
         labels: Literal["exact", "sampled"],
-        samples: int | None,
+        samples: Count | None,
         batch_norm: Literal["diagonal", "frozen"],
     ) -> None:
         self.labels: Labels = labels
@@ -100,7 +101,7 @@ class TKFAC(Factored):
     def __init__(
         self,
         labels: Literal["exact", "sampled"],
-        samples: int | None,
+        samples: Count | None,
         batch_norm: Literal["diagonal", "frozen"],
         delta: Literal["published", "exact"],
     ) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Share
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.products import largest_eigenvalue
 from cl_bench.learner import Learner, Objective
@@ -29,7 +30,7 @@ Step = Literal["auto", "explicit", "implicit"]
 Merging = Callable[[list[Anchored], Anchored], list[Anchored]]
 
 
-def decayed(past: list[Anchored], found: Anchored, decay: float) -> list[Anchored]:
+def decayed(past: list[Anchored], found: Anchored, decay: Share) -> list[Anchored]:
     """A <- A_t + decay A, one anchor: the last theta.
 
     decay = 1 is consolidated EWC (Huszar 2018, arXiv:1712.03847; Yang 2022 eq. 14), below 1

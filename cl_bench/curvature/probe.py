@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_bench.bounds import Count
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.learner import Learner
 from cl_bench.types import Batch, Stream, Task
@@ -17,7 +18,7 @@ class MaxEigenvalue:
     By power iteration from a fixed vector: nothing is kept between calls, nothing is drawn.
     """
 
-    def __init__(self, every: int, samples: int, iterations: int) -> None:
+    def __init__(self, every: Count, samples: Count, iterations: Count) -> None:
         self.every, self.samples, self.iterations = every, samples, iterations
 
     def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
@@ -49,7 +50,7 @@ class KNN:
 
     every = None
 
-    def __init__(self, neighbours: int, batch_size: int) -> None:
+    def __init__(self, neighbours: Count, batch_size: Count) -> None:
         self.neighbours, self.batch_size = neighbours, batch_size
 
     @torch.no_grad()

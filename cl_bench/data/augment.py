@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Index, Positive, Size
 from cl_bench.types import UserError
 
 
@@ -21,11 +22,11 @@ class Transform:
     def __init__(
         self,
         mean: Sequence[float],
-        std: Sequence[float],
-        crop: int | None,
-        padding: int,
+        std: Sequence[Positive],
+        crop: Size | None,
+        padding: Index,
         flip: bool,
-        resize: int | None,
+        resize: Size | None,
         device: torch.device,
     ) -> None:
         self.crop, self.padding, self.flip, self.resize = crop, padding, flip, resize

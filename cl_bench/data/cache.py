@@ -6,15 +6,11 @@ of these three and of the file's own key: an altered header is found like an alt
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import sys
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +18,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cl_bench import files
 from cl_bench.data.arrays import TENSORS, Source, digest
 from cl_bench.types import UserError
 
@@ -60,31 +57,73 @@ class _UnusableError(Exception):
 
 def home_of(data_dir: str) -> Path:
     """`data_dir` as an absolute folder, `~` expanded."""
-    return Path(os.path.abspath(os.path.expanduser(data_dir)))
+    return files.absolute(data_dir)
 
 
-def cache_file(home: Path, key: str) -> Path:
-    return home / "cache" / f"{key}.safetensors"
+def cache_folders(home: Path, cache_dir: str | None) -> list[Path]:
+    """Where prepared sources may lie: in `cache_dir`; by default below `home`, or the user's."""
+    if cache_dir is not None:
+        return [files.absolute(cache_dir)]
+    own = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return [home / "cache", files.absolute(own) / "cl_bench" / "cache"]
 
 
-def cached(home: Path, wanted: Wanted) -> Source:
-    """The source from `home/cache`; from its origin if that has changed or the cache is unfit."""
-    file = cache_file(home, wanted.key)
+def cache_file(folder: Path, key: str) -> Path:
+    return folder / f"{key}.safetensors"
+
+
+def is_cached(folders: list[Path], key: str) -> bool:
+    """Whether one of the folders holds a file of this key."""
+    return any(cache_file(folder, key).is_file() for folder in folders)
+
+
+def cached(home: Path, wanted: Wanted, cache_dir: str | None = None) -> Source:
+    """The source from its cache; from its origin if that has changed or the cache is unfit.
+
+    The first of the `cache_folders` serves that holds the source or can be written.
+    """
+    problems: list[str] = []
     try:
-        stored, _ = _stored(file)
-        if stored and _up_to_date(stored, wanted.find()):
-            return stored.source
-        with _alone(file):
-            return _current(file, wanted)
+        for folder in cache_folders(home, cache_dir):
+            file = cache_file(folder, wanted.key)
+            stored, _ = _stored(file)
+            if stored and _up_to_date(stored, wanted.find()):
+                return stored.source
+            problem = _unwritable(folder)
+            if problem is None:
+                _announce(folder, problems)
+                with files.locked(folder / f".{wanted.key}.lock", wait=True):
+                    return _current(file, wanted)
+            problems.append(problem)
     except OSError as error:
-        raise UserError(f"{wanted.key}: {error}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{wanted.key}: {where}{error.strerror or error}") from error
+    raise UserError(f"{wanted.key}: {', nor '.join(problems)}; set cache_dir=<folder>")
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why no file can be made in a folder; None: one can."""
+    try:
+        files.require_writable(folder)
+    except OSError as error:
+        return f"{folder} is not writable ({error.strerror})"
+    return None
+
+
+_announced: set[Path] = set()  # caches that it was said of that they stand in for another
+
+
+def _announce(folder: Path, problems: list[str]) -> None:
+    """Say once where prepared data is kept, if not where it was meant to be."""
+    if problems and folder not in _announced:
+        _announced.add(folder)
+        print(f"{problems[0]}: prepared data is kept in {folder}", file=sys.stderr)
 
 
 def require_writable(home: Path) -> None:
-    """Create `home/cache`, and fail if no file can be made there."""
+    """UserError where nothing can be downloaded to `home`."""
     try:
-        (home / "cache").mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=home / "cache").close()
+        files.require_writable(home)
     except OSError as error:
         raise UserError(f"data_dir={home} is not writable: {error.strerror}") from error
 
@@ -107,20 +146,12 @@ def _up_to_date(stored: _Stored, origin: Origin | None) -> bool:
     return origin is None or stored.fingerprint == _fingerprint(origin)
 
 
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """One process at a time fetches and builds; the others find the cache when it is their turn."""
-    require_writable(file.parents[1])
-    with (file.parents[1] / f".{file.stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _stored(file: Path) -> tuple[_Stored | None, str]:
     """The cached source, or None and what is wrong with the file (nothing if there is none)."""
     if not os.path.lexists(file):
         return None, ""
     try:
+        files.require_regular(file)
         return _load(file), ""
     except _UnusableError as error:
         return None, str(error)
@@ -138,7 +169,6 @@ def _fetched(wanted: Wanted, also: str) -> Origin:
 
 def _built(file: Path, origin: Origin) -> Source:
     """Read the origin and cache it; the fingerprint is taken first, so a change meanwhile shows."""
-    require_writable(file.parents[1])
     fingerprint, source = _fingerprint(origin), origin.read()
     where = {"origin": str(origin.place), "layout": origin.layout}
     source = replace(source, provenance=where | source.provenance)
@@ -147,18 +177,39 @@ def _built(file: Path, origin: Origin) -> Source:
 
 
 def _fingerprint(origin: Origin) -> str:
-    """Layout, and name, size (or number of entries) and mtime of what is watched.
+    """The layout, and name, size and modification time of every file that is watched.
 
-    Of a small file the content in place of its mtime: two environments have the same.
+    Of a folder: of all files in it and below, hidden ones left out. Of a small file that is watched
+    by itself the content in place of its time: two environments have the same.
     """
     sha = hashlib.sha256(origin.layout.encode())
     for path in origin.watched:
-        stat, folder = path.stat(), path.is_dir()
-        size = len(os.listdir(path)) if folder else stat.st_size
-        small = not folder and size <= SMALL
-        mark = hashlib.sha256(path.read_bytes()).hexdigest() if small else stat.st_mtime_ns
-        sha.update(f"\n{path.parent.name}/{path.name} {size} {mark}".encode())
+        name = f"{path.parent.name}/{path.name}"
+        if path.is_dir():
+            for line in _entries(str(path), name):
+                sha.update(line)
+        else:
+            files.require_regular(path)
+            stat = path.stat()
+            small = stat.st_size <= SMALL
+            mark = hashlib.sha256(path.read_bytes()).hexdigest() if small else stat.st_mtime_ns
+            sha.update(os.fsencode(f"\n{name} {stat.st_size} {mark}"))
     return sha.hexdigest()
+
+
+def _entries(folder: str, name: str) -> Iterator[bytes]:
+    """A line for each file below a folder, in the order of their names."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        own = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _entries(entry.path, own)
+        else:
+            stat = entry.stat()
+            yield os.fsencode(f"\n{own} {stat.st_size} {stat.st_mtime_ns}")
 
 
 def _seal(file: Path, fingerprint: str, facts: str) -> str:
@@ -184,29 +235,16 @@ def _load(file: Path) -> _Stored:
 
 
 def _save(file: Path, stored: _Stored) -> None:
-    """Atomic: a file of our own beside it, synced, takes its place."""
+    """Replace the cache file."""
     fingerprint, fields = stored.fingerprint, vars(stored.source)
     tensors = {name: fields[name] for name in TENSORS}
     facts = json.dumps({name: fields[name] for name in fields if name not in tensors})
     seal = _seal(file, fingerprint, facts)
     meta = {"version": VERSION, "fingerprint": fingerprint, "facts": facts, "seal": seal}
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        save_file(tensors, partial, metadata=meta)
-        partial.chmod(0o644)
-        _sync(partial)
-        os.replace(partial, file)
+        with files.fresh_path(file) as fresh:
+            save_file(tensors, fresh, metadata=meta)
+            fresh.chmod(0o644)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"data_dir={file.parents[1]}: cannot write {file}: {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync(file.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise UserError(f"cannot write the cache {file}: {reason}") from error

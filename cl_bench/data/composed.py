@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_bench.bounds import Count, Size
 from cl_bench.data import source
 from cl_bench.data.arrays import Part, Source, sealed
 from cl_bench.types import UserError
 
 SIDE = 32
 Fit = Literal["pad", "resize"]
-SMALL: dict[str, Callable[[str], Source]] = {  # of 32 pixels or fewer
+SMALL: dict[str, Callable[..., Source]] = {  # of 32 pixels or fewer
     "cifar10": source.cifar10,
     "cifar100": source.cifar100,
     "mnist": source.mnist,
@@ -27,25 +28,25 @@ SMALL: dict[str, Callable[[str], Source]] = {  # of 32 pixels or fewer
 }
 
 
-def rgb32(of: str, fit: Fit, data_dir: str) -> Source:
+def rgb32(of: str, fit: Fit, data_dir: str, cache_dir: str | None = None) -> Source:
     """A data set of small images as (3, 32, 32), one channel repeated.
 
     fit=pad puts black around, resize enlarges (bilinear).
     """
     if of not in SMALL:
         raise UserError(f"dataset.source.of={of}: no such data set; there are {', '.join(SMALL)}")
-    found = SMALL[of](data_dir)
+    found = SMALL[of](data_dir, cache_dir)
     wide = _padded if fit == "pad" else _enlarged
     train, test = (wide(found.train_x), found.train_y), (wide(found.test_x), found.test_y)
     facts = {**found.provenance, "resize": f"by {fit} to 32x32, in three channels"}
     return sealed(f"{found.name}-rgb32", train, test, found.classes, found.groups, facts)
 
 
-def joined(of: list[str], data_dir: str) -> Source:
+def joined(of: list[str], data_dir: str, cache_dir: str | None = None) -> Source:
     """Several data sets one after the other, as (3, 32, 32); their classes one after the other."""
     if len(of) < 2 or len(set(of)) < len(of):
         raise UserError(f"dataset.source.of={of}: two or more data sets are joined, each once")
-    found = [rgb32(name, "pad", data_dir) for name in of]
+    found = [rgb32(name, "pad", data_dir, cache_dir) for name in of]
     offsets = torch.tensor([0, *(len(one.classes) for one in found)]).cumsum(0).tolist()
     train = _together([(one.train_x, one.train_y) for one in found], offsets)
     test = _together([(one.test_x, one.test_y) for one in found], offsets)
@@ -59,12 +60,14 @@ def joined(of: list[str], data_dir: str) -> Source:
     return sealed("+".join(of), train, test, names, groups, facts)
 
 
-def turned_omniglot(classes: int, size: int, data_dir: str) -> Source:
+def turned_omniglot(
+    classes: Count, size: Size, data_dir: str, cache_dir: str | None = None
+) -> Source:
     """The first `classes` characters of Omniglot, each drawing also turned by 90, 180, 270 degrees.
 
     As APD's protocol (Yoon et al. 2020): four times the data, the classes stay.
     """
-    found = source.omniglot(data_dir, size)
+    found = source.omniglot(data_dir, size, cache_dir)
     if classes > len(found.classes):
         raise UserError(f"dataset.source.classes={classes}: Omniglot has {len(found.classes)}")
 

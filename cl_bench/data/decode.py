@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cl_bench.files import require_regular
 from cl_bench.types import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _pixels(name: str, file: Path, size: int, fit: Fit) -> np.ndarray:
     from PIL import Image
 
     try:
+        require_regular(file)
         with Image.open(file) as image:
             return np.asarray(fit(_rgb(image), size)).transpose(2, 0, 1)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

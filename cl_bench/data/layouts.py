@@ -68,7 +68,7 @@ def find_tinyimagenet(home: Path) -> Origin | None:
     notes = root / listing.TINY_NOTES
     if not (os.path.isdir(root / "train") and os.path.isfile(notes)):
         return None
-    watched = (notes, *listing.subfolders(root / "train"))
+    watched = (notes, root / "train", root / "val" / "images")
     return Origin(root, "as published", watched, partial(_read_tinyimagenet, root))
 
 
@@ -78,8 +78,7 @@ def find_omniglot(home: Path, size: int) -> Origin | None:
     halves = [root / half for half in listing.OMNIGLOT]
     if not all(map(os.path.isdir, halves)):
         return None
-    watched = tuple(folder for half in halves for folder in listing.subfolders(half))
-    return Origin(root, "torchvision's folder", watched, partial(_read_omniglot, root, size))
+    return Origin(root, "torchvision's folder", tuple(halves), partial(_read_omniglot, root, size))
 
 
 def find_cifar100(home: Path) -> Origin | None:
@@ -96,8 +95,7 @@ def find_mit67(home: Path) -> Origin | None:
     for root in (home / "mit67", home / "mit67" / "indoorCVPR_09", home / "indoorCVPR_09"):
         lists, images = _all_files(root, listing.MIT67_LISTS), root / "Images"
         if lists and os.path.isdir(images):
-            watched = (*lists, *listing.subfolders(images))
-            return Origin(root, "official lists", watched, partial(_read_mit67, root))
+            return Origin(root, "official lists", (*lists, images), partial(_read_mit67, root))
     return None
 
 
@@ -105,8 +103,7 @@ def find_miniimagenet(root: Path) -> Origin | None:
     """An image folder, else the lists of Ravi and Larochelle beside images/."""
     lists, images = _all_files(root, listing.RAVI_LISTS), root / "images"
     if lists and os.path.isdir(images):
-        watched = (*lists, images)
-        return Origin(root, "Ravi-Larochelle lists", watched, partial(_read_ravi, root))
+        return Origin(root, "Ravi-Larochelle lists", (*lists, images), partial(_read_ravi, root))
     return find_folder(root, partial(_read_miniimagenet, root))
 
 
@@ -125,8 +122,7 @@ def find_folder(root: Path, read: Callable[[], Source]) -> Origin | None:
     splits = (root / "train", root / listing.held_out(root))
     if not all(map(os.path.isdir, splits)):
         return None
-    watched = tuple(folder for split in splits for folder in listing.subfolders(split))
-    return Origin(root, FOLDERS, watched, read)
+    return Origin(root, FOLDERS, splits, read)
 
 
 def read_folder(name: str, root: Path, size: int) -> Source:

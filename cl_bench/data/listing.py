@@ -15,6 +15,7 @@ from cl_bench.data.decode import Fit, decode, exact
 from cl_bench.types import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+LAYOUT = f"the layout is {{train,test}}/<class>/<image>, of {' '.join(sorted(IMAGES))}"
 MIT67_LISTS = ("TrainImages.txt", "TestImages.txt")
 TINY_NOTES = "val/val_annotations.txt"
 OMNIGLOT = ("images_background", "images_evaluation")
@@ -135,17 +136,37 @@ def _common_classes(listing: Listing) -> tuple[str, ...]:
 def _labelled(name: str, split: Path) -> list[Labelled]:
     """The images of each class folder, hidden ones and other files left out."""
     pairs = []
-    for folder in subfolders(split):
+    folders = subfolders(split)
+    if not folders:
+        raise UserError(f"{name}: {split} has no folders of classes; {LAYOUT}")
+    for folder in folders:
         names = sorted(filter(_is_image, os.listdir(folder)))
         if not names:
-            raise UserError(f"{name}: no images in {folder}")
+            raise UserError(f"{name}: no images in {folder}{_instead(folder)}; {LAYOUT}")
         pairs += [(folder / file, folder.name) for file in names]
     return pairs
 
 
+def _instead(folder: Path) -> str:
+    """What a folder without images has in their place, in words."""
+    entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    below = [entry for entry in entries if os.path.isdir(folder / entry)]
+    for entry in below:
+        if any(map(_is_image, os.listdir(folder / entry))):
+            return f", they are one level deeper, in {entry}/"
+    endings = sorted({os.path.splitext(entry)[1].lower() or entry for entry in entries})
+    return f", but {', '.join(endings[:3])}" if endings else ", it is empty"
+
+
 def subfolders(path: Path) -> list[Path]:
-    """Sorted by name, hidden ones left out."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Sorted by name, hidden ones left out; UserError for a name that is not UTF-8."""
+    found = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for folder in found:
+        if not folder.name.isprintable() or folder.name.encode("utf-8", "replace") != os.fsencode(
+            folder.name
+        ):
+            raise UserError(f"{path}: the folder {folder.name!r} is no name of a class in UTF-8")
+    return found
 
 
 def _is_image(name: str) -> bool:

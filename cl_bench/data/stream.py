@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Count, Fraction, Seed
 from cl_bench.data import split as cut
 from cl_bench.data.augment import turned
 from cl_bench.data.orders import facts_of
+from cl_bench.data.published import alone
 from cl_bench.data.source import Source
 from cl_bench.data.split import Order
 from cl_bench.types import Scenario, Stream, Task, Transform, UserError
@@ -27,11 +29,11 @@ def build(
     source: Source,
     split: Split,
     heads: Heads,
-    tasks: int,
+    tasks: Count,
     order: Order,
-    train_per_task: int | None,
-    fraction: float,
-    seed: int,
+    train_per_task: Count | None,
+    fraction: Fraction,
+    seed: Seed,
     transform: Callable[..., Transform],
     scenario: Scenario,
     device: torch.device,
@@ -136,11 +138,12 @@ def _membership(groups: list[list[int]], scenario: Scenario) -> Tensor:
     member = torch.zeros(len(groups), classes, dtype=torch.bool)
     for task, group in enumerate(groups):
         member[task, group] = True
-    if scenario(member, len(groups) - 1).sum(1).min() < 2:
+    if classes < 2:
         raise UserError(
-            f"dataset.tasks={len(groups)}: in this scenario a task of one class leaves nothing "
-            "to tell apart; use fewer tasks, or scenario=class or data"
+            "dataset: it has one class, which leaves nothing to tell apart; use another"
         )
+    if scenario(member, len(groups) - 1).sum(1).min() < 2:
+        raise UserError(alone(len(groups)))
     return member
 
 
@@ -161,7 +164,7 @@ def class_order(source: Source, tasks: int, order: Order, rng: Generator) -> lis
     return list(range(classes))
 
 
-def sequential(stream: Stream, first: int | None) -> Stream:
+def sequential(stream: Stream, first: Count | None) -> Stream:
     """One task after the other: all of them, or the first so many."""
     if first is None or first == len(stream.tests):
         return stream
@@ -169,7 +172,7 @@ def sequential(stream: Stream, first: int | None) -> Stream:
     return replace(stream, **parts, facts=facts_of(stream, range(first)))
 
 
-def joint(stream: Stream, first: int | None) -> Stream:
+def joint(stream: Stream, first: Count | None) -> Stream:
     """All tasks at once, as the last one: the upper bound that no order can beat."""
     stream = sequential(stream, first)
     last = stream.tasks[-1].id

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count
 from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
@@ -26,7 +27,7 @@ class AGEM(Rehearsal):
         self,
         learner: Learner,
         buffer: Callable[..., Buffer],
-        replay: int,
+        replay: Count,
         reference: Literal["batch", "tasks"],
     ) -> None:
         super().__init__(learner, buffer)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, NonNegative
 from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
@@ -26,9 +27,9 @@ class DER(Rehearsal):
         self,
         learner: Learner,
         buffer: Callable[..., Buffer],
-        replay: int,
-        alpha: float,
-        beta: float,
+        replay: Count,
+        alpha: NonNegative,
+        beta: NonNegative,
         distance: Literal["mean", "sum"],
     ) -> None:
         super().__init__(learner, buffer)

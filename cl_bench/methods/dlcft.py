@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, NonNegative, Share
 from cl_bench.buffer import Buffer
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty, Step
@@ -38,13 +39,13 @@ class DLCFT(Rehearsal):
         learner: Learner,
         curvature: Estimator,
         merging: Merging,
-        strength: float,
+        strength: NonNegative,
         step: Step,
-        every: int,
+        every: Count,
         memory: Literal["growing", "never", "always"],
         buffer: Callable[..., Buffer],
-        replay: int,
-        share: float,
+        replay: Count,
+        share: Share,
     ) -> None:
         super().__init__(learner, buffer)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)

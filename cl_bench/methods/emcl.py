@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, NonNegative, Positive, Share
 from cl_bench.inner import By
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
@@ -58,22 +59,22 @@ class EMCL(Method):
         self,
         learner: Learner,
         inner: Literal["proximal", "gradient", "plain", "modulated"],
-        inner_lr: float,
-        prox: float,
+        inner_lr: NonNegative,
+        prox: NonNegative,
         steps: Literal["separate", "tied"],
-        strength: float,
+        strength: NonNegative,
         meta: Literal["closed_form", "reptile"],
         importance: Literal["taylor", "si", "none"],
         at: Literal["batch", "first", "mean"],
-        decay: float,
+        decay: Share,
         start: Literal["first", "zero", "one"],
         unit: Literal["one", "mean"],
         rule: Rule,
-        scale: float,
-        floor: float,
+        scale: NonNegative,
+        floor: Positive,
         rates: Literal["new", "old"],
-        glances: int,
-        slice_size: int,
+        glances: Count,
+        slice_size: Count,
         batch_norm: By,
     ) -> None:
         super().__init__(learner)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from cl_bench.bounds import Count
 from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
@@ -23,7 +24,7 @@ class ER(Rehearsal):
         self,
         learner: Learner,
         buffer: Callable[..., Buffer],
-        replay: int,
+        replay: Count,
         combine: Literal["mean", "sum"],
     ) -> None:
         super().__init__(learner, buffer)

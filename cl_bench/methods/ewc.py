@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cl_bench.bounds import Count, NonNegative
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty, Step
 from cl_bench.learner import Learner
@@ -28,9 +29,9 @@ class EWC(Method):
         learner: Learner,
         curvature: Estimator,
         merging: Merging,
-        strength: float,
+        strength: NonNegative,
         step: Step,
-        every: int,
+        every: Count,
     ) -> None:
         super().__init__(learner)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)

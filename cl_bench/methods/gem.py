@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import NonNegative
 from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
@@ -24,7 +25,11 @@ class GEM(Rehearsal):
     """
 
     def __init__(
-        self, learner: Learner, buffer: Callable[..., Buffer], margin: float, ridge: float
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        margin: NonNegative,
+        ridge: NonNegative,
     ) -> None:
         super().__init__(learner, buffer)
         self.margin, self.ridge = margin, ridge
@@ -47,7 +52,7 @@ class GEM(Rehearsal):
         return loss
 
 
-def multipliers(past: Tensor, dots: Tensor, margin: float, ridge: float) -> Tensor:
+def multipliers(past: Tensor, dots: Tensor, margin: NonNegative, ridge: NonNegative) -> Tensor:
     """GG' (t, t), G g (t,) -> v (t,), in float64; zero where no row of G objects to g.
 
     Zero too where one is not finite: neither is their sum, and the loss, which is watched, says so.

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cl_bench.bounds import Count, Index, NonNegative, Share
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.by_layer import LayerHessian, by_layer
 from cl_bench.growth import Account, Learned, Pruning
@@ -66,17 +67,17 @@ class HALRP(Separate):
         self,
         learner: Learner,
         curvature: Estimator | LayerHessian,
-        warm_up: int,
+        warm_up: Count,
         importance: Importance,
-        share: float,
-        budget: float | None,
-        cap: int,
-        rounds: int,
-        l1: float,
-        l2: float,
-        growth: float | None,
+        share: Share,
+        budget: NonNegative | None,
+        cap: Index,
+        rounds: Count,
+        l1: NonNegative,
+        l2: NonNegative,
+        growth: NonNegative | None,
         pruning: Pruning,
-        threshold: float,
+        threshold: NonNegative,
         reference_compat: bool,
     ) -> None:
         super().__init__(learner)

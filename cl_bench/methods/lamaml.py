@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, NonNegative, Positive
 from cl_bench.buffer import Buffer
 from cl_bench.inner import By
 from cl_bench.learner import Learner
@@ -36,15 +37,15 @@ class LaMAML(Rehearsal):
         self,
         learner: Learner,
         buffer: Callable[..., Buffer],
-        inner_lr: float,
-        rate_lr: float,
+        inner_lr: NonNegative,
+        rate_lr: NonNegative,
         rates: Literal["learned", "fixed"],
         update: Literal["rates", "sgd"],
         order: Literal["first", "second"],
-        glances: int,
-        slice_size: int,
-        replay: int,
-        clip: float,
+        glances: Count,
+        slice_size: Count,
+        replay: Count,
+        clip: Positive,
         batch_norm: By,
     ) -> None:
         super().__init__(learner, buffer)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, NonNegative, Positive
 from cl_bench.buffer import Buffer
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
@@ -30,11 +31,11 @@ class LwF(Rehearsal):
     def __init__(
         self,
         learner: Learner,
-        strength: float,
-        temperature: float,
+        strength: NonNegative,
+        temperature: Positive,
         source: Literal["new", "buffer"],
         buffer: Callable[..., Buffer],
-        replay: int,
+        replay: Count,
     ) -> None:
         super().__init__(learner, buffer)
         self.strength, self.temperature, self.source = strength, temperature, source
@@ -85,7 +86,7 @@ class LwF(Rehearsal):
         return self.strength * self.temperature**2 * found.sum(0).mean()
 
 
-def divergence(before: Tensor, now: Tensor, live: Tensor, temperature: float) -> Tensor:
+def divergence(before: Tensor, now: Tensor, live: Tensor, temperature: Positive) -> Tensor:
     """KL(softmax(before / T) || softmax(now / T)) over the live classes, at least in float32.
 
     (B, K) twice and (H, B or 1, K) -> (H, B).

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import Count, Share
 from cl_bench.buffer import Buffer
 from cl_bench.inner import By
 from cl_bench.learner import Learner
@@ -34,10 +35,10 @@ class MER(Rehearsal):
         learner: Learner,
         buffer: Callable[..., Buffer],
         algorithm: Literal[1, 6, 7],
-        batches: int,
-        replay: int,
-        within: float,
-        across: float,
+        batches: Count,
+        replay: Count,
+        within: Share,
+        across: Share,
         batch_norm: By,
     ) -> None:
         super().__init__(learner, buffer)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cl_bench.bounds import NonNegative, Positive
 from cl_bench.curvature.diagonal import Diagonal
 from cl_bench.curvature.penalty import Penalty, Step, decayed
 from cl_bench.learner import Learner
@@ -22,7 +23,7 @@ class SI(Method):
     gets no penalty, where the paper's would be unbounded below.
     """
 
-    def __init__(self, learner: Learner, strength: float, xi: float, step: Step) -> None:
+    def __init__(self, learner: Learner, strength: NonNegative, xi: Positive, step: Step) -> None:
         super().__init__(learner)
         self.penalty = Penalty(partial(decayed, decay=1.0), strength, step, every=1)
         self.xi = xi

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cl_bench.bounds import Factor, Index, Size
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -31,11 +32,11 @@ class ConvNet(nn.Module):
         self,
         shape: Sequence[int],
         num_classes: int,
-        channels: list[int],
-        kernels: list[int],
-        padding: int,
-        hidden: list[int],
-        dropout: list[float],
+        channels: list[Size],
+        kernels: list[Size],
+        padding: Index,
+        hidden: list[Size],
+        dropout: list[Factor],
         activation: Activation,
         init: Init,
         head_init: HeadInit,
@@ -64,7 +65,7 @@ class ConvNet(nn.Module):
 
 
 def _check(
-    channels: list[int], kernels: list[int], hidden: list[int], dropout: list[float]
+    channels: list[Size], kernels: list[Size], hidden: list[Size], dropout: list[Factor]
 ) -> None:
     if len(kernels) != len(channels):
         raise UserError(

@@ -8,6 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from cl_bench.bounds import Size
 from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, initialise
 
 
@@ -20,7 +21,7 @@ class MLP(nn.Module):
         self,
         shape: Sequence[int],
         num_classes: int,
-        hidden: list[int],
+        hidden: list[Size],
         activation: Activation,
         init: Init,
         head_init: HeadInit,

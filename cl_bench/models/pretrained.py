@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cl_bench.files import require_regular
+from cl_bench.files import fresh_path, require_regular, write_text
 from cl_bench.types import UserError
 
 SHIPPED = Path(__file__).parent / "backbones"
@@ -148,8 +148,9 @@ def save(net: nn.Module, facts: Provenance, file: Path, half: bool) -> None:
     tensors = {k: _stored(k, v, half) for k, v in _backbone(net).items()}
     text = json.dumps(asdict(facts), indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"provenance": text})
-    file.with_suffix(".json").write_text(text + "\n")
+    with fresh_path(file) as fresh:
+        save_file(tensors, fresh, metadata={"provenance": text})
+    write_text(file.with_suffix(".json"), text + "\n")
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from cl_bench.bounds import Size
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -60,7 +61,7 @@ class ResNet18(nn.Module):
         self,
         shape: Sequence[int],
         num_classes: int,
-        width: int,
+        width: Size,
         activation: Activation,
         init: Init,
         head_init: HeadInit,

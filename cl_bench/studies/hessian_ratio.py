@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Count, Index
 from cl_bench.studies.models import MODELS, Model, fitted, hessian
 from cl_bench.studies.page import Page
 from cl_bench.types import UserError
@@ -35,7 +36,7 @@ def ratio(matrix: Tensor) -> float:
     return float(matrix.diagonal().abs().sum() / matrix.abs().sum())
 
 
-def study(dimensions: list[int], repeats: int, extension_dimension: int, seed: int) -> Page:
+def study(dimensions: list[Count], repeats: Count, extension_dimension: Index, seed: int) -> Page:
     """As in the note n = d 10^r samples, of which a fifth (the test split) make the Hessian."""
     if not dimensions or max(dimensions) < 2 or repeats < 2:
         raise UserError("study=hessian_ratio: needs a dimension above 1 and two repeats or more")

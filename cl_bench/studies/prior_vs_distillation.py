@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Positive
 from cl_bench.criteria import CrossEntropy
 from cl_bench.curvature.products import ggn_product
 from cl_bench.experiment import Schedule
@@ -24,7 +25,7 @@ from cl_bench.types import Batch, Stream, Task, UserError
 
 
 def study(
-    learner: Learner, stream: Stream, order: Generator, schedule: Schedule, scales: list[float]
+    learner: Learner, stream: Stream, order: Generator, schedule: Schedule, scales: list[Positive]
 ) -> Page:
     """Train on task 0, measure there with its data, along the displacement of task 1."""
     _refuse(learner, stream, scales)
@@ -63,7 +64,7 @@ def study(
     return Page(title, findings, rows, lambda f: _draw(f, rows))
 
 
-def _refuse(learner: Learner, stream: Stream, scales: list[float]) -> None:
+def _refuse(learner: Learner, stream: Stream, scales: list[Positive]) -> None:
     """One line for what this study cannot do."""
     if not isinstance(learner.criterion, CrossEntropy):
         raise UserError(

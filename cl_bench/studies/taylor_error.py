@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.bounds import Count, NonNegative
 from cl_bench.studies.models import MODELS, Model, features, hessian, labelled, trained
 from cl_bench.studies.page import Page
 from cl_bench.types import UserError
@@ -21,7 +22,13 @@ SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def study(
-    dimension: int, drawn: int, samples: int, tasks: int, drift: float, repeats: int, seed: int
+    dimension: Count,
+    drawn: Count,
+    samples: Count,
+    tasks: Count,
+    drift: NonNegative,
+    repeats: Count,
+    seed: int,
 ) -> Page:
     """Tasks see `drawn` features drawn with replacement; the truth drifts between tasks."""
     if tasks < 2 or not drawn >= 1 or dimension < 1:

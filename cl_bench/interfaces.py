@@ -1,0 +1,65 @@
+"""What the target of each group must be able to do, before it is built: its methods by name."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import Any
+
+from hydra.utils import get_object
+
+from cl_bench.types import UserError
+
+RULES = ("check", "unused", "scenarios", "plain", "regularized", "penalized")
+NEEDED: dict[str, tuple[str, ...]] = {
+    "method": ("begin_task", "observe", "end_task", "predict", "weights", "facts", *RULES),
+    "buffer": ("begin_task", "end_task", "add", "sample"),
+    "curvature": ("check", "linear", "penalty"),
+    "criterion": ("__call__", "with_slope", "hessian_root"),
+    "schedule": ("steps", "factor", "epochs", "batch_size", "batch_norm", "warm_up"),
+    "evaluation": ("columns", "split", "holdout", "batch_size"),
+    "optimizer": ("step", "state_dict", "load_state_dict"),
+    "model": ("forward", "batch_norm"),
+    "runtime": ("device", "autocast", "place", "order", "memory", "draws"),
+    "tracking": ("describe", "replay", "log", "finish", "__enter__", "__exit__"),
+    "dataset": ("tasks", "tests", "classes", "scenario", "transform", "facts"),
+    "stream": ("tasks", "tests", "classes", "scenario", "transform", "facts"),
+    "dataset.source": ("train_x", "train_y", "test_x", "test_y", "classes", "sha256"),
+    "dataset.transform": ("draw", "view"),
+    "probe": ("__call__",),
+}
+
+
+def check(key: str, node: dict[str, Any]) -> None:
+    """UserError where what a node makes lacks something that its place calls.
+
+    A class makes its instances; a function what its return annotation says.
+    """
+    place = key if key in NEEDED else key.rpartition(".")[2] if key.startswith("method.") else key
+    needed = NEEDED.get(place, ())
+    target = get_object(node["_target_"])
+    made = target if inspect.isclass(target) else _returned(target)
+    lacking = [name for name in needed if not _has(made, name)]
+    if lacking:
+        raise UserError(
+            f"{key}._target_={node['_target_']}: cannot serve as {place}: it lacks "
+            f"{', '.join(lacking)}; use one of conf/{place.partition('.')[0]}, or see their classes"
+        )
+
+
+def _returned(function: Any) -> Any:
+    """The class of what a function returns; object where it does not say."""
+    try:
+        return typing.get_type_hints(function).get("return", object)
+    except (NameError, TypeError):
+        return object
+
+
+def _has(made: Any, name: str) -> bool:
+    """Whether instances of a class have a method, a field, or an annotated attribute."""
+    if hasattr(made, name) and name != "__call__":
+        return True
+    if name == "__call__":
+        return any("__call__" in vars(base) for base in getattr(made, "__mro__", ()))
+    bases = getattr(made, "__mro__", ())
+    return any(name in getattr(base, "__annotations__", {}) for base in bases)
