@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hydra.utils import get_object
+from torch import nn
 
+from cl_bench import size
+from cl_bench.curvature import penalty
+from cl_bench.curvature.penalty import path_of
 from cl_bench.data import published
 from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 from cl_bench.types import UserError
 
 PROXIMAL = ("cl_bench.optim.SGD", "torch.optim.SGD")
-DECOUPLED = ("torch.optim.AdamW",)
 
 
 def check(plain: dict[str, Any]) -> None:
@@ -20,36 +24,56 @@ def check(plain: dict[str, Any]) -> None:
     _check_optimizer(plain)
     _check_data(plain)
     _check_model(plain)
+    size.check(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
     if "step" in plain["method"]:
         _check_step(plain, plain["method"])
     get_object(plain["method"]["_target_"]).check(plain)
+    _try_optimizer(plain["optimizer"])
 
 
 def _check_optimizer(plain: dict[str, Any]) -> None:
     optimizer = plain["optimizer"]
-    if optimizer["_target_"] in DECOUPLED:
-        raise UserError(
-            f"optimizer._target_={optimizer['_target_']}: weight decay is L2 on the "
-            "parameters in use, and this one's is not; use torch.optim.Adam or another"
-        )
     method = get_object(plain["method"]["_target_"])
     if method.regularized and optimizer["weight_decay"]:
         raise UserError(
             f"optimizer.weight_decay={optimizer['weight_decay']}: the method has penalties of its "
             "own, method.l1 and l2; use 0"
         )
-    if not method.plain:
-        return
-    if optimizer["_target_"] not in PROXIMAL:
-        asked = ["_target_"]
-    else:
-        asked = [key for key in ("momentum", "weight_decay") if optimizer.get(key)]
-    for key in asked:
+    if method.plain:
+        if optimizer["_target_"] not in PROXIMAL:
+            asked = ["_target_"]
+        else:
+            asked = [key for key in ("momentum", "weight_decay") if optimizer.get(key)]
+        for key in asked:
+            raise UserError(
+                f"optimizer.{key}={optimizer[key]}: the method steps by itself, as plain SGD; "
+                "use optimizer=sgd with momentum and weight_decay 0"
+            )
+
+
+def _try_optimizer(optimizer: dict[str, Any]) -> None:
+    """UserError where it cannot be built, cannot step, or moves what has no gradient.
+
+    A step along a gradient of zero is taken on one small parameter: a foreign optimizer's options
+    are right if it accepts them. Weight decay is ours (`Learner.step`), and left out.
+    """
+    target = optimizer["_target_"]
+    own = {k: v for k, v in optimizer.items() if not k.startswith("_") and k != "weight_decay"}
+    start = torch.ones(2, 2)
+    parameter = nn.Parameter(start.clone())
+    parameter.grad = torch.zeros_like(start)
+    try:
+        get_object(target)([parameter], **own).step()
+    except Exception as error:
+        said = " ".join(str(error).split())[:160]
+        raise UserError(f"optimizer._target_={target}: refuses its options: {said}") from None
+    if not parameter.equal(start):
         raise UserError(
-            f"optimizer.{key}={optimizer[key]}: the method steps by itself, as plain SGD; "
-            "use optimizer=sgd with momentum and weight_decay 0"
+            f"optimizer._target_={target}: moves parameters whose gradient is zero (by a weight "
+            "decay of its own?); weight decay is L2 on the parameters in use: use "
+            "torch.optim.Adam, cl_bench.optim.SGD or another, with optimizer.weight_decay"
         )
 
 
@@ -98,18 +122,16 @@ def _check_model(plain: dict[str, Any]) -> None:
 
 
 def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
-    criterion = plain["criterion"]["_target_"]
-    batched = curvature["_target_"].endswith("BatchedFisher")
-    residuals = curvature.get("labels") == "empirical" or batched
-    if residuals and criterion.endswith("ScaledMSE"):
+    kind = get_object(curvature["_target_"])
+    squared = get_object(plain["criterion"]["_target_"]).squared
+    if squared and kind.uses_true_labels(curvature):
+        told = "diag_fisher, labels=empirical" if "labels" in curvature else "diag_batched"
         raise UserError(
-            f"curvature={'diag_batched' if batched else 'diag_fisher, labels=empirical'}: with a "
-            "squared loss it is made of residuals, which vanish as the fit improves; use "
-            "diag_fisher with labels=sampled or exact"
+            f"curvature={told}: with a squared loss it is made of residuals, which vanish as the "
+            "fit improves; use diag_fisher with labels=sampled or exact"
         )
     penalized = get_object(plain["method"]["_target_"]).penalized
-    matrix = get_object(curvature["_target_"]).penalty
-    raw = curvature.get("negative") == "raw" and curvature.get("estimate") != "ggn"
+    matrix, raw = kind.penalty, kind.may_be_negative(curvature)
     if penalized and not matrix:
         raise UserError(
             "curvature=layer_hessian: it tells the layers' sizes (method=halrp) and makes no "
@@ -150,7 +172,7 @@ def _check_step(plain: dict[str, Any], method: dict[str, Any]) -> None:
     for name in ("nesterov", "dampening", "maximize"):
         if proximal and optimizer.get(name):
             raise UserError(f"optimizer.{name}: a penalty's steps are not worked out for it")
-    apart = method.get("merging", {}).get("_target_", "").endswith(".apart")
+    apart = method.get("merging", {}).get("_target_") == path_of(penalty.apart)
     implicit = apart and method["step"] == "implicit"
     if implicit and not get_object(method["curvature"]["_target_"]).linear:
         raise UserError(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import hydra.errors
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench import combinations, files, interfaces
 from cl_bench.models.pretrained import identity
@@ -26,7 +24,6 @@ GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation
 GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "method")
 OPTIONAL = ("probe", "study")  # groups of which there may be none
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-PLACE_ERRORS = (PermissionError, NotADirectoryError, FileExistsError)
 PLACES = ("seed", "output_dir", "data_dir", "cache_dir")  # may differ between runs of one config
 SILENT = ("tracking", "log_every", "save_every", "force", "tuned", "code_changed")  # no numbers
 SILENT += ("curvature", "merging", "buffer")  # a method that uses them holds them itself
@@ -39,7 +36,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     try:
         whole = _resolved(cfg)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+        raise UserError(f"{error.full_key}: {str(error).strip().splitlines()[0]}") from None
     plain: dict[str, Any] = {k: v for k, v in whole.items() if v is not None or k not in OPTIONAL}
     chosen = [group for group in OPTIONAL if group in plain]
     check_keys("", plain, [*GROUPS, *chosen, *(key for key in PLAIN if "." not in key)])
@@ -73,14 +70,23 @@ def digest(cfg: DictConfig) -> str:
     with open_dict(same):
         same.update(dict.fromkeys(anywhere, 0))
     kept = {k: v for k, v in _resolved(same).items() if k not in SILENT}
-    for key in get_object(cfg.method._target_).unused(kept):
-        group, name = key.split(".")
-        kept[group].pop(name)
+    for key in sorted(_unused(kept), key=len, reverse=True):  # a part before the whole
+        group, _, name = key.rpartition(".")
+        at(kept, group).pop(name)
     if kept.get("study") and "learner" not in parameters(cfg.study):
         kept = {"study": kept["study"]}  # made of its own numbers
     else:
         kept["model"]["pretrained"] = identity(kept["model"])
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _unused(kept: dict[str, Any]) -> set[str]:
+    """Keys of a resolved config that make no difference where the others are as they are."""
+    found = set(get_object(kept["method"]["_target_"]).unused(kept))
+    for key, node in _targets(kept, ""):
+        options = getattr(get_object(node["_target_"]), "unused_options", None)
+        found |= {f"{key}.{name}" for name in options(node)} if options else set()
+    return found
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -119,97 +125,6 @@ def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, path)
         else:
             yield path, value
-
-
-def rearranged(words: list[str]) -> list[str]:
-    """`-m` behind all overrides where it stands between them: Hydra would take none of the rest."""
-    for flag in {"-m", "--multirun"} & {*words}:
-        place = words.index(flag)
-        if "=" in "".join(words[:place]):
-            return [*words[:place], *words[place + 1 :], flag]
-    return words
-
-
-def explain(error: BaseException) -> str | None:
-    """One line for what is the user's fault; None for what is not."""
-    chain = list(causes(error))
-    for link in chain:
-        if isinstance(link, UserError):
-            return str(link)
-    for link in chain:
-        if isinstance(link, hydra.errors.MissingConfigException) and link.missing_cfg_file:
-            return _absent(link.missing_cfg_file, link.options or [])
-    for link in chain:
-        if isinstance(link, OmegaConfBaseException) and link.full_key:
-            parent = link.parent_node
-            there = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
-            there = [k for k in there if k not in ("_target_", "_partial_", "hydra")]
-            known = f"; there are {', '.join(there)}" if there else ""
-            missing = isinstance(link, ConfigAttributeError | ConfigKeyError)
-            hint = _elsewhere(link.full_key, parent, link.key) if missing else ""
-            said = f"no such key{hint}" if missing else _first_line(link)
-            return f"{link.full_key}: {said}{known}"
-    if isinstance(error, PLACE_ERRORS) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return _composition(error)
-
-
-def _elsewhere(full: str, parent: Any, key: Any) -> str:
-    """Where else in the config a key stands: `buffer.size` for `size` or `method.buffer.size`."""
-    group, _, own = full.partition(".")[2].partition(".")
-    if own and any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml")):
-        return f", but {group}.{own}"
-    found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
-    places = [
-        f"{name}.{key}" for name, node in found if isinstance(node, DictConfig) and key in node
-    ]
-    return f", but {', '.join(places)}" if places else ""
-
-
-def _absent(file: str, options: Sequence[str]) -> str:
-    group, _, name = file.rpartition("/")
-    if group == "hydra/launcher" and name in EXTRAS:
-        return f'{group}: {name} is not installed; pip install -e ".[{EXTRAS[name]}]"'
-    root, _, part = group.partition("/")  # experiment/halrp=x is typed experiment=halrp/x
-    nested = root != "hydra" and bool(part)
-    entries = [*(CONF / group).glob("[a-z]*/"), *(CONF / group).glob("*.yaml")]
-    there = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
-    where = f"in {part}/ there" if nested and entries else "there"
-    typed = f"{root}={part}/{name}" if nested else f"{group}={name}"
-    return f"{typed}: no such {root if nested else group}; {where} are {', '.join(there)}"
-
-
-def _composition(error: BaseException) -> str | None:
-    if isinstance(error, hydra.errors.OverrideParseException):
-        return (
-            f"{error.override}: no <key>=<value>, each an argument of its own, {_lines(error)[-1]}"
-        )
-    if not isinstance(error, hydra.errors.ConfigCompositionException):
-        return None
-    line = _first_line(error)
-    nested = re.match(r"Could not override '(\w+)/(\S+)'", line)
-    if nested:
-        return f"{line} {nested[1]}/{nested[2]}=<option> is typed {nested[1]}={nested[2]}/<option>"
-    ambiguous = line.startswith("Ambiguous value")
-    return f"{line}: several values are a sweep; add -m (a list is [a,b])" if ambiguous else line
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, what caused that."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return _lines(error)[0]
-
-
-def _lines(error: BaseException) -> list[str]:
-    """What it says, but where to read more, and marks below a line."""
-    told = [line for line in str(error).strip().splitlines() if line.strip(" ^")]
-    lines = [line for line in told if not line.startswith("See http")]
-    return lines or [type(error).__name__]
 
 
 def targets(plain: dict[str, Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
 
 class Criterion(Protocol):
     """A loss per sample, and R vectors a sample whose outer products sum to its Hessian."""
+
+    squared: ClassVar[bool]  # whether its gradient is a residual: as the fit improves it vanishes
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
         """(B, K), (B,), (B, K) -> (B,)."""
@@ -35,6 +37,8 @@ class Criterion(Protocol):
 
 class CrossEntropy:
     """-log softmax over the live classes; Hessian diag(p) - pp' = sum_k p_k (e_k - p)(e_k - p)'."""
+
+    squared: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
         return F.cross_entropy(_masked(_full(logits), live), y, reduction="none")
@@ -60,6 +64,8 @@ class ScaledMSE:
     The root covers classes that are not live yet, so that the curvature for a head that is
     revealed later is already there (house.md D4).
     """
+
+    squared: ClassVar[bool] = True
 
     def __init__(self, scale: Positive) -> None:
         self.scale = scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Evaluation:
     split: Literal["test", "val"]
     holdout: Part
     batch_size: Count
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """Options that make no difference where the others are as they are."""
+        return set() if options["split"] == "val" else {"holdout"}
 
     def columns(self, row: int, stream: Stream) -> list[int]:
         """The tasks to test after task `row` (-1: before training)."""

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench import (
     checkpoint,
     config,
+    errors,
     experiment,
-    failures,
     files,
     record,
     resume,
@@ -67,13 +67,13 @@ def guarded(planned: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecor
     try:
         return work(planned)
     except BaseException as error:
-        stop = failures.stop_of(error)
+        stop = errors.stop_of(error)
         if stop is None:
             folder.mark_if_possible("failed", traceback.format_exc())
-            line = failures.explain(error)
+            line = errors.explain(error)
             if line is None:
                 print(f"{planned.title} failed: {error!r} ({folder.path})", file=sys.stderr)
-            elif failures.is_storage(error):
+            elif errors.is_storage(error):
                 raise UserError(f"{line}; {folder.safe()}") from error
             raise
         if folder.status().get("state") != "done":

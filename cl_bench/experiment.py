@@ -34,6 +34,11 @@ class Schedule:
     warm_up: Literal["none", "head"]
     decay: Share
 
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """Options that make no difference where the others are as they are."""
+        return set() if options["annealing"] == "exponential" else {"decay"}
+
     def steps(self, task: Task) -> int:
         """The number of batches of a task."""
         return self.epochs * -(-len(task) // self.batch_size)

@@ -1,4 +1,4 @@
-"""What is said of a run that failed, and which jobs of a sweep did: a Hydra callback.
+"""Which jobs of a sweep failed, said once more at its end: a Hydra callback.
 
 A failed job leaves a note in its folder below hydra.sweep.dir, whatever process it ran in; the
 others go on. The sweep then ends with exit code 2.
@@ -14,41 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from cl_bench import config, files
+from cl_bench import files
 from cl_bench.files import DamagedError
-from cl_bench.runtime import StopRun
 
 NOTE = "failed.json"
-NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
-
-
-def explain(error: BaseException) -> str | None:
-    """One line for what the user or the machine is at fault for; None for an error of the code."""
-    line = config.explain(error)
-    if line is not None:
-        return line
-    for link in config.causes(error):
-        if isinstance(link, OSError) and link.filename and link.strerror:
-            return f"{link.filename}: {link.strerror}"
-        if isinstance(link, MemoryError | RuntimeError):
-            said = " ".join(str(link).split())
-            if isinstance(link, MemoryError) or any(words in said for words in NO_MEMORY):
-                return (
-                    f"out of memory ({said[:160]}); use a smaller model, schedule.batch_size or "
-                    "evaluation.batch_size, or fewer jobs at once"
-                )
-    return None
-
-
-def is_storage(error: BaseException) -> bool:
-    """Whether a file or a folder could not be written or read."""
-    return any(isinstance(link, OSError) and link.filename for link in config.causes(error))
-
-
-def stop_of(error: BaseException) -> BaseException | None:
-    """The request to stop behind an error, also where a library made another error of it."""
-    links = config.causes(error)
-    return next((e for e in links if isinstance(e, StopRun | KeyboardInterrupt)), None)
 
 
 def note(error: str, folder: Path | None) -> None:
@@ -67,7 +36,10 @@ class Failures(Callback):
         """The last callback to be called: those before it have all jobs that went well."""
         root = Path(config.hydra.sweep.dir)
         notes = sorted(root.rglob(NOTE))
-        jobs = [entry for entry in root.iterdir() if entry.is_dir() and entry.name.isdecimal()]
+        jobs = [entry for entry in root.glob("*/") if entry.name.isdecimal()]
+        if not jobs:
+            print("error: this sweep has no jobs: one of its keys has no values", file=sys.stderr)
+            sys.exit(2)
         if not notes:
             print(f"all {len(jobs)} jobs done: python -m cl_bench.report {config.output_dir}")
             return

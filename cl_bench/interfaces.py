@@ -14,8 +14,8 @@ RULES = ("check", "unused", "scenarios", "plain", "regularized", "penalized")
 NEEDED: dict[str, tuple[str, ...]] = {
     "method": ("begin_task", "observe", "end_task", "predict", "weights", "facts", *RULES),
     "buffer": ("begin_task", "end_task", "add", "sample"),
-    "curvature": ("check", "linear", "penalty"),
-    "criterion": ("__call__", "with_slope", "hessian_root"),
+    "curvature": ("__call__", "check", "linear", "penalty", "may_be_negative"),
+    "criterion": ("__call__", "with_slope", "hessian_root", "squared"),
     "schedule": ("steps", "factor", "epochs", "batch_size", "batch_norm", "warm_up"),
     "evaluation": ("columns", "split", "holdout", "batch_size"),
     "optimizer": ("step", "state_dict", "load_state_dict"),

@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    cli(main, hydra_arguments=False)

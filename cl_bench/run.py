@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cl_bench import config, failures, files, resume, runtime, tuned
+from cl_bench import config, errors, failures, files, hydra_errors, resume, runtime, tuned
 from cl_bench.execution import Plan, conduct, execute, guarded
 from cl_bench.folder import Folder
 from cl_bench.record import RunRecord
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> float:
             os._exit(128 + stop.number)
         raise
     except Exception as error:
-        line = failures.explain(error)
+        line = errors.explain(error)
         if line is not None:
             print(f"error: {line}", file=sys.stderr)
         release(error)
@@ -78,7 +78,7 @@ def follow_parent() -> bool:
 
 def release(error: BaseException) -> None:
     """Let go of what a failed run holds: a sweep keeps its errors, and with them their frames."""
-    for link in config.causes(error):
+    for link in errors.exception_chain(error):
         traceback.clear_frames(link.__traceback__)
 
 
@@ -138,12 +138,13 @@ def study(planned: Plan) -> float:
     return float("nan")
 
 
-def cli(work: Callable[[], object] = main) -> None:
+def cli(work: Callable[[], object] = main, hydra_arguments: bool = True) -> None:
     """`work`, with one line and exit code 2 for the user's mistakes."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function
     os.environ["CL_BENCH_PARENT"] = str(os.getpid())  # what a sweep's workers follow
-    sys.argv[1:] = config.rearranged(sys.argv[1:])
     try:
+        if hydra_arguments:
+            sys.argv[1:] = hydra_errors.arguments(sys.argv[1:])
         work()
     except runtime.StopRun as stop:
         signal.signal(stop.number, signal.SIG_DFL)
@@ -151,7 +152,7 @@ def cli(work: Callable[[], object] = main) -> None:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        line = failures.explain(error)
+        line = errors.explain(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -57,6 +58,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "optimizer.weight_decay": NonNegative,
     **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # a wrong target is told here, once
 SCALARS = (int, float, bool, str, NoneType)
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
@@ -87,8 +89,8 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{key}._target_={node['_target_']}: {said[0]}") from None
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}._target_={node['_target_']}: {said[:200]}") from None
     if not callable(target):
         raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
     _check_reserved(key, node)
@@ -158,7 +160,8 @@ def _hints(target: Callable) -> dict[str, Any]:
 def check_type(key: str, value: Any, hint: Any) -> None:
     """UserError where a config's value does not fit what is written in a signature."""
     numbers = value if isinstance(value, list) else [value]
-    if any(isinstance(n, float) and not isfinite(n) for n in numbers):
+    infinite = any(isinstance(n, float) and not isfinite(n) for n in numbers)
+    if infinite and (is_real(hint) or "number" in spelled(hint)):
         raise UserError(f"{key}={value}: must be finite")
     told = fault(value, hint)
     if told is None:

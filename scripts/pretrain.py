@@ -44,7 +44,7 @@ def main() -> None:
     asked, overrides = parser.parse_known_args()
     if asked.out.suffix != ".safetensors":
         parser.error(f"--out {asked.out}: must end in .safetensors")
-    cli(lambda: pretrain(overrides, asked.out, asked.half))
+    cli(lambda: pretrain(overrides, asked.out, asked.half), hydra_arguments=False)
 
 
 def pretrain(overrides: list[str], out: Path, half: bool) -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, command, finished
 from test_kills import Killed, after_checkpoint, data, planned, proved, without_pictures
 
-from cl_bench import checkpoint, config, execution, failures, files, folder, run, runtime
+from cl_bench import checkpoint, config, errors, execution, files, folder, run, runtime
 from cl_bench.execution import Plan, guarded
 from cl_bench.folder import Folder
 from cl_bench.source_code import Code
@@ -223,7 +223,7 @@ def test_a_full_disk_costs_one_line_and_nothing_else(
             patch.setattr(plan.folder.__class__, "mark", lambda *_, **__: None)
         with pytest.raises(UserError) as caught:
             guarded(plan, execution.execute)
-    line = failures.explain(caught.value)
+    line = errors.explain(caught.value)
     assert line == (
         "/x/y: No space left on device; the last checkpoint is safe, the same command continues "
         "from it"
@@ -302,5 +302,5 @@ def test_where_no_file_can_be_made_nothing_is_begun(tmp_path: Path) -> None:
     for where in (Path("/proc/nope"), tmp_path / ("n" * 300)):
         with pytest.raises(OSError) as caught:
             Folder(where).prepare()
-        line = failures.explain(caught.value)
+        line = errors.explain(caught.value)
         assert line is not None and line.startswith(f"{where}: ") and "\n" not in line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Generator, Tensor
@@ -63,6 +63,26 @@ class Estimator:
 
     linear: ClassVar[bool] = True  # whether `merge` of its result is the sum of the matrices
     penalty: ClassVar[bool] = True  # whether it gives a matrix at all
+
+    @classmethod
+    def uses_true_labels(cls, options: dict[str, Any]) -> bool:
+        """Whether it squares gradients at the true labels, which vanish as the fit improves."""
+        return options.get("labels") == "empirical"
+
+    @classmethod
+    def may_be_negative(cls, options: dict[str, Any]) -> bool:
+        """Whether its matrix may have eigenvalues below 0."""
+        return options.get("negative") == "raw"
+
+    @classmethod
+    def most_parameters(cls, options: dict[str, Any]) -> int | None:
+        """The largest network that it serves, in trained parameters; None: of any size."""
+        return None
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """Options that make no difference where the others are as they are."""
+        return set()
 
     def check(self, learner: Learner, task: Task) -> None:
         """UserError where this network cannot be served: before a task's first step."""

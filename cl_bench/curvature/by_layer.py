@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.bounds import Count
-from cl_bench.curvature.base import Curvature, fork, subset
+from cl_bench.curvature.base import Curvature, Estimator, fork, subset
 from cl_bench.curvature.dense import Dense
 from cl_bench.curvature.diagonal import Diagonal
 from cl_bench.curvature.kronecker import Block, Blocks, Corrected, Factors
@@ -30,7 +30,7 @@ class Probed:
     signs: Tensor
 
 
-class LayerHessian:
+class LayerHessian(Estimator):
     """The Hessian of the mean loss as it is, for its layers' sizes (Theorem 1 of Li et al. 2024).
 
     `probes` passes with random signs for each layer (Hutchinson 1989), over `samples` of the task
@@ -45,7 +45,7 @@ class LayerHessian:
     def check(self, learner: Learner, task: Task) -> None:
         """Any network will do."""
 
-    def __call__(self, learner: Learner, task: Task) -> Probed:
+    def __call__(self, learner: Learner, task: Task) -> Probed:  # type: ignore[override]
         """At the learner's theta, as long as it stays there."""
         chosen, rng = subset(task, self.samples, learner.rng), fork(learner.rng)
         shape = (self.probes, learner.flat.grad.numel())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -62,6 +62,10 @@ class Dense:
 
 class Small(Estimator):
     """An estimator that needs the square of the number of parameters."""
+
+    @classmethod
+    def most_parameters(cls, options: dict[str, Any]) -> int | None:
+        return LARGEST
 
     def check(self, learner: Learner, task: Task) -> None:
         count = learner.flat.theta.numel()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -108,6 +108,10 @@ class BatchedFisher(Estimator):
     Not a Fisher: signs cancel within a batch, so it is smaller by about the batch's size. Many
     published codes compute it (GEM's, Avalanche's, HALRP's); here to reproduce them.
     """
+
+    @classmethod
+    def uses_true_labels(cls, options: dict[str, Any]) -> bool:
+        return True
 
     def __init__(self, batch_size: Count, samples: Count | None) -> None:
         self.batch_size, self.samples = batch_size, samples

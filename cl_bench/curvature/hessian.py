@@ -6,7 +6,7 @@ becomes of such entries.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.func import grad, vjp, vmap
 from cl_bench.bounds import Count
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, fork, subset
 from cl_bench.curvature.capture import FLOATS
-from cl_bench.curvature.dense import Small
+from cl_bench.curvature.dense import LARGEST, Small
 from cl_bench.curvature.diagonal import Diagonal, Fisher
 from cl_bench.curvature.products import hessian, hessian_product
 from cl_bench.learner import Learner
@@ -29,6 +29,19 @@ class DiagonalHessian(Estimator):
     estimate=ggn         of the GGN: the exact Fisher
     estimate=exact       all of H, for small networks
     """
+
+    @classmethod
+    def may_be_negative(cls, options: dict[str, Any]) -> bool:
+        return options["negative"] == "raw" and options["estimate"] != "ggn"
+
+    @classmethod
+    def most_parameters(cls, options: dict[str, Any]) -> int | None:
+        return LARGEST if options["estimate"] == "exact" else None
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        by = {"hutchinson": set(), "ggn": {"probes", "negative"}, "exact": {"probes"}}
+        return by[options["estimate"]]
 
     def __init__(
         self,

@@ -30,6 +30,11 @@ Step = Literal["auto", "explicit", "implicit"]
 Merging = Callable[[list[Anchored], Anchored], list[Anchored]]
 
 
+def path_of(function: Callable) -> str:
+    """How a config names a function as its `_target_`."""
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def decayed(past: list[Anchored], found: Anchored, decay: Share) -> list[Anchored]:
     """A <- A_t + decay A, one anchor: the last theta.
 

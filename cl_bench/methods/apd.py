@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_bench.bounds import NonNegative, Positive
+from cl_bench.bounds import NonNegative
 from cl_bench.growth import size
 from cl_bench.learner import Learner
 from cl_bench.lowrank import layers_of
@@ -46,7 +46,7 @@ class APD(Separate):
     regularized = True
 
     def __init__(
-        self, learner: Learner, l1: NonNegative, l2: Positive, threshold: NonNegative
+        self, learner: Learner, l1: NonNegative, l2: NonNegative, threshold: NonNegative
     ) -> None:
         super().__init__(learner)
         self.l1, self.l2, self.threshold = l1, l2, threshold

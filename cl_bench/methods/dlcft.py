@@ -21,7 +21,7 @@ from torch import Tensor
 from cl_bench.bounds import Count, NonNegative, Share
 from cl_bench.buffer import Buffer
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty, Step
+from cl_bench.curvature.penalty import Merging, Penalty, Step, averaged, path_of
 from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
 from cl_bench.types import Batch, Task, UserError
@@ -57,7 +57,7 @@ class DLCFT(Rehearsal):
     @staticmethod
     def check(config: dict[str, Any]) -> None:
         """Its weights, and its zero rows for classes to come (eq. 11 and section 3.3)."""
-        if not config["method"]["merging"]["_target_"].endswith(".averaged"):
+        if config["method"]["merging"]["_target_"] != path_of(averaged):
             raise UserError(
                 "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a "
                 "mean over tasks; use merging=count or literal"
@@ -69,6 +69,12 @@ class DLCFT(Rehearsal):
                 "are still to come at zero; use model.head_init=zero (and "
                 "model.head_mode=bilinear or head_only)"
             )
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        stored = {"growing": config["scenario"]["name"] == "class", "always": True, "never": False}
+        keeps = stored[config["method"]["memory"]]
+        return set() if keeps else {f"method.{key}" for key in ("buffer", "replay", "share")}
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

@@ -97,7 +97,8 @@ class EMCL(Method):
         held, far = own["inner"] in ("proximal", "gradient"), own["meta"] == "closed_form"
         keys = {
             "inner_lr": own["inner"] == "modulated" or own["steps"] == "tied",
-            "prox": own["inner"] != "proximal" and own["steps"] != "tied",
+            "prox": own["inner"] == "modulated"
+            or (own["inner"] != "proximal" and own["steps"] != "tied"),
             "strength": not held and not far,
             "at": own["importance"] == "none",
             "decay": own["importance"] == "none",

@@ -7,7 +7,7 @@ Yun 2020 eq. 4: temperature 1 on old images, source=buffer, of which buffer=ever
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class LwF(Rehearsal):
         self.tasks: list[int] = []  # the past ones
         self.live = learner.flat.grad.new_zeros(0, 0).bool()  # (T, K) when the last task ended
         self.heads = self.live  # (H, 1, K): the different ones of the past tasks
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        stored = config["method"]["source"] == "buffer"
+        return set() if stored else {"method.buffer", "method.replay"}
 
     def observe(self, batch: Batch) -> Tensor:
         learner, fresh = self.learner, self.learner.augmented(batch)

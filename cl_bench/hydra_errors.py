@@ -1,0 +1,151 @@
+"""What Hydra and OmegaConf say of a command line, in one line of our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import hydra.errors
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from cl_bench.config import CONF, EXTRAS, OPTIONAL
+from cl_bench.types import UserError
+
+MAY_BE_NULL = (*OPTIONAL, "experiment")
+MULTIRUN = ("-m", "--multirun")
+FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")  # options that name a folder
+
+
+def arguments(words: list[str]) -> list[str]:
+    """The words of a command line as Hydra takes them; UserError for what it would not explain.
+
+    `-m` is put behind all overrides where it stands between them: Hydra would stop at it.
+    """
+    known = sorted(o for a in get_args_parser()._actions for o in a.option_strings)
+    for word in words:
+        if not word.strip():
+            raise UserError("'': an argument is empty; each is <key>=<value> or an option")
+        option = word.partition("=")[0]
+        short = any(option.startswith(o) for o in known if len(o) == 2) and option[1] != "-"
+        if word.startswith("-") and option not in known and not short:
+            raise UserError(f"{option}: no such option; there are {', '.join(known)}")
+        if word.startswith("=") or option.strip() != option:
+            raise UserError(f"{word}: no key before the =; each argument is <key>=<value>")
+        _check_choice(option, word.partition("=")[2])
+    _check_folders(words)
+    for flag in {*MULTIRUN} & {*words}:
+        place = words.index(flag)
+        if "=" in "".join(words[:place]):
+            return [*words[:place], *words[place + 1 :], flag]
+    return words
+
+
+def _check_choice(group: str, value: str) -> None:
+    """UserError where a group is given no name of an option: Hydra would not name the group."""
+    if not group or not (CONF / group).is_dir():
+        return
+    if value == "null" or re.fullmatch(r"[-+]?[\d.]+(e\d+)?|[\[{].*|true|false", value, re.I):
+        there = sorted(e.stem for e in (CONF / group).glob("*.yaml")) or ["none"]
+        without = "; leave it out for none" if group in MAY_BE_NULL else ""
+        raise UserError(f"{group}={value}: no such {group}; there are {', '.join(there)}{without}")
+
+
+def _check_folders(words: list[str]) -> None:
+    """UserError where an option names a folder of configs that is not there: Hydra would go on."""
+    from cl_bench.files import absolute
+
+    for place, word in enumerate(words):
+        option, assigned, value = word.partition("=")
+        if option in FOLDERS:
+            value = value if assigned else next(iter(words[place + 1 :]), "")
+            if not absolute(value).is_dir():
+                raise UserError(f"{option} {value}: no such folder")
+
+
+def explain_key(error: BaseException) -> str | None:
+    """A line for a key or an option that does not exist; None for another error."""
+    if isinstance(error, hydra.errors.MissingConfigException) and error.missing_cfg_file:
+        return _absent(error.missing_cfg_file, error.options or [])
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        parent = error.parent_node
+        there = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
+        there = [k for k in there if k not in ("_target_", "_partial_", "hydra")]
+        known = f"; there are {', '.join(there)}" if there else ""
+        missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
+        hint = _elsewhere(error.full_key, parent, error.key) if missing else ""
+        said = f"no such key{hint}" if missing else first_line(error)
+        return f"{error.full_key}: {said}{known}"
+    return None
+
+
+def explain_composition(error: BaseException) -> str | None:
+    """A line for another error of the composition; None for what is none."""
+    if isinstance(error, hydra.errors.OverrideParseException):
+        return _unparsed(error.override, lines(error)[-1])
+    if isinstance(error, hydra.errors.ConfigCompositionException):
+        return _uncomposed(first_line(error))
+    return first_line(error) if isinstance(error, hydra.errors.HydraException) else None
+
+
+def _unparsed(override: str, said: str) -> str:
+    """Of an argument that Hydra's grammar does not take: how a value with such characters is typed.
+
+    In Hydra ~ ( ) [ ] { } , : = and spaces have a meaning, and so have letters beyond ASCII not.
+    """
+    key, assigned, value = override.partition("=")
+    plain_key = re.fullmatch(r"[+~]{0,2}[\w.@/-]+", key) is not None
+    if not assigned or not plain_key or value[:1] in ("", "=") or " " in key:
+        return f"{override}: no <key>=<value>, each an argument of its own, {said}"
+    quoted = value.strip("'\"").replace("'", "\\'")
+    return (
+        f"{override}: no <key>=<value>, each an argument of its own, {said}: a value with one of "
+        f"~ ( ) [ ] {{ }} , : = or with spaces or letters beyond ASCII is quoted twice, "
+        f"\"{key}='{quoted}'\""
+    )
+
+
+def _uncomposed(line: str) -> str:
+    nested = re.match(r"Could not override '(\w+)/(\S+)'", line)
+    if nested:
+        return f"{line} {nested[1]}/{nested[2]}=<option> is typed {nested[1]}={nested[2]}/<option>"
+    ambiguous = line.startswith("Ambiguous value")
+    return f"{line}: several values are a sweep; add -m (a list is [a,b])" if ambiguous else line
+
+
+def _elsewhere(full: str, parent: Any, key: Any) -> str:
+    """Where else in the config a key stands: `buffer.size` for `size` or `method.buffer.size`."""
+    group, _, own = full.partition(".")[2].partition(".")
+    if own and any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml")):
+        return f", but {group}.{own}"
+    found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
+    places = [
+        f"{name}.{key}" for name, node in found if isinstance(node, DictConfig) and key in node
+    ]
+    return f", but {', '.join(places)}" if places else ""
+
+
+def _absent(file: str, options: Sequence[str]) -> str:
+    group, _, name = file.rpartition("/")
+    if group == "hydra/launcher" and name in EXTRAS:
+        return f'{group}: {name} is not installed; pip install -e ".[{EXTRAS[name]}]"'
+    root, _, part = group.partition("/")  # experiment/halrp=x is typed experiment=halrp/x
+    nested = root != "hydra" and bool(part)
+    entries = [*(CONF / group).glob("[a-z]*/"), *(CONF / group).glob("*.yaml")]
+    there = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
+    where = f"in {part}/ there" if nested and entries else "there"
+    typed = f"{root}={part}/{name}" if nested else f"{group}={name}"
+    return f"{typed}: no such {root if nested else group}; {where} are {', '.join(there)}"
+
+
+def first_line(error: BaseException) -> str:
+    return lines(error)[0]
+
+
+def lines(error: BaseException) -> list[str]:
+    """What it says, but where to read more, and marks below a line."""
+    told = [line for line in str(error).strip().splitlines() if line.strip(" ^")]
+    lines = [line for line in told if not line.startswith("See http")]
+    return lines or [type(error).__name__]
