@@ -19,7 +19,6 @@ from cl_bench.files import DamagedError
 
 FORMAT = 2  # of record.json; another one is refused by its number
 LABELS = ("dataset", "scenario", "method")
-MEASURED = ("train_seconds", "eval_seconds", "peak_mib")
 
 
 @dataclass(frozen=True)
@@ -73,29 +72,49 @@ def load(file: Path) -> RunRecord:
 
 def _faults(found: RunRecord) -> Iterator[str]:
     """What cannot be right in a record whose fields have the right types."""
-    tasks, rows = len(found.initial), found.accuracy
-    if not tasks or len(rows) != tasks or any(len(row) != tasks for row in rows):
-        yield f"accuracy: is not {tasks} rows of {tasks} numbers"
-    if not isinstance(found.stream.get("task_identities"), list):
-        yield "stream.task_identities: missing"
-    for name in LABELS:
-        if name not in found.labels:
-            yield f"labels.{name}: missing"
-    for name in ("ACC", "BWT"):
-        if name not in found.metrics:
-            yield f"metrics.{name}: missing"
-    for name in MEASURED:
-        if name not in found.measured:
-            yield f"measured.{name}: missing"
-    if not isinstance(found.code.get("sha256"), str):
-        yield "code.sha256: missing"
+    tasks = len(found.initial)
+    shares = [value for row in found.accuracy for value in row if value is not None]
+    identities = found.stream.get("task_identities")
+    backbone = found.backbone
+    wholes = {
+        f"accuracy: is not {tasks} rows of {tasks} numbers": tasks > 0
+        and [len(row) for row in found.accuracy] == [tasks] * tasks,
+        "accuracy: is not between 0 and 1": all(0 <= share <= 1 for share in shares),
+        "labels: dataset, scenario or method is missing": {*LABELS} <= found.labels.keys(),
+        "metrics: ACC or BWT is missing": {"ACC", "BWT"} <= found.metrics.keys(),
+        "stream.task_identities: is not a number for each task": isinstance(identities, list)
+        and len(identities) >= tasks
+        and all(type(number) is int for number in identities),
+        "measured.train_seconds: is not a list of numbers": _numbers(
+            found.measured.get("train_seconds")
+        ),
+        "measured.eval_seconds: is not a list of numbers": _numbers(
+            found.measured.get("eval_seconds")
+        ),
+        "measured.peak_mib: is no number": _numbers([found.measured.get("peak_mib")]),
+        "code.sha256: is missing": isinstance(found.code.get("sha256"), str)
+        and isinstance(found.code.get("files", {}), dict),
+        "backbone: has no name or data": backbone is None
+        or (
+            isinstance(backbone.get("name"), str)
+            and isinstance((backbone.get("data") or {}).get("name"), str)
+        ),
+    }
+    return (fault for fault, right in wholes.items() if not right)
+
+
+def _numbers(values: Any) -> bool:
+    """Whether it is a list of numbers, at least one."""
+    return (
+        isinstance(values, list) and bool(values) and all(type(v) in (int, float) for v in values)
+    )
 
 
 @dataclass
 class Records:
     """What lies below a folder: finished runs, damaged files, and runs without a record."""
 
-    runs: list[tuple[Path, RunRecord]] = field(default_factory=list)  # by their folders
+    runs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)  # folder, RunRecord
     damaged: list[str] = field(default_factory=list)  # a line each, with the file's name
     unfinished: Counter[str] = field(default_factory=Counter)  # runs by their status
 
@@ -106,7 +125,7 @@ def read_all(root: Path) -> Records:
     for folder, names in _folders(root):
         try:
             if "record.json" in names:
-                found.runs.append((folder, load(folder / "record.json")))
+                found.runs.append((folder, vars(load(folder / "record.json"))))
             elif "status.json" in names:
                 state = files.read_json(folder / "status.json").get("state", "unknown")
                 found.unfinished[str(state)] += 1

@@ -113,6 +113,8 @@ class Search:
             raise UserError(f"strategy={own['strategy']}: must be one of {', '.join(STRATEGIES)}")
         numbers = {k: _whole(k, own[k], 1) for k in ("first", "trials", "jobs")}
         seeds = [_whole("seeds", seed, 0) for seed in own["seeds"].split(",")]
+        if len(set(seeds)) < len(seeds):
+            raise UserError(f"seeds={own['seeds']}: each seed counts once")
         found = cls(overrides, axes, own["strategy"], seeds=seeds, **numbers)
         found.check()
         return found
@@ -120,11 +122,17 @@ class Search:
     def check(self) -> None:
         """UserError before anything is run."""
         typed = {override.partition("=")[0] for override in self.overrides}
+        keys = [axis.key for axis in self.axes]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise UserError(f"grid: {twice[0]} stands in it twice; give all its values at once")
         for axis in self.axes:
             if axis.key in (*config.GROUPS, *config.OPTIONAL, "experiment"):
                 raise UserError(f"grid: {axis.key} is a group; search once for each of its options")
             if axis.key in typed or axis.key in RESERVED:
                 raise UserError(f"grid: {axis.key} is set elsewhere; let the search choose it")
+            if len(set(axis.values)) < len(axis.values):
+                raise UserError(f"grid: {axis.key} has a value twice: {', '.join(axis.values)}")
             if self.strategy == "grid" and not axis.values:
                 raise UserError(
                     f"grid: {axis.key} is an interval, which strategy=grid cannot enumerate; "

@@ -15,11 +15,10 @@ same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -28,37 +27,82 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cl_bench import source_code, tuned
+from cl_bench import files, source_code, tuned
+from cl_bench.files import DamagedError
+from cl_bench.folder import BUSY
+from cl_bench.record import RunRecord, load
 from cl_bench.run import CONF, cli
 from cl_bench.search import Search, Trial, choices, composed
-from cl_bench.types import UserError
+from cl_bench.types import DIVERGED, UserError
+
+POLL = 5.0  # seconds between two tries of a run that another process is at
+NOTHING = "nothing was written, the same command goes on from here"
 
 
 def tried(search: Search, point: dict[str, str]) -> Trial:
-    """The runs of one point, each in a process of its own; done ones answer at once."""
+    """The runs of one point, each in a process of its own; done ones answer at once.
+
+    A point whose training diverges is skipped: it is no evidence. UserError where a run fails for
+    another reason, which says nothing of the point: the search stops, and nothing is written.
+    """
     trial = Trial(point)
     for seed in search.seeds:
-        command = [sys.executable, "-m", "cl_bench.run", *search.command(point, seed)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = done.stdout.splitlines()
-        if done.returncode or not lines or not lines[-1].startswith("files: "):
-            said = done.stderr.strip().splitlines() or ["no word"]
-            trial.error = f"failed: {said[-1]}"
+        found = _run(search.command(point, seed))
+        if found is None:
+            trial.error = DIVERGED
             return trial
-        folder = Path(lines[-1].removeprefix("files: "))
-        found = json.loads((folder / "record.json").read_text())
-        trial.accuracies.append(found["metrics"]["ACC"])
-        trial.seconds += sum(found["measured"]["train_seconds"]) / len(search.seeds)
+        trial.accuracies.append(found.metrics["ACC"] or 0.0)
+        trial.seconds += sum(found.measured["train_seconds"]) / len(search.seeds)
     return trial
+
+
+def _run(overrides: list[str]) -> RunRecord | None:
+    """The record of one run, once no other process is at it; None: its training diverged."""
+    told = False
+    while True:
+        command = [sys.executable, "-m", "cl_bench.run", *overrides]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        if done.returncode == 0:
+            return _record(done.stdout, overrides)
+        if done.returncode == 2 and BUSY in said:
+            if not told:
+                print(f"{said.removeprefix('error: ')}: waiting for it", file=sys.stderr)
+            told = True
+            time.sleep(POLL)
+        elif done.returncode == 2 and f"training {DIVERGED}" in said:
+            return None
+        else:
+            code = done.returncode
+            raise UserError(f"{_what(overrides)} failed (exit code {code}): {said}; {NOTHING}")
+
+
+def _record(output: str, overrides: list[str]) -> RunRecord:
+    """The record that a run's last line leads to."""
+    last = (output.splitlines() or [""])[-1]
+    try:
+        found = load(Path(last.removeprefix("files: ")) / "record.json")
+    except (DamagedError, OSError) as error:
+        raise UserError(f"{_what(overrides)} left no record: {error}; {NOTHING}") from None
+    if found.metrics["ACC"] is None:
+        raise UserError(f"{_what(overrides)} measured no ACC; {NOTHING}")
+    return found
+
+
+def _what(overrides: list[str]) -> str:
+    return f"the run {shlex.join(overrides)}"
 
 
 def enumerated(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
     """Every point of a grid or of the random draws, `jobs` at once."""
     trials = []
-    with ThreadPoolExecutor(search.jobs) as pool:
+    pool = ThreadPoolExecutor(search.jobs)
+    try:
         for trial in pool.map(lambda point: tried(search, point), search.points()):
             tell(trial)
             trials.append(trial)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return trials
 
 
@@ -82,7 +126,11 @@ def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
                 point[axis.key] = f"{value:.6g}"
         trial = tried(search, point)
         tell(trial)
-        study.tell(asked, max(trial.score, 0.0))
+        failed = optuna.trial.TrialState.FAIL
+        if trial.error:
+            study.tell(asked, state=failed)
+        else:
+            study.tell(asked, trial.score)
         trials.append(trial)
     return trials
 
@@ -107,7 +155,7 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
         },
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+    files.write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
     return file
 
 
@@ -120,11 +168,14 @@ def main() -> None:
     search = Search.of(sys.argv[1:])
     run = by_optuna if search.strategy == "optuna" else enumerated
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
-    best = max(trials, key=lambda trial: trial.score)
+    best = max(trials, key=lambda trial: trial.score)  # of equal ones the first
     rows = [trial.row() for trial in sorted(trials, key=lambda trial: -trial.score)]
     print(pd.DataFrame(rows).to_string(index=False))
-    if best.score == -math.inf:
-        raise UserError("all trials failed: nothing was written")
+    lost = sum(trial.error is not None for trial in trials)
+    if lost == len(trials):
+        raise UserError(f"training {DIVERGED} at all {lost} points: nothing was written")
+    if lost:
+        print(f"training {DIVERGED} at {lost} of {len(trials)} points, which are no evidence")
     print(f"best: {best.row()}\nfiles: {write(search, trials, best)} (used with tuned=true)")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cl_bench.record import FORMAT
+
 
 def write(
     root: Path, method: str, name: str, acc: Sequence[float], place: str = "toy/data", **leaves: Any
@@ -20,13 +22,20 @@ def write(
             for group in groups:
                 node = node.setdefault(group, {})
             node[last] = leaf
+        dataset, scenario = place.split("/")[-2:]
         record = {
+            "format": FORMAT,
+            "labels": {"dataset": dataset, "scenario": scenario, "method": method},
+            "code": {"sha256": "one", "files": {"cl_bench.learner": "1"}},
+            "initial": [0.1, 0.1],
+            "parameters": 1,
+            "theta_sha256": "",
             "hash": name,
             "seed": seed,
             "config": config,
             "accuracy": [[0.9, None], [value, value]],
             "metrics": {"ACC": value, "BWT": value - 0.9, "FWT": None, "forgetting": 0.9 - value},
-            "measured": {"train_seconds": [1.0, 2.0], "peak_mib": 100.0},
+            "measured": {"train_seconds": [1.0, 2.0], "eval_seconds": [0.1], "peak_mib": 100.0},
             "gradients_per_sample": 2.0,
             "state_bytes": 0,
             "stream": {"task_identities": [0, 1]},

@@ -11,7 +11,7 @@ from records import write
 
 from cl_bench.disparity import disparities
 from cl_bench.metrics import order_disparity
-from cl_bench.record import records
+from cl_bench.record import read_all
 from cl_bench.report import forms
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
@@ -26,7 +26,7 @@ def test_what_an_order_costs(tmp_path: Path) -> None:
         identities = [0, 1] if order == "A" else [1, 0]
         for seed, last in enumerate(runs):
             folder = tmp_path / f"toy/task/er/{place}/seed{seed}"
-            write(tmp_path / f"{place}{seed}", "er", "x", (0.5,))
+            write(tmp_path / f"{place}{seed}", "er", "x", (0.5,), "toy/task")
             (found,) = (tmp_path / f"{place}{seed}").rglob("record.json")
             record = json.loads(found.read_text())
             record["hash"], record["config"]["scenario"] = str(place), {"order": order}
@@ -35,7 +35,7 @@ def test_what_an_order_costs(tmp_path: Path) -> None:
             record["stream"] = {"task_identities": identities}
             folder.mkdir(parents=True)
             (folder / "record.json").write_text(json.dumps(record))
-    report = orders(tmp_path / "toy")
+    report = orders(read_all(tmp_path / "toy"))
     (row,) = report.rows
     assert report.left_out == ""
     assert (row["orders"], row["seeds"], row["AOPD"], row["MOPD"]) == (2, "2", "10.00", "10.00")
@@ -65,14 +65,14 @@ def test_the_study_of_orders_tells_methods_apart(tmp_path: Path) -> None:
         under(tmp_path, method, "a", "A", [0.9, 0.9], [0, 1])
         under(tmp_path, method, "b", "B", [0.9, 0.9 - drop], [1, 0])
     under(tmp_path, "si", "a", "A", [0.9, 0.9], [0, 1])
-    page = Orders("", []).page(list(records(tmp_path)))
+    page = Orders("", []).page(read_all(tmp_path).runs)
     found = {row["variant"]: (row["orders"], row["AOPD"], row["MOPD"]) for row in page.rows}
     assert found["ewc"] == pytest.approx((2, 15, 30)) and found["l2"] == pytest.approx((2, 5, 10))
     assert page.findings == [
         "least: l2, AOPD 5.00, MOPD 10.00",
         "si: 1 of 2 orders, not to be compared",
     ]
-    split = Orders("", ["scenario.order"]).page(list(records(tmp_path)))
+    split = Orders("", ["scenario.order"]).page(read_all(tmp_path).runs)
     assert {row["variant"] for row in split.rows} == {"ewc A", "ewc B", "l2 A", "l2 B", "si A"}
 
 
@@ -80,13 +80,13 @@ def test_orders_of_unlike_tasks_have_no_disparity(tmp_path: Path) -> None:
     """The first two of three under two orders: the report leaves them out, the study refuses."""
     under(tmp_path, "er", "a", "A", [0.9, 0.6], [0, 1])
     under(tmp_path, "er", "b", "B", [0.9, 0.6], [1, 2])
-    found = orders(tmp_path)
+    found = orders(read_all(tmp_path))
     assert found.rows == [] and found.left_out.endswith("(stream.first): er on toy (2 runs).")
     for told in (forms.markdown, forms.plain, forms.latex):
         assert "er on toy (2 runs)" in told([], found)
     assert found.left_out in render([], found, "")
     with pytest.raises(UserError, match="runs under several orders have different tasks"):
-        Orders("", []).page(list(records(tmp_path)))
+        Orders("", []).page(read_all(tmp_path).runs)
 
 
 def test_the_floor_is_what_equal_orders_show() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import composed
 from omegaconf import OmegaConf
 from records import some, write
-from scipy.stats import bootstrap
+from scipy.stats import ttest_1samp, ttest_rel
 
 from cl_bench.config import Leaves, leaves
+from cl_bench.record import read_all
 from cl_bench.report import __main__ as report
 from cl_bench.report import forms, published
 from cl_bench.report.configs import fitting
@@ -40,7 +44,7 @@ def lines(table: Table) -> list[dict[str, str]]:
 
 def test_means_over_seeds(runs: Path) -> None:
     """60 +- 10 of 50, 60, 70; what sets configs apart; a search's trials stand apart."""
-    own, search = tables(gather(runs), None)
+    own, search = tables(gather(read_all(runs)), None)
     many, single, ewc, joint = lines(own)
     assert many["options"] == "optimizer.lr=0.1" and many["ACC"] == "60.00 ± 10.00"
     assert many["n"] == "3" and many["BWT"] == "-30.00 ± 10.00" and many["train s"] == "3.0"
@@ -59,7 +63,7 @@ def test_means_over_seeds(runs: Path) -> None:
 
 def test_copies_of_a_run_count_once(runs: Path) -> None:
     shutil.copytree(runs / "toy", runs / "backup/toy")
-    assert [len(row.runs) for row in gather(runs)] == [3, 1, 2, 2, 1]
+    assert [len(row.runs) for row in gather(read_all(runs))] == [3, 1, 2, 2, 1]
 
 
 def test_other_streams_are_other_tables(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_other_streams_are_other_tables(tmp_path: Path) -> None:
     write(tmp_path, "er", "a", (0.9,), dataset__tasks=2, schedule__epochs=1)
     write(tmp_path, "ewc", "b", (0.5,), dataset__tasks=2, schedule__epochs=5)
     write(tmp_path, "ewc", "c", (0.6,), dataset__tasks=20, schedule__epochs=1)
-    two, twenty = tables(gather(tmp_path), "er")
+    two, twenty = tables(gather(read_all(tmp_path)), "er")
     assert [row.name for row in two.rows] == ["er schedule.epochs=1", "ewc schedule.epochs=5"]
     assert [row.name for row in twenty.rows] == ["ewc"] and twenty.baseline is None
     assert twenty.section.title == "toy, data-incremental, dataset.tasks=20"
@@ -76,7 +80,7 @@ def test_other_streams_are_other_tables(tmp_path: Path) -> None:
 
 def test_best_and_second_are_of_rivals(runs: Path) -> None:
     """By what is printed: ties share a place, joint training has none."""
-    (own, _) = tables(gather(runs), None)
+    (own, _) = tables(gather(read_all(runs)), None)
     acc, bwt, forgetting = own.metrics
     assert own.ranks(acc) == own.ranks(bwt) == own.ranks(forgetting) == {0: 1, 1: 2, 2: 2}
     told = forms.markdown([own])
@@ -88,22 +92,22 @@ def test_best_and_second_are_of_rivals(runs: Path) -> None:
 
 def test_rows_of_chosen_keys_say_what_they_average(runs: Path) -> None:
     """Over seeds that all pooled configs have: of er 0.1 (seeds 0-2) and 0.2 (seed 0), one."""
-    rows = [row for row in gather(runs, ["linear"]) if row.section.split == "test"]
+    rows = [row for row in gather(read_all(runs), ["linear"]) if row.section.split == "test"]
     assert rows[0].differs == "method.linear=true (over optimizer.lr=0.1|0.2)" and len(rows) == 3
     assert len(rows[0].runs) == 4 and rows[0].by_seed(METRICS[0]) == pytest.approx({0: 45})
     with pytest.raises(UserError, match=r"--by linaer: no .* did you mean method.linear\?"):
-        gather(runs, ["linaer"])
+        gather(read_all(runs), ["linaer"])
     with pytest.raises(UserError, match=r"--by x: no config of these runs has it; keys are"):
-        gather(runs, ["x"])
+        gather(read_all(runs), ["x"])
     write(runs, "lwf", "fff", (0.1,), dataset__split="class")
     with pytest.raises(UserError, match=r"may mean dataset.split or evaluation.split; write"):
-        gather(runs, ["split"])
+        gather(read_all(runs), ["split"])
 
 
 def test_classes_of_one_name_are_two_rows(tmp_path: Path) -> None:
     for name, target in (("a", "cl_bench.optim.SGD"), ("b", "torch.optim.SGD")):
         write(tmp_path, "er", name, (0.5,), optimizer___target_=target)
-    assert [row.differs for row in gather(tmp_path, ["optimizer"])] == [
+    assert [row.differs for row in gather(read_all(tmp_path), ["optimizer"])] == [
         "optimizer=SGD [a]",
         "optimizer=SGD [b]",
     ]
@@ -114,49 +118,60 @@ def test_what_comes_with_a_part_is_not_told(tmp_path: Path) -> None:
     adam = {"optimizer___target_": "torch.optim.Adam", "optimizer__betas": [0.9, 0.999]}
     write(tmp_path, "er", "aaa", (0.5,), optimizer__lr=0.1, **adam)
     write(tmp_path, "er", "bbb", (0.5,), optimizer__lr=0.2, optimizer___target_="torch.optim.SGD")
-    told = [row.differs for row in gather(tmp_path)]
+    told = [row.differs for row in gather(read_all(tmp_path))]
     assert told == ["optimizer=Adam optimizer.lr=0.1", "optimizer=SGD optimizer.lr=0.2"]
 
 
-def test_intervals_are_the_bootstrap_of_the_mean() -> None:
-    """Against scipy; one number has neither spread nor interval."""
+def test_intervals_are_students() -> None:
+    """Against SciPy's own; one number has neither spread nor interval."""
     values = (61.0, 64.0, 58.0, 70.0, 66.0, 59.0)
     found = Summary(values)
-    theirs = bootstrap((values,), np.mean, n_resamples=50_000, method="percentile", rng=1)
     assert (found.n, found.mean) == (6, pytest.approx(63)) and found.sd == pytest.approx(4.56, 1e-3)
-    assert found.interval is not None
-    ends = theirs.confidence_interval
-    assert found.interval == pytest.approx((ends.low, ends.high), abs=0.15)
+    theirs = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found.interval == pytest.approx((theirs.low, theirs.high))
     assert Summary((3.0,)).interval is None and Summary((3.0,)).told() == "3.00"
-    assert Summary((1.0, 2.0)).interval is None
+    assert Summary((1.0, 2.0)).interval == pytest.approx((1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2))
+    assert Summary((2.0, 2.0, 2.0)).interval == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_intervals_cover_what_their_heading_says(n: int) -> None:
+    """Of normal numbers, 4,000 times: within four standard errors of 95 %."""
+    draws = np.random.default_rng(n).normal(7.0, 3.0, (4_000, n))
+    ends = [Summary(tuple(row)).interval or (0.0, 0.0) for row in draws.tolist()]
+    covered = np.mean([low <= 7.0 <= high for low, high in ends])
+    assert abs(covered - 0.95) < 4 * (0.95 * 0.05 / 4_000) ** 0.5
 
 
 def test_pairs_are_of_equal_seeds() -> None:
     """Seeds 1 and 2 are in both: gains 1 and 3, whatever the seeds do to both."""
     found = paired({0: 9.0, 1: 51.0, 2: 13.0}, {1: 50.0, 2: 10.0, 3: 0.0})
     assert found is not None and (found.n, found.mean) == (2, 2)
-    assert found.interval is None and paired({0: 1.0}, {1: 1.0}) is None
+    assert found.interval is not None and paired({0: 1.0}, {1: 1.0}) is None
     three = paired({1: 51.0, 2: 13.0, 3: 2.0}, {1: 50.0, 2: 10.0, 3: 0.0})
-    assert three is not None and three.interval == (1, 3)
+    theirs = ttest_rel((51.0, 13.0, 2.0), (50.0, 10.0, 0.0)).confidence_interval(0.95)
+    assert three is not None and three.interval == pytest.approx((theirs.low, theirs.high))
 
 
 def test_a_baseline_is_one_row(runs: Path) -> None:
-    own, search = tables(gather(runs), "ewc")
+    own, search = tables(gather(read_all(runs)), "ewc")
     told = [line["over ewc"] for line in lines(own)]
-    assert told[0] == "+15.00 (n=2)" and told[2] == "-" and told[1] == "+10.00 (n=1)"
+    assert (
+        told[0] == "+15.00 [-48.53, 78.53] (n=2)" and told[2] == "-" and told[1] == "+10.00 (n=1)"
+    )
     assert own.baseline is not None and search.baseline is not None
-    (chosen, _) = tables(gather(runs), "er optimizer.lr=0.2")
+    (chosen, _) = tables(gather(read_all(runs)), "er optimizer.lr=0.2")
     assert chosen.baseline is chosen.rows[1]
     with pytest.raises(UserError, match=r"may be any of er optimizer.lr=0.1; er optimizer.lr=0.2"):
-        tables(gather(runs), "er")
+        tables(gather(read_all(runs)), "er")
     for wrong in ("gem", " "):
         with pytest.raises(UserError, match=r"no such row; methods: er, ewc, joint"):
-            tables(gather(runs), wrong)
+            tables(gather(read_all(runs)), wrong)
 
 
 def test_an_ambiguous_section_has_no_baseline(runs: Path) -> None:
     write(runs, "er", "fff", (0.2,), place="toy/task")
-    own, other, _ = tables(gather(runs), "er")
+    own, other, _ = tables(gather(read_all(runs)), "er")
     assert own.baseline is None and "may be any of er optimizer.lr=0.1; er" in own.note
     assert other.baseline is other.rows[0] and "No differences" not in other.note
 
@@ -165,13 +180,13 @@ def test_markup_stays_text(tmp_path: Path) -> None:
     """In all forms."""
     for name, odd in (("a", "<b>&$x_{1}$"), ("b", "`*|%#~^\\")):
         write(tmp_path, "er", name, (0.5,), method__odd=odd)
-    found = tables(gather(tmp_path), None)
+    found = tables(gather(read_all(tmp_path)), None)
     told = r"\textless{}b\textgreater{}\&\$x\_\{1\}\$"
     assert told in forms.latex(found) and "<b>" not in render(found, NONE, "<i>")
     assert "method.odd=\\<b\\>&$x_{1}$" in forms.markdown(found)
     write(tmp_path, "er", "c", (0.5,), method__odd="$a{$")  # no mathematics, and no error
-    assert "$a{$" in render(tables(gather(tmp_path), None), NONE, "")
-    assert r"\`\*\|%#~^\\" in forms.markdown(found)
+    assert "$a{$" in render(tables(gather(read_all(tmp_path)), None), NONE, "")
+    assert r"\`\*\|%\#\~^\\" in forms.markdown(found)
 
 
 def test_published_figures_stand_beside_their_rows(tmp_path: Path) -> None:
@@ -183,7 +198,7 @@ def test_published_figures_stand_beside_their_rows(tmp_path: Path) -> None:
     write(tmp_path, "ewc", "a", (0.6, 0.7), "pmnist/data", **config)
     write(tmp_path, "ewc", "b", (0.6,), "pmnist/data", **config | {"schedule__epochs": 2})
     write(tmp_path, "ewc", "c", (0.6,), "pmnist/data", **config | {"dataset__tasks": 10})
-    ten, twenty = tables(gather(tmp_path), None)
+    ten, twenty = tables(gather(read_all(tmp_path)), None)
     assert ten.section.stream == "dataset.tasks=10" and not ten.published
     same, other = (twenty.nearest(row) for row in twenty.rows)
     assert same is not None and same.figure.value == 62.32 and same.other == []
@@ -244,3 +259,90 @@ def test_a_wrong_option_ends_in_one_line(
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
     assert not list(runs.glob("report.*"))
+
+
+HOSTILE = "=1+1 [x](http://evil)\n# title\x1b[31m<b>"
+
+
+def test_what_a_record_says_is_text_in_every_form(tmp_path: Path) -> None:
+    """No heading, link, formula, line or colour of its own, in tables and in titles."""
+    write(tmp_path, "er", "a", (0.5, 0.6), place=f"{'x'}/data", method__odd=HOSTILE)
+    write(tmp_path, "er", "b", (0.5,), place="x/data", method__odd=1)
+    for file in tmp_path.rglob("record.json"):
+        record = json.loads(file.read_text())
+        record["labels"]["dataset"] = HOSTILE
+        file.write_text(json.dumps(record))
+    found = tables(gather(read_all(tmp_path)), None)
+    made = [forms.plain(found), forms.markdown(found), forms.csv(forms.frame(found))]
+    made += [forms.latex(found), render(found, NONE, "")]
+    for text in made:
+        assert (
+            "\x1b" not in text
+            and "\n# title" not in text
+            and r"x1b[31m" in text.replace("\\[", "[")
+        )
+    markdown, table = made[1], pd.read_csv(io.StringIO(made[2]))
+    bare = re.sub(r"(?m)^## ", "", markdown)  # our own headings
+    assert not re.search(r"(?<!\\)[\[\]<>#]", bare), markdown
+    assert "://evil" not in markdown
+    assert table["dataset"][0].startswith("'=1+1") and table["ACC"][0] == pytest.approx(55)
+    assert "<b>" not in made[4].partition("</style>")[2].replace("<body>", "")
+
+
+def test_runs_of_different_code_are_marked(tmp_path: Path) -> None:
+    """In every form, with the modules that differ."""
+    write(tmp_path, "er", "a", (0.5, 0.6))
+    write(tmp_path, "ewc", "b", (0.5, 0.6))
+    file = next(tmp_path.rglob("er/a/seed1/record.json"))
+    record = json.loads(file.read_text())
+    record["code"] = {"sha256": "two", "files": {"cl_bench.learner": "2"}}
+    file.write_text(json.dumps(record))
+    found = tables(gather(read_all(tmp_path)), None)
+    assert [line["method"] for line in lines(found[0])] == ["er †", "ewc"]
+    for told in (forms.plain(found), forms.markdown(found), render(found, NONE, "")):
+        assert "er †" in told and "made by different code (cl_bench.learner)" in told
+    assert r"er$^\dagger$ &" in forms.latex(found) and r"ewc$^\dagger$" not in forms.latex(found)
+    assert list(forms.frame(found)["different code"].fillna("")) == ["cl_bench.learner", ""]
+
+
+DAMAGED = {
+    "truncated": lambda text: text[:100],
+    "null": lambda text: "null",
+    "another version": lambda text: text.replace('"format": 2', '"format": 1'),
+    "ragged": lambda text: text.replace("[0.9, null]", "[0.9]"),
+    "a text for a number": lambda text: text.replace('"seed": 0', '"seed": "0"', 1),
+    "no share": lambda text: text.replace("[0.9, null]", "[9.0, null]"),
+    "no tasks": lambda text: text.replace('"task_identities": [0, 1]', '"task_identities": [0]'),
+    "no seconds": lambda text: text.replace('"train_seconds": [1.0, 2.0]', '"train_seconds": null'),
+    "deep": lambda text: '{"a":' * 5000,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_record_is_named_left_out_and_counted(
+    kind: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = runs / "toy/data/er/aaa/seed0/record.json"
+    text = file.read_text()
+    file.write_text(DAMAGED[kind](text))
+    assert file.read_text() != text
+    (runs / "toy/data/er/zzz").mkdir()
+    (runs / "toy/data/er/zzz/status.json").write_text("{")
+    monkeypatch.setattr("sys.argv", ["report", str(runs)])
+    report.main()
+    out, err = capsys.readouterr()
+    assert "not in it: 2 damaged" in out and err.count("\n") == 2
+    assert f"left out: {file}: " in err and f"{runs}/toy/data/er/zzz/status.json: is damaged" in err
+    assert [len(row.runs) for row in gather(read_all(runs))] == [2, 1, 2, 2, 1]
+
+
+def test_names_come_from_the_record_and_links_are_followed_once(runs: Path) -> None:
+    shutil.copytree(runs / "toy", runs / "copies/of/old/torture")
+    (runs / "link").symlink_to(runs / "toy")
+    (runs / "toy/data/loop").symlink_to(runs)
+    rows = gather(read_all(runs))
+    assert {row.section.dataset for row in rows} == {"toy"}
+    assert [len(row.runs) for row in rows] == [3, 1, 2, 2, 1]

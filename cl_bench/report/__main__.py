@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
 
-from cl_bench.record import unfinished
+from cl_bench import files
+from cl_bench.record import Records, read_all
 from cl_bench.report import forms
+from cl_bench.report.configs import visible
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
 from cl_bench.report.rows import gather
@@ -39,40 +42,46 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="folder for the files (default: the folder read)")
     options = parser.parse_args()
+    root = options.root.expanduser()
+    out = options.out.expanduser() if options.out else root
     try:
-        write(options.root, options.by, options.baseline, options.out or options.root)
+        write(root, options.by, options.baseline, out)
     except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"error: {visible(str(error))}\n")
 
 
 def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     """Print the table; write it in all forms."""
-    rows = gather(root, by)
+    found = read_all(root)
+    rows = gather(found, by)
     if not rows:
-        raise UserError(f"{root}: no finished run (record.json) below this folder{missing(root)}")
-    found, disparity = tables(rows, baseline), orders(root)
-    print(forms.plain(found, disparity))
-    made = {
-        "html": render(found, disparity, f"cl_bench: {root.resolve().name}"),
-        "md": forms.markdown(found, disparity),
-        "csv": forms.frame(found).to_csv(index=False),
-        "tex": forms.latex(found, disparity),
+        raise UserError(f"{root}: no finished run (record.json) below this folder{missing(found)}")
+    made, disparity = tables(rows, baseline), orders(found)
+    print(forms.plain(made, disparity))
+    texts = {
+        "html": render(made, disparity, f"cl_bench: {visible(root.resolve().name)}"),
+        "md": forms.markdown(made, disparity),
+        "csv": forms.csv(forms.frame(made)),
+        "tex": forms.latex(made, disparity),
     }
     if disparity.rows:
-        made["orders.csv"] = pd.DataFrame(disparity.rows).to_csv(index=False)
+        texts["orders.csv"] = forms.csv(pd.DataFrame(disparity.rows))
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        files.require_writable(out)
         (out / "report.orders.csv").unlink(missing_ok=True)  # of an earlier report
-        for kind, text in made.items():
-            (out / f"report.{kind}").write_text(text, encoding="utf-8")
+        for kind, text in texts.items():
+            files.write_text(out / f"report.{kind}", text)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; choose a folder to write to") from None
-    print(f"\nfiles: {out}/report.{{{','.join(made)}}}{missing(root)}")
+    print(visible(f"files: {out}/report.{{{','.join(texts)}}}{missing(found)}"))
+    for line in found.damaged:
+        print(f"left out: {visible(line)}", file=sys.stderr)
 
 
-def missing(root: Path) -> str:
-    """What a report on a folder leaves out; empty: nothing."""
-    told = ", ".join(f"{number} {state}" for state, number in sorted(unfinished(root).items()))
+def missing(found: Records) -> str:
+    """What a report leaves out; empty: nothing."""
+    counts = {**found.unfinished, **({"damaged": len(found.damaged)} if found.damaged else {})}
+    told = ", ".join(f"{number} {visible(state)}" for state, number in sorted(counts.items()))
     return f"; not in it: {told} (by their status.json)" if told else ""
 
 

@@ -36,6 +36,7 @@ def frame(found: list[Table]) -> pd.DataFrame:
             line |= {"split": place.split, "stream": place.stream}
             line |= {"method": row.method, "options": row.differs}
             line["n"] = row.seeds
+            line["different code"] = row.other_code or None
             for quantity in (*METRICS, *COSTS):
                 line |= _numbers(quantity.name, of(quantity)(row))
             if table.baseline is not None:
@@ -48,6 +49,16 @@ def frame(found: list[Table]) -> pd.DataFrame:
             line["config"] = json.dumps(row.config, default=str)
             lines.append(line)
     return pd.DataFrame(lines).dropna(axis="columns", how="all")
+
+
+def csv(table: pd.DataFrame) -> str:
+    """A table as CSV, in which no text is a formula to a spreadsheet."""
+    return table.map(_no_formula).to_csv(index=False)
+
+
+def _no_formula(value: Any) -> Any:
+    starts = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    return f"'{value}" if starts else value
 
 
 def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
@@ -63,8 +74,9 @@ def markdown(found: list[Table], orders: OrderTable = NONE) -> str:
     for table in found:
         shown = columns(table)
         lines = [[_marked(col.cells[place]) for col in shown] for place in range(len(table.rows))]
-        grid = _grid([column.name for column in shown], lines)
-        parts.append("\n\n".join([f"## {table.section.title}", _inert(table.note), grid]))
+        grid = _grid([_inert(column.name) for column in shown], lines)
+        title = f"## {_inert(table.section.title)}"
+        parts.append("\n\n".join([title, _inert(table.note), grid]))
     parts += [_inert(NOTE), CAVEAT]
     if orders.rows:
         lines = [[_inert(str(value)) for value in row.values()] for row in orders.rows]
@@ -83,13 +95,14 @@ def _marked(cell: Cell) -> str:
 
 
 def _inert(text: str) -> str:
-    """What Markdown would read as markup, escaped."""
-    return "".join(f"\\{letter}" if letter in "\\|*`<>" else letter for letter in text)
+    """What Markdown would read as markup or as an address, escaped."""
+    escaped = "".join(f"\\{letter}" if letter in "\\|*`<>[]#~" else letter for letter in text)
+    return escaped.replace("://", ":\\/\\/").replace("www.", "www\\.")
 
 
 ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 ESCAPES |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
-ESCAPES |= {"±": r"$\pm$"}
+ESCAPES |= {"±": r"$\pm$", "†": r"$\dagger$"}
 ESCAPES |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
 
@@ -117,9 +130,12 @@ def _latex_table(table: Table) -> str:
             _latex_number(of(quantity)(row), quantity, ranks[quantity.name].get(place))
             for quantity in table.metrics
         ]
-        lines.append([_escaped(row.method), *told, str(row.seeds), *numbers])
+        mark = r"$^\dagger$" if row.other_code else ""
+        lines.append([_escaped(row.method) + mark, *told, str(row.seeds), *numbers])
     shape = "l" * (1 + options) + "r" * (1 + len(ranks))
     spread = r"in percent: mean $\pm$ standard deviation over $n$ seeds."
+    unlike = any(row.other_code for row in table.rows)
+    spread += r" $^\dagger$: its runs were made by different code." if unlike else ""
     return _booktabs(f"{_escaped(table.section.title)}, {spread}", shape, heads, lines)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cl_bench.config import leaves
 from cl_bench.disparity import DISPARITIES, disparities, identities
 from cl_bench.present import percent
+from cl_bench.record import Records
 from cl_bench.report.configs import told, varied
 from cl_bench.report.rows import Record, runs
 from cl_bench.report.statistics import Summary
@@ -38,13 +38,13 @@ class OrderTable:
 NONE = OrderTable([], "")
 
 
-def orders(root: Path) -> OrderTable:
+def orders(records: Records) -> OrderTable:
     """AOPD and MOPD in percentage points, of tasks by identity; on test images.
 
     An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike.
     """
     found: dict[tuple[str, str, str], dict[str, dict[str, list[Record]]]] = {}
-    for (*names, split), record in runs(root):
+    for (*names, split), record in runs(records):
         if split == "test":
             config = leaves(record["config"])
             order = str(config.pop("scenario.order", None))

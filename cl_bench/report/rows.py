@@ -6,13 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from cl_bench.config import Leaves, leaves
-from cl_bench.record import records
-from cl_bench.report.configs import resolved, short, shown, told, varied
+from cl_bench.record import Records
+from cl_bench.report.configs import resolved, short, shown, told, varied, visible
 
 Record = dict[str, Any]
 STREAM = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")  # what all rivals share
@@ -125,6 +124,19 @@ class Row:
         return len({run["seed"] for run in self.runs})
 
     @property
+    def other_code(self) -> str:
+        """Where its runs were made by different code, the modules that differ; else nothing."""
+        codes = [run.get("code") or {} for run in self.runs]
+        parts = any("parts" in code for code in codes)
+        if len({code.get("sha256") for code in codes}) < 2 and not parts:
+            return ""
+        files = [code.get("files") or {} for code in codes]
+        names = sorted({name for own in files for name in own})
+        unlike = [n for n in names if len({str(own.get(n)) for own in files}) > 1]
+        more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
+        return ", ".join(unlike[:3]) + more or "within a run"
+
+    @property
     def config(self) -> Leaves:
         """What its runs have in common, but the seed."""
         configs = [leaves(run["config"]) for run in self.runs]
@@ -146,18 +158,22 @@ class Row:
         return {seed: mean(v for v in values if v is not None) for seed, values in whole.items()}
 
 
-def runs(root: Path) -> list[tuple[tuple[str, str, str, str], Record]]:
-    """Dataset, scenario, method, split and record of every finished run; of copies, one."""
-    found: dict[tuple[Any, ...], tuple[tuple[str, str, str, str], Record]] = {}
-    for folder, record in records(root.resolve()):
-        dataset, scenario, method = folder.parts[-5:-2]
-        split = (record["config"].get("evaluation") or {}).get("split", "test")
-        place = (dataset, scenario, method, split)
-        found.setdefault((*place, record["hash"], record["seed"]), (place, record))
-    return list(found.values())
+def runs(found: Records) -> list[tuple[tuple[str, str, str, str], Record]]:
+    """Dataset, scenario, method, split and record of every finished run; of copies, one.
+
+    Names come from the record, not from the folder that it lies in.
+    """
+    every: dict[tuple[Any, ...], tuple[tuple[str, str, str, str], Record]] = {}
+    for _, content in found.runs:
+        record = visible(content)
+        labels = record["labels"]
+        split = str(leaves(record["config"]).get("evaluation.split", "test"))
+        place = (labels["dataset"], labels["scenario"], labels["method"], split)
+        every.setdefault((*place, record["hash"], record["seed"]), (place, record))
+    return list(every.values())
 
 
-def gather(root: Path, by: Sequence[str] = ()) -> list[Row]:
+def gather(found: Records, by: Sequence[str] = ()) -> list[Row]:
     """The rows of all finished runs, a section after the other.
 
     Without `by` a row is one config and its seeds, and `differs` tells its config from those of
@@ -166,7 +182,7 @@ def gather(root: Path, by: Sequence[str] = ()) -> list[Row]:
     `method.curvature._target_`), and `differs` also says over which values it averages.
     """
     places: dict[tuple[str, str, str], list[tuple[str, Record]]] = defaultdict(list)
-    for (dataset, scenario, method, split), record in runs(root):
+    for (dataset, scenario, method, split), record in runs(found):
         places[dataset, scenario, split].append((method, record))
     known = {k for own in places.values() for _, run in own for k in leaves(run["config"])}
     by = [resolved(key, known) for key in by]

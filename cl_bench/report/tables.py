@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from cl_bench.report.configs import told
 from cl_bench.report.published import Beside, beside
 from cl_bench.report.rows import COSTS, HINTS, METRICS, Quantity, Row, Section, common
-from cl_bench.report.statistics import Summary, paired, summary
+from cl_bench.report.statistics import METHOD, Summary, paired, summary
 from cl_bench.types import UserError
 
+MARK = "†"  # of a row whose runs were made by different code
 UPPER = ("joint",)  # no rivals: never the best
 ACC = METRICS[0]
 NOTE = (
@@ -100,10 +101,10 @@ def columns(table: Table) -> list[Column]:
         found.append(Column(quantity.name, _measured(table, quantity), hint))
         if quantity is ACC:
             cells = [_interval(row) for row in rows]
-            found.append(Column("95 % interval", cells, "of ACC, from three seeds on"))
+            found.append(Column(METHOD, cells, "of ACC, from two seeds on"))
             if table.baseline is not None:
                 cells = [_gain(table.gain(row)) for row in rows]
-                hint = "ACC, paired by equal seeds, with its 95 % interval"
+                hint = f"ACC, paired by equal seeds, with its {METHOD}"
                 found.append(Column(f"over {table.baseline.method}", cells, hint))
     for quantity in table.costs:
         cells = [_cost(quantity, row) for row in rows]
@@ -115,7 +116,8 @@ def columns(table: Table) -> list[Column]:
 
 def _named(row: Row) -> Cell:
     own = [key for key in row.config if key.startswith("method.") and not key.endswith("_partial_")]
-    return Cell(row.method, row.method, hint=told(row.config, own))
+    mark = f" {MARK}" if row.other_code else ""
+    return Cell(row.method + mark, row.method, hint=told(row.config, own))
 
 
 def _words(text: str) -> Cell:
@@ -177,6 +179,10 @@ def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
     starred = any(fit.other for fit in others if fit.figure.metric == ACC.name)
     parts += ["*: of another protocol."] if starred else []
     parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []
+    unlike = sorted({row.other_code for row in rows} - {""})
+    parts += (
+        [f"{MARK}: its runs were made by different code ({'; '.join(unlike)})."] if unlike else []
+    )
     note = " ".join(parts)
     return Table(section, rows, fits[0] if len(fits) == 1 else None, others, note)
 

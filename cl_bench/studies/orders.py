@@ -20,9 +20,9 @@ class Orders(Study):
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         cells: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-        for folder, record in found:
+        for _, record in found:
             order = str(at(record["config"], "scenario.order"))
-            method = folder.parts[-3]  # .../<method>/<config hash>/seed<k>
+            method = record["labels"]["method"]
             cells[f"{method} {self.label(record)}".rstrip()][order].append(record)
         rows = [self._row(name, cells[name]) for name in sorted(cells)]
         most = max(row["orders"] for row in rows)

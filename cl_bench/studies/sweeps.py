@@ -16,7 +16,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from cl_bench.record import records
+from cl_bench import files
+from cl_bench.record import read_all
 from cl_bench.studies.page import Page
 from cl_bench.types import UserError
 
@@ -31,8 +32,11 @@ class Study(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write the page; nothing where no run was finished."""
-        folder = Path(config.output_dir)
-        found = list(records(folder))
+        folder = files.absolute(config.output_dir)
+        read = read_all(folder)
+        found = read.runs
+        for line in read.damaged:
+            print(f"left out: {line}", file=sys.stderr)
         try:
             if found:
                 print(self.page(found).write(folder) + f"files: {folder.resolve()}")
