@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from records import write
 
 from cl_bench import config, tune, tuned
 from cl_bench.search import Axis, Search, Trial
@@ -61,6 +63,9 @@ WRONG = [
     ([GRID, "method=ewc", "first=0"], "first=0: must be an integer, at least 1"),
     ([GRID, "method=ewc", "seeds=a"], "seeds=a: must be an integer, at least 0"),
     ([GRID, "method=ewc", "evaluation.split=test"], "evaluation.split: the search sets it itself"),
+    (["grid=optimizer.lr=0.1,1 optimizer.lr=2,3"], "optimizer.lr stands in it twice"),
+    (["grid=optimizer.lr=0.1,0.1"], "optimizer.lr has a value twice: 0.1, 0.1"),
+    ([GRID, "method=ewc", "seeds=0,0"], "seeds=0,0: each seed counts once"),
     (["grid=curvature=kfac,full"], "curvature is a group; search once for each of its options"),
     (["grid=method.strength=-1,1", "method=ewc"], "method.strength=-1: must be at least 0"),
 ]
@@ -170,5 +175,91 @@ def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     search = Search.of(arguments)
     trials = tune.enumerated(search, lambda trial: None)
     assert trials[0].accuracies[0] > 0.2 and trials[0].error is None
-    assert trials[1].error is not None and "the loss is" in trials[1].error
+    assert trials[1].error == "diverged"
     assert trials[1].score == -math.inf
+
+
+class Runs:
+    """Processes that answer as they are told, one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, str, str]) -> None:
+        self.answers, self.count = list(answers), 0
+        monkeypatch.setattr(tune, "subprocess", SimpleNamespace(run=self))
+        monkeypatch.setattr(tune, "time", SimpleNamespace(sleep=lambda _: None))
+
+    def __call__(self, command: list[str], **_: Any) -> Any:
+        self.count += 1
+        code, out, err = self.answers.pop(0)
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+
+DIVERGED = (2, "", "error: training diverged in task 0: the loss is nan at step 6; lower it\n")
+LOCKED = (2, "", "error: /x/seed0: another process is at this run\n")
+FAILURES = {
+    "a traceback": (1, "", "ValueError: a bug\n"),
+    "killed": (-9, "", ""),
+    "a full disk": (2, "", "error: /x/metrics.jsonl: No space left on device; the last\n"),
+    "no record": (0, "files: /nowhere\n", ""),
+}
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> tuple[int, str, str]:
+    """The answer of a run that went well."""
+    write(tmp_path, "ewc", "a", (0.5,))
+    return 0, f"files: {next(tmp_path.rglob('record.json')).parent}\n", ""
+
+
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tune, "CONF", str(tmp_path / "conf"))
+    words = ["tune", "method=ewc", "grid=optimizer.lr=0.1,1"]
+    monkeypatch.setattr(sys, "argv", words)
+    return tmp_path / "conf/tuned_values/pmnist5k/data/ewc.yaml"
+
+
+def test_a_locked_run_is_waited_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[int, str, str],
+) -> None:
+    file, runs = asked(tmp_path, monkeypatch), Runs(monkeypatch, LOCKED, LOCKED, done, done)
+    tune.main()
+    assert runs.count == 4 and file.is_file()
+    said = capsys.readouterr().err
+    assert said.count("/x/seed0: another process is at this run: waiting for it") == 1
+
+
+def test_a_point_that_diverged_is_no_evidence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[int, str, str],
+) -> None:
+    file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, DIVERGED, done)
+    tune.main()
+    assert "training diverged at 1 of 2 points, which are no evidence" in capsys.readouterr().out
+    found = OmegaConf.to_object(OmegaConf.load(file))
+    assert found["values"] == {"optimizer.lr": 1}  # type: ignore[index,call-overload]
+    assert found["evidence"]["trials"][1]["ACC"] == "diverged"  # type: ignore[index,call-overload]
+
+
+def test_where_all_diverge_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, DIVERGED, DIVERGED)
+    with pytest.raises(UserError, match="diverged at all 2 points: nothing was written"):
+        tune.main()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_another_failure_stops_the_search(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: tuple[int, str, str]
+) -> None:
+    """It says nothing of the point: better values may be there."""
+    file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, done, FAILURES[kind])
+    with pytest.raises(UserError, match="nothing was written, the same command goes on") as caught:
+        tune.main()
+    assert "\n" not in str(caught.value) and "optimizer.lr=1" in str(caught.value)
+    assert not file.exists()
