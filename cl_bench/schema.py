@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import isfinite
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
 from annotated_types import Ge
 from hydra.utils import get_object
@@ -45,7 +45,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "seed": Seed,
     "output_dir": Text,
     "data_dir": Text,
-    "cache_dir": Text | None,
+    "cache_dir": Optional[Text],  # noqa: UP045
     "log_every": Count,
     "save_every": Annotated[float, Ge(1)],
     "force": bool,
@@ -205,7 +205,8 @@ def plain(hint: Any) -> Any:
         return Union[tuple(kept)] if kept else None  # noqa: UP007
     if origin in (list, Sequence, tuple, dict):
         own = [arg if arg is Ellipsis else plain(arg) for arg in args]
-        return None if None in own else origin[tuple(own)]
+        generic: Any = origin
+        return None if None in own else generic[tuple(own)]
     return None
 
 
