@@ -284,7 +284,7 @@ HYDRA = [
     ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
     ("experiment/halrp=orders", "experiment/halrp=<option> is typed experiment=halrp/<option>"),
     ("model=nope/x", "model=nope/x: no such model; there are alexnet"),
-    ("method.x=a b^c", "method.x=a b^c: no <key>=<value>, each an argument of its own, Lexer"),
+    ("method.x=a b^c", "is quoted twice, \"method.x='a b^c'\""),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such hydra/launcher; there are cores"),
 ]
 
