@@ -69,8 +69,5 @@ def test_what_is_said(words: tuple[str, ...], line: str) -> None:
 
 def test_an_empty_sweep_is_no_success(tmp_path: Path) -> None:
     code, out, err = finished(command("-m", "seed=range(1,0)", where=tmp_path))
-    assert (
-        code == 2
-        and out == ""
-        and err == ("error: this sweep has no jobs: one of its keys has no values\n")
-    )
+    assert code == 2 and "Launching 0 jobs" in out
+    assert err == "error: this sweep has no jobs: one of its keys has no values\n"
