@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench import combinations, files, interfaces
 from cl_bench.models.pretrained import identity
-from cl_bench.schema import PLAIN, at, check_keys, check_node, check_type, is_real, reals
+from cl_bench.option_types import is_real
+from cl_bench.schema import PLAIN, at, check_keys, check_node, check_type, reals
 from cl_bench.types import UserError
 
 HERE = Path(__file__).parent

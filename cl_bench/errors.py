@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from typing import NoReturn
 
 from cl_bench import hydra_errors
 from cl_bench.runtime import StopRun
@@ -42,6 +44,13 @@ def _of_machine(error: BaseException) -> str | None:
             "evaluation.batch_size, or fewer jobs at once"
         )
     return None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists the options\n")
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:

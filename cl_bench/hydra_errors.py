@@ -101,8 +101,8 @@ def _unparsed(override: str, said: str) -> str:
         return f"{override}: no <key>=<value>, each an argument of its own, {said}"
     quoted = value.strip("'\"").replace("'", "\\'")
     return (
-        f"{override}: no <key>=<value>, each an argument of its own, {said}: a value with one of "
-        f"~ ( ) [ ] {{ }} , : = or with spaces or letters beyond ASCII is quoted twice, "
+        f"{override}: no <key>=<value>, each an argument of its own: a value with one of "
+        "~ ( ) [ ] { } , : = ^ or with spaces or letters beyond ASCII is quoted twice, "
         f"\"{key}='{quoted}'\""
     )
 

@@ -102,7 +102,7 @@ def find(
     start = Start(folder, identity, code)
     try:
         saved = checkpoint.load(folder.checkpoint, device, identity)
-        kept(folder.metrics, saved and saved.get("journal"))
+        kept(folder.metrics, None if saved is None else saved.get("journal"))
     except UserError:
         if not force:
             raise

@@ -1,25 +1,22 @@
 """The schema of a config: each `_target_`'s signature says which keys a node has, of which values.
 
-Types and bounds stand in the constructor (`bounds`), and pydantic checks values against them. What
-a group's target must be able to do stands in `interfaces`. Nothing here loads data.
+Types and bounds stand in the constructor (`bounds`); `option_types` checks values against them.
+What a group's target must be able to do stands in `interfaces`. Nothing here loads data.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable
 from math import isfinite
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Optional
 
 from annotated_types import Ge
 from hydra.utils import get_object
-from pydantic import TypeAdapter, ValidationError
 
+from cl_bench import option_types
 from cl_bench.bounds import Count, NonNegative, Seed, Text
 from cl_bench.models.prepare import PREPARED
 from cl_bench.types import UserError
@@ -45,7 +42,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "seed": Seed,
     "output_dir": Text,
     "data_dir": Text,
-    "cache_dir": Text | None,
+    "cache_dir": Optional[Text],  # noqa: UP045
     "log_every": Count,
     "save_every": Annotated[float, Ge(1)],
     "force": bool,
@@ -59,8 +56,6 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # a wrong target is told here, once
-SCALARS = (int, float, bool, str, NoneType)
-WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
 def at(plain: dict[str, Any], key: str) -> Any:
@@ -80,7 +75,7 @@ def check_keys(key: str, node: dict[str, Any], known: list[str]) -> None:
         if name not in known:
             raise UserError(f"{where}{name}: no such key; there are {', '.join(known)}")
     for name in known:
-        if node.get(name) is None and not _accepts(PLAIN.get(f"{where}{name}"), None):
+        if node.get(name) is None and not option_types.accepts(PLAIN.get(f"{where}{name}"), None):
             raise UserError(f"{where}{name}: missing")
 
 
@@ -161,9 +156,9 @@ def check_type(key: str, value: Any, hint: Any) -> None:
     """UserError where a config's value does not fit what is written in a signature."""
     numbers = value if isinstance(value, list) else [value]
     infinite = any(isinstance(n, float) and not isfinite(n) for n in numbers)
-    if infinite and (is_real(hint) or "number" in spelled(hint)):
+    if infinite and (option_types.is_real(hint) or "number" in option_types.spelled(hint)):
         raise UserError(f"{key}={value}: must be finite")
-    told = fault(value, hint)
+    told = option_types.fault(value, hint)
     if told is None:
         return
     group = key.rpartition(".")[2]
@@ -172,116 +167,7 @@ def check_type(key: str, value: Any, hint: Any) -> None:
     raise UserError(f"{key}={value}: must be {told}")
 
 
-def fault(value: Any, hint: Any) -> str | None:
-    """What a value must be and is not, in words; None: it may go where `hint` is written.
-
-    A node that makes an object may go wherever an object is asked for. An integer may go for a
-    number with a fraction, and a list for a tuple of its length.
-    """
-    own = plain(hint)
-    if isinstance(value, dict) and "_target_" in value:
-        objects = hint is Any or own != hint
-        return None if objects else spelled(hint)
-    if own is None:
-        return f"a node with a _target_ that makes {spelled(hint)}"
-    try:
-        _adapter(own).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        bounds = [found for e in error.errors() if (found := _bound(own, e)) is not None]
-        return bounds[0] if bounds else spelled(own)
-    return None
-
-
-def plain(hint: Any) -> Any:
-    """What of a type a config can say in plain values; None: only a node with a `_target_` can."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or hint in SCALARS or origin is Literal:
-        return hint
-    if origin is Annotated:
-        inner = plain(args[0])
-        return None if inner is None else Annotated[inner, *args[1:]]
-    if origin in (Union, UnionType):
-        kept = [own for arg in args if (own := plain(arg)) is not None]
-        return Union[tuple(kept)] if kept else None  # noqa: UP007
-    if origin in (list, Sequence, tuple, dict):
-        own = [arg if arg is Ellipsis else plain(arg) for arg in args]
-        return None if None in own else origin[tuple(own)]
-    return None
-
-
-def _adapter(hint: Any) -> TypeAdapter:
-    try:
-        return _cached_adapter(hint)
-    except TypeError:  # an annotation that cannot be hashed
-        return TypeAdapter(hint)
-
-
-@cache
-def _cached_adapter(hint: Any) -> TypeAdapter:
-    return TypeAdapter(hint)
-
-
-def _accepts(hint: Any, value: Any) -> bool:
-    return hint is not None and fault(value, hint) is None
-
-
-def _bound(hint: Any, error: Any) -> str | None:
-    """The bounds that a number is outside of, in words; None where its type is another one."""
-    kinds = ("greater_than", "less_than", "too_short", "pattern")
-    if not any(kind in error["type"] for kind in kinds):
-        return None
-    return next((told for told in map(_spelled_bounds, _annotated(hint)) if told), None)
-
-
-def _annotated(hint: Any) -> Iterator[tuple[Any, ...]]:
-    """The annotations of a type and of those within it."""
-    if typing.get_origin(hint) is Annotated:
-        yield typing.get_args(hint)[1:]
-    if typing.get_origin(hint) is not Literal:
-        for arg in typing.get_args(hint):
-            yield from _annotated(arg)
-
-
-SIDES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-
-
-def _spelled_bounds(annotations: tuple[Any, ...]) -> str:
-    """`at least 0 and below 1`; or what the annotation says of itself."""
-    for annotation in annotations:
-        if told := getattr(annotation, "description", None):
-            return told
-        if getattr(annotation, "min_length", None):
-            return "a text that is not empty"
-    sides = {s: v for a in annotations for s in SIDES if (v := getattr(a, s, None)) is not None}
-    if sides.keys() == {"ge", "le"}:
-        return f"between {sides['ge']} and {sides['le']}"
-    return " and ".join(f"{SIDES[side]} {value}" for side, value in sides.items())
-
-
 def reals(node: dict[str, Any]) -> list[str]:
     """The options of a node that take a fraction, and no integer of their own."""
     hints = _hints(get_object(node["_target_"]))
-    return [name for name in node if is_real(hints.get(name))]
-
-
-def is_real(hint: Any) -> bool:
-    """Whether an integer becomes a number with a fraction here: 1 and 1.0 are one value."""
-    args = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = [typing.get_args(a)[0] if typing.get_origin(a) is Annotated else a for a in args]
-    return float in kinds and int not in kinds
-
-
-def spelled(hint: Any) -> str:
-    """A type in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return spelled(args[0])
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (Union, UnionType):
-        return " or ".join(spelled(arg) for arg in args)
-    if origin is tuple:
-        return f"a list of {len(args)} values, each {spelled(args[0])}"
-    if origin in (list, Sequence):
-        return "a list of " + spelled(args[0])
-    return WORDS.get(hint, "null" if hint is NoneType else getattr(hint, "__name__", str(hint)))
+    return [name for name in node if option_types.is_real(hints.get(name))]

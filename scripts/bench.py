@@ -29,7 +29,15 @@ from bench_online import online
 from contenders import Bare, Contender, composed, rounds
 
 from cl_bench import checkpoint
+from cl_bench.errors import Parser
 from cl_bench.types import Task
+
+
+def positive(text: str) -> int:
+    """An argument that counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be an integer, at least 1")
+    return int(text)
 
 
 def training(overrides: list[str], tasks: int, compiled: bool) -> None:
@@ -91,9 +99,9 @@ def process(overrides: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The framework's cost")
+    parser = Parser(description="The framework's cost")
     parser.add_argument("overrides", nargs="*", help="as for cl_bench.run")
-    parser.add_argument("--tasks", type=int, default=10, help="rounds")
+    parser.add_argument("--tasks", type=positive, default=10, help="rounds")
     parser.add_argument("--no-compile", action="store_true", help="skip runtime.compile=true")
     parser.add_argument("--no-process", action="store_true", help="skip the whole process")
     parser.add_argument("--curvature", action="store_true", help="curvature and penalties instead")

@@ -10,7 +10,6 @@ The same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from cl_bench import checkpoint, config
+from cl_bench.errors import Parser
 from cl_bench.execution import Plan
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.parts import make_method, make_stream
@@ -38,7 +38,7 @@ SHAPED = ("_target_", "width", "hidden", "activation")  # what a backbone needs 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = Parser(usage=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--half", action="store_true", help="in half precision")
     asked, overrides = parser.parse_known_args()

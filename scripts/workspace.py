@@ -6,9 +6,10 @@ matrices. Needs a wandb key, and wandb-workspaces (pip install -e ".[workspace]"
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
+
+from cl_bench.errors import Parser
 
 try:
     import wandb_workspaces.reports.v2 as panels
@@ -72,7 +73,7 @@ def view(entity: str, project: str) -> workspaces.Workspace:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Saves a wandb view that compares methods")
+    parser = Parser(description="Saves a wandb view that compares methods")
     parser.add_argument("entity")
     parser.add_argument("project", nargs="?", default="cl_bench")
     parser.add_argument("--show", action="store_true", help="print it as JSON; save nothing")

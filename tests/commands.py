@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,8 @@ def commands() -> list[Command]:
     found += [(f"{group}={value}",) for group in GROUPS for value in ("null", "nope", "5", "[1]")]
     found += [(f"~{group}",) for group in GROUPS]
     for base in BASES:
-        keys = [key for key, _ in _leaves(OmegaConf.to_container(composed(base)), "")]
+        whole: Any = OmegaConf.to_container(composed(base))
+        keys = [key for key, _ in config._leaves(whole, "")]
         keys = [key for key in keys if not key.endswith("_target_") and not key.startswith("tuned")]
         for key in rng.sample(keys, min(len(keys), 18)):
             found.append((*base, f"{key}={rng.choice(WRONG)}"))
@@ -105,15 +105,6 @@ def commands() -> list[Command]:
 
 def _options(group: str) -> list[str]:
     return sorted(p.stem for p in (config.CONF / group).glob("*.yaml"))
-
-
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        path = f"{key}.{name}" if key else name
-        if isinstance(value, dict):
-            yield from _leaves(value, path)
-        else:
-            yield path, value
 
 
 def _typo(key: str, rng: random.Random) -> str:

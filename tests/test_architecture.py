@@ -11,7 +11,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "cl_bench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a file imports from its own layer's left, or from its own folder where listed
-    {"types", "files", "escape", "metrics", "optim", "proximal"},
+    {"types", "bounds", "files", "escape", "metrics", "optim", "proximal"},
     {"flat", "criteria", "buffer", "data", "models"},
     {"chain", "backward", "lowrank"},
     {"learner", "inner"},
@@ -31,6 +31,11 @@ LAYERS = [  # a file imports from its own layer's left, or from its own folder w
         "tracking",
         "present",
         "schema",
+        "option_types",
+        "interfaces",
+        "size",
+        "hydra_errors",
+        "errors",
         "combinations",
         "config",
         "parts",
@@ -56,6 +61,9 @@ ONLY = {  # a foreign package and the files that may import it
         "config",
         "combinations",
         "schema",
+        "hydra_errors",
+        "interfaces",
+        "size",
         "studies/sweeps",
         "axis",
         "search",
@@ -63,6 +71,8 @@ ONLY = {  # a foreign package and the files that may import it
         "list",
     },
     "omegaconf": {
+        "hydra_errors",
+        "size",
         "failures",
         "run",
         "execution",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import reference as ref
@@ -357,6 +357,8 @@ def test_tkfac_is_exact_for_one_sample_and_one_root() -> None:
 
 class OneRoot:
     """A criterion whose Hessian has rank one."""
+
+    squared: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, y: Tensor, live: Any) -> Tensor:
         return logits.sum(-1)

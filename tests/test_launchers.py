@@ -94,6 +94,25 @@ def test_a_killed_sweep_goes_on(launcher: str, straight: dict[str, Any], tmp_pat
     assert records(where) == straight
 
 
+def test_workers_end_with_their_command(tmp_path: Path) -> None:
+    """kill -9 on the parent alone: its workers write a checkpoint and end; none waits for work."""
+    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("hydra-joblib-launcher is not installed")
+    where = tmp_path / "outputs"
+    sweep = [word for word in SWEEP if not word.startswith("method=")]
+    long = (*sweep, "method=er", "schedule.epochs=500", "hydra/launcher=cores", *OWN["cores"])
+    process = command(*long, where=where)
+    rows = "metrics.jsonl"
+    until(lambda: len([f for f in where.rglob(rows) if f.stat().st_size]) == 2, "two runs' rows")
+    workers = running(where)
+    assert len(workers) == 2 and process.pid not in workers
+    os.kill(process.pid, signal.SIGKILL)
+    finished(process)
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "their end")
+    states = [json.loads(file.read_text())["state"] for file in where.rglob("status.json")]
+    assert states == ["stopped"] * 2 and len(list(where.rglob("checkpoint.pt"))) == 2
+
+
 def test_a_preempted_job_is_queued_again(straight: dict[str, Any], tmp_path: Path) -> None:
     """SIGUSR2, as SLURM sends it: a checkpoint, a requeue, the record of a straight run."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

@@ -37,13 +37,19 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(copy: Path, *overrides: str) -> list[dict[str, Any]]:
     """The records of `python -m cl_bench.run -m ...` there."""
+    return told(copy, *overrides)[1]
+
+
+def told(copy: Path, *overrides: str) -> tuple[str, list[dict[str, Any]]]:
+    """What the command prints, and the records that it names."""
     small = ("dataset.tasks=2", "dataset.train_per_task=200", "tracking=none", "runtime.threads=1")
     command = [sys.executable, "-m", "cl_bench.run", "-m", *small, *overrides]
     here = {"PYTHONPATH": str(copy), "CL_BENCH_DATA": str(copy / "cache")}
     done = subprocess.run(command, cwd=copy, env=os.environ | here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folders = re.findall(r"files: (\S+)", done.stdout)
-    return [json.loads((copy / folder / "record.json").read_text()) for folder in folders]
+    found = [json.loads((copy / folder / "record.json").read_text()) for folder in folders]
+    return done.stdout, found
 
 
 def test_the_example_method_runs_and_does_what_it_says(copy: Path) -> None:
@@ -53,6 +59,25 @@ def test_the_example_method_runs_and_does_what_it_says(copy: Path) -> None:
     assert anchor["theta_sha256"] == plain["theta_sha256"]
     assert pulled["theta_sha256"] != anchor["theta_sha256"]
     assert pulled["metrics"] == pytest.approx(other["metrics"], abs=0.01, nan_ok=True)
+
+
+def test_an_edited_method_is_other_code(copy: Path) -> None:
+    """A sign is flipped in a file that git does not know: its old result is no longer its own."""
+    file = copy / "cl_bench/methods/anchor.py"
+    text = file.read_text()
+    words = ("method=anchor", "method.strength=0.3")
+    (before,) = ran(copy, *words)
+    assert "cl_bench.methods.anchor" in before["code"]["files"]
+    file.write_text(text.replace("alpha=self.strength", "alpha=-self.strength"))
+    try:
+        out, (shown,) = told(copy, *words)
+        assert shown == before
+        assert "done before by other code (cl_bench.methods.anchor differs), not repeated" in out
+        (after,) = ran(copy, *words, "code_changed=repeat")
+        assert after["theta_sha256"] != before["theta_sha256"]
+        assert after["code"]["sha256"] != before["code"]["sha256"]
+    finally:
+        file.write_text(text)
 
 
 def test_every_command_composes() -> None:

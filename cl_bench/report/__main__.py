@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 from cl_bench import files
+from cl_bench.errors import Parser
 from cl_bench.escape import visible
 from cl_bench.record import Records, read_all
 from cl_bench.report import forms
@@ -21,7 +21,7 @@ from cl_bench.types import UserError
 
 def main() -> None:
     """Exit code 2 and one line where the folder or an option is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cl_bench.report",
         description="Compares the finished runs below a folder: report.html, .md, .csv and .tex",
     )
