@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 from cl_bench import config, source_code
+from cl_bench.escape import visible
 from cl_bench.files import DamagedError
 from cl_bench.folder import BUSY
 from cl_bench.record import RunRecord, load
@@ -112,7 +113,7 @@ def _run(overrides: list[str], processes: Processes) -> RunRecord | None:
         said = _error(err)
         if code == 2 and said.endswith(BUSY):
             if not told:
-                print(f"{said}: waiting for it", file=sys.stderr)
+                print(visible(f"{said}: waiting for it"), file=sys.stderr)
             told = True
             processes.wait()
         elif code == 2 and said.startswith(f"training {DIVERGED} in task "):

@@ -26,6 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cl_bench import files, source_code, tuned
+from cl_bench.escape import visible
 from cl_bench.run import CONF, cli
 from cl_bench.search import Search, Trial, choices, composed
 from cl_bench.trials import Processes, code_now, enumerated, tried
@@ -107,7 +108,8 @@ def main() -> None:
         raise UserError(f"training {DIVERGED} at all {lost} points: nothing was written")
     if lost:
         print(f"training {DIVERGED} at {lost} of {len(trials)} points, which are no evidence")
-    print(f"best: {best.row()}\nfiles: {write(search, trials, best)} (used with tuned=true)")
+    print(f"best: {best.row()}")
+    print(visible(f"files: {write(search, trials, best)} (used with tuned=true)"))
 
 
 if __name__ == "__main__":

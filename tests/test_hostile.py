@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from records import some, write
 
-from cl_bench import escape
+from cl_bench import errors, escape
 from cl_bench.record import read_all
 from cl_bench.report import __main__ as report
 from cl_bench.report import forms
@@ -158,10 +158,9 @@ def test_labels_are_text_in_every_file(tmp_path: Path, capsys: pytest.CaptureFix
     for place, label in enumerate(LABELS):
         write(root, "er", f"a{place}", (0.5, 0.6), method__odd=label)
         for file in root.rglob(f"a{place}/seed*/record.json"):
-            alone = place >= 14  # a section of its own
-            place_of_all = {"dataset": "".join(LABELS), "scenario": "data"}
-            own = dict.fromkeys(("dataset", "scenario"), label) if alone else place_of_all
-            changed(file, "labels", {**own, "method": label})
+            labels = {"dataset": "".join(LABELS), "scenario": "data", "method": label}
+            alone = dict.fromkeys(labels, label)  # a section of its own
+            changed(file, "labels", alone if place >= 14 else labels)
     report.write(root, [], None, root)
     made = {file.suffix: file.read_bytes().decode() for file in root.glob("report.*")}
     assert {".html", ".md", ".csv", ".tex"} == made.keys()
@@ -193,6 +192,11 @@ def test_markdown_and_cells() -> None:
         *("-", "'-1", "'=a", "' =a", -1, "a")
     ]
     assert escape.visible({"\x1b": ["a\nb", 1]}) == {"\\x1b": ["a\\nb", 1]}
+
+
+def test_an_error_is_one_line_whatever_it_names() -> None:
+    error = UserError("/tmp/a\nb\x1b[31m: is a directory")
+    assert errors.explain(error) == r"/tmp/a\nb\x1b[31m: is a directory"
 
 
 def test_a_studys_page_escapes_what_records_say(tmp_path: Path) -> None:
