@@ -11,7 +11,10 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(1)]
-Size = Annotated[int, Ge(1), Le(65_536)]  # of a layer, a kernel, an image's side
+Size = Annotated[int, Ge(1), Le(65_536)]  # of a layer, a kernel
+Pixels = Annotated[int, Ge(1), Le(2048)]  # of an image's side
+Padding = Annotated[int, Ge(0), Le(2048)]
+Tasks = Annotated[int, Ge(1), Le(10_000)]
 Index = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]

@@ -11,7 +11,7 @@ from torch import nn
 from cl_bench import size
 from cl_bench.curvature import penalty
 from cl_bench.curvature.penalty import path_of
-from cl_bench.data import published
+from cl_bench.data import check as data
 from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 from cl_bench.types import UserError
@@ -78,7 +78,7 @@ def _try_optimizer(optimizer: dict[str, Any]) -> None:
 
 
 def _check_data(plain: dict[str, Any]) -> None:
-    published.check(plain)
+    data.check(plain)
     scenario, split = plain["scenario"]["name"], plain["dataset"]["split"]
     serves = get_object(plain["method"]["_target_"]).scenarios
     if scenario not in serves:

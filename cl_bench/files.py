@@ -61,6 +61,7 @@ def fresh_path(path: Path) -> Iterator[Path]:
     """
     fresh = path.with_name(f".{path.name}.tmp")
     try:
+        fresh.unlink(missing_ok=True)  # left by a process that was killed, or a named pipe
         yield fresh
         with fresh.open("rb") as written:
             os.fsync(written.fileno())

@@ -10,7 +10,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from cl_bench.data.published import shape_and_classes
+from cl_bench.data.check import shape_and_classes
 from cl_bench.models.prepare import PREPARED
 from cl_bench.types import UserError
 

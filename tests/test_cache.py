@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cl_bench.data import cache
+from cl_bench.data import cache, origin, prepared
 from cl_bench.data.arrays import TENSORS, Source, digest, sealed
-from cl_bench.data.cache import Origin, Wanted, cache_file, cached
+from cl_bench.data.cache import Wanted, cached
+from cl_bench.data.origin import Origin
 from cl_bench.types import UserError
 
 
@@ -21,7 +22,7 @@ class Toy:
 
     def __init__(self, home: Path) -> None:
         self.home, self.place, self.reads = home, home / "toy.bin", 0
-        self.file = cache_file(home / "cache", "toy")
+        self.file = home / "cache" / "toy.safetensors"
         self.place.write_bytes(b"\x07")
 
     def read(self) -> Source:
@@ -31,13 +32,12 @@ class Toy:
         test = x[:2].clone(), y[:2].clone()
         return sealed("toy", (x, y), test, ("cat", "dog"), (1, 0), {"order": "any"})
 
-    def find(self) -> Origin | None:
-        found = Origin(self.place, "one file", (self.place,), self.read)
-        return found if self.place.exists() else None
+    def wanted(self, key: str = "toy") -> Wanted:
+        origins = (Origin(self.place, "one file", self.read, (self.place,)),)
+        return Wanted(key, "toy: toy not found", origins, lambda: "no download")
 
     def load(self) -> Source:
-        wanted = Wanted("toy", "toy: toy not found", self.find, lambda: "no download")
-        return cached(self.home, wanted)
+        return cached(self.home, self.wanted())
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_changed_origin(toy: Toy, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_large_origin_is_known_by_its_time(toy: Toy, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cache, "SMALL", 0)
+    monkeypatch.setattr(origin, "SMALL", 0)
     toy.load()
     os.utime(toy.place, ns=(1, 1))
     toy.load()
@@ -134,7 +134,7 @@ def test_another_format_is_rebuilt(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "VERSION", "0")
+        patch.setattr(prepared, "VERSION", "0")
         toy.load()
     toy.load()
     assert toy.reads == 2 and f"{toy.file} has format 0 instead of 1" in capsys.readouterr().err
@@ -142,10 +142,10 @@ def test_another_format_is_rebuilt(
 
 def test_a_file_under_another_key_is_refused(toy: Toy):
     toy.load()
-    toy.file.rename(cache_file(toy.home / "cache", "other"))
-    wanted = Wanted("other", "other not found", lambda: None, lambda: "no download")
+    toy.place.unlink()
+    toy.file.rename(toy.file.with_stem("other"))
     with pytest.raises(UserError, match="does not match its seal"):
-        cached(toy.home, wanted)
+        cached(toy.home, toy.wanted("other"))
 
 
 def shown(folder: Path) -> list[str]:
@@ -170,17 +170,16 @@ def test_failed_write_leaves_the_old_file(toy: Toy, monkeypatch: pytest.MonkeyPa
         file.write_bytes(b"the beginning")
         raise OSError(28, f"No space left on device for {len(metadata)} entries")
 
-    monkeypatch.setattr(cache, "save_file", full)
-    with pytest.raises(UserError, match=r"cannot write the cache .*No space left"):
+    monkeypatch.setattr(prepared, "save_file", full)
+    with pytest.raises(UserError, match=r"toy\.safetensors: cannot write .*No space left"):
         toy.load()
     assert toy.file.read_bytes() == before and shown(toy.file.parent) == ["toy.safetensors"]
 
 
 def test_unwritable_data_dir(toy: Toy):
     blocked = toy.place / "inside a file"
-    wanted = Wanted("toy", "", toy.find, lambda: "")
     with pytest.raises(UserError, match=r"inside a file is not writable .* set cache_dir=<folder>"):
-        cached(blocked, wanted, str(blocked))
+        cached(blocked, toy.wanted(), str(blocked))
     assert toy.reads == 0
 
 
@@ -211,24 +210,47 @@ def test_a_read_only_share_has_its_cache_elsewhere(
 
 
 def test_a_cache_dir_of_its_own(toy: Toy, tmp_path: Path):
-    wanted = Wanted("toy", "", toy.find, lambda: "")
-    cached(toy.home, wanted, str(tmp_path / "fast"))
+    cached(toy.home, toy.wanted(), str(tmp_path / "fast"))
     assert shown(tmp_path / "fast") == ["toy.safetensors"] and not toy.file.exists()
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder"])
-def test_what_is_no_regular_file_is_not_opened(toy: Toy, kind: str):
-    """In place of the cache it is replaced or refused, in place of the origin refused."""
-    toy.file.parent.mkdir()
-    for place in (toy.file, toy.place):
-        place.unlink(missing_ok=True)
-        os.mkfifo(place) if kind == "fifo" else place.mkdir()
+def put(kind: str, place: Path) -> None:
+    """Something that is no regular file."""
+    place.unlink(missing_ok=True)
     if kind == "fifo":
-        with pytest.raises(UserError, match=r"toy: .*toy\.bin: not a regular file"):
-            toy.load()
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
     else:
-        with pytest.raises((UserError, IsADirectoryError)):
-            toy.load()
+        place.symlink_to(place.parent / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+def test_an_origin_that_is_no_regular_file_is_not_opened(toy: Toy, kind: str):
+    """Nor is it downloaded, which would write to it; a cache that is there serves."""
+    first = toy.load()
+    put(kind, toy.place)
+    assert same(toy.load(), first)
+    toy.file.unlink()
+    with pytest.raises(UserError) as error:
+        toy.load()
+    words = {"fifo": "a named pipe", "folder": "a folder", "link": "a broken link"}[kind]
+    assert str(error.value) == f"toy: toy not found; {toy.place} is {words}, not a file"
+
+
+@pytest.mark.parametrize("name", ["toy.safetensors", ".toy.safetensors.tmp"])
+def test_a_pipe_in_place_of_the_cache_is_replaced(toy: Toy, name: str):
+    toy.file.parent.mkdir()
+    put("fifo", toy.file.with_name(name))
+    first = toy.load()
+    assert same(toy.load(), first) and toy.reads == 1
+    assert shown(toy.file.parent) == ["toy.safetensors"]
+
+
+def test_a_folder_in_place_of_the_cache_is_named(toy: Toy):
+    toy.file.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"toy\.safetensors: cannot write .*directory"):
+        toy.load()
 
 
 def test_digest_sees_dtype_shape_and_bytes():

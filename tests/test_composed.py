@@ -154,9 +154,9 @@ def test_small_images_in_one_shape_and_one_after_the_other(monkeypatch: pytest.M
 
 
 def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
-    assert layouts.find_svhn(tmp_path) is None and layouts.find_cifar10(tmp_path) is None
-    assert layouts.find_omniglot(tmp_path, 8) is None
-    assert layouts.find_tinyimagenet(tmp_path) is None
+    all_of = (layouts.svhn, layouts.cifar10, layouts.tinyimagenet, layouts.mit67)
+    origins = [origin for layout in all_of for origin in layout(tmp_path)]
+    assert not any(origin.complete for origin in (*origins, *layouts.omniglot(tmp_path, 8)))
     with pytest.raises(UserError, match=r"notmnist: not found in .* it has no one address"):
         source.notmnist(str(tmp_path))
 

@@ -122,7 +122,7 @@ BAD = [
     ("seed=-1", "seed=-1: must be at least 0", []),
     ("force=1", "force=1: must be true or false", []),
     ("optimizer.weight_decay=x", "optimizer.weight_decay=x: must be a number", []),
-    ("dataset.tasks=0", "dataset.tasks=0: must be at least 1", []),
+    ("dataset.tasks=0", "dataset.tasks=0: must be between 1 and 10000", []),
     ("dataset.order=up", "must be one of natural, random, superclass, uniform", []),
     ("dataset.transform.mean=0", "dataset.transform.mean=0: must be a list of a number", []),
     ("evaluation.when=later", "must be one of seen, final, all", []),

@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from images import image_folder, paint, refusal, shades
 from PIL import Image
 
 from cl_bench.data import layouts, source
-from cl_bench.data.arrays import Source
-from cl_bench.types import UserError
+from cl_bench.data.origin import fingerprint
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "download", lambda *_: "download failed: not tried in tests")
-
-
-def paint(file: Path, shade: int, size: tuple[int, int] = (8, 8)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade, shade, shade)).save(file)
-
-
-def image_folder(root: Path, classes: str, train: int, test: int) -> None:
-    """Image i of class k has shade 10 k + i in train and 100 more in test."""
-    for k, name in enumerate(classes.split()):
-        for split, count, base in (("train", train, 10 * k), ("test", test, 10 * k + 100)):
-            for i in reversed(range(count)):
-                paint(root / split / name / f"{i}.png", base + i)
-
-
-def shades(x: torch.Tensor) -> list[int]:
-    return x[:, 0, 0, 0].tolist()
-
-
-def refusal(load: Callable[..., Source], *args: str | int) -> str:
-    """The one line that `load(*args)` ends in."""
-    with pytest.raises(UserError) as error:
-        load(*args)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -107,29 +80,91 @@ def test_an_image_overwritten_in_place_is_seen(tmp_path: Path, monkeypatch: pyte
     assert source.mit67(str(tmp_path)).sha256 != before
 
 
+def test_every_image_that_is_read_is_watched(tmp_path: Path):
+    """In each layout: one more byte or another time in one of them is another state."""
+    folder = [f"f/{s}/c/0.png" for s in ("train", "test")]
+    tiny, glot = "tiny-imagenet-200", "omniglot-py"
+    cases = {
+        layouts.any_folder(tmp_path / "f", 8)[0]: folder,
+        layouts.any_folder(tmp_path / "v", 8)[1]: ["v/train/c/0.png", "v/val/c/0.png"],
+        layouts.tinyimagenet(tmp_path)[0]: [
+            f"{tiny}/train/n/images/0.JPEG",
+            f"{tiny}/val/images/v.x",
+        ],
+        layouts.omniglot(tmp_path, 8)[0]: [
+            f"{glot}/images_{half}/Greek/c/0.png" for half in ("background", "evaluation")
+        ],
+        layouts.mit67(tmp_path)[0]: ["mit67/Images/bar/0.any"],
+        layouts.miniimagenet(tmp_path / "m")[0]: ["m/images/0.any"],
+    }
+    for origin, names in cases.items():
+        for file in (*origin.files, *(tmp_path / name for name in names)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"some")
+        assert origin.complete
+        for name in names:
+            states = [fingerprint(origin)]
+            os.utime(tmp_path / name, ns=(1, 1))
+            states.append(fingerprint(origin))
+            (tmp_path / name).write_bytes(b"more")
+            os.utime(tmp_path / name, ns=(1, 1))
+            assert fingerprint(origin) == states[1], "size and time are all that is looked at"
+            (tmp_path / name).write_bytes(b"longer")
+            os.utime(tmp_path / name, ns=(1, 1))
+            states.append(fingerprint(origin))
+            assert len(set(states)) == 3, name
+
+
+def test_a_moved_folder_keeps_its_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    image_folder(tmp_path / "a/pets", "dog cat", 2, 1)
+    first = source.folder("pets", 8, str(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert source.folder("pets", 8, str(tmp_path / "b")).sha256 == first.sha256
+    (tmp_path / "b/pets/notes.txt").write_text("not read")
+    (tmp_path / "b/pets/train/dog/notes.txt").write_text("not read")
+    source.folder("pets", 8, str(tmp_path / "b"))
+    assert capsys.readouterr().err == "", "it was not prepared again"
+
+
+def test_data_folders_of_one_name_share_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a cache_dir for several data_dirs: of a folder that is gone, none is taken for another."""
+    cache = str(tmp_path / "cache")
+    for place, classes in (("a", "dog cat"), ("b", "fox owl"), ("here", "bee ant")):
+        image_folder(tmp_path / place / "pets", classes, 1, 1)
+    for place, classes in (("a", ("cat", "dog")), ("b", ("fox", "owl"))):
+        assert source.folder("pets", 4, str(tmp_path / place), cache).classes == classes
+    shutil.rmtree(tmp_path / "a/pets")
+    assert source.folder("pets", 4, str(tmp_path / "a"), cache).classes == ("cat", "dog")
+    monkeypatch.chdir(tmp_path / "here")
+    assert source.folder("pets", 4, str(tmp_path / "c"), cache).classes == ("ant", "bee")
+
+
 def test_what_a_folder_has_in_place_of_images_is_told(tmp_path: Path):
     home = str(tmp_path)
     image_folder(tmp_path / "gifs", "dog cat", 1, 1)
     image = tmp_path / "gifs/train/dog/0.png"
     image.rename(image.with_suffix(".gif"))
     said = refusal(source.folder, "gifs", 4, home)
-    assert "no images in" in said and "but .gif; the layout is {train,test}/<class>/<image>" in said
-    assert ".jpg" in said and ".png" in said
+    assert f"no images in {image.parent}, which has 1 file (.gif)" in said
+    assert "images lie in {train,test}/<class>/* and end in .bmp, .jpeg, .jpg, .pgm, .png" in said
     image_folder(tmp_path / "deep/train", "a b", 1, 1)
     image_folder(tmp_path / "deep/test", "a b", 1, 1)
-    assert "they are one level deeper, in a/" in refusal(source.folder, "deep", 4, home)
+    said = refusal(source.folder, "deep", 4, home)
+    assert f"no images in {tmp_path / 'deep/train/test'}, which has 2 folders (a, b)" in said
     (tmp_path / "none/train").mkdir(parents=True)
     (tmp_path / "none/test").mkdir()
-    assert "has no folders of classes" in refusal(source.folder, "none", 4, home)
+    said = refusal(source.folder, "none", 4, home)
+    assert f"{tmp_path / 'none/train'} is empty, and no class folders" in said
     image_folder(tmp_path / "fifo", "dog cat", 1, 1)
     (tmp_path / "fifo/train/dog/0.png").unlink()
     os.mkfifo(tmp_path / "fifo/train/dog/0.png")
-    assert "0.png: [Errno 22] not a regular file" in refusal(source.folder, "fifo", 4, home)
+    assert "0.png: not a regular file" in refusal(source.folder, "fifo", 4, home)
     image_folder(tmp_path / "bytes", "dog cat", 1, 1)
     os.rename(
         os.fsencode(tmp_path / "bytes/train/dog"), os.fsencode(tmp_path) + b"/bytes/train/\xff"
     )
-    assert "is no name of a class in UTF-8" in refusal(source.folder, "bytes", 4, home)
+    said = refusal(source.folder, "bytes", 4, home)
+    assert r"the folder '\udcff' is no name of a class: it is not in UTF-8" in said
 
 
 def test_folder_refusals(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from conftest import CPU, blobs, identity
 from torch import Generator, Tensor
 
-from cl_bench.data import split
+from cl_bench.data import plan, split
 from cl_bench.data.augment import turned
 from cl_bench.data.orders import PUBLISHED, ordered, permutation
+from cl_bench.data.published import measured
 from cl_bench.data.scenario import class_il, data_il, task_il
 from cl_bench.data.source import Source
+from cl_bench.data.split import Keep
 from cl_bench.data.stream import build, joint, sequential, validation
 from cl_bench.types import Batch, Stream, UserError
 
@@ -193,17 +196,41 @@ def test_too_many_images_a_task() -> None:
         stream(train_per_task=21)
 
 
-def test_more_tasks_than_classes() -> None:
+@pytest.mark.parametrize("way", ["class", "sample", "permutation", "rotation"])
+@pytest.mark.parametrize("order", ["natural", "random", "superclass"])
+def test_how_many_images_a_task_has_is_known_before(way: Any, order: Any) -> None:
+    """From the counts of the classes alone, for classes of any size."""
+    uneven = torch.arange(6).repeat_interleave(torch.tensor([9, 5, 14, 20, 7, 11]))
+    x = torch.zeros(len(uneven), 1, 3, 3, dtype=torch.uint8)
+    toy = replace(source(), train_x=x, train_y=uneven)
+    for tasks in (1, 2, 3, 4):
+        for keep in (Keep(None, 1.0), Keep(4, 1.0), Keep(None, 0.3)):
+            options = {"split": way, "order": order, "tasks": tasks, "source": toy, "seed": tasks}
+            options |= {"train_per_task": keep.count, "fraction": keep.fraction}
+            made = stream(scenario=data_il, **options)
+            rng = Generator().manual_seed(tasks)
+            groups = plan.groups_of(measured(toy), way, tasks, order, rng)
+            assert groups is not None
+            there = plan.sizes(measured(toy), way, groups)
+            assert plan.kept(measured(toy), keep, there) == [len(task) for task in made.tasks]
+
+
+def test_more_tasks_than_there_is_for_them() -> None:
     with pytest.raises(UserError, match=r"dataset\.tasks=7: toy has 6 classes"):
         stream(tasks=7)
-    with pytest.raises(UserError, match=r"dataset\.tasks=6: .* one class leaves nothing"):
+    with pytest.raises(UserError, match=r"dataset\.tasks=61: toy has 60 training images"):
+        stream(tasks=61, split="sample", scenario=data_il)
+    for scenario in (data_il, task_il, class_il):
+        with pytest.raises(UserError, match=r"dataset\.source: toy has a single class"):
+            stream(tasks=1, source=source(classes=1), scenario=scenario)
+    with pytest.raises(
+        UserError, match=r"dataset\.tasks=6: .* one class .*; use dataset\.tasks=3 or fewer, or"
+    ):
         stream(tasks=6)
     assert len(stream(tasks=6, scenario=class_il).tasks) == 6
 
 
 def test_no_superclasses() -> None:
-    from dataclasses import replace
-
     with pytest.raises(UserError, match=r"dataset\.order=superclass: toy"):
         stream(order="superclass", source=replace(source(), groups=None))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Index, Positive, Size
+from cl_bench.bounds import Padding, Pixels, Positive
 from cl_bench.types import UserError
 
 
@@ -23,10 +23,10 @@ class Transform:
         self,
         mean: Sequence[float],
         std: Sequence[Positive],
-        crop: Size | None,
-        padding: Index,
+        crop: Pixels | None,
+        padding: Padding,
         flip: bool,
-        resize: Size | None,
+        resize: Pixels | None,
         device: torch.device,
     ) -> None:
         self.crop, self.padding, self.flip, self.resize = crop, padding, flip, resize

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_bench.bounds import Count, Size
+from cl_bench.bounds import Count, Pixels
 from cl_bench.data import source
 from cl_bench.data.arrays import Part, Source, sealed
-from cl_bench.types import UserError
+from cl_bench.data.published import SIDE, TURNS, require_characters, require_joinable, require_small
 
-SIDE = 32
 Fit = Literal["pad", "resize"]
 SMALL: dict[str, Callable[..., Source]] = {  # of 32 pixels or fewer
     "cifar10": source.cifar10,
@@ -33,8 +32,7 @@ def rgb32(of: str, fit: Fit, data_dir: str, cache_dir: str | None = None) -> Sou
 
     fit=pad puts black around, resize enlarges (bilinear).
     """
-    if of not in SMALL:
-        raise UserError(f"dataset.source.of={of}: no such data set; there are {', '.join(SMALL)}")
+    require_small(of)
     found = SMALL[of](data_dir, cache_dir)
     wide = _padded if fit == "pad" else _enlarged
     train, test = (wide(found.train_x), found.train_y), (wide(found.test_x), found.test_y)
@@ -44,8 +42,7 @@ def rgb32(of: str, fit: Fit, data_dir: str, cache_dir: str | None = None) -> Sou
 
 def joined(of: list[str], data_dir: str, cache_dir: str | None = None) -> Source:
     """Several data sets one after the other, as (3, 32, 32); their classes one after the other."""
-    if len(of) < 2 or len(set(of)) < len(of):
-        raise UserError(f"dataset.source.of={of}: two or more data sets are joined, each once")
+    require_joinable(of)
     found = [rgb32(name, "pad", data_dir, cache_dir) for name in of]
     offsets = torch.tensor([0, *(len(one.classes) for one in found)]).cumsum(0).tolist()
     train = _together([(one.train_x, one.train_y) for one in found], offsets)
@@ -61,19 +58,18 @@ def joined(of: list[str], data_dir: str, cache_dir: str | None = None) -> Source
 
 
 def turned_omniglot(
-    classes: Count, size: Size, data_dir: str, cache_dir: str | None = None
+    classes: Count, size: Pixels, data_dir: str, cache_dir: str | None = None
 ) -> Source:
     """The first `classes` characters of Omniglot, each drawing also turned by 90, 180, 270 degrees.
 
     As APD's protocol (Yoon et al. 2020): four times the data, the classes stay.
     """
     found = source.omniglot(data_dir, size, cache_dir)
-    if classes > len(found.classes):
-        raise UserError(f"dataset.source.classes={classes}: Omniglot has {len(found.classes)}")
+    require_characters(classes, len(found.classes))
 
     def part(x: Tensor, y: Tensor) -> Part:
         x, y = x[y < classes], y[y < classes]
-        return torch.cat([x.rot90(k, (2, 3)) for k in range(4)]), y.repeat(4)
+        return torch.cat([x.rot90(k, (2, 3)) for k in range(TURNS)]), y.repeat(TURNS)
 
     train, test = part(found.train_x, found.train_y), part(found.test_x, found.test_y)
     facts = {**found.provenance, "turned": "by 0, 90, 180 and 270 degrees"}

@@ -1,4 +1,8 @@
-"""Image files -> one uint8 tensor: the only file that imports PIL."""
+"""Image files -> one uint8 tensor: the only file that imports PIL.
+
+PIL takes a file for what its content says. It is offered the formats of photographs alone: others,
+such as EPS, are programs, for which PIL would start an interpreter.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.files import require_regular
+from cl_bench import files
 from cl_bench.types import UserError
 
 if TYPE_CHECKING:
@@ -21,21 +25,22 @@ if TYPE_CHECKING:
 
 THREADS = 4
 BLOCK = 32  # images a thread takes at a time
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
 PATIENCE = 10.0  # seconds between lines of progress where there is no terminal
 Fit = Callable[["Image", int], "Image"]
 
 
-def decode(name: str, files: Sequence[Path], size: int, fit: Fit) -> Tensor:
-    """(N, 3, size, size) uint8 RGB in the order of `files`; `fit` brings each to size x size."""
-    out = np.empty((len(files), 3, size, size), np.uint8)
+def decode(name: str, images: Sequence[Path], size: int, fit: Fit) -> Tensor:
+    """(N, 3, size, size) uint8 RGB in the order of `images`; `fit` brings each to size x size."""
+    out = np.empty((len(images), 3, size, size), np.uint8)
 
     def block(start: int) -> None:
-        for i in range(start, min(start + BLOCK, len(files))):
-            out[i] = _pixels(name, files[i], size, fit)
+        for i in range(start, min(start + BLOCK, len(images))):
+            out[i] = _pixels(name, images[i], size, fit)
 
-    starts = range(0, len(files), BLOCK)
+    starts = range(0, len(images), BLOCK)
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in _progress(pool.map(block, starts), len(files), name):
+        for _ in _progress(pool.map(block, starts), len(images), name):
             pass
     return torch.from_numpy(out)
 
@@ -59,11 +64,12 @@ def _pixels(name: str, file: Path, size: int, fit: Fit) -> np.ndarray:
     from PIL import Image
 
     try:
-        require_regular(file)
-        with Image.open(file) as image:
+        files.require_regular(file)
+        with Image.open(file, formats=FORMATS) as image:
             return np.asarray(fit(_rgb(image), size)).transpose(2, 0, 1)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = system or " ".join(str(error).split())
         raise UserError(f"{name}: cannot use the image {file}: {reason}") from error
 
 

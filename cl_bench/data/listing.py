@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 
 from cl_bench.data.arrays import Part, Source, sealed, versions
 from cl_bench.data.decode import Fit, decode, exact
+from cl_bench.data.origin import FOLDER, IMAGES, NOTHING, holds, is_image, kind, subfolders
 from cl_bench.types import UserError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
-LAYOUT = f"the layout is {{train,test}}/<class>/<image>, of {' '.join(sorted(IMAGES))}"
+FOLDERS = "{train,test}/<class>/*"  # or val for test: ImageNet's own layout
 MIT67_LISTS = ("TrainImages.txt", "TestImages.txt")
 TINY_NOTES = "val/val_annotations.txt"
 OMNIGLOT = ("images_background", "images_evaluation")
@@ -32,15 +33,10 @@ class Listing(NamedTuple):
     order: str  # of the samples, in words
 
 
-def from_folders(name: str, root: Path) -> Listing:
-    """root/{train, test or val}/<class>/<image>, ordered by class, then by file name."""
-    train, test = _labelled(name, root / "train"), _labelled(name, root / held_out(root))
-    return Listing(name, train, test, "by class name, then by file name")
-
-
-def held_out(root: Path) -> str:
-    """The folder of the test images: ImageNet's layout has val alone."""
-    return "test" if os.path.isdir(root / "test") else "val"
+def from_folders(name: str, root: Path, test: str = "test") -> Listing:
+    """root/{train, `test`}/<class>/<image>, ordered by class, then by file name."""
+    parts = _labelled(name, root / "train"), _labelled(name, root / test)
+    return Listing(name, *parts, "by class name, then by file name")
 
 
 def from_mit67(root: Path) -> Listing:
@@ -67,14 +63,17 @@ def from_ravi(root: Path, train: int) -> Listing:
 
 def from_tinyimagenet(root: Path) -> Listing:
     """TinyImageNet's own layout: its validation images, listed with their classes, are the test."""
+    name, notes = "tinyimagenet", root / TINY_NOTES
     train = [
-        (folder / "images" / file, folder.name)
+        (file, folder.name)
         for folder in subfolders(root / "train")
-        for file in sorted(filter(_is_image, os.listdir(folder / "images")))
+        for file in _images(name, folder / "images")
     ]
-    rows = [line.split("\t") for line in (root / TINY_NOTES).read_text().splitlines() if line]
+    rows = [line.split("\t") for line in _text(name, notes).splitlines() if line]
+    if any(len(row) < 2 or not _is_plain(row[0]) for row in rows):
+        raise UserError(f"{name}: {notes} has a line that is no <image>, tab, <class>")
     test = [(root / "val" / "images" / row[0], row[1]) for row in rows]
-    listing = Listing("tinyimagenet", train, test, f"by class and file name; as in {TINY_NOTES}")
+    listing = Listing(name, train, test, f"by class and file name; as in {TINY_NOTES}")
     _require_files(listing)
     return listing
 
@@ -87,8 +86,7 @@ def from_omniglot(root: Path) -> Listing:
         for alphabet in subfolders(root / half):
             for character in subfolders(alphabet):
                 name = f"{half}/{alphabet.name}/{character.name}"
-                names = sorted(filter(_is_image, os.listdir(character)))
-                pairs = [(character / file, name) for file in names]
+                pairs = [(file, name) for file in _images("omniglot", character)]
                 train += pairs[:16]
                 test += pairs[16:]
     return Listing("omniglot", train, test, "by character, then by file name")
@@ -135,55 +133,63 @@ def _common_classes(listing: Listing) -> tuple[str, ...]:
 
 def _labelled(name: str, split: Path) -> list[Labelled]:
     """The images of each class folder, hidden ones and other files left out."""
-    pairs = []
     folders = subfolders(split)
     if not folders:
-        raise UserError(f"{name}: {split} has no folders of classes; {LAYOUT}")
-    for folder in folders:
-        names = sorted(filter(_is_image, os.listdir(folder)))
-        if not names:
-            raise UserError(f"{name}: no images in {folder}{_instead(folder)}; {LAYOUT}")
-        pairs += [(folder / file, folder.name) for file in names]
-    return pairs
+        raise UserError(f"{name}: {split} {holds(split)}, and no class folders ({_accepted()})")
+    return [(file, folder.name) for folder in folders for file in _images(name, folder)]
 
 
-def _instead(folder: Path) -> str:
-    """What a folder without images has in their place, in words."""
-    entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    below = [entry for entry in entries if os.path.isdir(folder / entry)]
-    for entry in below:
-        if any(map(_is_image, os.listdir(folder / entry))):
-            return f", they are one level deeper, in {entry}/"
-    endings = sorted({os.path.splitext(entry)[1].lower() or entry for entry in entries})
-    return f", but {', '.join(endings[:3])}" if endings else ", it is empty"
+def _images(name: str, folder: Path) -> list[Path]:
+    """The images of a folder, sorted by name; UserError where there are none."""
+    if (what := kind(folder)) != FOLDER:
+        said = "is missing" if what == NOTHING else f"is {what}"
+        raise UserError(f"{name}: {folder} {said}; a folder of images is looked for there")
+    found = sorted(filter(is_image, os.listdir(folder)))
+    if not found:
+        raise UserError(f"{name}: no images in {folder}, which {holds(folder)} ({_accepted()})")
+    return [folder / file for file in found]
 
 
-def subfolders(path: Path) -> list[Path]:
-    """Sorted by name, hidden ones left out; UserError for a name that is not UTF-8."""
-    found = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    for folder in found:
-        if not folder.name.isprintable() or folder.name.encode("utf-8", "replace") != os.fsencode(
-            folder.name
-        ):
-            raise UserError(f"{path}: the folder {folder.name!r} is no name of a class in UTF-8")
-    return found
+def _accepted() -> str:
+    return f"images lie in {FOLDERS} and end in {', '.join(sorted(IMAGES))}"
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
+def _text(name: str, file: Path) -> str:
+    """A published list, line ends kept."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: {file} is no text in UTF-8") from None
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a part of a listed path names an entry of its folder."""
+    return part not in ("", ".", "..") and not {"/", "\0"} & {*part}
 
 
 def _lines(file: Path) -> list[Labelled]:
-    names = filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines()))
+    names = [line.strip() for line in _text("mit67", file).splitlines() if line.strip()]
+    for name in names:
+        if name.count("/") != 1 or not all(map(_is_plain, name.split("/"))):
+            raise UserError(f"mit67: {file} has the line {name!r}, which is no <class>/<image>")
     return [(file.parent / "Images" / name, name.split("/")[0]) for name in names]
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8-sig") as text:
-        reader = csv.DictReader(text, restval="")
+    """The rows of one of Ravi and Larochelle's lists."""
+    reader = csv.DictReader(io.StringIO(_text("miniimagenet", file), newline=""), restval="")
+    try:
         if not {"filename", "label"} <= set(reader.fieldnames or ()):
             raise UserError(f"miniimagenet: {file} has no columns filename,label")
-        return list(reader)
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"miniimagenet: {file} is damaged: {error}") from None
+    for row in rows:
+        if not _is_plain(row["filename"]):
+            raise UserError(
+                f"miniimagenet: {file} names {row['filename']!r}, which is no file name"
+            )
+    return rows
 
 
 def _require_files(listing: Listing) -> None:

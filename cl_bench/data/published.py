@@ -1,183 +1,175 @@
-"""What is known of a published data set before it is read: classes, images, shape.
+"""What is known of a data set before it is read: how many images of which shape and classes.
 
-With it a config that asks for more than there is is refused before anything is loaded, and a
-network is measured before it is built. Image folders are not known until they are read.
+With it a config that asks for more than there is is refused before anything is loaded (`check`),
+and a network is measured before it is built (`size`). Of an image folder the shape alone is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
+from cl_bench.data.arrays import Source
+from cl_bench.data.superclasses import GROUPS
 from cl_bench.types import UserError
 
-Shape = tuple[int, int, int]  # C, H, W
+SIDE = 32  # of the images of composed data sets
+CHARACTERS, DRAWINGS = 1623, (16, 4)  # Omniglot's, and of each those for training and for test
+TURNS = 4  # of each drawing in turned Omniglot
+
+
+Shape = tuple[int, int, int]  # channels, height, width
 
 
 @dataclass(frozen=True)
-class Published:
-    """A data set as it is published."""
+class Contents:
+    """The numbers of a data set; None is unknown, but for groups, where it is none."""
 
-    classes: int
-    train: int  # images
-    test: int
-    shape: Shape
-    even: bool = True  # whether every class has as many training images
-    groups: bool = False  # whether its classes have superclasses
+    name: str
+    shape: Shape  # of every image
+    classes: int | None = None
+    train: tuple[int, ...] | None = None  # training images of each class
+    test: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None  # coarse class of each class
+    total: int | None = None  # training images, where only their sum is known
+
+    @property
+    def images(self) -> int | None:
+        """All training images."""
+        return self.total if self.train is None else sum(self.train)
 
 
-DIGITS = Published(10, 60_000, 10_000, (1, 28, 28), even=False)
-KNOWN: dict[str, Published] = {  # by the names of the loaders in `source`
-    "mnist5k": Published(10, 4_000, 1_000, (1, 28, 28)),
-    "mnist": DIGITS,
-    "fashion": replace(DIGITS, even=True),
-    "kmnist": replace(DIGITS, even=True),
-    "cifar10": Published(10, 50_000, 10_000, (3, 32, 32)),
-    "cifar100": Published(100, 50_000, 10_000, (3, 32, 32), groups=True),
-    "svhn": Published(10, 73_257, 26_032, (3, 32, 32), even=False),
-    "tinyimagenet": Published(200, 100_000, 10_000, (3, 64, 64)),
-    "miniimagenet": Published(100, 50_000, 10_000, (3, 84, 84)),
-    "imagenet32": Published(1_000, 1_281_167, 50_000, (3, 32, 32), even=False),
+def measured(source: Source) -> Contents:
+    """The contents of a source that was read."""
+    classes = len(source.classes)
+    channels, height, width = source.train_x.shape[1:]
+    return Contents(
+        name=source.name,
+        shape=(channels, height, width),
+        classes=classes,
+        train=tuple(source.train_y.bincount(minlength=classes).tolist()),
+        test=tuple(source.test_y.bincount(minlength=classes).tolist()),
+        groups=source.groups,
+    )
+
+
+def published(node: dict[str, Any]) -> Contents | None:
+    """What is known of the source that a config's `dataset.source` describes; None: nothing.
+
+    UserError where the node asks for what the data set does not have.
+    """
+    module, _, name = str(node.get("_target_")).rpartition(".")
+    if module == "cl_bench.data.source" and name in PUBLISHED:
+        return PUBLISHED[name]
+    made = MADE.get(f"{module}.{name}")
+    return None if made is None else made(node)
+
+
+def _even(name: str, side: int, classes: int, train: int, test: int, channels: int = 3) -> Contents:
+    """As many images of each class."""
+    shape = (channels, side, side)
+    return Contents(name, shape, classes, (train,) * classes, (test,) * classes)
+
+
+PUBLISHED = {
+    "mnist5k": _even("mnist5k", 28, 10, 400, 100, channels=1),
+    "mnist": Contents(
+        "mnist",
+        (1, 28, 28),
+        10,
+        (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+    ),
+    "fashion": _even("fashion", 28, 10, 6000, 1000, channels=1),
+    "kmnist": _even("kmnist", 28, 10, 6000, 1000, channels=1),
+    "cifar10": _even("cifar10", 32, 10, 5000, 1000),
+    "cifar100": replace(_even("cifar100", 32, 100, 500, 100), groups=GROUPS),
+    "svhn": Contents(
+        "svhn",
+        (3, 32, 32),
+        10,
+        (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+        (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
+    ),
+    "notmnist": Contents("notmnist", (3, 28, 28), 10),
+    "tinyimagenet": _even("tinyimagenet", 64, 200, 500, 50),
+    "miniimagenet": _even("miniimagenet", 84, 100, 500, 100),
+    "mit67": Contents("mit67", (3, 256, 256), 67),
+    "imagenet32": Contents("imagenet32", (3, 32, 32), 1000, test=(50,) * 1000, total=1_281_167),
 }
-CHARACTERS, DRAWINGS = 1_623, (16, 4)  # of Omniglot: training and test drawings of each
+SMALL = ("cifar10", "cifar100", "mnist", "mnist5k", "fashion", "kmnist", "notmnist", "svhn")
 
 
-def published(source: dict[str, Any]) -> Published | None:
-    """What is known of a config's `dataset.source`; None: nothing before it is read."""
-    module, _, name = source["_target_"].rpartition(".")
-    if module == "cl_bench.data.source":
-        return _omniglot(source["size"]) if name == "omniglot" else KNOWN.get(name)
-    composed: dict[str, Callable[[dict[str, Any]], Published | None]] = {
-        "rgb32": lambda node: _coloured(node["of"]),
-        "joined": lambda node: _joined(node["of"]),
-        "turned_omniglot": lambda node: _turned(node["classes"], node["size"]),
-    }
-    found = composed.get(name) if module == "cl_bench.data.composed" else None
-    return None if found is None else found(source)
+def require_small(of: str) -> None:
+    """UserError unless a data set of 32 pixels or fewer has this name."""
+    if of not in SMALL:
+        raise UserError(f"dataset.source.of={of}: no such data set; there are {', '.join(SMALL)}")
 
 
-def _omniglot(size: int) -> Published:
-    train, test = (CHARACTERS * drawings for drawings in DRAWINGS)
-    return Published(CHARACTERS, train, test, (3, size, size))
+def require_joinable(of: list[str]) -> None:
+    """UserError unless these are two or more data sets of 32 pixels or fewer, each once."""
+    if len(of) < 2 or len(set(of)) < len(of):
+        raise UserError(f"dataset.source.of={of}: two or more data sets are joined, each once")
+    for name in of:
+        require_small(name)
 
 
-def _coloured(name: str) -> Published | None:
-    found = KNOWN.get(name)
-    return None if found is None else replace(found, shape=(3, 32, 32))
+def require_characters(classes: int, there: int) -> None:
+    """UserError unless so many of Omniglot's characters are there."""
+    if classes > there:
+        raise UserError(f"dataset.source.classes={classes}: Omniglot has {there}")
 
 
-def _joined(names: list[str]) -> Published | None:
-    parts = [part for name in names if (part := _coloured(name)) is not None]
-    if not parts or len(parts) < len(names):
-        return None
-    classes, train, test = (
-        sum(getattr(part, field) for part in parts) for field in ("classes", "train", "test")
-    )
-    return Published(classes, train, test, (3, 32, 32), even=False, groups=True)
+def _folder(node: dict[str, Any]) -> Contents:
+    return Contents(PurePath(node["path"]).name, _square(node["size"]))
 
 
-def _turned(classes: int, size: int) -> Published:
-    train, test = (4 * classes * drawings for drawings in DRAWINGS)
-    return Published(classes, train, test, (3, size, size))
+def _omniglot(node: dict[str, Any]) -> Contents:
+    return _even("omniglot", node["size"], CHARACTERS, *DRAWINGS)
 
 
-def shape_and_classes(dataset: dict[str, Any]) -> tuple[Shape, int] | None:
-    """What a network sees of a resolved `dataset`, and how many outputs it needs; None: unknown."""
-    known = published(dataset["source"])
-    if known is None:
-        return None
-    channels, height, width = known.shape
-    crop, resize = dataset["transform"]["crop"], dataset["transform"]["resize"]
-    side = resize or crop
-    shape = (channels, side or height, side or width)
-    apart = dataset["split"] != "class" and dataset["heads"] == "apart"
-    return shape, known.classes * (dataset["tasks"] if apart else 1)
+def _turned(node: dict[str, Any]) -> Contents:
+    require_characters(node["classes"], CHARACTERS)
+    counts = (TURNS * drawings for drawings in DRAWINGS)
+    return _even("omniglot-turned", node["size"], node["classes"], *counts)
 
 
-def check(plain: dict[str, Any]) -> None:
-    """UserError where a resolved config asks for what its data set does not have."""
-    dataset = plain["dataset"]
-    count, fraction = dataset["train_per_task"], dataset["fraction"]
-    if count is not None and fraction < 1:
-        raise UserError(
-            f"dataset.fraction={fraction}: dataset.train_per_task={count} says how many already; "
-            "one of the two"
-        )
-    known = published(dataset["source"])
-    _check_channels(dataset["transform"], known)
-    if known is None:
-        return
-    if dataset["split"] == "class":
-        _check_classes(dataset, plain["scenario"], known)
-    there = _images_of_a_task(dataset, known)
-    if count is not None and count > there:
-        raise UserError(f"dataset.train_per_task={count}: a task has {there} training images")
-    _check_crop(dataset["transform"], known)
-    _check_holdout(plain["evaluation"], there if count is None else count)
+def _rgb32(node: dict[str, Any]) -> Contents:
+    require_small(node["of"])
+    known = PUBLISHED[node["of"]]
+    return replace(known, name=f"{known.name}-rgb32", shape=_square(SIDE))
 
 
-def _check_channels(transform: dict[str, Any], known: Published | None) -> None:
-    mean, std = transform["mean"], transform["std"]
-    if len(mean) != len(std):
-        raise UserError(
-            f"dataset.transform.mean={mean}: has {len(mean)} values and dataset.transform.std has "
-            f"{len(std)}; each needs one for every channel"
-        )
-    if known is not None and len(mean) not in (1, known.shape[0]):
-        raise UserError(
-            f"dataset.transform.mean={mean}: the images have {known.shape[0]} channels, not "
-            f"{len(mean)}; give one value for each"
-        )
-
-
-def _check_classes(dataset: dict[str, Any], scenario: dict[str, Any], known: Published) -> None:
-    tasks = dataset["tasks"]
-    if tasks > known.classes:
-        raise UserError(f"dataset.tasks={tasks}: {dataset['name']} has {known.classes} classes")
-    if dataset["order"] == "superclass" and not known.groups:
-        raise UserError(
-            f"dataset.order=superclass: {dataset['name']} has no superclasses; use natural, random"
-        )
-    if scenario["name"] == "task" and known.classes // tasks < 2:
-        raise UserError(alone(tasks))
-
-
-def alone(tasks: int) -> str:
-    """What is said of a stream in which one class stands alone."""
-    return (
-        f"dataset.tasks={tasks}: in this scenario a task of one class leaves nothing to tell "
-        "apart; use fewer tasks, or scenario=class or data"
+def _joined(node: dict[str, Any]) -> Contents:
+    require_joinable(node["of"])
+    parts = [PUBLISHED[name] for name in node["of"]]
+    groups = tuple(i for i, part in enumerate(parts) for _ in range(part.classes or 0))
+    trains, tests = [part.train for part in parts], [part.test for part in parts]
+    return Contents(
+        "+".join(node["of"]),
+        _square(SIDE),
+        sum(part.classes or 0 for part in parts),
+        _together(trains),
+        _together(tests),
+        groups,
     )
 
 
-def _images_of_a_task(dataset: dict[str, Any], known: Published) -> int:
-    """The training images of every task, or at least those that no task has more of."""
-    tasks, split = dataset["tasks"], dataset["split"]
-    if split in ("permutation", "rotation"):
-        return known.train
-    if split == "sample":
-        return -(-known.train // tasks)
-    if not known.even:
-        return known.train
-    return known.train // known.classes * -(-known.classes // tasks)
+def _together(parts: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    known = [part for part in parts if part is not None]
+    return tuple(n for part in known for n in part) if len(known) == len(parts) else None
 
 
-def _check_crop(transform: dict[str, Any], known: Published) -> None:
-    crop, side = transform["crop"], known.shape[-1] + 2 * transform["padding"]
-    if crop is not None and crop > side:
-        raise UserError(
-            f"dataset.transform.crop={crop}: images have {known.shape[-1]} pixels and a padding of "
-            f"{transform['padding']} on each side, {side} in all; use at most that"
-        )
+def _square(side: int) -> Shape:
+    return 3, side, side
 
 
-def _check_holdout(evaluation: dict[str, Any], images: int) -> None:
-    if evaluation["split"] != "val":
-        return
-    count = round(images * evaluation["holdout"])
-    if not 0 < count < images:
-        raise UserError(
-            f"evaluation.holdout={evaluation['holdout']}: {count} of {images} training images of a "
-            "task would be held out; at least one must be, and one must stay"
-        )
+MADE: dict[str, Callable[[dict[str, Any]], Contents]] = {
+    "cl_bench.data.source.folder": _folder,
+    "cl_bench.data.source.omniglot": _omniglot,
+    "cl_bench.data.composed.turned_omniglot": _turned,
+    "cl_bench.data.composed.rgb32": _rgb32,
+    "cl_bench.data.composed.joined": _joined,
+}

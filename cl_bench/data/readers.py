@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cl_bench import files
 from cl_bench.data.arrays import Part, Source, sealed, versions
-from cl_bench.data.cache import require_writable
 from cl_bench.data.superclasses import CLASSES, GROUPS
 from cl_bench.types import UserError
 
@@ -99,7 +99,10 @@ def download(dataset: str, home: Path) -> str:
     """Let torchvision bring a data set of this name into `home`; what came of it, in one line."""
     from torchvision import datasets
 
-    require_writable(home)
+    try:
+        files.require_writable(home)
+    except OSError as error:
+        return f"no download was tried, {home} is not writable: {error.strerror}"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

