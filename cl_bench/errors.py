@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from cl_bench import hydra_errors
+from cl_bench.escape import visible
 from cl_bench.runtime import StopRun
 from cl_bench.types import UserError
 
@@ -15,6 +16,11 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 def explain(error: BaseException) -> str | None:
     """One line for what is no error of the code; None for what is."""
+    line = _line(error)
+    return None if line is None else visible(line)
+
+
+def _line(error: BaseException) -> str | None:
     chain = list(exception_chain(error))
     for link in chain:
         if isinstance(link, UserError):

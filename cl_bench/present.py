@@ -36,11 +36,11 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
         f"{took['peak_mib']:.0f}",
     )
     told = "in percent, gradients per training image"
-    console.print(f"{title}, seed {record.seed}: {note}; {told}:", soft_wrap=True)
+    console.print(f"{title}, seed {record.seed}: {note}; {told}:", soft_wrap=True, markup=False)
     console.print(table)
     if record.backbone is not None:
         console.print(f"backbone: {described(record.backbone, record.config['model'])}")
-    console.print(f"files: {folder.path}")
+    console.print(f"files: {folder.path}", soft_wrap=True, markup=False)  # one line, as it is
     sys.stdout.flush()  # a sweep's log file shows each run as it ends
 
 

@@ -7,18 +7,26 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le, Len
 from torch import Tensor
 
 from cl_bench import files
+from cl_bench.bounds import Share
 from cl_bench.files import DamagedError
 
 FORMAT = 2  # of record.json; another one is refused by its number
 LABELS = ("dataset", "scenario", "method")
+DEEPEST = 40  # levels of nesting
+Amount = Annotated[float, Ge(0), Le(1e15)]  # no seconds, bytes or counts of a run are more
+Total = Annotated[int, Ge(0), Le(10**15)]
+Number = Annotated[float, Ge(-1e15), Le(1e15)]
+Gain = Annotated[float, Ge(-1), Le(1)]  # a difference of two shares
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,16 @@ class RunRecord:
     seed: int
     code: dict[str, Any]  # `source_code.Code`: the SHA-256 of all sources, and of each
     stream: dict[str, Any]  # classes of each task, image counts, SHA-256 and origin of the data
-    accuracy: list[list[float | None]]  # (T, T), row = after task, column = tested
-    initial: list[float | None]  # (T,), before training
-    metrics: dict[str, float | None]  # ACC, BWT, FWT, forgetting, LA, AIA
-    parameters: int
-    state_bytes: int  # what the method keeps between steps, beside the network
+    accuracy: list[list[Share | None]]  # (T, T), row = after task, column = tested
+    initial: list[Share | None]  # (T,), before training
+    metrics: dict[str, Gain | None]  # ACC, BWT, FWT, forgetting, LA, AIA
+    parameters: Total
+    state_bytes: Total  # what the method keeps between steps, beside the network
     theta_sha256: str  # of the parameters that predict at the end: a network, or each task's
     measured: dict[str, Any]  # seconds, memory, machine, versions, commit
     backbone: dict[str, Any] | None = None  # its provenance and SHA-256, where there is one
-    gradients_per_sample: float | None = None  # backward passes, of the stream's training images
-    method: dict[str, float] | None = None  # what the method says of itself: its capacity
+    gradients_per_sample: Amount | None = None  # backward passes, of the stream's training images
+    method: dict[str, Number] | None = None  # what the method says of itself: its capacity
     forgetting_of_task: list[float | None] | None = None  # (T - 1,), their mean is `forgetting`
 
 
@@ -50,7 +58,7 @@ def load(file: Path) -> RunRecord:
 
     Nothing in it is executed, and no name in it is looked up.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     content = files.read_json(file)
     if content.get("format") != FORMAT:
@@ -58,56 +66,68 @@ def load(file: Path) -> RunRecord:
             f"{file}: has record format {content.get('format', 1)!r}, this version of cl_bench "
             f"reads {FORMAT}; run it again, or use the version that wrote it"
         )
+    if _deeper(content, DEEPEST):
+        raise DamagedError(f"{file}: is damaged (nested more than {DEEPEST} deep)")
+    place = ""
     try:
-        found = TypeAdapter(RunRecord).validate_json(json.dumps(content), strict=True)
+        found = _adapter(RunRecord).validate_json(json.dumps(content), strict=True)
+        for place, hint in _parts(found).items():
+            _adapter(hint).validate_python(_at(content, place), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DamagedError(f"{file}: is damaged ({place}: {first['msg']})") from None
+        where = ".".join([place, *map(str, first["loc"])]).strip(".")
+        raise DamagedError(f"{file}: is damaged ({where}: {first['msg']})") from None
     wrong = next(_faults(found), None)
     if wrong is not None:
         raise DamagedError(f"{file}: is damaged ({wrong})")
     return found
 
 
+@cache
+def _adapter(hint: Any) -> Any:
+    """What checks a value against a type; made once, as that is slow."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _parts(found: RunRecord) -> dict[str, Any]:
+    """What values within a record must be, by their place, beyond the types of its fields."""
+    parts: dict[str, Any] = {f"labels.{name}": str for name in LABELS}
+    parts |= {"stream.task_identities": list[int], "measured.peak_mib": Amount}
+    parts |= {f"measured.{k}_seconds": Annotated[list[Amount], Len(1)] for k in ("train", "eval")}
+    parts |= {"code.sha256": str, "code.files": dict[str, str]}
+    if found.backbone is not None:
+        parts |= {"backbone.name": str, "backbone.data.name": str}
+    return parts
+
+
 def _faults(found: RunRecord) -> Iterator[str]:
-    """What cannot be right in a record whose fields have the right types."""
-    tasks = len(found.initial)
-    shares = [value for row in found.accuracy for value in row if value is not None]
-    identities = found.stream.get("task_identities")
-    backbone = found.backbone
-    wholes = {
-        f"accuracy: is not {tasks} rows of {tasks} numbers": tasks > 0
-        and [len(row) for row in found.accuracy] == [tasks] * tasks,
-        "accuracy: is not between 0 and 1": all(0 <= share <= 1 for share in shares),
-        "labels: dataset, scenario or method is missing": {*LABELS} <= found.labels.keys(),
-        "metrics: ACC or BWT is missing": {"ACC", "BWT"} <= found.metrics.keys(),
-        "stream.task_identities: is not a number for each task": isinstance(identities, list)
-        and len(identities) >= tasks
-        and all(type(number) is int for number in identities),
-        "measured.train_seconds: is not a list of numbers": _numbers(
-            found.measured.get("train_seconds")
-        ),
-        "measured.eval_seconds: is not a list of numbers": _numbers(
-            found.measured.get("eval_seconds")
-        ),
-        "measured.peak_mib: is no number": _numbers([found.measured.get("peak_mib")]),
-        "code.sha256: is missing": isinstance(found.code.get("sha256"), str)
-        and isinstance(found.code.get("files", {}), dict),
-        "backbone: has no name or data": backbone is None
-        or (
-            isinstance(backbone.get("name"), str)
-            and isinstance((backbone.get("data") or {}).get("name"), str)
-        ),
-    }
-    return (fault for fault, right in wholes.items() if not right)
+    """What cannot be right in a record whose values have the right types."""
+    tasks, identities = len(found.initial), found.stream["task_identities"]
+    if not tasks or [len(row) for row in found.accuracy] != [tasks] * tasks:
+        yield f"accuracy: is not {tasks} rows of {tasks} numbers"
+    if len(identities) < tasks or len({*identities}) < len(identities):
+        yield f"stream.task_identities: are not those of {tasks} tasks"
+    for name in ("ACC", "BWT"):
+        if name not in found.metrics:
+            yield f"metrics.{name}: is missing"
 
 
-def _numbers(values: Any) -> bool:
-    """Whether it is a list of numbers, at least one."""
-    return (
-        isinstance(values, list) and bool(values) and all(type(v) in (int, float) for v in values)
-    )
+def _at(node: Any, place: str) -> Any:
+    """The value at a dotted place; None where it is missing."""
+    for name in place.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _deeper(content: Any, levels: int) -> bool:
+    """Whether objects and lists are nested more than so many levels deep."""
+    nodes = [content]
+    for _ in range(levels):
+        inner = [list(n.values()) if isinstance(n, dict) else n for n in nodes]
+        nodes = [child for node in inner if isinstance(node, list) for child in node]
+    return any(isinstance(node, dict | list) for node in nodes)
 
 
 @dataclass
@@ -118,29 +138,52 @@ class Records:
     damaged: list[str] = field(default_factory=list)  # a line each, with the file's name
     unfinished: Counter[str] = field(default_factory=Counter)  # runs by their status
 
+    @property
+    def contradicting(self) -> list[str]:
+        """A line for each copy of a run that has other results than the first, which counts."""
+        first: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
+        lines = []
+        for folder, run in self.runs:
+            name = (*sorted(run["labels"].items()), run["hash"], run["seed"])
+            place, counted = first.setdefault(name, (folder, run))
+            if any(run[key] != counted[key] for key in ("accuracy", "metrics")):
+                lines.append(f"{folder}: its results are not those of {place}, the same run")
+        return lines
+
 
 def read_all(root: Path) -> Records:
     """Every run below a folder; symbolic links to folders are followed, each folder read once."""
     found = Records()
-    for folder, names in _folders(root):
+
+    def damaged(error: OSError) -> None:
+        if root.exists():
+            found.damaged.append(f"{error.filename}: {error.strerror}")
+
+    for folder, names in _folders(root, damaged):
         try:
             if "record.json" in names:
                 found.runs.append((folder, vars(load(folder / "record.json"))))
             elif "status.json" in names:
                 state = files.read_json(folder / "status.json").get("state", "unknown")
-                found.unfinished[str(state)] += 1
+                is_study = state == "done" and "page.md" in names  # it has no record
+                found.unfinished[str(state)] += not is_study
         except DamagedError as error:
             found.damaged.append(str(error))
         except OSError as error:
-            found.damaged.append(f"{error.filename}: {error.strerror}")
+            damaged(error)
+    found.unfinished = +found.unfinished
     return found
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with the names of their files, sorted by path."""
+def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names of their files, sorted by path; one may vanish while it is sought."""
     seen: set[tuple[int, int]] = set()
-    for path, folders, names in os.walk(root, followlinks=True):
-        stat = os.stat(path)
+    for path, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            unreadable(error)
+            continue
         if (stat.st_dev, stat.st_ino) in seen:
             folders.clear()
             continue

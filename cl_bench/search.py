@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 from torch import Generator
 
 from cl_bench import config
+from cl_bench.axis import Axis, parsed
 from cl_bench.present import percent
 from cl_bench.run import CONF
 from cl_bench.types import UserError
@@ -27,39 +27,6 @@ RESERVED = ("seed", "tuned", "evaluation.split", "evaluation.when", "stream.firs
 Point = dict[str, str]  # key -> value as it is typed
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One key of the search: its values, or an interval."""
-
-    key: str
-    values: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-
-    @classmethod
-    def of(cls, override: Override) -> Axis:
-        """From Hydra's notation of a sweep."""
-        key = override.key_or_group
-        if override.is_choice_sweep() or override.is_range_sweep():
-            return cls(key, tuple(override.sweep_string_iterator()))
-        if not override.is_interval_sweep():
-            raise UserError(f"grid: {override.input_line} has one value; give several, or type it")
-        span: Any = override.value()
-        log = "log" in span.tags
-        if not span.start < span.end or (log and span.start <= 0):
-            raise UserError(f"grid: {override.input_line}: an interval rises, a log one above 0")
-        return cls(key, low=float(span.start), high=float(span.end), log=log)
-
-    def draw(self, share: float) -> str:
-        """The value at `share`, in [0, 1), of the axis."""
-        if self.values:
-            return self.values[int(share * len(self.values))]
-        if self.log:
-            return f"{self.low * (self.high / self.low) ** share:.6g}"
-        return f"{self.low + (self.high - self.low) * share:.6g}"
-
-
 @dataclass
 class Trial:
     """One point, with what its runs gave."""
@@ -68,6 +35,7 @@ class Trial:
     accuracies: list[float] = field(default_factory=list)
     seconds: float = 0.0
     error: str | None = None
+    other_code: str = ""  # modules in which the sources of its runs differ from those of now
 
     @property
     def score(self) -> float:
@@ -78,7 +46,8 @@ class Trial:
         several = len(self.accuracies) > 1
         spread = percent(stdev(self.accuracies)) if several else "-"
         found = self.error or percent(mean(self.accuracies))
-        return {**self.point, "ACC": found, "sd": spread, "train s": f"{self.seconds:.1f}"}
+        row = {**self.point, "ACC": found, "sd": spread, "train s": f"{self.seconds:.1f}"}
+        return row | ({"made by other code": self.other_code} if self.other_code else {})
 
 
 @dataclass(frozen=True)
@@ -96,17 +65,9 @@ class Search:
     @classmethod
     def of(cls, arguments: list[str]) -> Search:
         """From the command line; UserError for what is wrong there."""
-        own, overrides = dict(OWN), []
-        for argument in arguments:
-            key, _, value = argument.partition("=")
-            if key in OWN:
-                own[key] = value
-            elif key in RESERVED:
-                raise UserError(f"{key}: the search sets it itself; there are {', '.join(OWN)}")
-            else:
-                overrides.append(argument)
-        parsed = OverridesParser.create().parse_overrides(shlex.split(own["grid"]))
-        axes = [Axis.of(override) for override in parsed]
+        given, overrides = _sorted(arguments)
+        own = OWN | given
+        axes = [Axis.of(override) for override in parsed(own["grid"])]
         if not axes:
             raise UserError("grid: missing; for example 'grid=optimizer.lr=0.01,0.1'")
         if own["strategy"] not in STRATEGIES:
@@ -116,12 +77,16 @@ class Search:
         if len(set(seeds)) < len(seeds):
             raise UserError(f"seeds={own['seeds']}: each seed counts once")
         found = cls(overrides, axes, own["strategy"], seeds=seeds, **numbers)
+        if "trials" in given and found.strategy == "grid":
+            raise UserError(f"trials={found.trials}: strategy=grid runs all points; leave it out")
+        if found.jobs > 1 and found.strategy == "optuna":
+            raise UserError(f"jobs={found.jobs}: optuna runs one point after the other; use jobs=1")
         found.check()
         return found
 
     def check(self) -> None:
         """UserError before anything is run."""
-        typed = {override.partition("=")[0] for override in self.overrides}
+        typed = {_bare(override) for override in self.overrides}
         keys = [axis.key for axis in self.axes]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
@@ -131,14 +96,39 @@ class Search:
                 raise UserError(f"grid: {axis.key} is a group; search once for each of its options")
             if axis.key in typed or axis.key in RESERVED:
                 raise UserError(f"grid: {axis.key} is set elsewhere; let the search choose it")
-            if len(set(axis.values)) < len(axis.values):
-                raise UserError(f"grid: {axis.key} has a value twice: {', '.join(axis.values)}")
             if self.strategy == "grid" and not axis.values:
                 raise UserError(
                     f"grid: {axis.key} is an interval, which strategy=grid cannot enumerate; "
                     "list values, or use strategy=random or optuna"
                 )
-        config.check(composed(self.command(self.point([0.0] * len(self.axes)), 0)))
+        self.check_points()
+
+    def check_points(self) -> None:
+        """UserError where a point is no right config, or where two of them are the same one."""
+        first, *others = self.probes()
+        base, known = composed(self.command(first, self.seeds[0])), dict[str, Point]()
+        for point in (first, *others):
+            cfg = base.copy()
+            for override in parsed(_words(point)):
+                OmegaConf.update(cfg, override.key_or_group, override.value())
+            config.settle(cfg, config.check(cfg))
+            same = known.setdefault(config.digest(cfg), point)
+            if same is not point:
+                raise UserError(
+                    f"grid: {_words(same)} and {_words(point)} are one config: a value stands "
+                    "there twice, or makes no difference"
+                )
+
+    def probes(self) -> list[Point]:
+        """Points to check: all that will be run; of Optuna's, which are not known, along each axis.
+
+        They have all listed values, and of intervals the ends and a number between.
+        """
+        if self.strategy != "optuna":
+            return self.points()
+        origin = self.point([0.0] * len(self.axes))
+        lines = [{**origin, axis.key: value} for axis in self.axes for value in axis.samples]
+        return _distinct([origin, *lines])
 
     def point(self, shares: Iterable[float]) -> Point:
         return {axis.key: axis.draw(share) for axis, share in zip(self.axes, shares, strict=True)}
@@ -155,11 +145,45 @@ class Search:
             keys = [axis.key for axis in self.axes]
             return [dict(zip(keys, values, strict=True)) for values in products]
         shares = torch.rand(self.trials, len(self.axes), generator=Generator().manual_seed(0))
-        return [self.point(row) for row in shares.tolist()]
+        return _distinct([self.point(row) for row in shares.tolist()])
+
+
+def _sorted(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The search's own options, and overrides of its runs."""
+    given: dict[str, str] = {}
+    overrides = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in given:
+            raise UserError(f"{key}: is given twice, {given[key]} and {value}")
+        if key in OWN:
+            given[key] = value
+        elif _bare(argument) in RESERVED:
+            raise UserError(
+                f"{_bare(argument)}: the search sets it itself; there are {', '.join(OWN)}"
+            )
+        else:
+            overrides.append(argument)
+    return given, overrides
+
+
+def _bare(override: str) -> str:
+    """The key of an override, without Hydra's signs for adding and removing."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _words(point: Point) -> str:
+    """A point as it is typed."""
+    return shlex.join(f"{key}={value}" for key, value in point.items())
+
+
+def _distinct(points: list[Point]) -> list[Point]:
+    """The points in their order, each once."""
+    return list({tuple(point.items()): point for point in points}.values())
 
 
 def _whole(key: str, text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
         raise UserError(f"{key}={text}: must be an integer, at least {least}")
     return int(text)
 

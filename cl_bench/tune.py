@@ -3,7 +3,8 @@
 Searches on held-out training images (evaluation.split=val) of the first tasks, never on test data,
 and writes the values that are best on average over the seeds, with the evidence, to where
 `tuned=true` finds them. Each trial is an ordinary run: what was done is not repeated, so that the
-same command goes on where it was stopped.
+same command goes on where it was stopped. Points at which training diverges are skipped and named,
+any other failure stops the search. Of points with equal accuracy the first one is taken.
 
     grid=<key>=<a>,<b> <key>=range(1,5) <key>=tag(log,interval(0.1,10))   Hydra's own notation
     strategy=grid     all combinations; no intervals
@@ -16,11 +17,8 @@ same command goes on where it was stopped.
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -28,82 +26,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cl_bench import files, source_code, tuned
-from cl_bench.files import DamagedError
-from cl_bench.folder import BUSY
-from cl_bench.record import RunRecord, load
+from cl_bench.escape import visible
 from cl_bench.run import CONF, cli
 from cl_bench.search import Search, Trial, choices, composed
+from cl_bench.trials import Processes, code_now, enumerated, tried
 from cl_bench.types import DIVERGED, UserError
-
-POLL = 5.0  # seconds between two tries of a run that another process is at
-NOTHING = "nothing was written, the same command goes on from here"
-
-
-def tried(search: Search, point: dict[str, str]) -> Trial:
-    """The runs of one point, each in a process of its own; done ones answer at once.
-
-    A point whose training diverges is skipped: it is no evidence. UserError where a run fails for
-    another reason, which says nothing of the point: the search stops, and nothing is written.
-    """
-    trial = Trial(point)
-    for seed in search.seeds:
-        found = _run(search.command(point, seed))
-        if found is None:
-            trial.error = DIVERGED
-            return trial
-        trial.accuracies.append(found.metrics["ACC"] or 0.0)
-        trial.seconds += sum(found.measured["train_seconds"]) / len(search.seeds)
-    return trial
-
-
-def _run(overrides: list[str]) -> RunRecord | None:
-    """The record of one run, once no other process is at it; None: its training diverged."""
-    told = False
-    while True:
-        command = [sys.executable, "-m", "cl_bench.run", *overrides]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        if done.returncode == 0:
-            return _record(done.stdout, overrides)
-        if done.returncode == 2 and BUSY in said:
-            if not told:
-                print(f"{said.removeprefix('error: ')}: waiting for it", file=sys.stderr)
-            told = True
-            time.sleep(POLL)
-        elif done.returncode == 2 and f"training {DIVERGED}" in said:
-            return None
-        else:
-            code = done.returncode
-            raise UserError(f"{_what(overrides)} failed (exit code {code}): {said}; {NOTHING}")
-
-
-def _record(output: str, overrides: list[str]) -> RunRecord:
-    """The record that a run's last line leads to."""
-    last = (output.splitlines() or [""])[-1]
-    try:
-        found = load(Path(last.removeprefix("files: ")) / "record.json")
-    except (DamagedError, OSError) as error:
-        raise UserError(f"{_what(overrides)} left no record: {error}; {NOTHING}") from None
-    if found.metrics["ACC"] is None:
-        raise UserError(f"{_what(overrides)} measured no ACC; {NOTHING}")
-    return found
-
-
-def _what(overrides: list[str]) -> str:
-    return f"the run {shlex.join(overrides)}"
-
-
-def enumerated(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
-    """Every point of a grid or of the random draws, `jobs` at once."""
-    trials = []
-    pool = ThreadPoolExecutor(search.jobs)
-    try:
-        for trial in pool.map(lambda point: tried(search, point), search.points()):
-            tell(trial)
-            trials.append(trial)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return trials
 
 
 def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
@@ -114,7 +41,7 @@ def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
         raise UserError("strategy=optuna: pip install optuna, or use grid or random") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    trials = []
+    trials, processes, code = [], Processes(), code_now(search)
     for _ in range(search.trials):
         asked = study.ask()
         point = {}
@@ -124,11 +51,10 @@ def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
             else:
                 value = asked.suggest_float(axis.key, axis.low, axis.high, log=axis.log)
                 point[axis.key] = f"{value:.6g}"
-        trial = tried(search, point)
+        trial = tried(search, point, processes, code)
         tell(trial)
-        failed = optuna.trial.TrialState.FAIL
         if trial.error:
-            study.tell(asked, state=failed)
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
             study.tell(asked, trial.score)
         trials.append(trial)
@@ -137,7 +63,7 @@ def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
 
 def write(search: Search, trials: list[Trial], best: Trial) -> Path:
     """The best values with their evidence."""
-    file = tuned.place(Path(CONF), *choices(search.overrides))
+    file = _file(search)
     parser = OverridesParser.create()
     typed = parser.parse_overrides([f"{k}={v}" for k, v in best.point.items()])
     command = ["python -m cl_bench.tune", *map(shlex.quote, sys.argv[1:])]
@@ -154,9 +80,14 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
             "trials": [trial.row() for trial in ranked],
         },
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
+    with files.locked(file.with_suffix(".lock"), wait=True):
+        files.write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
     return file
+
+
+def _file(search: Search) -> Path:
+    """Where the values go."""
+    return tuned.place(Path(CONF), *choices(search.overrides))
 
 
 def main() -> None:
@@ -166,6 +97,7 @@ def main() -> None:
         print(__doc__)
         return
     search = Search.of(sys.argv[1:])
+    files.require_writable(_file(search).parent)
     run = by_optuna if search.strategy == "optuna" else enumerated
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
     best = max(trials, key=lambda trial: trial.score)  # of equal ones the first
@@ -176,7 +108,8 @@ def main() -> None:
         raise UserError(f"training {DIVERGED} at all {lost} points: nothing was written")
     if lost:
         print(f"training {DIVERGED} at {lost} of {len(trials)} points, which are no evidence")
-    print(f"best: {best.row()}\nfiles: {write(search, trials, best)} (used with tuned=true)")
+    print(f"best: {best.row()}")
+    print(visible(f"files: {write(search, trials, best)} (used with tuned=true)"))
 
 
 if __name__ == "__main__":

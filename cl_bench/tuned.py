@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from cl_bench import files
 from cl_bench.config import Leaves, leaves
 from cl_bench.types import UserError
 
@@ -39,9 +42,8 @@ def apply(cfg: DictConfig, file: Path, typed: Iterable[str]) -> None:
             "'grid=<key>=<values>' does it"
         )
     own = {override.split("=")[0].lstrip("+~") for override in typed}
-    found: dict[str, Any] = OmegaConf.to_object(OmegaConf.load(file))  # type: ignore[assignment]
-    values: dict[str, Any] = found.get("values", {})
-    _refuse_others(file, under(cfg, values), found.get("evidence", {}).get("under"))
+    values, evidence = _read(file)
+    _refuse_others(file, under(cfg, values), evidence.get("under"))
     values = {key: value for key, value in values.items() if key not in own}
     print("tuned:", *(f"{key}={value}" for key, value in values.items()), f"({file})")
     for key, value in values.items():
@@ -49,6 +51,22 @@ def apply(cfg: DictConfig, file: Path, typed: Iterable[str]) -> None:
             raise UserError(f"tuned=true: {file} has {key}, which this config has not")
         with open_dict(cfg):
             OmegaConf.update(cfg, key, value)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values and their evidence; UserError where the file does not hold both."""
+    damaged = UserError(f"tuned=true: {file} is damaged; tune again, or type the values")
+    try:
+        files.require_regular(file)
+        found: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError):
+        raise damaged from None
+    values = found.get("values") if isinstance(found, dict) else None
+    evidence = found.get("evidence", {}) if isinstance(found, dict) else None
+    under = evidence.get("under", {}) if isinstance(evidence, dict) else None
+    if not (isinstance(values, dict) and isinstance(evidence, dict) and isinstance(under, dict)):
+        raise damaged
+    return values, evidence
 
 
 def under(cfg: DictConfig, values: Collection[str]) -> Leaves:

@@ -183,7 +183,7 @@ def test_markup_stays_text(tmp_path: Path) -> None:
     found = tables(gather(read_all(tmp_path)), None)
     told = r"\textless{}b\textgreater{}\&\$x\_\{1\}\$"
     assert told in forms.latex(found) and "<b>" not in render(found, NONE, "<i>")
-    assert "method.odd=\\<b\\>&$x_{1}$" in forms.markdown(found)
+    assert r"method.odd=\<b\>\&\$x\_{1}\$" in forms.markdown(found)
     write(tmp_path, "er", "c", (0.5,), method__odd="$a{$")  # no mathematics, and no error
     assert "$a{$" in render(tables(gather(read_all(tmp_path)), None), NONE, "")
     assert r"\`\*\|%\#\~^\\" in forms.markdown(found)
@@ -208,6 +208,24 @@ def test_published_figures_stand_beside_their_rows(tmp_path: Path) -> None:
     assert "62.32 ± 1.34 (EMCL, table III, from La-MAML)\\* |" in forms.markdown([twenty])
 
 
+def test_figures_of_another_training_loss_are_told_apart(tmp_path: Path) -> None:
+    """DER masks heads at test time only: no figure beside task-IL, another protocol in class-IL."""
+    config: dict[str, Any] = {"dataset__tasks": 5, "method__buffer__capacity": 200}
+    for scenario, live in (("task", "task_il"), ("class", "class_il")):
+        config["scenario__live"] = {"_target_": f"cl_bench.data.scenario.{live}"}
+        write(tmp_path, "er", "a", (0.9,), f"seqcifar10/{scenario}", **config)
+    of_class, of_task = tables(gather(read_all(tmp_path)), None)
+    assert of_task.section.scenario == "task" and not of_task.published
+    (figure,) = of_class.published
+    assert figure.figure.value == 44.79
+    assert "loss_over=seen (published: all)" in figure.other
+    for figure in published.figures():
+        said = {**figure.row, **figure.protocol}.get("loss_over")
+        assert (said in ("own", "seen", "all", "unstated")) == (figure.scenario != "data")
+        if figure.source == "DER" and figure.scenario == "task":
+            assert figure.row["loss_over"] == "all"
+
+
 def test_published_files_name_what_exists() -> None:
     """A figure's dataset, scenario and method compose; its `row` means one key each of theirs."""
 
@@ -221,9 +239,9 @@ def test_published_files_name_what_exists() -> None:
         place = (f"dataset={figure.dataset}", f"scenario={figure.scenario}")
         own = keys(f"method={figure.method}", *place)
         assert figure.metric in quantities and -100 < figure.value < 100
-        for key in figure.row.keys() - {"pretrained"}:
+        for key in figure.row.keys() - {"pretrained", "loss_over"}:
             assert len(fitting(key, own)) == 1, (figure, key)
-        for key in figure.protocol.keys() - {"backbone", "model.width"}:
+        for key in figure.protocol.keys() - {"backbone", "model.width", "loss_over"}:
             assert len(fitting(key, own)) == 1, (figure, key)
 
 

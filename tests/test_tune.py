@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from records import write
 
-from cl_bench import config, tune, tuned
+from cl_bench import config, trials, tune, tuned
 from cl_bench.search import Axis, Search, Trial
 from cl_bench.types import UserError
 
@@ -64,8 +66,20 @@ WRONG = [
     ([GRID, "method=ewc", "seeds=a"], "seeds=a: must be an integer, at least 0"),
     ([GRID, "method=ewc", "evaluation.split=test"], "evaluation.split: the search sets it itself"),
     (["grid=optimizer.lr=0.1,1 optimizer.lr=2,3"], "optimizer.lr stands in it twice"),
-    (["grid=optimizer.lr=0.1,0.1"], "optimizer.lr has a value twice: 0.1, 0.1"),
+    (["grid=optimizer.lr=0.1,0.1"], "are one config: a value stands there twice"),
     ([GRID, "method=ewc", "seeds=0,0"], "seeds=0,0: each seed counts once"),
+    (["grid=method.strength=1,1.0", "method=ewc"], "are one config: a value stands there twice"),
+    (["grid=method.within=0.1,1", "method=mer", "method.algorithm=6"], "or makes no difference"),
+    (["grid=method.strength=1,2,-3", "method=ewc"], "method.strength=-3: must be at least 0"),
+    (["grid=method.replay=interval(1,5)", "method=mer", "strategy=optuna"], "be an integer"),
+    (["grid=optimizer.lr=interval(0,inf)", "strategy=random"], "an interval rises"),
+    (["grid='optimizer.lr=1,2"], "grid='optimizer.lr=1,2: no closing quotation"),
+    ([GRID, "method=ewc", "jobs=2", "jobs=3"], "jobs: is given twice, 2 and 3"),
+    ([GRID, "method=ewc", "jobs=" + 5000 * "9"], "must be an integer, at least 1"),
+    ([GRID, "method=ewc", "trials=5"], "trials=5: strategy=grid runs all points"),
+    ([GRID, "method=ewc", "strategy=optuna", "jobs=2"], "jobs=2: optuna runs one point after"),
+    ([GRID, "method=ewc", "++seed=1"], "seed: the search sets it itself"),
+    ([GRID, "method=ewc", "+optimizer.lr=1"], "optimizer.lr is set elsewhere"),
     (["grid=curvature=kfac,full"], "curvature is a group; search once for each of its options"),
     (["grid=method.strength=-1,1", "method=ewc"], "method.strength=-1: must be at least 0"),
 ]
@@ -83,10 +97,11 @@ def searched(
 ) -> dict[str, Any]:
     """What is written when the runs answer with `score` of their point."""
 
-    def tried(search: Search, point: dict[str, str]) -> Trial:
+    def tried(search: Search, point: dict[str, str], *_: Any) -> Trial:
         return Trial(point, [score(point)] * len(search.seeds))
 
     monkeypatch.setattr(tune, "tried", tried)
+    monkeypatch.setattr(trials, "tried", tried)
     monkeypatch.setattr(tune, "CONF", str(where))
     monkeypatch.setattr(sys, "argv", ["tune", *arguments])
     tune.main()
@@ -169,8 +184,9 @@ def test_tuned_values_yield_to_what_is_typed(
 
 
 def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trials; one of them diverges, and is no trial to choose."""
-    arguments = ["method=finetune", "tracking=none", "dataset.tasks=2", f"output_dir={tmp_path}"]
+    """Two trials; one of them diverges, and is no trial to choose. Paths are wider than a line."""
+    where = f"output_dir={tmp_path / ('x' * 150)}"
+    arguments = ["method=finetune", "tracking=none", "dataset.tasks=2", where]
     arguments += ["dataset.train_per_task=60", "first=1", "grid=optimizer.lr=0.1,1e30"]
     search = Search.of(arguments)
     trials = tune.enumerated(search, lambda trial: None)
@@ -180,17 +196,16 @@ def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 class Runs:
-    """Processes that answer as they are told, one after the other."""
+    """Runs that answer as they are told, one after the other."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, str, str]) -> None:
         self.answers, self.count = list(answers), 0
-        monkeypatch.setattr(tune, "subprocess", SimpleNamespace(run=self))
-        monkeypatch.setattr(tune, "time", SimpleNamespace(sleep=lambda _: None))
+        monkeypatch.setattr(trials.Processes, "answer", self)
+        monkeypatch.setattr(trials, "POLL", 0.0)
 
-    def __call__(self, command: list[str], **_: Any) -> Any:
+    def __call__(self, overrides: list[str]) -> tuple[int, str, str]:
         self.count += 1
-        code, out, err = self.answers.pop(0)
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+        return self.answers.pop(0)
 
 
 DIVERGED = (2, "", "error: training diverged in task 0: the loss is nan at step 6; lower it\n")
@@ -200,6 +215,7 @@ FAILURES = {
     "killed": (-9, "", ""),
     "a full disk": (2, "", "error: /x/metrics.jsonl: No space left on device; the last\n"),
     "no record": (0, "files: /nowhere\n", ""),
+    "diverged by name alone": (2, "", "error: /training diverged in task 0: x: Is a directory\n"),
 }
 
 
@@ -263,3 +279,99 @@ def test_another_failure_stops_the_search(
         tune.main()
     assert "\n" not in str(caught.value) and "optimizer.lr=1" in str(caught.value)
     assert not file.exists()
+
+
+def test_a_failure_ends_the_runs_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other point's run is asked to stop; nobody waits for its end or for a locked run."""
+    asked(tmp_path, monkeypatch)
+    stopped = []
+
+    def answer(processes: trials.Processes, overrides: list[str]) -> tuple[int, str, str]:
+        if "optimizer.lr=1" in overrides:
+            return FAILURES["a traceback"]
+        stopped.append(processes.ended.wait(60))
+        return -15, "", ""
+
+    monkeypatch.setattr(trials.Processes, "answer", answer)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "jobs=2"])
+    with pytest.raises(UserError, match=r"optimizer.lr=1 .*\(exit code 1\): ValueError: a bug"):
+        tune.main()
+    assert stopped in ([], [True])
+
+
+def test_processes_end_when_they_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = tmp_path / "waiting"
+    waiting.write_text("#!/bin/sh\nexec sleep 600\n")
+    waiting.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(waiting))
+    processes = trials.Processes()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(processes.answer, [])
+        while not processes.running:
+            assert not answer.done()
+        processes.stop()
+        assert answer.result() == (-signal.SIGTERM, "", "")
+    with pytest.raises(UserError, match="the search has ended"):
+        processes.answer([])
+
+
+def test_of_equal_points_the_first_is_taken_and_other_code_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[int, str, str],
+) -> None:
+    """The record's sources are not those of now: its row says so, on the terminal and on disk."""
+    file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, done, done)
+    tune.main()
+    said = capsys.readouterr()
+    assert "made by other code" in said.out and "'made by other code': 'cl_bench.l" in said.err
+    found: Any = OmegaConf.to_object(OmegaConf.load(file))
+    assert found["values"] == {"optimizer.lr": 0.1}
+    assert found["evidence"]["trials"][0]["made by other code"] == "cl_bench.learner"
+
+
+def test_a_missing_accuracy_is_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: tuple[int, str, str]
+) -> None:
+    record = next(tmp_path.rglob("record.json"))
+    record.write_text(record.read_text().replace('"ACC": 0.5', '"ACC": null'))
+    file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, done)
+    with pytest.raises(UserError, match="measured no ACC; nothing was written"):
+        tune.main()
+    assert not file.exists()
+
+
+def test_optuna_is_told_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: tuple[int, str, str]
+) -> None:
+    """FAIL, and no accuracy, where training diverged."""
+    told: list[Any] = []
+    fail = SimpleNamespace(TrialState=SimpleNamespace(FAIL="FAIL"))
+    study = SimpleNamespace(
+        ask=lambda: SimpleNamespace(suggest_categorical=lambda key, values: values[0]),
+        tell=lambda trial, *value, state=None: told.append((value, state)),
+    )
+    optuna = SimpleNamespace(
+        trial=fail,
+        create_study=lambda **_: study,
+        samplers=SimpleNamespace(TPESampler=lambda seed: None),
+        logging=SimpleNamespace(set_verbosity=lambda _: None, ERROR=0),
+    )
+    monkeypatch.setattr(tune, "import_module", lambda name: optuna)
+    asked(tmp_path, monkeypatch)
+    Runs(monkeypatch, DIVERGED, done)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "strategy=optuna", "trials=2"])
+    tune.main()
+    assert told == [((), "FAIL"), ((0.5,), None)]
+
+
+@pytest.mark.parametrize("text", ["", "values: [1]", "values: {a: 1}\nevidence: 5", "{", "\x00"])
+def test_a_damaged_file_of_values_is_named(text: str, tmp_path: Path) -> None:
+    file = tuned.place(tmp_path, "pmnist5k", "data", "ewc")
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"ewc\.yaml is damaged; tune again, or type the values$"):
+        tuned.apply(composed("method=ewc"), file, [])

@@ -9,9 +9,9 @@ import pandas as pd
 
 from cl_bench import files
 from cl_bench.errors import Parser
+from cl_bench.escape import visible
 from cl_bench.record import Records, read_all
 from cl_bench.report import forms
-from cl_bench.report.configs import visible
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
 from cl_bench.report.rows import gather
@@ -57,10 +57,11 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     if not rows:
         raise UserError(f"{root}: no finished run (record.json) below this folder{missing(found)}")
     made, disparity = tables(rows, baseline), orders(found)
+    left_out = visible([*found.damaged, *found.contradicting])
     print(forms.plain(made, disparity))
     texts = {
-        "html": render(made, disparity, f"cl_bench: {visible(root.resolve().name)}"),
-        "md": forms.markdown(made, disparity),
+        "html": render(made, disparity, f"cl_bench: {visible(root.resolve().name)}", left_out),
+        "md": forms.markdown(made, disparity, left_out),
         "csv": forms.csv(forms.frame(made)),
         "tex": forms.latex(made, disparity),
     }
@@ -74,15 +75,19 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; choose a folder to write to") from None
     print(visible(f"files: {out}/report.{{{','.join(texts)}}}{missing(found)}"))
-    for line in found.damaged:
-        print(f"left out: {visible(line)}", file=sys.stderr)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
 
 
 def missing(found: Records) -> str:
     """What a report leaves out; empty: nothing."""
-    counts = {**found.unfinished, **({"damaged": len(found.damaged)} if found.damaged else {})}
-    told = ", ".join(f"{number} {visible(state)}" for state, number in sorted(counts.items()))
-    return f"; not in it: {told} (by their status.json)" if told else ""
+    states = sorted(found.unfinished.items())
+    told = [f"{number} {visible(state)} (by status.json)" for state, number in states]
+    told += [f"{len(found.damaged)} damaged"] if found.damaged else []
+    copies = found.contradicting
+    told += [f"{len(copies)} with other results than another copy"] if copies else []
+    first = f", the first: {found.damaged[0]}" if found.damaged and not found.runs else ""
+    return f"; not in it: {', '.join(told)}{first}" if told else ""
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
@@ -96,6 +97,8 @@ def against_costs(table: Table, rows: list[Row]) -> str | None:
 
 
 def _cut(name: str, most: int = 44) -> str:
+    """A label of the legend, which leaves out those that begin with an underscore."""
+    name = f" {name}" if name.startswith("_") else name
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -120,7 +123,8 @@ def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
         "svg.hashsalt": "cl_bench",
         "text.parse_math": False,
     }
-    with matplotlib.rc_context(same):
+    with matplotlib.rc_context(same), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has its own
         picture(fill, file, size, format="svg", metadata={"Date": None})
     return _uri("image/svg+xml", file)
 

@@ -65,14 +65,3 @@ def fitting(key: str, known: Iterable[str]) -> list[str]:
         return [key]
     ends = [k for k in known if f".{k}".removesuffix("._target_").endswith(f".{key}")]
     return [k for k in ends if k.endswith("._target_")] or ends
-
-
-def visible(value: Any) -> Any:
-    """The value with control characters in its texts and keys written out: `\\x1b`, `\\n`."""
-    if isinstance(value, str):
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-    if isinstance(value, dict):
-        return {visible(key): visible(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [visible(item) for item in value]
-    return value

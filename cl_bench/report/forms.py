@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from cl_bench.escape import cell
+from cl_bench.escape import markdown as inert
 from cl_bench.report.orders import NONE, ORDERS, OrderTable
 from cl_bench.report.rows import COSTS, METRICS, Quantity
 from cl_bench.report.statistics import CAVEAT, Summary
-from cl_bench.report.tables import NOTE, Cell, Table, columns, of
+from cl_bench.report.tables import NOTE, UNLIKE, Cell, Table, columns, of
 
 
 def plain(found: list[Table], orders: OrderTable = NONE) -> str:
@@ -53,12 +56,7 @@ def frame(found: list[Table]) -> pd.DataFrame:
 
 def csv(table: pd.DataFrame) -> str:
     """A table as CSV, in which no text is a formula to a spreadsheet."""
-    return table.map(_no_formula).to_csv(index=False)
-
-
-def _no_formula(value: Any) -> Any:
-    starts = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
-    return f"'{value}" if starts else value
+    return table.map(cell).to_csv(index=False)
 
 
 def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
@@ -68,20 +66,22 @@ def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
     return {name: found.mean, f"{name} sd": found.sd, f"{name} low": low, f"{name} high": high}
 
 
-def markdown(found: list[Table], orders: OrderTable = NONE) -> str:
+def markdown(found: list[Table], orders: OrderTable = NONE, left_out: Sequence[str] = ()) -> str:
     """A heading and a table each; the best in bold, the second slanted."""
     parts = []
     for table in found:
         shown = columns(table)
         lines = [[_marked(col.cells[place]) for col in shown] for place in range(len(table.rows))]
-        grid = _grid([_inert(column.name) for column in shown], lines)
-        title = f"## {_inert(table.section.title)}"
-        parts.append("\n\n".join([title, _inert(table.note), grid]))
-    parts += [_inert(NOTE), CAVEAT]
+        grid = _grid([inert(column.name) for column in shown], lines)
+        title = f"## {inert(table.section.title)}"
+        parts.append("\n\n".join([title, inert(table.note), grid]))
+    parts += [inert(NOTE), CAVEAT]
     if orders.rows:
-        lines = [[_inert(str(value)) for value in row.values()] for row in orders.rows]
+        lines = [[inert(str(value)) for value in row.values()] for row in orders.rows]
         parts += ["## Order of the tasks", ORDERS, _grid(orders.heads, lines)]
-    return "\n\n".join(filter(None, [*parts, orders.left_out])) + "\n"
+    parts += [inert(orders.left_out)]
+    parts += ["## Left out", "\n".join(f"- {inert(line)}" for line in left_out)] * bool(left_out)
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _grid(heads: list[str], lines: list[list[str]]) -> str:
@@ -89,15 +89,9 @@ def _grid(heads: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in whole)
 
 
-def _marked(cell: Cell) -> str:
-    text = _inert(cell.text)
-    return {1: f"**{text}**", 2: f"_{text}_"}.get(cell.rank or 0, text)
-
-
-def _inert(text: str) -> str:
-    """What Markdown would read as markup or as an address, escaped."""
-    escaped = "".join(f"\\{letter}" if letter in "\\|*`<>[]#~" else letter for letter in text)
-    return escaped.replace("://", ":\\/\\/").replace("www.", "www\\.")
+def _marked(found: Cell) -> str:
+    text = inert(found.text)
+    return {1: f"**{text}**", 2: f"_{text}_"}.get(found.rank or 0, text)
 
 
 ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -134,8 +128,8 @@ def _latex_table(table: Table) -> str:
         lines.append([_escaped(row.method) + mark, *told, str(row.seeds), *numbers])
     shape = "l" * (1 + options) + "r" * (1 + len(ranks))
     spread = r"in percent: mean $\pm$ standard deviation over $n$ seeds."
-    unlike = any(row.other_code for row in table.rows)
-    spread += r" $^\dagger$: its runs were made by different code." if unlike else ""
+    unlike = "; ".join(sorted({row.other_code for row in table.rows} - {""}))
+    spread += rf" $^\dagger$: {UNLIKE} ({_escaped(unlike)})." if unlike else ""
     return _booktabs(f"{_escaped(table.section.title)}, {spread}", shape, heads, lines)
 
 
@@ -143,6 +137,7 @@ def _booktabs(caption: str, shape: str, heads: list[str], lines: list[list[str]]
     begin = [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}"]
     begin += [rf"\begin{{tabular}}{{{shape}}}", r"\toprule"]
     head, *body = (" & ".join(line) + r" \\" for line in [heads, *lines])
+    body = [f"{{}}{line}" if line[0] in "[*" else line for line in body]  # no option of \\\\
     end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join([*begin, head, r"\midrule", *body, *end])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -16,7 +17,7 @@ from cl_bench.report.statistics import CAVEAT
 from cl_bench.report.tables import NOTE, Table, columns
 
 
-def render(found: list[Table], orders: OrderTable, title: str) -> str:
+def render(found: list[Table], orders: OrderTable, title: str, left_out: Sequence[str] = ()) -> str:
     """HTML of all tables, pictures and published figures."""
     source = files("cl_bench.report").joinpath("page.html.j2").read_text()
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -27,6 +28,7 @@ def render(found: list[Table], orders: OrderTable, title: str) -> str:
         sections=[_section(table) for table in found],
         orders=orders,
         orders_note=ORDERS,
+        left_out=left_out,
         runs=sum(len(row.runs) for table in found for row in table.rows),
     )
 

@@ -4,6 +4,11 @@ A line's `row` says which runs are meant (`dataset.tasks=10 curvature=KFAC`: all
 `protocol` what else the paper did (`schedule.epochs=20`): where that does not hold, the figure is
 shown and what differs is said. A key that a config does not have counts as null. `kind`: what
 `spread` is, sd or sem (of the mean).
+
+`loss_over` says which classes the training loss compares: the task's `own`, those `seen` so far,
+or `all` of the head (`unstated` where a paper does not say). DER's task-incremental figures come
+from a loss over all classes with the others masked at test time only; a run here masks them in
+training, too, so that these figures have `loss_over=all` in their `row` and stand beside none.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from cl_bench.config import leaves
 from cl_bench.report.configs import fitting, shown
 from cl_bench.report.rows import METRICS, Record, Row
 from cl_bench.report.statistics import summary
+
+LOSS_OVER = {"task_il": "own", "class_il": "seen", "data_il": "all"}  # by what `live` is
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,9 @@ def _unmet(conditions: dict[str, Any], row: Row) -> list[str]:
 
 def there(key: str, run: Record) -> str:
     """What a run has there; `backbone`: the data that it was pre-trained on, or none."""
+    if key == "loss_over":
+        live = there("scenario.live", run)
+        return LOSS_OVER.get(live, live)
     if key in ("backbone", "pretrained"):
         backbone = run.get("backbone")
         name = backbone["data"]["name"] if backbone else "none"

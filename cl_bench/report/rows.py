@@ -10,8 +10,9 @@ from statistics import mean
 from typing import Any
 
 from cl_bench.config import Leaves, leaves
+from cl_bench.escape import visible
 from cl_bench.record import Records
-from cl_bench.report.configs import resolved, short, shown, told, varied, visible
+from cl_bench.report.configs import resolved, short, shown, told, varied
 
 Record = dict[str, Any]
 STREAM = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")  # what all rivals share

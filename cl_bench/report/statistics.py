@@ -39,9 +39,9 @@ class Summary:
         """mean -+ t sd / sqrt(n), t the 97.5 % quantile of Student's with n - 1; None of one."""
         if self.sd is None:
             return None
-        from scipy.stats import t
+        from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats starts slowly
 
-        half = float(t.ppf((1 + LEVEL) / 2, self.n - 1)) * self.sd / self.n**0.5
+        half = float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.sd / self.n**0.5
         return self.mean - half, self.mean + half
 
     def told(self, digits: int = 2, between: str = " ± ") -> str:

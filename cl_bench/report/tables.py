@@ -12,6 +12,7 @@ from cl_bench.report.statistics import METHOD, Summary, paired, summary
 from cl_bench.types import UserError
 
 MARK = "†"  # of a row whose runs were made by different code
+UNLIKE = "its runs were made by different code"
 UPPER = ("joint",)  # no rivals: never the best
 ACC = METRICS[0]
 NOTE = (
@@ -180,9 +181,8 @@ def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
     parts += ["*: of another protocol."] if starred else []
     parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []
     unlike = sorted({row.other_code for row in rows} - {""})
-    parts += (
-        [f"{MARK}: its runs were made by different code ({'; '.join(unlike)})."] if unlike else []
-    )
+    if unlike:
+        parts.append(f"{MARK}: {UNLIKE} ({'; '.join(unlike)}); code_changed=repeat repeats them.")
     note = " ".join(parts)
     return Table(section, rows, fits[0] if len(fits) == 1 else None, others, note)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from cl_bench.disparity import DISPARITIES, disparities
 from cl_bench.studies.page import Page
-from cl_bench.studies.sweeps import Record, Study, at, moments, require_one
+from cl_bench.studies.sweeps import Study
+from cl_bench.studies.values import Record, at, moments, require_one
+from cl_bench.types import UserError
 
 
 class Orders(Study):
@@ -21,6 +23,8 @@ class Orders(Study):
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         cells: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
         for _, record in found:
+            if None in record["accuracy"][-1]:
+                raise UserError(f"output_dir: {record['labels']['method']} lacks final accuracies")
             order = str(at(record["config"], "scenario.order"))
             method = record["labels"]["method"]
             cells[f"{method} {self.label(record)}".rstrip()][order].append(record)

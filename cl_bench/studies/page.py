@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cl_bench import files
+from cl_bench.escape import cell
+from cl_bench.escape import markdown as inert
 from cl_bench.figures import picture
 
 Draw = Callable[[Any], None]  # a matplotlib figure, empty
@@ -25,21 +29,26 @@ class Page:
     def write(self, folder: Path) -> str:
         """Put all three into the folder; returns the page's text."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in self.rows)
+        files.write_text(folder / "table.csv", table.getvalue())
         picture(self.draw, folder / "figure.png")
-        found = "\n".join(f"- {line}" for line in self.findings)
+        found = "\n".join(f"- {inert(line)}" for line in self.findings)
         text = f"# {self.title}\n\n{found}\n\n{markdown(self.rows)}\n\n![figure](figure.png)\n"
-        (folder / "page.md").write_text(text)
+        files.write_text(folder / "page.md", text)
         return text
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A table, four digits a number."""
     heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([spelled(r[h]) for h in heads] for r in rows)]
+    lines = [
+        [inert(head) for head in heads],
+        ["---"] * len(heads),
+        *([spelled(r[h]) for h in heads] for r in rows),
+    ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -47,4 +56,4 @@ def spelled(value: Any) -> str:
     """A cell."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else inert(str(value))

@@ -5,23 +5,22 @@ They read the records below output_dir and write table.csv, figure.png and page.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from cl_bench import files
+from cl_bench.escape import visible
 from cl_bench.record import read_all
 from cl_bench.studies.page import Page
+from cl_bench.studies.values import Record, at, journal, moments, number, require_one, word
 from cl_bench.types import UserError
-
-Record = dict[str, Any]
 
 
 class Study(Callback):
@@ -34,14 +33,14 @@ class Study(Callback):
         """Write the page; nothing where no run was finished."""
         folder = files.absolute(config.output_dir)
         read = read_all(folder)
-        found = read.runs
-        for line in read.damaged:
-            print(f"left out: {line}", file=sys.stderr)
+        found = [(place, visible(run)) for place, run in read.runs]
+        for line in [*read.damaged, *read.contradicting]:
+            print(f"left out: {visible(line)}", file=sys.stderr)
         try:
             if found:
-                print(self.page(found).write(folder) + f"files: {folder.resolve()}")
+                print(self.page(found).write(folder) + visible(f"files: {folder.resolve()}"))
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {visible(str(error))}", file=sys.stderr)
 
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         """Of all records and the folders that they lie in."""
@@ -69,9 +68,9 @@ class Grid(Study):
         )
         for _, record in found:
             split = at(record["config"], "evaluation.split")
-            value = at(record["config"], self.x)
-            key = (self.label(record), float("nan") if value is None else float(value))
-            cells[key][split].append(100 * record["metrics"]["ACC"])
+            key = (self.label(record), number(record, self.x))
+            if (acc := record["metrics"]["ACC"]) is not None:
+                cells[key][split].append(100 * acc)
             cells[key][f"{split} configs"].append(record["hash"])
             cells[key]["seconds"].append(sum(record["measured"]["train_seconds"]))
             cells[key]["gradients"].append(record.get("gradients_per_sample"))
@@ -130,8 +129,11 @@ class Table(Study):
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         cells: dict[tuple[str, ...], list[Record]] = defaultdict(list)
         for _, record in found:
-            cells[tuple(word(record, key) or "none" for key in self.variant)].append(record)
+            if record["metrics"]["ACC"] is not None:
+                cells[tuple(word(record, key) or "none" for key in self.variant)].append(record)
         rows = [self._row(key, cells[key]) for key in sorted(cells)]
+        if not rows:
+            raise UserError("output_dir: no run there has measured ACC")
         best = max(rows, key=lambda row: row["ACC"])
         said = [f"{column}={best[column]}" for column in self.columns]
         findings = [f"highest: {', '.join(said)}, ACC {best['ACC']:.2f} (n = {best['n']})"]
@@ -165,8 +167,7 @@ class Traces(Study):
     def page(self, found: list[tuple[Path, Record]]) -> Page:
         traces = {}
         for folder, record in found:
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
-            flat = [row | row.get("metrics", {}) for row in map(json.loads, lines)]
+            flat = [row | row.get("metrics", {}) for row in journal(folder / "metrics.jsonl")]
             seen = [row for row in flat if self.quantity in row and row["event"] != "step"]
             name = f"{self.label(record)} seed {record['seed']}"
             if name in traces:
@@ -174,12 +175,14 @@ class Traces(Study):
             if seen:
                 traces[name] = seen
         rows = [self._row(name, seen) for name, seen in traces.items()]
+        if not rows:
+            raise UserError(f"output_dir: no run there has measured {self.quantity}")
         return Page(self.title, list(map(self._said, rows)), rows, lambda f: self._draw(f, traces))
 
     def _row(self, name: str, seen: list[dict[str, Any]]) -> dict[str, Any]:
         values = [row[self.quantity] for row in seen]
         row = {"variant": name, "first": values[0], "largest": max(values), "last": values[-1]}
-        row["last / largest"] = values[-1] / max(values)
+        row["last / largest"] = values[-1] / max(values) if max(values) else None
         beside = {
             k: seen[-1][k] for k in ("loss", "accuracy") if isinstance(seen[-1].get(k), float)
         }
@@ -189,10 +192,11 @@ class Traces(Study):
         training = (
             f" at training accuracy {row['last accuracy']:.3f}" if "last accuracy" in row else ""
         )
+        share = row["last / largest"]
+        of_it = "" if share is None else f" ({share:.3g} of the largest)"
         return (
             f"{row['variant']}: {self.quantity} {row['first']:.4g} at first, {row['largest']:.4g} "
-            f"at most, {row['last']:.4g} at last ({row['last / largest']:.3g} of the largest)"
-            + training
+            f"at most, {row['last']:.4g} at last{of_it}{training}"
         )
 
     def _draw(self, figure: Any, traces: dict[str, list[dict[str, Any]]]) -> None:
@@ -204,36 +208,6 @@ class Traces(Study):
             axes.plot(at, [row[self.quantity] for row in seen], ".-", label=name)
         axes.legend()
         axes.grid(alpha=0.3)
-
-
-def at(node: Any, key: str) -> Any:
-    """A value of a nested mapping by its dotted key; None where it is not."""
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def require_one(configs: list[Any], what: str) -> None:
-    """UserError where a row's runs are not of one config."""
-    if len(set(configs)) > 1:
-        raise UserError(
-            f"output_dir: {what} was run there with other values of other keys too; "
-            "choose an output_dir of its own"
-        )
-
-
-def moments(name: str, values: list[float]) -> dict[str, float | None]:
-    """Mean and standard deviation, each where there is one."""
-    sd = stdev(values) if len(values) > 1 else None
-    return {name: mean(values) if values else None, f"{name} sd": sd}
-
-
-def word(record: Record, key: str) -> str | None:
-    """A value of a run's config, of a path its last part; None where it has none."""
-    value = at(record["config"], key)
-    if value is None:
-        return None
-    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
 def _said(row: dict[str, Any]) -> str:

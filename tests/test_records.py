@@ -1,0 +1,238 @@
+"""Records that are damaged, hostile or unlike: named, left out, told as text; never obeyed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import some, write
+
+from cl_bench import errors, escape
+from cl_bench.record import read_all
+from cl_bench.report import __main__ as report
+from cl_bench.report import forms
+from cl_bench.report.rows import gather
+from cl_bench.report.tables import tables
+from cl_bench.studies.page import Page
+from cl_bench.studies.sweeps import Grid, Table, Traces
+from cl_bench.types import UserError
+
+
+def changed(file: Path, place: str, value: Any) -> None:
+    """Put a value at a dotted place of a record."""
+    record = node = json.loads(file.read_text())
+    *groups, last = place.split(".")
+    for group in groups:
+        node = node.setdefault(group, {})
+    node[last] = value
+    file.write_text(json.dumps(record))
+
+
+def nested(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+WRONG = {
+    "a null for a name": ("labels", {"dataset": "toy", "scenario": "data", "method": None}),
+    "no name": ("labels", {"dataset": "toy", "scenario": "data"}),
+    "an accuracy of 2": ("accuracy", [[0.5, None], [0.5, 2.0]]),
+    "an infinite metric": ("metrics.BWT", float("inf")),
+    "no number": ("metrics.ACC", float("nan")),
+    "a text for a metric": ("metrics.FWT", "0.5"),
+    "infinite seconds": ("measured.train_seconds", [1e308, 1e308]),
+    "negative seconds": ("measured.eval_seconds", [-1.0]),
+    "no seconds": ("measured.train_seconds", []),
+    "memory in words": ("measured.peak_mib", "much"),
+    "many bytes": ("state_bytes", 10**400),
+    "many gradients": ("gradients_per_sample", 1e300),
+    "infinite growth": ("method", {"growth": float("inf")}),
+    "a task twice": ("stream.task_identities", [1, 1]),
+    "a text for a task": ("stream.task_identities", ["0", "1"]),
+    "sources as a list": ("code.files", ["a"]),
+    "no sources": ("code", {}),
+    "a backbone without data": ("backbone", {"name": "x"}),
+    "a backbone with a list": ("backbone", {"name": "x", "data": [1]}),
+    "half a letter": ("labels.method", "\ud800"),
+    "a deep config": ("config.a", nested(200)),
+    "a config that is a list": ("config", []),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_cannot_be_right_is_named_by_its_place(kind: str, tmp_path: Path) -> None:
+    write(tmp_path, "er", "a", (0.5, 0.6))
+    place, value = WRONG[kind]
+    bad, good = sorted(tmp_path.rglob("record.json"))
+    changed(bad, place, value)
+    found = read_all(tmp_path)
+    (line,) = found.damaged
+    assert line.startswith(f"{bad}: is damaged (") and "\n" not in line
+    assert place.split(".")[0] in line or kind in ("a deep config", "half a letter")
+    assert [folder for folder, _ in found.runs] == [good.parent]
+
+
+def test_other_files_in_place_of_a_record(tmp_path: Path) -> None:
+    """A pipe, a link to nowhere, a folder, no permission to enter: no report hangs or fails."""
+    write(tmp_path, "er", "a", (0.5, 0.6, 0.7))
+    pipe, link, folder = sorted(tmp_path.rglob("record.json"))
+    for file in (pipe, link, folder):
+        file.unlink()
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "nowhere")
+    folder.mkdir()
+    found = read_all(tmp_path)
+    assert found.runs == [] and len(found.damaged) == 2
+    assert found.damaged[0] == f"{pipe}: not a regular file"
+    with pytest.raises(UserError, match=r"no finished run .* not in it: 2 damaged, the first: "):
+        report.write(tmp_path, [], None, tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some(tmp_path)
+    closed, scandir = tmp_path / "toy/data/ewc", os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(closed))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert read_all(tmp_path).damaged == [f"{closed}: Permission denied"]
+
+
+def test_a_copy_with_other_results_is_named_and_does_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "er", "a", (0.5, 0.6))
+    shutil.copytree(tmp_path / "toy", tmp_path / "z/same")
+    shutil.copytree(tmp_path / "toy", tmp_path / "z/unlike")
+    old = tmp_path / "z/unlike/data/er/a/seed0"
+    changed(old / "record.json", "metrics.ACC", 0.9)
+    report.write(tmp_path, [], None, tmp_path)
+    out, err = capsys.readouterr()
+    assert "55.00 ± 7.07" in out and "1 with other results than another copy" in out
+    line = f"{old}: its results are not those of {tmp_path}/toy/data/er/a/seed0, the same run"
+    assert err == f"left out: {line}\n"
+    assert escape.markdown(line) in (tmp_path / "report.md").read_text()
+    assert line in (tmp_path / "report.html").read_text()
+
+
+def test_a_study_is_not_an_unfinished_run(tmp_path: Path) -> None:
+    for name, state in (("study", "done"), ("run", "running")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(json.dumps({"state": state}))
+    (tmp_path / "study/page.md").write_text("")
+    assert read_all(tmp_path).unfinished == {"running": 1}
+
+
+def test_a_last_row_with_a_gap_has_no_order_disparity(tmp_path: Path) -> None:
+    from cl_bench.report.orders import orders
+
+    for place, order in enumerate(("A", "B")):
+        write(tmp_path, "er", f"{place}", (0.5,), scenario__order=order)
+    assert len(orders(read_all(tmp_path)).rows) == 1
+    changed(next(tmp_path.rglob("0/seed0/record.json")), "accuracy", [[0.5, None], [None, 0.5]])
+    assert orders(read_all(tmp_path)).rows == []
+
+
+LABELS = ["_er", "[er]", "*er", "# er", "a|b", "$x$", "<script>", "=1+1", "@SUM(1)", "\t=1", "-1"]
+LABELS += ["日本語", "\u202eevil", "a\r\nb", "\x1b]0;title\x07", "![x](http://x.y)", "&lt;b&gt;"]
+
+
+def test_labels_are_text_in_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of methods, their options and the data; on the terminal and in all files; so is the path."""
+    root = tmp_path / "\x1b[31mred"
+    for place, label in enumerate(LABELS):
+        write(root, "er", f"a{place}", (0.5, 0.6), method__odd=label)
+        for file in root.rglob(f"a{place}/seed*/record.json"):
+            labels = {"dataset": "".join(LABELS), "scenario": "data", "method": label}
+            alone = dict.fromkeys(labels, label)  # a section of its own
+            changed(file, "labels", alone if place >= 14 else labels)
+    report.write(root, [], None, root)
+    made = {file.suffix: file.read_bytes().decode() for file in root.glob("report.*")}
+    assert {".html", ".md", ".csv", ".tex"} == made.keys()
+    for text in (*made.values(), *capsys.readouterr()):
+        assert all(letter.isprintable() or letter == "\n" for letter in text)
+    body = made[".html"].partition("</style>")[2].rpartition("<script>")[0]
+    assert "<script>" not in body and "&lt;script&gt;" in body and "&amp;lt;b&amp;gt;" in body
+    lines = made[".md"].splitlines()
+    assert not [line for line in lines if line.startswith(("# ", "!", "<"))]
+    assert not re.search(r"(?<!\\)[<>\[\]`$]", made[".md"])
+    grids = [line.replace("\\|", "").count("|") for line in lines if line.startswith("|")]
+    assert len({*grids}) == 1
+    rows = list(csv.DictReader(io.StringIO(made[".csv"], newline="")))
+    assert len(rows) == len(LABELS)
+    for row in rows:
+        assert float(row["ACC"]) == pytest.approx(55)
+        assert not [cell for cell in row.values() if cell[:1] in ("=", "+", "@", "\t", "\r")]
+    assert {"'=1+1", "'-1", "'@SUM(1)"} <= {row["method"] for row in rows}
+    cells = [line for line in made[".tex"].splitlines() if line.endswith(r"\\")]
+    assert not [line for line in cells if line[0] in "[*"]
+
+
+def test_markdown_and_cells() -> None:
+    """Words stay readable: no escape within a key, none of a dash or a number."""
+    assert escape.markdown("optimizer.weight_decay=1e-5") == "optimizer.weight_decay=1e-5"
+    assert escape.markdown("_x_ www.a http://b") == r"\_x\_ www\.a http:\/\/b"
+    assert escape.markdown("[a](b) $c$ &amp; `d`") == r"\[a\](b) \$c\$ \&amp; \`d\`"
+    assert [escape.cell(v) for v in ("-", "-1", "=a", " =a", -1, "a")] == [
+        *("-", "'-1", "'=a", "' =a", -1, "a")
+    ]
+    assert escape.visible({"\x1b": ["a\nb", 1]}) == {"\\x1b": ["a\\nb", 1]}
+
+
+def test_an_error_is_one_line_whatever_it_names() -> None:
+    error = UserError("/tmp/a\nb\x1b[31m: is a directory")
+    assert errors.explain(error) == r"/tmp/a\nb\x1b[31m: is a directory"
+
+
+def test_a_studys_page_escapes_what_records_say(tmp_path: Path) -> None:
+    rows = [{"variant": "=1|[x](y)", "ACC": -1.5}]
+    text = Page("t", ["<b>"], rows, lambda figure: None).write(tmp_path)
+    assert r"| =1\|\[x\](y) | -1.5 |" in text and r"- \<b\>" in text
+    assert (tmp_path / "table.csv").read_text() == "variant,ACC\n'=1|[x](y),-1.5\n"
+
+
+STUDIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a text for a number": (lambda: Grid("t", [], "method.odd", {}), "method.odd=x, which is no"),
+    "no accuracy": (lambda: Table("t", ["method.odd"]), "no run there has measured ACC"),
+    "no journal": (lambda: Traces("t", [], "ACC", "linear"), "metrics.jsonl: is missing or dam"),
+}
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+def test_a_study_says_what_it_cannot_use(kind: str, tmp_path: Path) -> None:
+    made, line = STUDIES[kind]
+    write(tmp_path, "er", "a", (0.5,), method__odd="x")
+    changed(next(tmp_path.rglob("record.json")), "metrics.ACC", None)
+    with pytest.raises(UserError) as caught:
+        made().page(read_all(tmp_path).runs)
+    assert line in str(caught.value)
+
+
+def test_files_of_a_row_may_have_unlike_tasks(tmp_path: Path) -> None:
+    """Pooled by a key: the pictures are of those that are alike, numbers of all."""
+    write(tmp_path, "er", "a", (0.5, 0.6), dataset__tasks=2)
+    write(tmp_path, "er", "b", (0.5, 0.6), dataset__tasks=3)
+    for file in tmp_path.rglob("b/seed*/record.json"):
+        changed(file, "accuracy", [[0.5] * 3] * 3)
+        changed(file, "initial", [0.1] * 3)
+        changed(file, "stream.task_identities", [0, 1, 2])
+    (row,) = gather(read_all(tmp_path), ["dataset.tasks"])[:1]
+    assert len(row.runs) == 2
+    report.write(tmp_path, ["dataset.tasks"], None, tmp_path)
+    numbers = forms.frame(tables(gather(read_all(tmp_path), ["dataset.tasks"]), None))
+    assert numbers["ACC"].tolist() == pytest.approx([55, 55])
