@@ -208,8 +208,10 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
     sha = hashlib.sha256(memoryview(content)[start:]).hexdigest()
     if content[len(MARK) : start] != sha.encode() + b"\n":
         raise DamagedError(f"{file}: is damaged (its content does not match its checksum)")
+    body = io.BytesIO(memoryview(content)[start:])
+    del content  # a large network's checkpoint is in memory once
     try:
-        return torch.load(io.BytesIO(content[start:]), map_location=device, weights_only=True)
+        return torch.load(body, map_location=device, weights_only=True)
     except Exception as error:  # a file that was made to look whole: any of many errors
         raise DamagedError(f"{file}: cannot be read ({type(error).__name__})") from None
 

@@ -106,7 +106,7 @@ def find(
     except UserError:
         if not force:
             raise
-        folder.clear()
+        _start_over(folder)
         return start
     if saved is None:
         return start
@@ -116,7 +116,7 @@ def find(
     elif code_changed == "continue":
         start.saved, start.earlier = saved, codes
     elif code_changed == "repeat" or force:
-        folder.clear()
+        _start_over(folder)
     else:
         raise UserError(
             f"{folder.checkpoint}: was written by other code ({code.differences(codes[0])} "
@@ -124,6 +124,11 @@ def find(
             "over, code_changed=continue to go on (the record then names both)"
         )
     return start
+
+
+def _start_over(folder: Folder) -> None:
+    folder.clear()
+    folder.mark("running")
 
 
 def described(code: Code, found: dict[str, Any]) -> str:
