@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
+from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra.errors
+from antlr4.error.Errors import RecognitionException
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -15,8 +22,12 @@ from cl_bench.config import CONF, EXTRAS, OPTIONAL
 from cl_bench.types import UserError
 
 MAY_BE_NULL = (*OPTIONAL, "experiment")
+SEVERAL = ("experiment",)  # groups of which a list of options may be chosen
 MULTIRUN = ("-m", "--multirun")
 FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")  # options that name a folder
+SHELLS = ("bash", "zsh", "fish")
+KEY = re.compile(r"[+~]{0,2}[A-Za-z_$][\w$-]*([./@:][A-Za-z0-9_$][\w$-]*)*", re.ASCII)
+GRAMMAR = re.compile(r"Lexer|mismatched|extraneous|no viable|missing|token")  # its parser's words
 
 
 def arguments(words: list[str]) -> list[str]:
@@ -24,7 +35,8 @@ def arguments(words: list[str]) -> list[str]:
 
     `-m` is put behind all overrides where it stands between them: Hydra would stop at it.
     """
-    known = sorted(o for a in get_args_parser()._actions for o in a.option_strings)
+    parser = get_args_parser()
+    known = sorted(o for a in parser._actions for o in a.option_strings)
     for word in words:
         if not word.strip():
             raise UserError("'': an argument is empty; each is <key>=<value> or an option")
@@ -35,22 +47,72 @@ def arguments(words: list[str]) -> list[str]:
         if word.startswith("=") or option.strip() != option:
             raise UserError(f"{word}: no key before the =; each argument is <key>=<value>")
         _check_choice(option, word.partition("=")[2])
+        _check_sweep(word)
     _check_folders(words)
     for flag in {*MULTIRUN} & {*words}:
         place = words.index(flag)
         if "=" in "".join(words[:place]):
-            return [*words[:place], *words[place + 1 :], flag]
+            words = [*words[:place], *words[place + 1 :], flag]
+    _check_options(parser, words)
     return words
+
+
+def _check_options(parser: ArgumentParser, words: list[str]) -> None:
+    """UserError for what argparse and Hydra would refuse, with their usage or a traceback."""
+
+    def refuse(message: str) -> NoReturn:
+        behind = "; options stand before all overrides or behind them"
+        raise UserError(message + (behind if message.startswith("unrecognized") else ""))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if "--version" in words:
+        return
+    found = parser.parse_args(words)
+    kinds = ("run", "multirun", "cfg", "info", "shell_completion")
+    typed = [f"--{kind.replace('_', '-')}" for kind in kinds if getattr(found, kind)]
+    if len(typed) > 1:
+        raise UserError(f"{' '.join(typed)}: only one of them serves in a command")
+    if found.resolve and not (found.cfg or found.help):
+        raise UserError("--resolve: serves with --cfg or --help only")
+    if found.experimental_rerun and not Path(found.experimental_rerun).is_file():
+        raise UserError(f"--experimental-rerun {found.experimental_rerun}: no such file")
+    shell = next(iter(found.overrides), "").partition("=")[2]
+    if found.shell_completion and shell not in SHELLS:
+        raise UserError(f"--shell-completion {shell}: no such shell; there are {', '.join(SHELLS)}")
 
 
 def _check_choice(group: str, value: str) -> None:
     """UserError where a group is given no name of an option: Hydra would not name the group."""
-    if not group or not (CONF / group).is_dir():
+    known = bool(group) and (CONF / group).is_dir()
+    if not known and not ("/" in group and value == "null"):
         return
-    if value == "null" or re.fullmatch(r"[-+]?[\d.]+(e\d+)?|[\[{].*|true|false", value, re.I):
-        there = sorted(e.stem for e in (CONF / group).glob("*.yaml")) or ["none"]
-        without = "; leave it out for none" if group in MAY_BE_NULL else ""
-        raise UserError(f"{group}={value}: no such {group}; there are {', '.join(there)}{without}")
+    several = value.startswith("[") and group in SEVERAL
+    if not several and re.fullmatch(r"[-+]?[\d.]+(e\d+)?|[\[{].*|true|false|null", value, re.I):
+        without = f"; leave it out for none, or ~{group}" if group in MAY_BE_NULL else ""
+        raise UserError(f"{group}={value}: no such {group}{_there(group)}{without}")
+
+
+def _check_sweep(word: str) -> None:
+    """UserError where a sweep over a key has no values: Hydra would end without a job."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except (hydra.errors.HydraException, RecognitionException):
+        return  # told when Hydra reads it
+    value = override.value()
+    if isinstance(value, Glob):
+        files = (CONF / override.key_or_group).glob("*.yaml")
+        values = value.filter([file.stem for file in files])
+    elif override.is_choice_sweep() or override.is_range_sweep():
+        values = list(islice(override.sweep_iterator(), 1))
+    else:
+        return
+    if not values:
+        raise UserError(f"{word}: has no values; a sweep is over one at least")
+
+
+def _there(group: str) -> str:
+    options = sorted(e.stem for e in (CONF / group).glob("*.yaml"))
+    return f"; there are {', '.join(options)}" if options else ""
 
 
 def _check_folders(words: list[str]) -> None:
@@ -84,7 +146,8 @@ def explain_key(error: BaseException) -> str | None:
 def explain_composition(error: BaseException) -> str | None:
     """A line for another error of the composition; None for what is none."""
     if isinstance(error, hydra.errors.OverrideParseException):
-        return _unparsed(error.override, lines(error)[-1])
+        unknown = re.search(r"Unknown function '\w+'", str(error))
+        return _unparsed(error.override, unknown[0] if unknown else lines(error)[-1])
     if isinstance(error, hydra.errors.ConfigCompositionException):
         return _uncomposed(first_line(error))
     return first_line(error) if isinstance(error, hydra.errors.HydraException) else None
@@ -96,23 +159,38 @@ def _unparsed(override: str, said: str) -> str:
     In Hydra ~ ( ) [ ] { } , : = and spaces have a meaning, and so have letters beyond ASCII not.
     """
     key, assigned, value = override.partition("=")
-    plain_key = re.fullmatch(r"[+~]{0,2}[\w.@/-]+", key) is not None
-    if not assigned or not plain_key or value[:1] in ("", "=") or " " in key:
-        return f"{override}: no <key>=<value>, each an argument of its own, {said}"
-    quoted = value.strip("'\"").replace("'", "\\'")
+    wrong = f"{override}: no <key>=<value>, each an argument of its own"
+    if not KEY.fullmatch(key):
+        return f"{wrong}: a key is letters, digits and _, its parts joined by dots"
+    if not assigned or value[:1] in ("", "="):
+        return f"{wrong}, {said}"
+    reason = "" if GRAMMAR.match(said) else f" ({said})"
     return (
-        f"{override}: no <key>=<value>, each an argument of its own: a value with one of "
-        "~ ( ) [ ] { } , : = ^ or with spaces or letters beyond ASCII is quoted twice, "
-        f"\"{key}='{quoted}'\""
+        f"{wrong}{reason}: a value with one of ~ ( ) [ ] {{ }} , : = ^ or with spaces or letters "
+        f"beyond ASCII is quoted twice, {quoted(key, value)}"
     )
+
+
+def quoted(key: str, value: str) -> str:
+    """How `key=value` is typed in a shell where the value is a text, whatever is in it.
+
+    Hydra reads double quotes, in which a quote has a backslash before it; the shell single ones.
+    """
+    text = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + m[2].replace('"', '\\"'), value.strip("'\""))
+    return shlex.quote(f'{key}="{text}"')
 
 
 def _uncomposed(line: str) -> str:
     nested = re.match(r"Could not override '(\w+)/(\S+)'", line)
     if nested:
         return f"{line} {nested[1]}/{nested[2]}=<option> is typed {nested[1]}={nested[2]}/<option>"
-    ambiguous = line.startswith("Ambiguous value")
-    return f"{line}: several values are a sweep; add -m (a list is [a,b])" if ambiguous else line
+    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'$", line)
+    if several:
+        return (
+            f"{line}: several values are a sweep; add -m (a list is [a,b], a text with a comma "
+            f"{quoted(several[1], several[2])})"
+        )
+    return line
 
 
 def _elsewhere(full: str, parent: Any, key: Any) -> str:
@@ -129,6 +207,8 @@ def _elsewhere(full: str, parent: Any, key: Any) -> str:
 
 def _absent(file: str, options: Sequence[str]) -> str:
     group, _, name = file.rpartition("/")
+    if not group:
+        return f"--config-name {name}: no such config; there is config"
     if group == "hydra/launcher" and name in EXTRAS:
         return f'{group}: {name} is not installed; pip install -e ".[{EXTRAS[name]}]"'
     root, _, part = group.partition("/")  # experiment/halrp=x is typed experiment=halrp/x
