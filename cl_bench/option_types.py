@@ -6,6 +6,7 @@ import json
 import typing
 from collections.abc import Iterator, Sequence
 from functools import cache
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
 
@@ -13,6 +14,22 @@ from pydantic import TypeAdapter, ValidationError
 
 SCALARS = (int, float, bool, str, NoneType)
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+LARGEST = 2**31 - 1  # of an integer: a size, or a count of what is in memory
+SMALL, LARGE = 1e-30, 1e15  # of a number but 0: products of two of them are numbers of float32
+
+
+def unusable(value: Any) -> str | None:
+    """What a number must be, in words, to be computed with in float32; None where it can be."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not isfinite(number):
+            return "finite"
+        if isinstance(number, int) and abs(number) > LARGEST:
+            return f"between -{LARGEST} and {LARGEST}"
+        if isinstance(number, float) and number and not SMALL <= abs(number) <= LARGE:
+            return f"0, or between {SMALL:g} and {LARGE:g} in size"
+    return None
 
 
 def fault(value: Any, hint: Any) -> str | None:
@@ -27,6 +44,8 @@ def fault(value: Any, hint: Any) -> str | None:
         return None if objects else spelled(hint)
     if own is None:
         return f"a node with a _target_ that makes {spelled(hint)}"
+    if unusable(value) == "finite" and "number" in spelled(own):
+        return "finite"
     try:
         _adapter(own).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:

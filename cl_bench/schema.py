@@ -10,7 +10,6 @@ import inspect
 import logging
 import typing
 from collections.abc import Callable
-from math import isfinite
 from typing import Annotated, Any, Literal, Optional
 
 from annotated_types import Ge
@@ -81,8 +80,13 @@ def check_keys(key: str, node: dict[str, Any], known: list[str]) -> None:
 
 def check_node(key: str, node: dict[str, Any]) -> None:
     """UserError where a `_target_` does not exist, or cannot be called with the node's keys."""
+    path = node["_target_"]
+    if not isinstance(path, str) or not path:
+        raise UserError(
+            f"{key}._target_={typed(path)}: must be the dotted path of a class or a function"
+        )
     try:
-        target = get_object(node["_target_"])
+        target = get_object(path)
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{key}._target_={node['_target_']}: {said[:200]}") from None
@@ -111,6 +115,8 @@ def _check_parameters(
                 f"{', '.join(supplied)} and does not take {', '.join(lacking)}"
             )
         for name in given:
+            if name in supplied:
+                raise UserError(f"{key}.{name}: is given by the run itself; leave it out")
             if name not in parameters:
                 there = ", ".join(known) or "none"
                 raise UserError(f"{key}.{name}: no such key; {key} has {there}")
@@ -125,12 +131,12 @@ def _check_reserved(key: str, node: dict[str, Any]) -> None:
     for name, value in node.items():
         if name.startswith("_") and name not in ("_target_", "_partial_"):
             raise UserError(
-                f"{key}.{name}={value}: of these keys only _target_ and _partial_ serve"
+                f"{key}.{name}={typed(value)}: of these keys only _target_ and _partial_ serve"
             )
     wanted = key in SUPPLIED
     if node.get("_partial_", False) is not wanted:
-        word = str(wanted).lower()
-        raise UserError(f"{key}._partial_={node.get('_partial_')}: must be {word} here")
+        value = typed(node.get("_partial_"))
+        raise UserError(f"{key}._partial_={value}: must be {typed(wanted)} here")
 
 
 def _parameters(key: str, node: dict[str, Any], target: Any) -> dict[str, inspect.Parameter]:
@@ -154,17 +160,20 @@ def _hints(target: Callable) -> dict[str, Any]:
 
 def check_type(key: str, value: Any, hint: Any) -> None:
     """UserError where a config's value does not fit what is written in a signature."""
-    numbers = value if isinstance(value, list) else [value]
-    infinite = any(isinstance(n, float) and not isfinite(n) for n in numbers)
-    if infinite and (option_types.is_real(hint) or "number" in option_types.spelled(hint)):
-        raise UserError(f"{key}={value}: must be finite")
-    told = option_types.fault(value, hint)
+    told = option_types.fault(value, hint) or option_types.unusable(value)
     if told is None:
         return
     group = key.rpartition(".")[2]
     if group in ("curvature", "merging", "buffer"):
-        raise UserError(f"{key}={value}: is chosen by its group; use {group}={value}")
-    raise UserError(f"{key}={value}: must be {told}")
+        option = value if isinstance(value, str) else "<option>"
+        raise UserError(f"{key}={typed(value)}: is chosen by its group; use {group}={option}")
+    raise UserError(f"{key}={typed(value)}: must be {told}")
+
+
+def typed(value: Any) -> str:
+    """A value as it is written in a config."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def reals(node: dict[str, Any]) -> list[str]:

@@ -15,8 +15,8 @@ from cl_bench.bounds import Positive
 from cl_bench.record import RunRecord, plain
 from cl_bench.types import UserError
 
-NOT_IN_NAMES = "/\\#?%:"  # wandb refuses these in a project's name
-Project = Annotated[
+NOT_IN_NAMES = "/\\#?%:"  # wandb refuses these in its names
+Name = Annotated[
     str,
     Field(
         pattern=r"^[^/\\#?%:]+$",
@@ -64,8 +64,8 @@ class Wandb:
 
     def __init__(
         self,
-        project: Project,
-        entity: str | None,
+        project: Name,
+        entity: Name | None,
         mode: Mode,
         init_timeout: Positive,
         config: dict[str, Any],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_bench.bounds import Count, Pixels
+from cl_bench.bounds import Count, Pixels, Text
 from cl_bench.data import source
 from cl_bench.data.arrays import Part, Source, sealed
 from cl_bench.data.published import SIDE, TURNS, require_characters, require_joinable, require_small
@@ -27,7 +27,7 @@ SMALL: dict[str, Callable[..., Source]] = {  # of 32 pixels or fewer
 }
 
 
-def rgb32(of: str, fit: Fit, data_dir: str, cache_dir: str | None = None) -> Source:
+def rgb32(of: str, fit: Fit, data_dir: Text, cache_dir: Text | None = None) -> Source:
     """A data set of small images as (3, 32, 32), one channel repeated.
 
     fit=pad puts black around, resize enlarges (bilinear).
@@ -40,7 +40,7 @@ def rgb32(of: str, fit: Fit, data_dir: str, cache_dir: str | None = None) -> Sou
     return sealed(f"{found.name}-rgb32", train, test, found.classes, found.groups, facts)
 
 
-def joined(of: list[str], data_dir: str, cache_dir: str | None = None) -> Source:
+def joined(of: list[str], data_dir: Text, cache_dir: Text | None = None) -> Source:
     """Several data sets one after the other, as (3, 32, 32); their classes one after the other."""
     require_joinable(of)
     found = [rgb32(name, "pad", data_dir, cache_dir) for name in of]
@@ -58,7 +58,7 @@ def joined(of: list[str], data_dir: str, cache_dir: str | None = None) -> Source
 
 
 def turned_omniglot(
-    classes: Count, size: Pixels, data_dir: str, cache_dir: str | None = None
+    classes: Count, size: Pixels, data_dir: Text, cache_dir: Text | None = None
 ) -> Source:
     """The first `classes` characters of Omniglot, each drawing also turned by 90, 180, 270 degrees.
 

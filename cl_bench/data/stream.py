@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Count, Fraction, Seed, Tasks
+from cl_bench.bounds import Count, Fraction, Seed, Tasks, Text
 from cl_bench.data import plan
 from cl_bench.data import split as cut
 from cl_bench.data.augment import turned
@@ -25,7 +25,7 @@ Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 
 
 def build(
-    name: str,
+    name: Text,
     source: Source,
     split: Split,
     heads: Heads,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cl_bench.bounds import Factor, Index, Size
+from cl_bench.bounds import Factor, Padding, Size
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -34,7 +34,7 @@ class ConvNet(nn.Module):
         num_classes: int,
         channels: list[Size],
         kernels: list[Size],
-        padding: Index,
+        padding: Padding,
         hidden: list[Size],
         dropout: list[Factor],
         activation: Activation,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from math import pi, sqrt
 from statistics import mean, stdev
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
+from pydantic import Field
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Count, Index
+from cl_bench.bounds import Count, Index, Seed
 from cl_bench.studies.models import MODELS, Model, fitted, hessian
 from cl_bench.studies.page import Page
 from cl_bench.types import UserError
@@ -24,6 +26,8 @@ PUBLISHED = {  # by dimension, at r = log10(n / d) = 0, 0.5, ..., 3 (the note's 
     50: (0.0755, 0.1255, 0.2097, 0.3058, 0.4500, 0.5835, 0.7165),
     100: (0.0541, 0.0916, 0.1513, 0.2404, 0.3553, 0.4983, 0.6454),
 }
+
+Dimensions = Annotated[list[Count], Field(min_length=1, description="a list of integers above 0")]
 
 
 def theory(dimension: int, samples: int) -> float:
@@ -36,7 +40,9 @@ def ratio(matrix: Tensor) -> float:
     return float(matrix.diagonal().abs().sum() / matrix.abs().sum())
 
 
-def study(dimensions: list[Count], repeats: Count, extension_dimension: Index, seed: int) -> Page:
+def study(
+    dimensions: Dimensions, repeats: Annotated[int, Ge(2)], extension_dimension: Index, seed: Seed
+) -> Page:
     """As in the note n = d 10^r samples, of which a fifth (the test split) make the Hessian."""
     if not dimensions or max(dimensions) < 2 or repeats < 2:
         raise UserError("study=hessian_ratio: needs a dimension above 1 and two repeats or more")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import log
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from cl_bench.bounds import Positive
@@ -23,9 +24,13 @@ from cl_bench.methods.lwf import divergence
 from cl_bench.studies.page import Page
 from cl_bench.types import Batch, Stream, Task, UserError
 
+Scales = Annotated[
+    list[Positive], Field(min_length=2, description="a list of two numbers above 0, or more")
+]
+
 
 def study(
-    learner: Learner, stream: Stream, order: Generator, schedule: Schedule, scales: list[Positive]
+    learner: Learner, stream: Stream, order: Generator, schedule: Schedule, scales: Scales
 ) -> Page:
     """Train on task 0, measure there with its data, along the displacement of task 1."""
     _refuse(learner, stream, scales)

@@ -8,12 +8,13 @@ regression and an MLP, with the new task's displacement scaled from small to who
 from __future__ import annotations
 
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Count, NonNegative
+from cl_bench.bounds import Count, NonNegative, Seed
 from cl_bench.studies.models import MODELS, Model, features, hessian, labelled, trained
 from cl_bench.studies.page import Page
 from cl_bench.types import UserError
@@ -24,11 +25,11 @@ SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)
 def study(
     dimension: Count,
     drawn: Count,
-    samples: Count,
-    tasks: Count,
+    samples: Annotated[int, Ge(5)],
+    tasks: Annotated[int, Ge(2)],
     drift: NonNegative,
     repeats: Count,
-    seed: int,
+    seed: Seed,
 ) -> Page:
     """Tasks see `drawn` features drawn with replacement; the truth drifts between tasks."""
     if tasks < 2 or not drawn >= 1 or dimension < 1:
