@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from hydra.utils import get_object
-from torch import nn
 
-from cl_bench import size
+from cl_bench import optimizer_trial, size
 from cl_bench.curvature import penalty
 from cl_bench.curvature.penalty import path_of
 from cl_bench.data import check as data
+from cl_bench.data import scenario
 from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 from cl_bench.types import UserError
 
+LIVE = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
 PROXIMAL = ("cl_bench.optim.SGD", "torch.optim.SGD")
 
 
@@ -30,7 +30,7 @@ def check(plain: dict[str, Any]) -> None:
     if "step" in plain["method"]:
         _check_step(plain, plain["method"])
     get_object(plain["method"]["_target_"]).check(plain)
-    _try_optimizer(plain["optimizer"])
+    optimizer_trial.check(plain["optimizer"])
 
 
 def _check_optimizer(plain: dict[str, Any]) -> None:
@@ -53,41 +53,23 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
             )
 
 
-def _try_optimizer(optimizer: dict[str, Any]) -> None:
-    """UserError where it cannot be built, cannot step, or moves what has no gradient.
-
-    A step along a gradient of zero is taken on one small parameter: a foreign optimizer's options
-    are right if it accepts them. Weight decay is ours (`Learner.step`), and left out.
-    """
-    target = optimizer["_target_"]
-    own = {k: v for k, v in optimizer.items() if not k.startswith("_") and k != "weight_decay"}
-    start = torch.ones(2, 2)
-    parameter = nn.Parameter(start.clone())
-    parameter.grad = torch.zeros_like(start)
-    try:
-        get_object(target)([parameter], **own).step()
-    except Exception as error:
-        said = " ".join(str(error).split())[:160]
-        raise UserError(f"optimizer._target_={target}: refuses its options: {said}") from None
-    if not parameter.equal(start):
-        raise UserError(
-            f"optimizer._target_={target}: moves parameters whose gradient is zero (by a weight "
-            "decay of its own?); weight decay is L2 on the parameters in use: use "
-            "torch.optim.Adam, cl_bench.optim.SGD or another, with optimizer.weight_decay"
-        )
-
-
 def _check_data(plain: dict[str, Any]) -> None:
     data.check(plain)
-    scenario, split = plain["scenario"]["name"], plain["dataset"]["split"]
+    name, split = plain["scenario"]["name"], plain["dataset"]["split"]
+    live = get_object(plain["scenario"]["live"]["_target_"])
+    if live in LIVE.values() and LIVE.get(name) is not live:
+        raise UserError(
+            f"scenario.live._target_={plain['scenario']['live']['_target_']}: another scenario's "
+            f"than scenario.name={name}; use scenario=<option>"
+        )
     serves = get_object(plain["method"]["_target_"]).scenarios
-    if scenario not in serves:
-        raise UserError(f"scenario={scenario}: the method serves {', '.join(serves)}")
-    if split != "class" and (scenario == "data") != (plain["dataset"]["heads"] == "shared"):
-        wanted = "shared" if scenario == "data" else "apart"
+    if name not in serves:
+        raise UserError(f"scenario={name}: the method serves {', '.join(serves)}")
+    if split != "class" and (name == "data") != (plain["dataset"]["heads"] == "shared"):
+        wanted = "shared" if name == "data" else "apart"
         raise UserError(
             f"dataset.heads={plain['dataset']['heads']}: with dataset.split={split}, in "
-            f"scenario={scenario}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
+            f"scenario={name}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
             f"classes; use dataset.heads={wanted}"
         )
     tasks, first = plain["dataset"]["tasks"], plain["stream"]["first"]

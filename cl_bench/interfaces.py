@@ -8,12 +8,18 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from cl_bench.buffer import Buffer
+from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.dense import Small
+from cl_bench.curvature.diagonal import PerSample
+from cl_bench.curvature.kfac import Factored
+from cl_bench.methods.base import Method, Rehearsal, Separate
 from cl_bench.types import UserError
 
 RULES = ("check", "unused", "scenarios", "plain", "regularized", "penalized")
 NEEDED: dict[str, tuple[str, ...]] = {
     "method": ("begin_task", "observe", "end_task", "predict", "weights", "facts", *RULES),
-    "buffer": ("begin_task", "end_task", "add", "sample"),
+    "buffer": ("begin_task", "end_task", "add", "sample", "most_rows"),
     "curvature": ("__call__", "check", "linear", "penalty", "may_be_negative"),
     "criterion": ("__call__", "with_slope", "hessian_root", "squared"),
     "schedule": ("steps", "factor", "epochs", "batch_size", "batch_norm", "warm_up"),
@@ -28,6 +34,16 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "dataset.transform": ("draw", "view"),
     "probe": ("__call__",),
 }
+READ: dict[str, tuple[str, ...]] = {  # options of a node that the program reads itself
+    "dataset": ("name", "source", "split", "heads", "tasks", "order", "train_per_task"),
+    "dataset.transform": ("mean", "std", "crop", "padding", "resize"),
+    "stream": ("first",),
+    "evaluation": ("split", "holdout"),
+    "schedule": ("epochs", "batch_norm", "warm_up"),
+    "runtime": ("compile",),
+}
+READ["dataset"] += ("fraction", "seed", "transform")
+BASES = (Method, Rehearsal, Separate, Buffer, Estimator, PerSample, Factored, Small)
 
 
 def check(key: str, node: dict[str, Any]) -> None:
@@ -39,12 +55,21 @@ def check(key: str, node: dict[str, Any]) -> None:
     needed = NEEDED.get(place, ())
     target = get_object(node["_target_"])
     made = target if inspect.isclass(target) else _returned(target)
+    if inspect.isclass(target) and (getattr(target, "_is_protocol", False) or target in BASES):
+        raise UserError(
+            f"{key}._target_={node['_target_']}: is a base class, which cannot serve itself; use "
+            f"one of conf/{place.partition('.')[0]}"
+        )
     lacking = [name for name in needed if not _has(made, name)]
+    lacking += ["observe"] if getattr(made, "observe", None) is Method.observe else []
     if lacking:
         raise UserError(
             f"{key}._target_={node['_target_']}: cannot serve as {place}: it lacks "
             f"{', '.join(lacking)}; use one of conf/{place.partition('.')[0]}, or see their classes"
         )
+    for name in READ.get(key, ()):
+        if name not in node:
+            raise UserError(f"{key}.{name}: missing; a {key} has {', '.join(READ[key])}")
 
 
 def _returned(function: Any) -> Any:
