@@ -5,7 +5,7 @@ Every draw is made on the CPU by the run's memory generator: the same on every d
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -29,6 +29,11 @@ class Buffer:
         self.filled = 0  # rows that may be drawn: the first ones
         self.new: int | None = None  # samples of this task still to be offered; None: no limit
         self.now: int | None = None  # the task that is being learned
+
+    @classmethod
+    def most_rows(cls, options: dict[str, Any], tasks: int) -> int | None:
+        """How many samples it will have room for, by a config's options; None: it grows."""
+        return options.get("capacity")
 
     def __len__(self) -> int:
         return self.filled
@@ -160,6 +165,10 @@ class Ring(Buffer):
         places = [self.filled + (first + i) % self.per_task for i in range(len(tail.y))]
         self.seen += len(batch.y)
         self._write(places, tail, self.filled + self.per_task)
+
+    @classmethod
+    def most_rows(cls, options: dict[str, Any], tasks: int) -> int | None:
+        return tasks * options["per_task"]
 
     def end_task(self) -> None:
         """The current ring joins those that are drawn from."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,36 +13,70 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from cl_bench.data.check import shape_and_classes
+from cl_bench.data.published import Contents, published
 from cl_bench.models.prepare import PREPARED
 from cl_bench.types import UserError
 
 COPIES = 3  # of the parameters at least: as they are built, as one vector, and its gradient
 BYTES = 4  # of a float32
+LIMITS = (  # of a container, in bytes, or `max`
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def check(plain: dict[str, Any]) -> None:
-    """UserError where a resolved config's network is too large for its curvature or the machine.
+    """UserError where what a resolved config needs is too large for its curvature or the machine.
 
     Where the data is not known before it is read, neither is the network.
     """
-    known = shape_and_classes(plain["dataset"])
-    if known is None:
-        return
-    count = parameters(plain["model"], *known)
-    there, wanted = _memory(), COPIES * BYTES * count
+    dataset, method = plain["dataset"], plain["method"]
+    contents, known = published(dataset["source"]), shape_and_classes(dataset)
+    if contents is not None:
+        _require(f"dataset.tasks={dataset['tasks']}: their images", _stream(dataset, contents))
+        if "buffer" in method:
+            _check_buffer(method["buffer"], dataset["tasks"], prod(contents.shape))
+    if known is not None:
+        count = parameters(plain["model"], *known)
+        _require(f"model: {count:,} parameters", COPIES * BYTES * count)
+        if "curvature" in method:
+            _check_curvature(method["curvature"], count)
+
+
+def _check_buffer(options: dict[str, Any], tasks: int, values: int) -> None:
+    rows = get_object(options["_target_"]).most_rows(options, tasks)
+    key = "per_task" if "per_task" in options else "capacity"
+    _require(f"buffer.{key}={options.get(key)}: so many images", (rows or 0) * values)
+
+
+def _check_curvature(curvature: dict[str, Any], count: int) -> None:
+    most = get_object(curvature["_target_"]).most_parameters(curvature)
+    if most is not None and count > most:
+        raise UserError(
+            f"curvature: a dense matrix of {count} parameters (at most {most}); use a smaller "
+            "model, kfac or diag_fisher"
+        )
+
+
+def _require(told: str, wanted: int) -> None:
+    """UserError where the machine has less memory than so many bytes."""
+    there = _memory()
     if there is not None and wanted > there:
         raise UserError(
-            f"model: {count:,} parameters take at least {wanted / 2**30:.0f} GiB, this machine has "
-            f"{there / 2**30:.0f}; use a smaller one (model.hidden, model.width)"
+            f"{told} take at least {wanted / 2**30:,.0f} GiB, this machine has "
+            f"{there / 2**30:,.0f}; use less"
         )
-    curvature = plain["method"].get("curvature")
-    if curvature is not None:
-        most = get_object(curvature["_target_"]).most_parameters(curvature)
-        if most is not None and count > most:
-            raise UserError(
-                f"curvature: a dense matrix of {count} parameters (at most {most}); use a smaller "
-                "model, kfac or diag_fisher"
-            )
+
+
+def _stream(dataset: dict[str, Any], contents: Contents) -> int:
+    """The bytes of all tasks, a byte a value: where pixels are changed each has its own images."""
+    there, count = contents.images or 0, dataset["train_per_task"]
+    train, test = round(dataset["fraction"] * there) if count is None else count, contents.test
+    if dataset["split"] in ("permutation", "rotation"):
+        images = dataset["tasks"] * (train + sum(test or ()))
+    else:
+        images = there + sum(test or ())
+    return images * prod(contents.shape)
 
 
 def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> int:
@@ -57,8 +93,10 @@ def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: 
 
 
 def _memory() -> int | None:
-    """The bytes of memory that the machine has; None where it does not say."""
+    """The bytes of memory that this process may have; None where the machine does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
+    limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
+    return min([there, *(int(limit) for limit in limits if limit.isdecimal())])
