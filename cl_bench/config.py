@@ -13,7 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_bench import combinations, files, interfaces
+from cl_bench import combinations, files, idle, interfaces
 from cl_bench.models.pretrained import identity
 from cl_bench.option_types import is_real
 from cl_bench.schema import PLAIN, at, check_keys, check_node, check_type, reals
@@ -42,7 +42,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     chosen = [group for group in OPTIONAL if group in plain]
     check_keys("", plain, [*GROUPS, *chosen, *(key for key in PLAIN if "." not in key)])
     check_keys("scenario", plain["scenario"], ["name", "split", "heads", "order", "live"])
-    for group in (*GROUPS[1:], *chosen):
+    for group in ("scenario.live", *GROUPS[1:], *chosen):
         at(plain, f"{group}._target_")
     for key, hint in PLAIN.items():
         check_type(key, at(plain, key), hint)
@@ -71,23 +71,15 @@ def digest(cfg: DictConfig) -> str:
     with open_dict(same):
         same.update(dict.fromkeys(anywhere, 0))
     kept = {k: v for k, v in _resolved(same).items() if k not in SILENT}
-    for key in sorted(_unused(kept), key=len, reverse=True):  # a part before the whole
+    idle_keys = idle.unused(kept, list(_targets(kept, "")))
+    for key in sorted(idle_keys, key=len, reverse=True):  # a part before the whole
         group, _, name = key.rpartition(".")
-        at(kept, group).pop(name)
+        at(kept, group).pop(name, None)
     if kept.get("study") and "learner" not in parameters(cfg.study):
         kept = {"study": kept["study"]}  # made of its own numbers
     else:
         kept["model"]["pretrained"] = identity(kept["model"])
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _unused(kept: dict[str, Any]) -> set[str]:
-    """Keys of a resolved config that make no difference where the others are as they are."""
-    found = set(get_object(kept["method"]["_target_"]).unused(kept))
-    for key, node in _targets(kept, ""):
-        options = getattr(get_object(node["_target_"]), "unused_options", None)
-        found |= {f"{key}.{name}" for name in options(node)} if options else set()
-    return found
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -58,7 +58,10 @@ class Method:
 
 
 class Rehearsal(Method):
-    """One with a memory of past samples, which is told where tasks begin and end."""
+    """One with a memory of past samples, which is told where tasks begin and end.
+
+    It offers the memory each sample once an epoch, or once at the end of a task.
+    """
 
     def __init__(self, learner: Learner, buffer: Callable[..., Buffer]) -> None:
         super().__init__(learner)

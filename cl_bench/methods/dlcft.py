@@ -74,7 +74,9 @@ class DLCFT(Rehearsal):
     def unused(config: dict[str, Any]) -> set[str]:
         stored = {"growing": config["scenario"]["name"] == "class", "always": True, "never": False}
         keeps = stored[config["method"]["memory"]]
-        return set() if keeps else {f"method.{key}" for key in ("buffer", "replay", "share")}
+        if keeps:
+            return {"method.buffer.insert"}  # a task is offered once, at its end
+        return {f"method.{key}" for key in ("buffer", "replay", "share")}
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)

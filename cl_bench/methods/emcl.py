@@ -95,14 +95,19 @@ class EMCL(Method):
     def unused(config: dict[str, Any]) -> set[str]:
         own = config["method"]
         held, far = own["inner"] in ("proximal", "gradient"), own["meta"] == "closed_form"
+        constant, none = own["rule"] == "constant", own["importance"] == "none"
+        weighted = held or far or own["rule"] in ("literal", "bounded", "base")  # h in its unit
         keys = {
             "inner_lr": own["inner"] == "modulated" or own["steps"] == "tied",
             "prox": own["inner"] == "modulated"
             or (own["inner"] != "proximal" and own["steps"] != "tied"),
             "strength": not held and not far,
-            "at": own["importance"] == "none",
-            "decay": own["importance"] == "none",
-            "scale": own["rule"] == "constant",
+            "steps": own["inner"] == "modulated",
+            "at": none,
+            **dict.fromkeys(("decay", "start"), none or not (weighted or not constant)),
+            "unit": none or not weighted,
+            "floor": own["rule"] == "literal" or not weighted,
+            **dict.fromkeys(("scale", "rates"), constant),
         }
         return {f"method.{key}" for key, idle in keys.items() if idle}
 

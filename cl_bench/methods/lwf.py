@@ -47,8 +47,9 @@ class LwF(Rehearsal):
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        stored = config["method"]["source"] == "buffer"
-        return set() if stored else {"method.buffer", "method.replay"}
+        if config["method"]["source"] == "buffer":
+            return {"method.buffer.insert"}  # a task is offered once, at its end
+        return {"method.buffer", "method.replay"}
 
     def observe(self, batch: Batch) -> Tensor:
         learner, fresh = self.learner, self.learner.augmented(batch)

@@ -1,0 +1,71 @@
+"""Options that make no difference where the others are as they are: a run's name leaves them out.
+
+A class says so of its own options (`unused_options`), a method of those of the whole config
+(`unused`). Here stand those that depend on two groups, and those of functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.utils import get_object
+
+from cl_bench.data import stream
+from cl_bench.methods.base import Rehearsal
+from cl_bench.methods.emcl import EMCL
+from cl_bench.methods.lamaml import LaMAML
+from cl_bench.methods.mer import MER
+
+Node = dict[str, Any]
+NORMALISED = (EMCL, LaMAML, MER)  # methods with small batches of their own (`Inner.normalised`)
+HELD = {"scenario.split", "scenario.heads"}  # what they are for is `dataset.split` and `.heads`
+
+
+def unused(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
+    """The keys of a resolved config that change no number; `nodes`: those with a `_target_`."""
+    found = set(get_object(plain["method"]["_target_"]).unused(plain))
+    for key, node in nodes:
+        options = getattr(get_object(node["_target_"]), "unused_options", None)
+        found |= {f"{key}.{name}" for name in options(node)} if options else set()
+    found |= HELD | _of_data(plain) | _of_model(plain["model"])
+    return found | _of_batch_norm(plain) | _of_buffer(plain)
+
+
+def _of_data(plain: Node) -> set[str]:
+    """Of the function that cuts a data set into tasks: an order of classes, a seed of no draw."""
+    dataset = plain["dataset"]
+    if get_object(dataset["_target_"]) is not stream.build:
+        return set()
+    if dataset["split"] != "class":
+        return {"dataset.order"} if dataset["split"] in ("permutation", "sample") else set()
+    whole = dataset["train_per_task"] is None and dataset["fraction"] == 1
+    drawn = not whole or dataset["order"] == "random" or plain["evaluation"]["split"] == "val"
+    return {"dataset.heads"} if drawn else {"dataset.heads", "dataset.seed"}
+
+
+def _of_model(model: Node) -> set[str]:
+    """What is put into a network in place of its initial values."""
+    replaced = model["pretrained"] is not None and model.get("head_init") in ("zero", "pretrained")
+    found = {"model.init"} if replaced and "init" in model else set()
+    return found | ({"model.linearize"} if model["head_mode"] == "head_only" else set())
+
+
+def _of_batch_norm(plain: Node) -> set[str]:
+    """How batch norm is treated, in a network that has none."""
+    model, method = plain["model"], plain["method"]
+    built = get_object(model["_target_"]).batch_norm
+    if built and model["norm"] == "batch":
+        return set()
+    found = {"schedule.batch_norm"} if built else {"schedule.batch_norm", "model.norm"}
+    if issubclass(get_object(method["_target_"]), NORMALISED):
+        found.add("method.batch_norm")
+    curvature = method.get("curvature", {})
+    return found | ({"method.curvature.batch_norm"} if "batch_norm" in curvature else set())
+
+
+def _of_buffer(plain: Node) -> set[str]:
+    """Which epochs' samples a memory is offered, where there is one epoch."""
+    rehearses = issubclass(get_object(plain["method"]["_target_"]), Rehearsal)
+    once = rehearses and plain["schedule"]["epochs"] == 1
+    return {"method.buffer.insert"} if once else set()
