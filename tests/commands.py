@@ -6,19 +6,24 @@ python tests/commands.py --run    every accepted one as a process of its own, on
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench import config, errors, hydra_errors
+from cl_bench import config, errors, experiment, hydra_errors
+from cl_bench.parts import make_method, make_stream
 
 Command = tuple[str, ...]
 CONF = str(config.CONF)
@@ -78,7 +83,45 @@ BY_HAND: tuple[Command, ...] = (
     *((f"optimizer._target_=torch.optim.{name}", "~optimizer.momentum") for name in OPTIMIZERS),
     ("method=er", "buffer._target_=collections.deque"),
     ("scenario=class", "dataset=seqcifar100", "dataset.tasks=100"),
+    ("experiment=[dlcft/data10,dlcft/linear]",),
+    ("experiment=[dlcft/data10,nope]",),
+    ("experiment=dlcft/figure6", "model.pretrained=null", "~probe"),
+    ("hydra/job_logging=null",),
+    ("--cfg",),
+    ("--info=nope",),
+    ("--multirun", "--cfg=job"),
+    ("--resolve",),
+    ("output_dir=it's",),
+    ('output_dir="a',),
+    ("output_dir=a,b",),
+    ("méthode=er",),
+    ("seed=foo(1)",),
+    ("seed=${seed}",),
+    ("-m", "seed=range(1,0)"),
+    ("-m", "method=glob(nope*)"),
+    ("seed=${nope}",),
+    ("model.pretrained='a\nb\x1b'",),
+    ("method._target_=5",),
+    ("method._target_=cl_bench.methods.base.Method",),
+    ("criterion._target_=cl_bench.criteria.Criterion",),
+    ("+runtime.seed=3",),
+    ("+model.num_classes=7",),
+    ("scenario.live=5",),
+    ("scenario.live._target_=cl_bench.data.scenario.class_il",),
+    ("schedule.batch_size=99999999999999999999",),
+    ("dataset.tasks=2147483647",),
+    ("dataset=pmnist", "dataset.tasks=10000"),
+    ("method=er", "buffer.capacity=2000000000"),
+    ("method=gem", "buffer.per_task=20000000"),
+    ("method=ewc", "method.strength=1e308"),
+    ("optimizer._target_=torch.optim.SGD", "optimizer.momentum=1.5"),
+    ("optimizer._target_=torch.optim.AdamW", "~optimizer.momentum", "optimizer.lr=1e-6"),
+    ("optimizer=adam", "+optimizer.eps=0"),
+    ("dataset=five_datasets", "dataset.source.of=[mnist,nope]"),
+    ("study=hessian_ratio", "study.dimensions=[]"),
 )
+FEW = ("stream.first=2", "schedule.epochs=2", "dataset.train_per_task=20")
+UNDERSCORE = ("_args_", "_convert_", "_recursive_", "_partial", "_foo_")
 WRONG = ("null", "abc", "-1", "0", "1e308", "nan", "[]", "{}", "true", "[1,x]", "1.5", "''")
 
 
@@ -88,12 +131,13 @@ def commands() -> list[Command]:
     found: list[Command] = [*BY_HAND]
     found += [(f"{group}={value}",) for group in GROUPS for value in ("null", "nope", "5", "[1]")]
     found += [(f"~{group}",) for group in GROUPS]
+    found += [(f"+{group}.{rng.choice(UNDERSCORE)}=1",) for group in config.GROUPS]
     for base in BASES:
-        whole: Any = OmegaConf.to_container(composed(base))
-        keys = [key for key, _ in config._leaves(whole, "")]
+        content: Any = OmegaConf.to_container(composed(base))
+        keys = [key for key, _ in config._leaves(content, "")]
         keys = [key for key in keys if not key.endswith("_target_") and not key.startswith("tuned")]
-        for key in rng.sample(keys, min(len(keys), 18)):
-            found.append((*base, f"{key}={rng.choice(WRONG)}"))
+        half = rng.sample(keys, len(keys) // 2)
+        found += [(*base, f"{key}={rng.choice(WRONG)}") for key in half]
         found += [(*base, f"{_typo(key, rng)}=1") for key in rng.sample(keys, 4)]
         found.append((*base, f"~{rng.choice(keys)}"))
     options = {group: _options(group) for group in GROUPS}
@@ -116,16 +160,33 @@ def _typo(key: str, rng: random.Random) -> str:
 
 
 def composed(command: Command) -> DictConfig:
-    """The config of a command line, as Hydra makes it."""
-    words = hydra_errors.arguments(list(command))
+    """The config of a command line, as Hydra makes it.
+
+    One option after a base is set in a copy of the base, by the function that Hydra sets it by.
+    """
+    words = tuple(hydra_errors.arguments(list(command)))
+    base, option = words[:-1], "".join(words[-1:])
+    if base not in BASES or (config.CONF / option.lstrip("+~").partition("=")[0]).is_dir():
+        return whole(words)
+    parsed = OverridesParser.create().parse_overrides([option])
+    if parsed[0].is_sweep_override():
+        return whole(words)
+    cfg = copy.deepcopy(whole(base))
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+    return cfg
+
+
+@cache
+def whole(words: Command) -> DictConfig:
+    """The config of a command line, composed from its groups."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", words)
+        return compose("config", list(words))
 
 
 def said(command: Command) -> str | None:
     """The one line that a command is refused with; None: it is accepted."""
     try:
-        cfg = composed(command)
+        cfg = copy.deepcopy(composed(command))
         plain = config.check(cfg)
         config.settle(cfg, plain)
         config.digest(cfg)
@@ -137,10 +198,24 @@ def said(command: Command) -> str | None:
     return None
 
 
+def first_step(command: Command, home: Path) -> float:
+    """The loss of the first step of an accepted command, on few images; all is built for it."""
+    typed = {word.lstrip("+~").partition("=")[0] for word in command}
+    small = [word for word in FEW if word.partition("=")[0] not in typed]
+    cfg = copy.deepcopy(whole((*command, *small, f"data_dir={home}")))
+    config.settle(cfg, config.check(cfg))
+    machine = config.build(cfg.runtime, seed=0)
+    stream = make_stream(cfg, machine)
+    method, schedule = make_method(cfg, machine, stream), config.build(cfg.schedule)
+    task, progress = stream.tasks[0], experiment.Progress.start(stream)
+    method.learner.reveal(stream.live(task.id), task.t.unique(), stream.ever)
+    experiment._begin(method, stream, task, machine.order, schedule, progress)
+    return method.observe(next(task.batches(schedule.batch_size, machine.order))).item()
+
+
 def run(command: Command, where: Path) -> str:
     """What a whole process makes of a command: done, one line, or a traceback."""
-    small = ["tracking=none", "runtime.threads=1", f"output_dir={where}"]
-    small += ["stream.first=2", "schedule.epochs=1", "dataset.train_per_task=20"]
+    small = ["tracking=none", "runtime.threads=1", f"output_dir={where}", *FEW]
     typed = {word.lstrip("+~").partition("=")[0] for word in command}
     groups = {key.partition(".")[0] for key in typed}
     extra = [word for word in small if word.partition("=")[0] not in typed]

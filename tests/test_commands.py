@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from math import isfinite
 from pathlib import Path
 
 import commands
 import pytest
 from conftest import command, finished
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from cl_bench import hydra_errors
 
 COMMANDS = commands.commands()
 CHUNK = 12  # commands a test: enough tests to share among processes
@@ -23,7 +28,32 @@ def test_each_is_refused_in_one_line_or_accepted(start: int) -> None:
         line = commands.said(words)
         if line is not None:
             assert "\n" not in line and 10 < len(line) < 500, (words, line)
-            assert ":" in line and "Traceback" not in line, (words, line)
+            assert "Traceback" not in line, (words, line)
+            assert line.isprintable() and any(name in line for name in _names(words)), (words, line)
+
+
+def _names(words: tuple[str, ...]) -> set[str]:
+    """The keys of a command and their groups: a line says which of them is at fault."""
+    keys = {word.lstrip("+~").partition("=")[0] for word in words}
+    groups = {key.partition(".")[0] for key in keys} - {""}
+    parts = {"model.pretrained"} if "method=dlcft" in words else set()  # what dlcft chooses
+    return keys - {""} | groups | parts | ({"no key", "empty"} if not groups else set())
+
+
+ACCEPTED = [  # of the bundled digits; the others need data
+    words
+    for words in COMMANDS
+    if not {"dataset", "study", "experiment"} & {word.partition("=")[0] for word in words}
+    and not any(word.endswith("compile=true") for word in words)
+]
+
+
+def test_what_is_accepted_takes_its_first_step(tmp_path: Path) -> None:
+    """Every fourth of them; `python tests/commands.py --run` runs all, as processes."""
+    accepted = [words for words in ACCEPTED if commands.said(words) is None]
+    assert len(accepted) > 20
+    for words in accepted[::4]:
+        assert isfinite(commands.first_step(words, tmp_path)), words
 
 
 REFUSED = [
@@ -34,27 +64,82 @@ REFUSED = [
     (("dataset=null",), "dataset=null: no such dataset; there are cifar100_split"),
     (("probe=null",), "; leave it out for none"),
     (("dataset.source=5",), "dataset.source=5: must be a node with a _target_"),
-    (("dataset.transform=null",), "dataset.transform=None: must be a node with a _target_"),
-    (("optimizer=adam", "optimizer.betas=[2,3]"), "Invalid beta parameter at index 0: 2"),
+    (("dataset.transform=null",), "dataset.transform=null: must be a node with a _target_"),
+    (("optimizer=adam", "optimizer.betas=[2,3]"), "optimizer.betas=[2, 3]: torch.optim.Adam ref"),
     (("optimizer=adam", "optimizer.betas=[0.9,0.9,0.9]"), "must be a list of 2 values"),
-    (("optimizer=adam", "+optimizer.eps=-1"), "Invalid epsilon value: -1"),
-    (("optimizer.lr=1e308",), "optimizer._target_=cl_bench.optim.SGD: refuses its options"),
+    (("optimizer=adam", "+optimizer.eps=-1"), "refuses it: Invalid epsilon value: -1"),
+    (
+        ("optimizer=adam", "+optimizer.eps=0"),
+        "optimizer.eps=0: torch.optim.Adam refuses it: a step",
+    ),
+    (("optimizer.lr=1e308",), "optimizer.lr=1e+308: must be 0, or between 1e-30 and 1e+15"),
+    (("method=ewc", "method.strength=1e308"), "method.strength=1e+308: must be 0, or between"),
+    (
+        ("schedule.epochs=2147483648",),
+        "schedule.epochs=2147483648: must be between -2147483647 and",
+    ),
+    (("dataset.tasks=2147483647",), "dataset.tasks=2147483647: must be between 1 and 10000"),
+    (
+        ("dataset=pmnist", "dataset.tasks=10000"),
+        "dataset.tasks=10000: their images take at least 8",
+    ),
+    (
+        ("method=er", "buffer.capacity=2000000000"),
+        "buffer.capacity=2000000000: so many images take",
+    ),
+    (("method=gem", "buffer.per_task=20000000"), "buffer.per_task=20000000: so many images take"),
     (("model.hidden=[1000000000]",), "model.hidden=[1000000000]: must be between 1 and 65536"),
     (("model.hidden=[65536,65536,65536]",), "model: 8,642,166,794 parameters take at least"),
     (("criterion._target_=torch.nn.CrossEntropyLoss",), "it lacks with_slope, hessian_root"),
-    (("method._partial_=false",), "method._partial_=False: must be true here"),
+    (("method._partial_=false",), "method._partial_=false: must be true here"),
     (("+method._args_=[1]",), "method._args_=[1]: of these keys only _target_ and _partial_"),
     (("+method._convert_=foo",), "method._convert_=foo: of these keys only"),
     (("runtime.threads=100000",), "runtime.threads=100000: must be between 1 and 1024"),
     (("tracking.project=a/b:c",), "tracking.project=a/b:c: must be a text that is not empty"),
     (("tracking.init_timeout=-1",), "tracking.init_timeout=-1: must be above 0"),
     (("output_dir=''",), "output_dir=: must be a text that is not empty"),
-    (("output_dir=~/x",), "is quoted twice, \"output_dir='~/x'\""),
-    (("output_dir=/données",), "is quoted twice, \"output_dir='/données'\""),
+    (("output_dir=~/x",), "is quoted twice, 'output_dir=\"~/x\"'"),
+    (("output_dir=/données",), "is quoted twice, 'output_dir=\"/données\"'"),
+    (
+        ("output_dir=a,b",),
+        "several values are a sweep; add -m (a list is [a,b], a text with a comma",
+    ),
+    (("méthode=er",), "a key is letters, digits and _, its parts joined by dots"),
+    (("-m", "method=glob(nope*)"), "method=glob(nope*): has no values"),
+    (("seed=foo(1)",), "(Unknown function 'foo')"),
+    (("--cfg",), "argument --cfg/-c: expected one argument"),
+    (("--cfg=nope",), "argument --cfg/-c: invalid choice: 'nope'"),
+    (("--multirun", "--cfg=job"), "--multirun --cfg: only one of them serves"),
+    (("--resolve",), "--resolve: serves with --cfg or --help only"),
+    (("seed=1", "--cfg=job", "seed=2"), "unrecognized arguments: seed=2; options stand before"),
+    (("hydra/job_logging=null",), "hydra/job_logging=null: no such hydra/job_logging"),
+    (("experiment=[dlcft/data10,nope]",), "experiment=nope: no such experiment"),
+    (("method._target_=5",), "method._target_=5: must be the dotted path of a class"),
+    (("method._target_=cl_bench.methods.base.Method",), "is a base class, which cannot serve"),
+    (("criterion._target_=cl_bench.criteria.Criterion",), "is a base class, which cannot serve"),
+    (("+runtime.seed=3",), "runtime.seed: is given by the run itself"),
+    (("scenario.live=5",), "scenario.live._target_: missing"),
+    (("scenario.live._target_=cl_bench.data.scenario.class_il",), "than scenario.name=data"),
+    (
+        ("dataset=five_datasets", "dataset.source.of=[mnist,nope]"),
+        "a list of two or more of cifar10",
+    ),
+    (("study=hessian_ratio", "study.dimensions=[]"), "study.dimensions=[]: must be a list of int"),
+    (("tracking.entity=a/b",), "tracking.entity=a/b: must be a text that is not empty, without /"),
+    (("model.pretrained='a\nb\x1b'",), r"model.pretrained=a b\x1b: no such backbone"),
     (("method=ewc", "curvature=full"), "curvature: a dense matrix of 89610 parameters"),
-    (("optimizer._target_=torch.optim.LBFGS", "~optimizer.momentum"), "argument: 'closure'"),
+    (("optimizer._target_=torch.optim.LBFGS", "~optimizer.momentum"), "its step needs a closure"),
     (("optimizer._target_=torch.optim.SparseAdam", "~optimizer.momentum"), "refuses its options"),
     (("optimizer._target_=torch.optim.AdamW", "~optimizer.momentum"), "whose gradient is zero"),
+    (
+        ("optimizer._target_=torch.optim.AdamW", "~optimizer.momentum", "optimizer.lr=1e-6"),
+        "whose gradient is zero",  # at a rate at which a step would not show it
+    ),
+    (("optimizer._target_=torch.optim.Muon", "~optimizer.momentum"), "only supports 2D parameters"),
+    (
+        ("optimizer._target_=torch.optim.SGD", "optimizer.momentum=1.5"),
+        "must be at least 0 and bel",
+    ),
     (("optimizer._target_=torch.optim.nope",), "optimizer._target_=torch.optim.nope: "),
 ]
 
@@ -67,7 +152,32 @@ def test_what_is_said(words: tuple[str, ...], line: str) -> None:
     assert said is not None and line in said
 
 
+NULLABLE = [
+    ("experiment=[dlcft/data10,dlcft/linear]",),
+    ("experiment=dlcft/figure6", "model.pretrained=null", "~probe"),
+    ("experiment=taylor_error", "~study"),
+]
+
+
+@pytest.mark.parametrize("words", NULLABLE, ids=" ".join)
+def test_several_experiments_and_none_of_an_optional_group(words: tuple[str, ...]) -> None:
+    assert commands.said(words) is None
+
+
+TEXTS = [
+    *("~/x", "a(b)", "a=b", "a,b", "é 日", "it's", "$HOME", "`x`", "a!b", "[1", "a\\"),
+    *("a\"b'c(d", 'a\\"b'),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_as_it_is_quoted_is_read_back(text: str) -> None:
+    """By the shell and then by Hydra."""
+    (word,) = shlex.split(hydra_errors.quoted("output_dir", text))
+    assert OverridesParser.create().parse_overrides([word])[0].value() == text
+
+
 def test_an_empty_sweep_is_no_success(tmp_path: Path) -> None:
     code, out, err = finished(command("-m", "seed=range(1,0)", where=tmp_path))
-    assert code == 2 and "Launching 0 jobs" in out
-    assert err == "error: this sweep has no jobs: one of its keys has no values\n"
+    assert code == 2 and out == "" and not any(tmp_path.iterdir())
+    assert err == "error: seed=range(1,0): has no values; a sweep is over one at least\n"

@@ -100,7 +100,7 @@ BAD = [
     ("buffer.capacity=-1", "buffer.capacity=-1: must be at least 1", ["method=er"]),
     ("buffer.capacity=1.5", "buffer.capacity=1.5: must be an integer or null", ["method=er"]),
     ("method.strength=high", "method.strength=high: must be a number", ["method=ewc"]),
-    ("method.strength=true", "method.strength=True: must be a number", ["method=ewc"]),
+    ("method.strength=true", "method.strength=true: must be a number", ["method=ewc"]),
     ("seed=abc", "seed=abc: must be an integer", []),
     ("method.strength=nan", "method.strength=nan: must be finite", ["method=ewc"]),
     ("optimizer.lr=inf", "optimizer.lr=inf: must be finite", []),
@@ -284,7 +284,7 @@ HYDRA = [
     ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
     ("experiment/halrp=orders", "experiment/halrp=<option> is typed experiment=halrp/<option>"),
     ("model=nope/x", "model=nope/x: no such model; there are alexnet"),
-    ("method.x=a b^c", "is quoted twice, \"method.x='a b^c'\""),
+    ("method.x=a b^c", "is quoted twice, 'method.x=\"a b^c\"'"),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such hydra/launcher; there are cores"),
 ]
 
@@ -405,7 +405,7 @@ def test_a_part_of_a_method_is_typed_by_its_group(key: str, hint: str) -> None:
 
 def test_the_sweeps_flag_may_stand_between_overrides() -> None:
     """Hydra takes no override behind a flag that others precede."""
-    words = ["--cfg", "job", "a=1", "-m", "b=2"]
-    assert hydra_errors.arguments(words) == ["--cfg", "job", "a=1", "b=2", "-m"]
-    for fine in (["-m", "a=1"], ["a=1", "b=2"], ["--info", "-m", "a=1"]):
+    words = ["-cn", "config", "a=1", "-m", "b=2"]
+    assert hydra_errors.arguments(words) == ["-cn", "config", "a=1", "b=2", "-m"]
+    for fine in (["-m", "a=1"], ["a=1", "b=2"], ["-cn", "config", "-m", "a=1"]):
         assert hydra_errors.arguments(fine) == fine
