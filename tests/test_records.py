@@ -195,8 +195,8 @@ def test_markdown_and_cells() -> None:
 
 
 def test_an_error_is_one_line_whatever_it_names() -> None:
-    error = UserError("/tmp/a\nb\x1b[31m: is a directory")
-    assert errors.explain(error) == r"/tmp/a\nb\x1b[31m: is a directory"
+    error = UserError("/x/a\nb\x1b[31m: is a directory")
+    assert errors.explain(error) == r"/x/a\nb\x1b[31m: is a directory"
 
 
 def test_a_studys_page_escapes_what_records_say(tmp_path: Path) -> None:
