@@ -187,7 +187,7 @@ def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Two trials; one of them diverges, and is no trial to choose. Paths are wider than a line."""
     where = f"output_dir={tmp_path / ('x' * 150)}"
     arguments = ["method=finetune", "tracking=none", "dataset.tasks=2", where]
-    arguments += ["dataset.train_per_task=60", "first=1", "grid=optimizer.lr=0.1,1e30"]
+    arguments += ["dataset.train_per_task=60", "first=1", "grid=optimizer.lr=0.1,1e9"]
     search = Search.of(arguments)
     trials = tune.enumerated(search, lambda trial: None)
     assert trials[0].accuracies[0] > 0.2 and trials[0].error is None
