@@ -102,7 +102,11 @@ def _check_sweep(word: str) -> None:
     if isinstance(value, Glob):
         files = (CONF / override.key_or_group).glob("*.yaml")
         values = value.filter([file.stem for file in files])
-    elif override.is_choice_sweep() or override.is_range_sweep():
+    elif override.is_choice_sweep():
+        values = list(override.sweep_string_iterator())
+        for each in values:
+            _check_choice(override.key_or_group, each)
+    elif override.is_range_sweep():
         values = list(islice(override.sweep_iterator(), 1))
     else:
         return

@@ -43,6 +43,7 @@ READ: dict[str, tuple[str, ...]] = {  # options of a node that the program reads
     "runtime": ("compile",),
 }
 READ["dataset"] += ("fraction", "seed", "transform")
+CLASSES = ("method", "model", "criterion", "curvature", "buffer", "optimizer")
 BASES = (Method, Rehearsal, Separate, Buffer, Estimator, PerSample, Factored, Small)
 
 
@@ -55,6 +56,11 @@ def check(key: str, node: dict[str, Any]) -> None:
     needed = NEEDED.get(place, ())
     target = get_object(node["_target_"])
     made = target if inspect.isclass(target) else _returned(target)
+    if place in CLASSES and not inspect.isclass(target):
+        raise UserError(
+            f"{key}._target_={node['_target_']}: must be a class, whose attributes say what it "
+            f"serves; use one of conf/{place}"
+        )
     if inspect.isclass(target) and (getattr(target, "_is_protocol", False) or target in BASES):
         raise UserError(
             f"{key}._target_={node['_target_']}: is a base class, which cannot serve itself; use "

@@ -169,3 +169,10 @@ def test_initial_values_that_a_backbone_replaces() -> None:
 @pytest.mark.parametrize(("base", "loud"), LOUD, ids=[" ".join(i) for _, i in LOUD])
 def test_where_it_counts_it_names_another_run(base: tuple[str, ...], loud: tuple[str, ...]) -> None:
     assert config.digest(composed(*base)) != config.digest(composed(*base, *loud))
+
+
+def test_the_ggns_diagonal_is_the_exact_fishers(home: Path) -> None:
+    given = (f"data_dir={home}", *SMALL, "method=ewc")
+    _, ggn, _ = numbers(*given, "curvature=diag_ggn")
+    _, exact, _ = numbers(*given, "curvature=diag_fisher_exact")
+    assert ggn.equal(exact)

@@ -507,17 +507,29 @@ IDLE = [
     ("agem", ["method.reference=tasks"], {"method.replay"}),
     ("emcl", [], set()),
     ("emcl", ["method.inner=gradient"], {"method.prox"}),
-    ("emcl", ["method.inner=plain"], {"method.prox", "method.strength"}),
+    (
+        "emcl",
+        ["method.inner=plain"],
+        {"method.prox", "method.strength", "method.unit", "method.floor"},
+    ),
     ("emcl", ["method.inner=plain", "method.meta=closed_form"], {"method.prox"}),
     ("emcl", ["method.steps=tied"], {"method.inner_lr"}),
     (
         "emcl",
         ["method.inner=modulated"],
-        {"method.inner_lr", "method.prox", "method.strength"},
+        {
+            *("method.inner_lr", "method.prox", "method.steps", "method.strength"),
+            *("method.unit", "method.floor"),
+        },
     ),
-    ("emcl", ["method.importance=none"], {"method.at", "method.decay"}),
-    ("emcl", ["method.rule=constant"], {"method.scale"}),
+    (
+        "emcl",
+        ["method.importance=none"],
+        {"method.at", "method.decay", "method.start", "method.unit"},
+    ),
+    ("emcl", ["method.rule=constant"], {"method.scale", "method.rates"}),
 ]
+OTHER = {"at": "first", "start": "zero", "unit": "one", "steps": "tied", "rates": "new"}
 
 
 @pytest.mark.parametrize(("name", "given", "keys"), IDLE)
@@ -531,7 +543,7 @@ def test_options_left_unused_make_no_difference(name: str, given: list[str], key
     for key in keys | {f"method.{number}" for number in numbers}:
         group, _, option = key.partition(".")
         old = plain[group][option]
-        new = old // 2 if isinstance(old, int) else "first" if option == "at" else old / 2
+        new = OTHER.get(option) or (old // 2 if isinstance(old, int) else old / 2)
         changed = [f"{key}={new}"]
         one, other = (moved(name, [*given, *more]) for more in ([], changed))
         assert one.equal(other) == (key in keys), key
