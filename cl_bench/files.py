@@ -2,7 +2,7 @@
 
 Every file that a run, the data cache or a search leaves behind is written, locked and read by the
 functions of this module. All of them raise OSError with the file's name in it, so that a full disk
-or a read-only folder ends in one line (`config.explain`).
+or a read-only folder ends in one line (`errors.explain`).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cl_bench.config import CONF, EXTRAS, OPTIONAL
+from cl_bench.files import absolute
 from cl_bench.types import UserError
 
 MAY_BE_NULL = (*OPTIONAL, "experiment")
@@ -121,8 +122,6 @@ def _there(group: str) -> str:
 
 def _check_folders(words: list[str]) -> None:
     """UserError where an option names a folder of configs that is not there: Hydra would go on."""
-    from cl_bench.files import absolute
-
     for place, word in enumerate(words):
         option, assigned, value = word.partition("=")
         if option in FOLDERS:

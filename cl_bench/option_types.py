@@ -47,7 +47,7 @@ def fault(value: Any, hint: Any) -> str | None:
     if unusable(value) == "finite" and "number" in spelled(own):
         return "finite"
     try:
-        _adapter(own).validate_json(json.dumps(value), strict=True)
+        adapter(own).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         bounds = [found for e in error.errors() if (found := _bound(own, e)) is not None]
         return bounds[0] if bounds else spelled(own)
@@ -72,7 +72,8 @@ def plain(hint: Any) -> Any:
     return None
 
 
-def _adapter(hint: Any) -> TypeAdapter:
+def adapter(hint: Any) -> TypeAdapter:
+    """What checks a value against a type; made once for each type, as that is slow."""
     try:
         return _cached_adapter(hint)
     except TypeError:  # an annotation that cannot be hashed

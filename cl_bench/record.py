@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from cl_bench import files
 from cl_bench.bounds import Share
 from cl_bench.files import DamagedError
+from cl_bench.option_types import adapter
 
 FORMAT = 2  # of record.json; another one is refused by its number
 LABELS = ("dataset", "scenario", "method")
@@ -70,9 +70,9 @@ def load(file: Path) -> RunRecord:
         raise DamagedError(f"{file}: is damaged (nested more than {DEEPEST} deep)")
     place = ""
     try:
-        found = _adapter(RunRecord).validate_json(json.dumps(content), strict=True)
+        found = adapter(RunRecord).validate_json(json.dumps(content), strict=True)
         for place, hint in _parts(found).items():
-            _adapter(hint).validate_python(_at(content, place), strict=True)
+            adapter(hint).validate_python(at(content, place), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([place, *map(str, first["loc"])]).strip(".")
@@ -81,14 +81,6 @@ def load(file: Path) -> RunRecord:
     if wrong is not None:
         raise DamagedError(f"{file}: is damaged ({wrong})")
     return found
-
-
-@cache
-def _adapter(hint: Any) -> Any:
-    """What checks a value against a type; made once, as that is slow."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(hint)
 
 
 def _parts(found: RunRecord) -> dict[str, Any]:
@@ -114,7 +106,7 @@ def _faults(found: RunRecord) -> Iterator[str]:
             yield f"metrics.{name}: is missing"
 
 
-def _at(node: Any, place: str) -> Any:
+def at(node: Any, place: str) -> Any:
     """The value at a dotted place; None where it is missing."""
     for name in place.split("."):
         node = node.get(name) if isinstance(node, dict) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,10 +13,8 @@ from cl_bench.folder import Folder, kept
 from cl_bench.methods.base import Method
 from cl_bench.metrics import AccuracyMatrix
 from cl_bench.runtime import Runtime
-from cl_bench.source_code import Code
+from cl_bench.source_code import Code, CodeChanged
 from cl_bench.types import UserError
-
-CodeChanged = Literal["stop", "repeat", "continue"]
 
 
 @dataclass
@@ -43,8 +41,10 @@ class Start:
     def require(self, **known: str) -> None:
         """Add what is known once data is loaded; UserError where the checkpoint has another."""
         self.identity |= known
-        for name, value in known.items() if self.saved is not None else ():
-            before = self.saved["identity"].get(name) if self.saved else None
+        if self.saved is None:
+            return
+        for name, value in known.items():
+            before = self.saved["identity"].get(name)
             if before != value:
                 raise UserError(
                     f"{self.folder.checkpoint}: was written with {name} {before}, now it is "

@@ -26,6 +26,10 @@ from cl_bench.types import UserError
 
 STATUS = Path("/proc/self/status")
 THREADS = torch.get_num_threads()  # PyTorch's choice for this process
+LIMITS = (  # of a container, in bytes, or `max`
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 POLL, GRACE = 1.0, 60.0  # seconds: between two looks at a parent, and from its end to ours
 _watched: set[int] = set()  # parents that a thread of this process watches
 Precision = Literal["fp32", "bf16"]
@@ -144,6 +148,16 @@ def _seed_global(seed: int) -> None:
 def _generator(seed: int, stream: int, device: torch.device) -> Generator:
     """Its own stream for each seed and use; the CPU's generator takes 32 bits: seed < 2^24."""
     return Generator(device).manual_seed((seed << 8) + stream + 1)
+
+
+def memory() -> int | None:
+    """The bytes of memory that this process may have; None where the machine does not say."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
+    return min([there, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 class Stop:

@@ -18,6 +18,7 @@ from hydra.utils import get_object
 from cl_bench import option_types
 from cl_bench.bounds import Count, NonNegative, Seed, Text
 from cl_bench.models.prepare import PREPARED
+from cl_bench.source_code import CodeChanged
 from cl_bench.types import UserError
 
 # what run.py hands to a partial node beside what the config says
@@ -46,7 +47,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "save_every": Annotated[float, Ge(1)],
     "force": bool,
     "tuned": bool,
-    "code_changed": Literal["stop", "repeat", "continue"],
+    "code_changed": CodeChanged,
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],
     "scenario.heads": Literal["shared", "apart"],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from cl_bench import runtime
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.published import Contents, published
 from cl_bench.models.prepare import PREPARED
@@ -19,10 +18,6 @@ from cl_bench.types import UserError
 
 COPIES = 3  # of the parameters at least: as they are built, as one vector, and its gradient
 BYTES = 4  # of a float32
-LIMITS = (  # of a container, in bytes, or `max`
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 def check(plain: dict[str, Any]) -> None:
@@ -60,7 +55,7 @@ def _check_curvature(curvature: dict[str, Any], count: int) -> None:
 
 def _require(told: str, wanted: int) -> None:
     """UserError where the machine has less memory than so many bytes."""
-    there = _memory()
+    there = runtime.memory()
     if there is not None and wanted > there:
         raise UserError(
             f"{told} take at least {wanted / 2**30:,.0f} GiB, this machine has "
@@ -90,13 +85,3 @@ def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: 
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()
     left_out = [p for m in trained.modules() if isinstance(m, norms) for p in m.parameters()]
     return sum(p.numel() for p in trained.parameters()) - sum(p.numel() for p in left_out)
-
-
-def _memory() -> int | None:
-    """The bytes of memory that this process may have; None where the machine does not say."""
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
-    return min([there, *(int(limit) for limit in limits if limit.isdecimal())])

@@ -19,10 +19,11 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cl_bench import __version__
 
+CodeChanged = Literal["stop", "repeat", "continue"]  # what is done where other code made a run
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
 BY_VERSION = ("torch", "torchvision")  # told by `software`, not by their files
 ENGINE = ("cl_bench.parts", "cl_bench.experiment", "cl_bench.runtime")

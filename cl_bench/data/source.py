@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -54,28 +55,20 @@ def kmnist(data_dir: Text, cache_dir: Text | None = None) -> Source:
 
 def cifar100(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """CIFAR-100: 50,000 + 10,000 images (3, 32, 32), with the 20 superclasses as groups."""
-    home, accepted = files.absolute(data_dir), f"cifar-100-python/, cifar100/{FOLDERS}"
-    fetch = partial(_downloaded, "CIFAR100", home)
-    sought = _sought("cifar100: CIFAR-100", home, accepted)
-    wanted = Wanted("cifar100", sought, layouts.cifar100(home), fetch)
-    return cached(home, wanted, cache_dir)
+    accepted, origins = f"cifar-100-python/, cifar100/{FOLDERS}", layouts.cifar100
+    return _brought("CIFAR100", "cifar100", "CIFAR-100", accepted, origins, data_dir, cache_dir)
 
 
 def cifar10(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """CIFAR-10: 50,000 + 10,000 images (3, 32, 32)."""
-    home, accepted = files.absolute(data_dir), f"cifar-10-batches-py/, cifar10/{FOLDERS}"
-    fetch = partial(_downloaded, "CIFAR10", home)
-    sought = _sought("cifar10: CIFAR-10", home, accepted)
-    wanted = Wanted("cifar10", sought, layouts.cifar10(home), fetch)
-    return cached(home, wanted, cache_dir)
+    accepted, origins = f"cifar-10-batches-py/, cifar10/{FOLDERS}", layouts.cifar10
+    return _brought("CIFAR10", "cifar10", "CIFAR-10", accepted, origins, data_dir, cache_dir)
 
 
 def svhn(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """SVHN, cropped digits: 73,257 + 26,032 images (3, 32, 32)."""
-    home, accepted = files.absolute(data_dir), "svhn/{train,test}_32x32.mat"
-    fetch = partial(_downloaded, "SVHN", home)
-    wanted = Wanted("svhn", _sought("svhn: SVHN", home, accepted), layouts.svhn(home), fetch)
-    return cached(home, wanted, cache_dir)
+    accepted = "svhn/{train,test}_32x32.mat"
+    return _brought("SVHN", "svhn", "SVHN", accepted, layouts.svhn, data_dir, cache_dir)
 
 
 def notmnist(data_dir: Text, cache_dir: Text | None = None) -> Source:
@@ -176,10 +169,25 @@ def _other_folder() -> str:
 
 
 def _like_mnist(name: str, title: str, data_dir: Text, cache_dir: Text | None) -> Source:
+    accepted = f"{title}/raw/{{train,t10k}}-*-ubyte"
+    origins = partial(layouts.mnist, name=name, folder=title)
+    return _brought(title, name, title, accepted, origins, data_dir, cache_dir)
+
+
+def _brought(
+    dataset: str,
+    name: str,
+    title: str,
+    accepted: str,
+    origins: Callable[[Path], Origins],
+    data_dir: Text,
+    cache_dir: Text | None,
+) -> Source:
+    """What torchvision downloads as `dataset` where it is not there yet."""
     home = files.absolute(data_dir)
-    sought = _sought(f"{name}: {title}", home, f"{title}/raw/{{train,t10k}}-*-ubyte")
-    origins, fetch = layouts.mnist(home, name, title), partial(_downloaded, title, home)
-    return cached(home, Wanted(name, sought, origins, fetch), cache_dir)
+    sought = _sought(f"{name}: {title}", home, accepted)
+    wanted = Wanted(name, sought, origins(home), partial(_downloaded, dataset, home))
+    return cached(home, wanted, cache_dir)
 
 
 def _sought(what: str, home: Path, accepted: str) -> str:

@@ -51,10 +51,7 @@ def build(
     rng = Generator().manual_seed(seed)
     keep = cut.Keep(train_per_task, fraction)
     angles = cut.angles(tasks, order, rng) if split == "rotation" else None
-    contents = measured(source)
-    groups = plan.groups_of(contents, split, tasks, order, rng)
-    assert groups is not None  # of a source that was read they are known
-    plan.kept(contents, keep, plan.sizes(contents, split, groups))
+    groups = _groups(source, split, tasks, order, keep, rng)
     trains, tests = _cut(source, split, groups, keep, rng, angles)
     if split != "class" and heads == "apart":
         groups, trains, tests = _apart(len(source.classes), trains, tests)
@@ -67,6 +64,17 @@ def build(
         transform=transform(device=device),
         facts=_facts(name, source, groups if split == "class" else None, tasks, angles),
     )
+
+
+def _groups(
+    source: Source, split: Split, tasks: int, order: Order, keep: cut.Keep, rng: Generator
+) -> list[list[int]]:
+    """The classes of each task; UserError where the source has too few classes or images."""
+    contents = measured(source)
+    groups = plan.groups_of(contents, split, tasks, order, rng)
+    assert groups is not None  # of a source that was read they are known
+    plan.kept(contents, keep, plan.sizes(contents, split, groups))
+    return groups
 
 
 def _facts(

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from cl_bench import files
 from cl_bench.escape import visible
-from cl_bench.record import read_all
+from cl_bench.record import at, read_all
 from cl_bench.studies.page import Page
-from cl_bench.studies.values import Record, at, journal, moments, number, require_one, word
+from cl_bench.studies.values import Record, journal, moments, number, require_one, word
 from cl_bench.types import UserError
 
 

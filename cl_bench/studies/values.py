@@ -7,16 +7,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from cl_bench.record import at
 from cl_bench.types import UserError
 
 Record = dict[str, Any]
-
-
-def at(node: Any, key: str) -> Any:
-    """A value of a nested mapping by its dotted key; None where it is not."""
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
 
 
 def number(record: Record, key: str) -> float:
