@@ -12,10 +12,11 @@ from hydra.utils import get_object
 from rich.console import Console
 from rich.table import Table
 
-from cl_bench.present import WIDTH
-from cl_bench.run import CONF, cli
-from cl_bench.search import composed
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.compose import composed
+from cl_bench.config.nodes import CONF
+from cl_bench.results.terminal import WIDTH
+from cl_bench.run import cli
 
 GROUPS = (
     *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model"),
@@ -32,14 +33,14 @@ def headline(file: Path) -> str:
 
 def options(group: str) -> Iterator[tuple[str, str]]:
     """Each option of a group with its line."""
-    root = Path(CONF) / group
+    root = CONF / group
     for file in sorted(root.rglob("*.yaml")):
         yield file.relative_to(root).with_suffix("").as_posix(), headline(file)
 
 
 def serves(method: str) -> tuple[str, str]:
     """The scenarios that a method serves, and the groups that it makes use of."""
-    node = composed([f"method={method}"]).method
+    node = composed(f"method={method}").method
     used = [group for group in ("curvature", "merging", "buffer") if group in node]
     return " ".join(get_object(node._target_).scenarios), " ".join(used)
 

@@ -7,21 +7,24 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cl_bench import config, errors, failures, files, hydra_errors, resume, runtime, tuned
-from cl_bench.execution import Plan, conduct, execute, guarded
-from cl_bench.folder import Folder
-from cl_bench.record import RunRecord
-from cl_bench.source_code import code_of
-from cl_bench.types import UserError
-
-CONF = str(config.CONF)
+from cl_bench.base import files
+from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.config import errors, hydra_errors, tuned
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash, normalise_floats
+from cl_bench.config.nodes import CONF, targets
+from cl_bench.engine import resume, sweep_failures
+from cl_bench.engine.execution import Plan, conduct, execute, guarded
+from cl_bench.engine.signals import end_with
+from cl_bench.results.folder import Folder
+from cl_bench.results.record import RunRecord
+from cl_bench.results.source_code import code_of
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -30,18 +33,18 @@ def plan(cfg: DictConfig) -> Plan:
     choices = known.runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     if cfg.get("tuned"):
-        tuned.apply(cfg, tuned.place(Path(CONF), *labels), known.overrides.task)
-    plain = config.check(cfg)
-    config.settle(cfg, plain)
-    name = config.digest(cfg)
+        tuned.apply(cfg, tuned.place(CONF, *labels), known.overrides.task)
+    plain = check_config(cfg)
+    normalise_floats(cfg, plain)
+    name = config_hash(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]
     path = files.absolute(cfg.output_dir).joinpath(*place, name, f"seed{cfg.seed}")
-    return Plan(cfg, plain, name, labels, Folder(path), code_of(config.targets(plain)))
+    return Plan(cfg, plain, name, labels, Folder(path), code_of(targets(plain)))
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float:
     """One run, or the report of one that is done; returns ACC, a sweep's objective."""
     sweeping, planned = HydraConfig.get().mode is RunMode.MULTIRUN, None
@@ -49,7 +52,7 @@ def main(cfg: DictConfig) -> float:
     try:
         planned = plan(cfg)
         return run(planned) if cfg.get("study") is None else study(planned)
-    except runtime.StopRun as stop:
+    except StopRun as stop:
         if worker:
             os._exit(128 + stop.number)
         raise
@@ -59,7 +62,7 @@ def main(cfg: DictConfig) -> float:
             print(f"error: {line}", file=sys.stderr)
         release(error)
         if sweeping:  # the other jobs go on
-            failures.note(line or repr(error), planned and planned.folder.path)
+            sweep_failures.note(line or repr(error), planned and planned.folder.path)
             return float("nan")
         if line is None:
             raise
@@ -72,7 +75,7 @@ def follow_parent() -> bool:
     launcher = HydraConfig.get().launcher._target_
     if parent == os.getpid() or not launcher.endswith(".JoblibLauncher"):
         return False
-    runtime.end_with(parent)
+    end_with(parent)
     return True
 
 
@@ -84,7 +87,7 @@ def release(error: BaseException) -> None:
 
 def run(planned: Plan) -> float:
     """The run in its folder, unless it is there already."""
-    from cl_bench.present import present
+    from cl_bench.results.terminal import present
 
     cfg, folder = planned.cfg, planned.folder
     outcome = None if cfg.force else folder.finished()
@@ -146,7 +149,7 @@ def cli(work: Callable[[], object] = main, hydra_arguments: bool = True) -> None
         if hydra_arguments:
             sys.argv[1:] = hydra_errors.arguments(sys.argv[1:])
         work()
-    except runtime.StopRun as stop:
+    except StopRun as stop:
         signal.signal(stop.number, signal.SIG_DFL)
         os.kill(os.getpid(), stop.number)
     except KeyboardInterrupt:

@@ -25,12 +25,16 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cl_bench import files, source_code, tuned
-from cl_bench.escape import visible
-from cl_bench.run import CONF, cli
-from cl_bench.search import Search, Trial, choices, composed
-from cl_bench.trials import Processes, code_now, enumerated, tried
-from cl_bench.types import DIVERGED, UserError
+from cl_bench.base import files
+from cl_bench.base.escape import visible
+from cl_bench.base.exceptions import DIVERGED, UserError
+from cl_bench.config import tuned
+from cl_bench.config.compose import choices, composed
+from cl_bench.config.nodes import CONF
+from cl_bench.results import source_code
+from cl_bench.run import cli
+from cl_bench.tuning.search import Search, Trial
+from cl_bench.tuning.trials import Processes, code_now, enumerated, tried
 
 
 def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
@@ -72,7 +76,7 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
         "values": {override.key_or_group: override.value() for override in typed},
         "evidence": {
             "command": " ".join(command),
-            "under": tuned.under(composed(search.command(best.point, 0)), best.point),
+            "under": tuned.under(composed(*search.command(best.point, 0)), best.point),
             "split": "val",
             "first tasks": search.first,
             "seeds": search.seeds,
@@ -87,7 +91,7 @@ def write(search: Search, trials: list[Trial], best: Trial) -> Path:
 
 def _file(search: Search) -> Path:
     """Where the values go."""
-    return tuned.place(Path(CONF), *choices(search.overrides))
+    return tuned.place(CONF, *choices(search.overrides))
 
 
 def main() -> None:

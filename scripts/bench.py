@@ -28,9 +28,9 @@ from bench_lowrank import lowrank
 from bench_online import online
 from contenders import Bare, Contender, composed, rounds
 
-from cl_bench import checkpoint
-from cl_bench.errors import Parser
-from cl_bench.types import Task
+from cl_bench.config.errors import Parser
+from cl_bench.core.types import Task
+from cl_bench.engine import checkpoint
 
 
 def positive(text: str) -> int:

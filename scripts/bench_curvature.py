@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from contenders import Contender, composed, rounds
 
-from cl_bench import config
-from cl_bench.criteria import CrossEntropy
-from cl_bench.learner import Learner
-from cl_bench.parts import make_network
-from cl_bench.types import Task
+from cl_bench.config.build import build, make_network, without
+from cl_bench.core.criteria import CrossEntropy
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task
 
 BACKENDS = {
     "diag_fisher labels=empirical": ["curvature=diag_fisher", "curvature.labels=empirical"],
@@ -55,7 +54,7 @@ def curvature(overrides: list[str], tasks: int) -> None:
 
         return run
 
-    made = {n: config.build(composed(*base, *o).curvature) for n, o in BACKENDS.items()}
+    made = {n: build(composed(*base, *o).curvature) for n, o in BACKENDS.items()}
     runners = {"an epoch of training": plain.train, **{n: passes(e) for n, e in made.items()}}
     seconds = rounds(chosen, runners)
     print(f"\none pass over {len(chosen[0])} samples, median of {len(chosen)} tasks")
@@ -141,13 +140,13 @@ def folded_resnet(samples: int) -> tuple[Any, Learner, Task, Any]:
     """The machine, a learner, a task of random images, the K-FAC estimator."""
     data = "dataset=seqcifar100", "model=resnet18", "model.norm=folded", "runtime.threads=1"
     cfg = composed(*data, "curvature=kfac")
-    machine = config.build(cfg.runtime, seed=0)
+    machine = build(cfg.runtime, seed=0)
     net = machine.place(make_network(cfg.model, (3, 32, 32), 100))
-    transform = config.build(cfg.dataset.transform, device=machine.device)
-    optimizer = config.build(config.without(cfg.optimizer, "weight_decay"))
+    transform = build(cfg.dataset.transform, device=machine.device)
+    optimizer = build(without(cfg.optimizer, "weight_decay"))
     learner = Learner(net, CrossEntropy(), optimizer, 0.0, transform, machine)
     learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]), None)
     x = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8)
     y = torch.randint(0, 100, (samples,))
     task = Task(0, *(part.to(machine.device) for part in (x, y, torch.zeros_like(y))))
-    return machine, learner, task, config.build(cfg.curvature)
+    return machine, learner, task, build(cfg.curvature)

@@ -6,8 +6,8 @@ from typing import Any
 
 from contenders import Contender, rounds
 
-from cl_bench import checkpoint
-from cl_bench.types import Task
+from cl_bench.core.types import Task
+from cl_bench.engine import checkpoint
 
 COMMON = ["dataset=seqcifar100", "schedule.batch_size=128", "model.activation=leaky_relu"]
 COMMON += ["optimizer.lr=1e-4", "schedule.epochs=1", "runtime.threads=1"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from contenders import Contender, rounds
 
-from cl_bench.types import Task
+from cl_bench.core.types import Task
 
 COMMON = ["experiment=halrp/protocol/cifar100_split", "runtime.threads=1"]
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from contenders import Contender, rounds
 
-from cl_bench.types import Task
+from cl_bench.core.types import Task
 
 PLAIN = ("finetune", "er", "agem", "gem", "ewc", "emcl", "lamaml", "mer")
 COMPILED = ("emcl", "mer")

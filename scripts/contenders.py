@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from cl_bench import config, experiment
-from cl_bench.evaluation import accuracies
-from cl_bench.parts import make_method, make_network, make_stream
-from cl_bench.run import CONF
-from cl_bench.types import Task
+from cl_bench.config.build import build, make_method, make_network, make_stream
+from cl_bench.config.compose import composed
+from cl_bench.core.types import Task
+from cl_bench.engine import experiment
+from cl_bench.engine.evaluation import accuracies
 
 
 class Silent:
@@ -43,10 +42,10 @@ class Contender:
 
     def __init__(self, *overrides: str) -> None:
         cfg = composed(*overrides)
-        self.machine = config.build(cfg.runtime, seed=0)
+        self.machine = build(cfg.runtime, seed=0)
         self.stream = make_stream(cfg, self.machine)
         self.method = make_method(cfg, self.machine, self.stream)
-        self.schedule = config.build(cfg.schedule)
+        self.schedule = build(cfg.schedule)
         self.host = Silent(self.machine.seconds)
         self.end_task, self.method.end_task = self.method.end_task, lambda task: None
 
@@ -109,11 +108,6 @@ class Bare:
             hits += (self.net(x).argmax(1) == y).sum()
         hits.item()
         return self.machine.seconds() - started
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", list(overrides))
 
 
 def rounds(tasks: list[Task], runners: dict[str, Callable[[Task], float]]) -> dict[str, float]:

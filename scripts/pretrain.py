@@ -13,18 +13,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from cl_bench import checkpoint, config
-from cl_bench.errors import Parser
-from cl_bench.execution import Plan
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import compose
+from cl_bench.config.build import build, make_method, make_stream
+from cl_bench.config.errors import Parser
+from cl_bench.engine import checkpoint
+from cl_bench.engine.execution import Plan
 from cl_bench.models.pretrained import Provenance, save
-from cl_bench.parts import make_method, make_stream
-from cl_bench.record import RunRecord
-from cl_bench.run import CONF, cli, plan, run
-from cl_bench.types import UserError
+from cl_bench.results.record import RunRecord
+from cl_bench.run import cli, plan, run
 
 PLAIN = {  # what every run can start from, tested on data of its own
     "dataset.tasks": 1,
@@ -56,9 +56,7 @@ def pretrain(overrides: list[str], out: Path, half: bool) -> None:
 
 def composed(overrides: list[str]) -> Plan:
     """The run that the overrides describe."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        chosen = ["experiment=pretrain", *overrides]
-        cfg = compose("config", overrides=chosen, return_hydra_config=True)
+    cfg = compose.composed("experiment=pretrain", *overrides, with_hydra=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra
@@ -71,7 +69,7 @@ def composed(overrides: list[str]) -> Plan:
 def export(planned: Plan, out: Path, half: bool) -> None:
     """The network of a finished run, from its checkpoint, and what its record says."""
     cfg, record = planned.cfg, planned.folder.finished()
-    machine = config.build(cfg.runtime, seed=cfg.seed)
+    machine = build(cfg.runtime, seed=cfg.seed)
     method = make_method(cfg, machine, make_stream(cfg, machine))
     identity = {"config": planned.hash, "seed": cfg.seed}
     held = checkpoint.load(planned.folder.checkpoint, machine.device, identity)

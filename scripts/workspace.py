@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from cl_bench.errors import Parser
+from cl_bench.config.errors import Parser
 
 try:
     import wandb_workspaces.reports.v2 as panels

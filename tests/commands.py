@@ -18,17 +18,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench import config, errors, experiment, hydra_errors
-from cl_bench.parts import make_method, make_stream
+from cl_bench.config import compose, errors, hydra_errors
+from cl_bench.config.build import build, make_method, make_stream
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash, normalise_floats
+from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, _leaves
+from cl_bench.engine import experiment
 
 Command = tuple[str, ...]
-CONF = str(config.CONF)
-GROUPS = (*config.GROUPS, *config.OPTIONAL)
+GROUPS = (*GROUPS, *OPTIONAL)
 BASES: tuple[Command, ...] = (  # together they have every group and most options
     (),
     ("method=ewc", "curvature=diag_hessian"),
@@ -104,7 +106,7 @@ BY_HAND: tuple[Command, ...] = (
     ("model.pretrained='a\nb\x1b'",),
     ("method._target_=5",),
     ("method._target_=cl_bench.methods.base.Method",),
-    ("criterion._target_=cl_bench.criteria.Criterion",),
+    ("criterion._target_=cl_bench.core.criteria.Criterion",),
     ("+runtime.seed=3",),
     ("+model.num_classes=7",),
     ("scenario.live=5",),
@@ -132,10 +134,10 @@ def commands() -> list[Command]:
     found: list[Command] = [*BY_HAND]
     found += [(f"{group}={value}",) for group in GROUPS for value in ("null", "nope", "5", "[1]")]
     found += [(f"~{group}",) for group in GROUPS]
-    found += [(f"+{group}.{rng.choice(UNDERSCORE)}=1",) for group in config.GROUPS]
+    found += [(f"+{group}.{rng.choice(UNDERSCORE)}=1",) for group in GROUPS]
     for base in BASES:
         content: Any = OmegaConf.to_container(composed(base))
-        keys = [key for key, _ in config._leaves(content, "")]
+        keys = [key for key, _ in _leaves(content, "")]
         keys = [key for key in keys if not key.endswith("_target_") and not key.startswith("tuned")]
         half = rng.sample(keys, len(keys) // 2)
         found += [(*base, f"{key}={rng.choice(WRONG)}") for key in half]
@@ -149,7 +151,7 @@ def commands() -> list[Command]:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(p.stem for p in (config.CONF / group).glob("*.yaml"))
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
 def _typo(key: str, rng: random.Random) -> str:
@@ -167,7 +169,7 @@ def composed(command: Command) -> DictConfig:
     """
     words = tuple(hydra_errors.arguments(list(command)))
     base, option = words[:-1], "".join(words[-1:])
-    if base not in BASES or (config.CONF / option.lstrip("+~").partition("=")[0]).is_dir():
+    if base not in BASES or (CONF / option.lstrip("+~").partition("=")[0]).is_dir():
         return whole(words)
     parsed = OverridesParser.create().parse_overrides([option])
     if parsed[0].is_sweep_override():
@@ -180,17 +182,16 @@ def composed(command: Command) -> DictConfig:
 @cache
 def whole(words: Command) -> DictConfig:
     """The config of a command line, composed from its groups."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", list(words))
+    return compose.composed(*words)
 
 
 def said(command: Command) -> str | None:
     """The one line that a command is refused with; None: it is accepted."""
     try:
         cfg = copy.deepcopy(composed(command))
-        plain = config.check(cfg)
-        config.settle(cfg, plain)
-        config.digest(cfg)
+        plain = check_config(cfg)
+        normalise_floats(cfg, plain)
+        config_hash(cfg)
     except Exception as error:
         line = errors.explain(error)
         if line is None:
@@ -204,10 +205,10 @@ def first_step(command: Command, home: Path) -> float:
     typed = {word.lstrip("+~").partition("=")[0] for word in command}
     small = [word for word in FEW if word.partition("=")[0] not in typed]
     cfg = copy.deepcopy(whole((*command, *small, f"data_dir={home}")))
-    config.settle(cfg, config.check(cfg))
-    machine = config.build(cfg.runtime, seed=0)
+    normalise_floats(cfg, check_config(cfg))
+    machine = build(cfg.runtime, seed=0)
     stream = make_stream(cfg, machine)
-    method, schedule = make_method(cfg, machine, stream), config.build(cfg.schedule)
+    method, schedule = make_method(cfg, machine, stream), build(cfg.schedule)
     task, progress = stream.tasks[0], experiment.Progress.start(stream)
     method.learner.reveal(stream.live(task.id), task.t.unique(), stream.ever)
     experiment._begin(method, stream, task, machine.order, schedule, progress)

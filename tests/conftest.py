@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch import Generator, nn
 
-from cl_bench import config, runtime
-from cl_bench.criteria import CrossEntropy
+from cl_bench.config.build import build
+from cl_bench.config.compose import composed
+from cl_bench.config.nodes import CONF
+from cl_bench.core import runtime
+from cl_bench.core.criteria import CrossEntropy
+from cl_bench.core.learner import Learner
+from cl_bench.core.optim import SGD
+from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.data import scenario
 from cl_bench.data.augment import Transform
-from cl_bench.learner import Learner
 from cl_bench.models.fold import fold
 from cl_bench.models.mlp import MLP
 from cl_bench.models.resnet import ResNet18
-from cl_bench.optim import SGD
-from cl_bench.run import CONF
-from cl_bench.types import Batch, Stream, Task
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -179,21 +179,15 @@ def blobs(
     return Stream(trains, tests, classes.to(device), SCENARIOS[name], identity(device), facts)
 
 
-def composed(*overrides: str) -> DictConfig:
-    """The config that the command line would give."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", list(overrides))
-
-
 def names(group: str) -> list[str]:
     """The options of a config group, those in its folders too."""
-    root = Path(CONF) / group
+    root = CONF / group
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
 def method_for(name: str, made: Learner, *overrides: str) -> Any:
     """conf/method/<name>.yaml on a learner of the test's own."""
-    return config.build(composed(f"method={name}", *overrides).method, learner=made)
+    return build(composed(f"method={name}", *overrides).method, learner=made)
 
 
 def compiles(rt: runtime.Runtime) -> None:

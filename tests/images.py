@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
 
 
 def paint(file: Path, shade: int, size: tuple[int, int] = (8, 8)) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_bench.record import FORMAT
+from cl_bench.results.record import FORMAT
 
 
 def write(
@@ -26,7 +26,7 @@ def write(
         record = {
             "format": FORMAT,
             "labels": {"dataset": dataset, "scenario": scenario, "method": method},
-            "code": {"sha256": "one", "files": {"cl_bench.learner": "1"}},
+            "code": {"sha256": "one", "files": {"cl_bench.core.learner": "1"}},
             "initial": [0.1, 0.1],
             "parameters": 1,
             "theta_sha256": "",

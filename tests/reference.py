@@ -11,11 +11,11 @@ from conftest import CPU, learner, mlp
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
 
-from cl_bench.criteria import CrossEntropy, ScaledMSE
+from cl_bench.core.criteria import CrossEntropy, ScaledMSE
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
-from cl_bench.learner import Learner
 from cl_bench.models.linearized import Linearized
-from cl_bench.types import Batch, Task
 
 KINDS = ("mlp", "conv", "norm", "tangent")
 CRITERIA = {"ce": CrossEntropy(), "mse": ScaledMSE(3.0)}

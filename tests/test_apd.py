@@ -12,13 +12,13 @@ from scipy.optimize import minimize_scalar
 from test_halrp import SMALL, adam, fresh, learned, seeded
 from torch import Generator, Tensor, nn
 
+from cl_bench.core.learner import Learner
+from cl_bench.core.optim import SGD, stride
+from cl_bench.core.types import Batch, Stream
 from cl_bench.data.stream import sequential
-from cl_bench.learner import Learner
-from cl_bench.lowrank import layers_of
+from cl_bench.methods.shared.low_rank import layers_of
+from cl_bench.methods.shared.proximal import Kinked, soft
 from cl_bench.models.convnet import ConvNet
-from cl_bench.optim import SGD, stride
-from cl_bench.proximal import Kinked, soft
-from cl_bench.types import Batch, Stream
 
 
 def places(made: Learner) -> Tensor:

@@ -10,91 +10,36 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "cl_bench"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = [  # a file imports from its own layer's left, or from its own folder where listed
-    {"types", "bounds", "files", "escape", "metrics", "optim", "proximal"},
-    {"flat", "criteria", "buffer", "data", "models"},
-    {"chain", "backward", "lowrank"},
-    {"learner", "inner"},
-    {"curvature", "growth", "rows"},
-    {"methods"},
-    {"evaluation", "warm_up"},
-    {"experiment", "checkpoint"},
-    {
-        "record",
-        "folder",
-        "resume",
-        "source_code",
-        "disparity",
-        "tuned",
-        "runtime",
-        "figures",
-        "tracking",
-        "present",
-        "schema",
-        "option_types",
-        "interfaces",
-        "size",
-        "idle",
-        "optimizer_trial",
-        "hydra_errors",
-        "errors",
-        "combinations",
-        "config",
-        "parts",
-    },
-    {"host", "report", "studies", "failures", "execution"},
-    {"run"},
-    {"axis", "search"},
-    {"trials"},
-    {"tune", "list"},
-]
-LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-TOGETHER = {
-    "data",
-    "models",
-    "curvature",
-    "studies",
-    "report",
-}  # folders whose files may use each other
+ROOMS = {  # each folder of cl_bench, and the rooms that it may import from; so there is no cycle
+    "base": (),
+    "models": ("base",),
+    "core": ("base", "models"),
+    "data": ("base", "core"),
+    "curvature": ("base", "core"),
+    "probes": ("base", "core", "curvature"),
+    "methods": ("base", "core", "models", "curvature"),
+    "config": ("base", "core", "data", "models", "curvature", "methods"),
+    "results": ("base", "config"),
+    "engine": ("base", "core", "methods", "config", "results"),
+    "studies": ("base", "core", "curvature", "methods", "results", "engine"),
+    "report": ("base", "config", "results"),
+    "tuning": ("base", "config", "results"),
+}
+COMMANDS = {"__init__", "run", "list", "tune"}  # modules at the top
 ONLY = {  # a foreign package and the files that may import it
-    "hydra": {
-        "failures",
-        "run",
-        "config",
-        "combinations",
-        "schema",
-        "hydra_errors",
-        "interfaces",
-        "size",
-        "idle",
-        "optimizer_trial",
-        "studies/sweeps",
-        "axis",
-        "search",
-        "tune",
-        "list",
-    },
-    "omegaconf": {
-        "hydra_errors",
-        "size",
-        "failures",
-        "run",
-        "execution",
-        "config",
-        "parts",
-        "search",
-        "studies/sweeps",
-        "tune",
-        "tuned",
-    },
-    "wandb": {"tracking"},
+    "hydra": {"run", "list", "tune", "engine/sweep_failures", "studies/sweeps", "tuning/axis"},
+    "omegaconf": {"run", "tune", "engine/execution", "engine/sweep_failures"}
+    | {"studies/sweeps", "tuning/search"},
+    "wandb": {"results/tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers", "report/charts"},
     "PIL": {"data/decode"},
-    "pandas": {"folder", "report/__main__", "report/forms", "tune"},
-    "matplotlib": {"figures", "report/charts"},
+    "pandas": {"results/folder", "report/__main__", "report/forms", "tune"},
+    "matplotlib": {"results/figures", "report/charts"},
     "jinja2": {"report/page"},
-    "rich": {"present", "list"},
+    "rich": {"results/terminal", "list"},
 }
+ONLY["hydra"] |= {f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")}
+ONLY["omegaconf"] |= {f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")}
 MACHINE = ("torch.cuda", "torch.autocast", "torch.compile", "torch.manual_seed", "random.seed")
 
 
@@ -116,19 +61,54 @@ def imports(path: Path) -> list[str]:
     return found
 
 
+def test_every_room_says_what_it_is_for() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*ROOMS}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == COMMANDS
+    for path in PACKAGE.rglob("*/__init__.py"):
+        assert len(ast.get_docstring(ast.parse(path.read_text())) or "") > 60, path
+
+
+def test_rooms_make_no_cycle() -> None:
+    order = list(ROOMS)
+    for room, below in ROOMS.items():
+        assert {*below} <= {*order[: order.index(room)]}
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_go_down(path: Path) -> None:
-    part = part_of(path)
+def test_rooms_import_from_rooms_below(path: Path) -> None:
+    """Everywhere in a file, also below TYPE_CHECKING; a method from no other method."""
+    room = part_of(path)
+    if room in COMMANDS:
+        return
     for module in imports(path):
-        if not module.startswith("cl_bench.") or part == "__init__":
+        parts = module.split(".")
+        if parts[0] != "cl_bench" or parts[1] == "__version__":
             continue
-        other = module.split(".")[1]
-        if other == part:
-            base = module.startswith("cl_bench.methods.base.")
-            assert part in TOGETHER or base, f"{part} imports sideways: {module}"
-        elif other in LEVEL:
-            same = LEVEL[other] == LEVEL[part] and part not in {"data", "models", "flat"}
-            assert LEVEL[other] < LEVEL[part] or same, f"{part} imports upward: {module}"
+        if parts[1] != room:
+            assert parts[1] in ROOMS[room], f"{name_of(path)}: {room} may not import {module}"
+        elif room == "methods":
+            assert parts[2] in ("base", "shared"), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.skip(reason="learner and inner loop still know each other")
+def test_modules_of_a_room_make_no_cycle() -> None:
+    below = {name_of(path): modules_of(path) for path in FILES}
+    done: set[str] = set()
+    while free := {name for name, used in below.items() if name not in done and used <= done}:
+        done |= free
+    assert done == {*below}, f"a cycle within {sorted({*below} - done)}"
+
+
+def modules_of(path: Path) -> set[str]:
+    """The modules of ours that a file imports, as `name_of` names them."""
+    found = set()
+    for module in imports(path):
+        place = PACKAGE.parent.joinpath(*module.split("."))
+        for file in (place.with_suffix(".py"), place.parent.with_suffix(".py")):
+            if module.startswith("cl_bench.") and file.is_file():
+                found.add(name_of(file))
+                break
+    return found - {name_of(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -140,7 +120,7 @@ def test_foreign_packages_stay_in_their_file(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_the_runtime_touches_the_machine(path: Path) -> None:
-    if name_of(path) == "runtime":
+    if name_of(path) == "core/runtime":
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):

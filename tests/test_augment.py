@@ -8,8 +8,8 @@ import torchvision.transforms.v2.functional as tv
 from conftest import CPU, DEVICES
 from torch import Generator
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.augment import Transform
-from cl_bench.types import UserError
 
 X = torch.randint(0, 256, (64, 3, 10, 10), generator=Generator().manual_seed(0)).byte()
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]

@@ -9,8 +9,8 @@ import torch
 from conftest import DEVICES
 from torch import Generator, Tensor
 
-from cl_bench.buffer import Balanced, Reservoir, Ring
-from cl_bench.types import Batch, Task
+from cl_bench.core.buffer import Balanced, Reservoir, Ring
+from cl_bench.core.types import Batch, Task
 
 
 def numbered(first: int, count: int, device: str = "cpu", logits: bool = False) -> Batch:

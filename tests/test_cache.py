@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import cache, origin, prepared
 from cl_bench.data.arrays import TENSORS, Source, digest, sealed
 from cl_bench.data.cache import Wanted, cached
 from cl_bench.data.origin import Origin
-from cl_bench.types import UserError
 
 
 class Toy:

@@ -9,13 +9,13 @@ import torch
 from conftest import DEVICES, batch, blobs, identity, learner, machine, method_for, mlp, resnet
 from torch import Tensor
 
-from cl_bench.chain import chain
-from cl_bench.criteria import CrossEntropy, Live, ScaledMSE
-from cl_bench.flat import FlatParams
-from cl_bench.learner import Learner
+from cl_bench.core.criteria import CrossEntropy, Live, ScaledMSE
+from cl_bench.core.flat import FlatParams
+from cl_bench.core.learner import Learner
+from cl_bench.core.mlp_gradient import chain
+from cl_bench.core.types import Batch
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.prepare import prepared
-from cl_bench.types import Batch
 
 LIVE = torch.tensor(
     [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]

@@ -14,10 +14,10 @@ import torch
 from conftest import CPU, batch, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
-from cl_bench import checkpoint
-from cl_bench.buffer import Balanced, Reservoir, Ring
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.buffer import Balanced, Reservoir, Ring
 from cl_bench.curvature.diagonal import Diagonal
-from cl_bench.types import UserError
+from cl_bench.engine import checkpoint
 
 
 def through(value: Any, present: Any, where: Path) -> Any:

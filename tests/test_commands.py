@@ -11,7 +11,7 @@ import pytest
 from conftest import command, finished
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cl_bench import hydra_errors
+from cl_bench.config import hydra_errors
 
 COMMANDS = commands.commands()
 CHUNK = 12  # commands a test: enough tests to share among processes
@@ -118,7 +118,10 @@ REFUSED = [
     (("method._target_=5",), "method._target_=5: must be the dotted path of a class"),
     (("method._target_=cl_bench.methods.base.Method",), "is a base class, which cannot serve"),
     (("model._target_=torchvision.models.resnet18",), "must be a class, whose attributes"),
-    (("criterion._target_=cl_bench.criteria.Criterion",), "is a base class, which cannot serve"),
+    (
+        ("criterion._target_=cl_bench.core.criteria.Criterion",),
+        "is a base class, which cannot serve",
+    ),
     (("+runtime.seed=3",), "runtime.seed: is given by the run itself"),
     (("scenario.live=5",), "scenario.live._target_: missing"),
     (("scenario.live._target_=cl_bench.data.scenario.class_il",), "than scenario.name=data"),

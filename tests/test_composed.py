@@ -16,9 +16,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import composed, layouts, listing, readers, source
 from cl_bench.data.arrays import Source, sealed
-from cl_bench.types import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -10,12 +10,14 @@ from conftest import composed, names
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cl_bench import config, errors, hydra_errors, option_types
 from cl_bench import list as listing
-from cl_bench.run import CONF
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import errors, hydra_errors, option_types
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash, normalise_floats
+from cl_bench.config.nodes import CONF
 
-GROUPS = sorted(p.name for p in Path(CONF).iterdir() if p.is_dir() and any(p.glob("*.yaml")))
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and any(p.glob("*.yaml")))
 OPTIONS = [(group, name) for group in GROUPS for name in names(group) if group != "experiment"]
 
 
@@ -33,12 +35,12 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
         extra = ["dataset=seqcifar100"] if group == "model" else []
     if name == "dlcft":
         extra = NO_BACKBONE
-    config.check(composed(f"{group}={name}", *extra))
+    check_config(composed(f"{group}={name}", *extra))
 
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_composes_and_binds(name: str) -> None:
-    config.check(composed(f"experiment={name}"))
+    check_config(composed(f"experiment={name}"))
 
 
 @pytest.mark.parametrize("group", [g for g in listing.GROUPS if g != "experiment"])
@@ -67,7 +69,7 @@ def test_the_list_of_methods(
 )
 def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
     for name in names("experiment/halrp/protocol"):
-        config.check(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
+        check_config(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
 
 
 # one dataset for each split, scenario and model that datasets bring
@@ -78,7 +80,7 @@ KINDS = ["pmnist5k", "rmnist", "pmnist32", "seqcifar100", "five_datasets", "imag
 @pytest.mark.parametrize("method", names("method"))
 def test_every_method_with_every_kind_of_dataset(method: str, dataset: str) -> None:
     extra = NO_BACKBONE if method == "dlcft" else []
-    plain = config.check(composed(f"method={method}", f"dataset={dataset}", *extra))
+    plain = check_config(composed(f"method={method}", f"dataset={dataset}", *extra))
     assert plain["dataset"]["name"] == dataset
 
 
@@ -221,7 +223,7 @@ BAD = [
 @pytest.mark.parametrize(("override", "line", "others"), BAD, ids=[b[0] for b in BAD])
 def test_mistakes(override: str, line: str, others: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        config.check(composed(*others, override))
+        check_config(composed(*others, override))
     said = str(caught.value)
     assert line in said and "\n" not in said
 
@@ -232,26 +234,26 @@ def test_an_integer_names_the_same_config_as_its_fraction() -> None:
     for one, zero in (("1", "0"), ("1.0", "0.0")):
         given = f"method.strength={one}", f"dataset.fraction={one}", f"optimizer.momentum={zero}"
         cfg = composed("method=ewc", "merging=online", f"merging.decay={one}", *given)
-        plain = config.check(cfg)
-        config.settle(cfg, plain)
-        found.append((config.digest(cfg), OmegaConf.to_yaml(cfg, resolve=True), repr(plain)))
+        plain = check_config(cfg)
+        normalise_floats(cfg, plain)
+        found.append((config_hash(cfg), OmegaConf.to_yaml(cfg, resolve=True), repr(plain)))
     assert found[0] == found[1] and "batch_size: 10\n" in found[0][1]
 
 
 def test_a_curvature_that_is_not_used_names_no_other_run() -> None:
-    plain = config.digest(composed("method=si"))
-    assert config.digest(composed("method=si", "curvature=kfac", "merging=apart")) == plain
-    used = config.digest(composed("method=ewc"))
-    assert config.digest(composed("method=ewc", "curvature=kfac")) != used
-    assert config.digest(composed("method=ewc", "merging=apart")) != used
+    plain = config_hash(composed("method=si"))
+    assert config_hash(composed("method=si", "curvature=kfac", "merging=apart")) == plain
+    used = config_hash(composed("method=ewc"))
+    assert config_hash(composed("method=ewc", "curvature=kfac")) != used
+    assert config_hash(composed("method=ewc", "merging=apart")) != used
 
 
 def test_an_option_left_idle_names_no_other_run() -> None:
-    lamaml = config.digest(composed("method=lamaml"))
-    assert config.digest(composed("method=lamaml", "optimizer.lr=5")) == lamaml
-    assert config.digest(composed("method=lamaml", "method.rate_lr=5")) != lamaml
-    sync = config.digest(composed("method=sync"))
-    assert config.digest(composed("method=sync", "optimizer.lr=5")) != sync
+    lamaml = config_hash(composed("method=lamaml"))
+    assert config_hash(composed("method=lamaml", "optimizer.lr=5")) == lamaml
+    assert config_hash(composed("method=lamaml", "method.rate_lr=5")) != lamaml
+    sync = config_hash(composed("method=sync"))
+    assert config_hash(composed("method=sync", "optimizer.lr=5")) != sync
 
 
 def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +261,7 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(ER, "scenarios", ("task", "class"))
     with pytest.raises(UserError, match="scenario=data: the method serves task, class"):
-        config.check(composed("method=er"))
+        check_config(composed("method=er"))
 
 
 HYDRA = [
@@ -330,7 +332,7 @@ def test_fits(value: Any, hint: Any, good: bool) -> None:
 
 
 def test_the_hash_names_what_can_change_a_number() -> None:
-    base = config.digest(composed())
+    base = config_hash(composed())
     for silent in (
         "seed=7",
         "output_dir=x",
@@ -339,12 +341,12 @@ def test_the_hash_names_what_can_change_a_number() -> None:
         "log_every=7",
         "force=true",
     ):
-        assert config.digest(composed(silent)) == base, silent
+        assert config_hash(composed(silent)) == base, silent
     for loud in ("method=er", "optimizer.lr=0.1", "dataset.seed=1", "runtime.precision=bf16"):
-        assert config.digest(composed(loud)) != base, loud
-    tied = [config.digest(composed("dataset.seed=${seed}", f"seed={s}")) for s in (0, 1)]
+        assert config_hash(composed(loud)) != base, loud
+    tied = [config_hash(composed("dataset.seed=${seed}", f"seed={s}")) for s in (0, 1)]
     assert tied[0] == tied[1], "a stream that goes with the seed is one config"
-    folders = [config.digest(composed("dataset=folder", f"data_dir={d}")) for d in "ab"]
+    folders = [config_hash(composed("dataset=folder", f"data_dir={d}")) for d in "ab"]
     assert folders[0] != folders[1], "which folder it is depends on where it is sought"
 
 
@@ -360,7 +362,7 @@ def test_yaml_is_plain() -> None:
         "${scenario.heads}",
         "${output_dir}",
     }
-    for path in Path(CONF).rglob("*.yaml"):
+    for path in CONF.rglob("*.yaml"):
         if path.name == "config.yaml":
             continue
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -387,11 +389,11 @@ def test_dlcfts_tables_are_pairs_of_experiments(protocol: str, way: str) -> None
     for method in ("finetune", "lwf", "ewc", "osla", "mas", "er", "der", "dlcft"):
         step = ["method.step=explicit"] if method in ("ewc", "osla", "mas") else []
         every = ["method.every=1"] if method == "osla" else []
-        plain = config.check(composed(both, f"method={method}", *step, *every))
+        plain = check_config(composed(both, f"method={method}", *step, *every))
         assert plain["model"]["linearize"] == (way == "linear")
         assert plain["criterion"]["_target_"].endswith("MSE") == (way == "linear")
         assert plain["dataset"]["transform"]["padding"] == 4
-    alone = config.check(composed(f"experiment=dlcft/{protocol}", "method=dlcft"))
+    alone = check_config(composed(f"experiment=dlcft/{protocol}", "method=dlcft"))
     assert alone["model"]["linearize"] and alone["schedule"]["epochs"] == 20
     assert alone["optimizer"]["lr"] == 1e-4
 

@@ -26,24 +26,27 @@ from conftest import (
     names,
     resnet,
 )
+from hydra.utils import get_object
 from test_flat import whole
 from torch import Tensor
 
-from cl_bench import checkpoint, config, experiment
-from cl_bench.curvature.probe import KNN, MaxEigenvalue
+from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.config.build import build
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.data.augment import Transform
-from cl_bench.evaluation import Evaluation, accuracies
-from cl_bench.experiment import Progress, Schedule
-from cl_bench.folder import Folder
-from cl_bench.host import Host
-from cl_bench.learner import Learner
+from cl_bench.engine import checkpoint, experiment
+from cl_bench.engine.evaluation import Evaluation, accuracies
+from cl_bench.engine.experiment import Progress, Schedule
+from cl_bench.engine.resume import Start, find
+from cl_bench.engine.session import Host
+from cl_bench.engine.signals import Stop
 from cl_bench.models.linearized import Linearized
-from cl_bench.record import plain
-from cl_bench.resume import Start, find
-from cl_bench.runtime import Stop, StopRun
-from cl_bench.source_code import Code
-from cl_bench.tracking import Null
-from cl_bench.types import Batch, Stream, Task, UserError
+from cl_bench.probes.spectrum_and_neighbours import KNN, MaxEigenvalue
+from cl_bench.results.folder import Folder
+from cl_bench.results.record import plain
+from cl_bench.results.source_code import Code
+from cl_bench.results.tracking import Null
 
 METHODS = names("method")
 CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(METHODS)}
@@ -65,7 +68,7 @@ QUICK = {  # fewer passes over a batch; what learns more in so few steps
 
 def serves(name: str, scenario: str) -> bool:
     node = composed(f"method={name}").method
-    return scenario in config.get_object(node["_target_"]).scenarios
+    return scenario in get_object(node["_target_"]).scenarios
 
 
 PAIRS = [(name, s) for name in METHODS for s in SCENARIOS if serves(name, s)]
@@ -100,7 +103,7 @@ class Run:
         del made.live, made.ever, made._decay_mask  # a run's own learner has none before it starts
         self.method = method_for(self.name, made, *QUICK.get(self.name, ()))
         stream = blobs(self.scenario, device=rt.device)
-        self.stream = config.build(composed(f"method={self.name}").stream, stream=stream)
+        self.stream = build(composed(f"method={self.name}").stream, stream=stream)
         self.progress = Progress.start(self.stream)
         global_state = torch.get_rng_state()
         stop = Stop()

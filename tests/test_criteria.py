@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.func import jacrev, vmap
 
-from cl_bench.criteria import CrossEntropy, Live, ScaledMSE
+from cl_bench.core.criteria import CrossEntropy, Live, ScaledMSE
 
 LOGITS = torch.randn(5, 4, generator=Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([0, 1, 1, 0, 1])

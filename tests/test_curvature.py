@@ -10,6 +10,10 @@ import torch
 from conftest import DEVICES, batch, composed, identity, learner, machine, mlp, names, resnet
 from torch import Generator, Tensor, nn
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.build import make_network
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature import capture
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
@@ -19,9 +23,6 @@ from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.curvature.sums import gram, mirrored
-from cl_bench.learner import Learner
-from cl_bench.parts import make_network
-from cl_bench.types import Batch, Task, UserError
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 ESTIMATORS: dict[str, Estimator] = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import decode
-from cl_bench.types import UserError
 
 
 @pytest.fixture

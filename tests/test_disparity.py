@@ -9,14 +9,14 @@ import pytest
 import torch
 from records import write
 
-from cl_bench.disparity import disparities
-from cl_bench.metrics import order_disparity
-from cl_bench.record import read_all
+from cl_bench.base.exceptions import UserError
 from cl_bench.report import forms
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
+from cl_bench.results.metrics import order_disparity
+from cl_bench.results.order_disparity import disparities
+from cl_bench.results.record import read_all
 from cl_bench.studies.orders import Orders
-from cl_bench.types import UserError
 
 
 def test_what_an_order_costs(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from conftest import SCENARIOS, learner, method_for, mlp
 from torch import Generator, Tensor
 from torch.func import jacrev
 
-from cl_bench.buffer import Reservoir
-from cl_bench.criteria import ScaledMSE
+from cl_bench.core.buffer import Reservoir
+from cl_bench.core.criteria import ScaledMSE
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.dense import FullFisher
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.penalty import averaged
-from cl_bench.learner import Learner
 from cl_bench.methods.dlcft import DLCFT
 from cl_bench.models.prepare import prepared
-from cl_bench.types import Batch, Task
 
 TASKS, SAMPLES, CLASSES = 3, 60, 6
 

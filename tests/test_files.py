@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from cl_bench import files
-from cl_bench.files import DamagedError
+from cl_bench.base import files
+from cl_bench.base.files import DamagedError
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ if sys.argv[2] == "soft":
     def flock(*_): raise OSError(errno.{error}, "no locks")
     fcntl.flock = flock
 from pathlib import Path
-from cl_bench import files
+from cl_bench.base import files
 try:
     with files.locked(Path(sys.argv[1])):
         print("held", flush=True)

@@ -11,9 +11,9 @@ from conftest import DEVICES, batch, learner, machine, mlp, resnet
 from torch import nn
 from torch.func import functional_call
 
-from cl_bench.flat import FlatParams
+from cl_bench.core.flat import FlatParams
+from cl_bench.core.optim import SGD
 from cl_bench.models.resnet import ResNet18
-from cl_bench.optim import SGD
 
 
 def whole(flat: FlatParams, net: nn.Module) -> bool:

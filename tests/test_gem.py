@@ -9,11 +9,11 @@ from scipy.optimize import lsq_linear, nnls
 from test_methods import moved
 from torch import Generator, Tensor
 
-from cl_bench.learner import Learner
+from cl_bench.core.gradient_matrix import Dense, Factored, gradients
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
 from cl_bench.methods.agem import project
 from cl_bench.methods.gem import multipliers, nonnegative
-from cl_bench.rows import Dense, Factored, gradients
-from cl_bench.types import Batch
 
 
 def correction(past: Tensor, g: Tensor, margin: float, ridge: float) -> Tensor:

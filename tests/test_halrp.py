@@ -10,14 +10,18 @@ import torch.nn.functional as F
 from conftest import blobs, composed, identity, learner, method_for, mlp
 from torch import Generator, Tensor, nn
 
-from cl_bench import config
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.build import build
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
+from cl_bench.core.flat import FlatParams
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.by_layer import by_layer
 from cl_bench.curvature.dense import Dense
-from cl_bench.evaluation import accuracies
-from cl_bench.flat import FlatParams
-from cl_bench.growth import Account, Learned
-from cl_bench.learner import Learner
-from cl_bench.lowrank import (
+from cl_bench.engine.evaluation import accuracies
+from cl_bench.methods.shared.capacity import Account, Learned
+from cl_bench.methods.shared.low_rank import (
     Layout,
     by_budget,
     by_share,
@@ -28,8 +32,7 @@ from cl_bench.lowrank import (
     scores,
 )
 from cl_bench.models.convnet import ConvNet
-from cl_bench.record import sha256
-from cl_bench.types import Batch, Stream, Task, UserError
+from cl_bench.results.record import sha256
 
 PLAIN = ("method.growth=null", "method.l1=0.0", "method.l2=0.0")
 SMALL: dict[str, Any] = {
@@ -260,7 +263,7 @@ def test_the_largest_entries_stay() -> None:
 
 
 def curvature_of(name: str, made: Learner, task: Task, *overrides: str) -> Any:
-    return config.build(composed(f"curvature={name}", *overrides).curvature)(made, task)
+    return build(composed(f"curvature={name}", *overrides).curvature)(made, task)
 
 
 EXACT = ["identity", "diag_fisher", "diag_batched", "kfac", "tkfac", "ekfac"]
@@ -320,15 +323,15 @@ def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
 
 def test_the_layer_hessian_makes_no_penalty() -> None:
     with pytest.raises(UserError, match="curvature=layer_hessian: it tells the layers' sizes"):
-        config.check(composed("method=ewc", "curvature=layer_hessian", "dataset=pmnist5k"))
+        check_config(composed("method=ewc", "curvature=layer_hessian", "dataset=pmnist5k"))
     small = ["model.hidden=[4]", "dataset=pmnist5k", "dataset.tasks=2"]
     dense = [*small, "curvature=full_hessian", "curvature.negative=raw"]
     for more in (["curvature=layer_hessian"], dense):
-        config.check(composed("method=halrp", *more, "method.importance=norm"))
+        check_config(composed("method=halrp", *more, "method.importance=norm"))
         with pytest.raises(UserError, match="a Hessian's trace may be negative"):
-            config.check(composed("method=halrp", *more))
+            check_config(composed("method=halrp", *more))
     ggn = ("curvature=diag_hessian", "curvature.estimate=ggn", "curvature.negative=raw")
-    config.check(composed("method=halrp", *ggn))  # positive semi-definite
+    check_config(composed("method=halrp", *ggn))  # positive semi-definite
 
 
 def test_the_authors_scalar_is_the_mean_square_of_the_batches_gradients() -> None:
@@ -364,7 +367,7 @@ def test_what_a_layer_is_worth(kind: str) -> None:
 
 def test_idle_options_do_not_rename_a_run() -> None:
     def name(*overrides: str) -> str:
-        return config.digest(composed("method=halrp", "dataset=cifar100_split", *overrides))
+        return config_hash(composed("method=halrp", "dataset=cifar100_split", *overrides))
 
     flat = "method.importance=flat"
     assert name(flat) == name(flat, "curvature=kfac") == name(flat, "method.share=0.5")
@@ -700,7 +703,7 @@ def test_a_model_without_layers_to_perturb_is_refused() -> None:
 
 def test_a_run_without_a_warm_up_has_no_residual_to_factor_and_is_refused() -> None:
     with pytest.raises(UserError, match=r"method\.warm_up=0: .*at least 1"):
-        config.check(composed("method=halrp", "method.warm_up=0"))
+        check_config(composed("method=halrp", "method.warm_up=0"))
 
 
 def test_a_warm_up_that_diverges_is_told() -> None:

@@ -12,9 +12,11 @@ import torch
 from conftest import composed, machine
 from torch import Generator, Tensor
 
-from cl_bench import config, experiment
-from cl_bench.parts import make_method, make_network, make_stream
-from cl_bench.runtime import Runtime
+from cl_bench.config.build import build, make_method, make_network, make_stream
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash, normalise_floats
+from cl_bench.core.runtime import Runtime
+from cl_bench.engine import experiment
 
 SMALL = (
     *("dataset.tasks=3", "dataset.train_per_task=20", "evaluation.when=final", "tracking=none"),
@@ -116,15 +118,15 @@ class Alone:
 def numbers(*overrides: str) -> tuple[str, Tensor, Tensor]:
     """The name of a small run, what it predicts with at the end, and its accuracies."""
     cfg = composed(*overrides)
-    config.settle(cfg, config.check(cfg))
+    normalise_floats(cfg, check_config(cfg))
     rt = fresh()
     stream = make_stream(cfg, rt)
     method = make_method(cfg, rt, stream)
     progress = experiment.Progress.start(stream)
-    schedule, evaluation = config.build(cfg.schedule), config.build(cfg.evaluation)
+    schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
     experiment.run(method, stream, rt.order, schedule, evaluation, progress, Alone())
     theta = torch.cat([part.detach().flatten() for part in method.weights()])
-    return config.digest(cfg), theta, progress.matrix.values
+    return config_hash(cfg), theta, progress.matrix.values
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def test_a_seed_that_nothing_is_drawn_by(idle: str, home: Path) -> None:
     other, moved, _ = numbers(*given, idle)
     assert other == name and theta.equal(moved)
     for drawn in ("dataset.order=random", "dataset.train_per_task=9", "evaluation.split=val"):
-        names = {config.digest(composed(*given, drawn, f"dataset.seed={s}")) for s in (0, 1)}
+        names = {config_hash(composed(*given, drawn, f"dataset.seed={s}")) for s in (0, 1)}
         assert len(names) == 2, drawn
 
 
@@ -159,16 +161,16 @@ def test_initial_values_that_a_backbone_replaces() -> None:
     for init in ("torch", "kaiming"):
         torch.manual_seed(0)
         cfg = composed(*model, f"model.init={init}")
-        nets.append((config.digest(cfg), make_network(cfg.model, (3, 32, 32), 4).state_dict()))
+        nets.append((config_hash(cfg), make_network(cfg.model, (3, 32, 32), 4).state_dict()))
     (name, one), (other, two) = nets
     assert name == other and all(value.equal(two[key]) for key, value in one.items())
     same = (*model, "model.head_init=same")
-    assert config.digest(composed(*same)) != config.digest(composed(*same, "model.init=kaiming"))
+    assert config_hash(composed(*same)) != config_hash(composed(*same, "model.init=kaiming"))
 
 
 @pytest.mark.parametrize(("base", "loud"), LOUD, ids=[" ".join(i) for _, i in LOUD])
 def test_where_it_counts_it_names_another_run(base: tuple[str, ...], loud: tuple[str, ...]) -> None:
-    assert config.digest(composed(*base)) != config.digest(composed(*base, *loud))
+    assert config_hash(composed(*base)) != config_hash(composed(*base, *loud))
 
 
 def test_the_ggns_diagonal_is_the_exact_fishers(home: Path) -> None:

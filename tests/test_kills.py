@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 from conftest import composed, names
 
-from cl_bench import checkpoint, config, execution, experiment, figures, files, runtime
-from cl_bench.execution import Plan
-from cl_bench.folder import Folder
-from cl_bench.host import Host
-from cl_bench.source_code import code_of
+from cl_bench.base import files
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
+from cl_bench.config.nodes import targets
+from cl_bench.core import runtime
+from cl_bench.engine import checkpoint, execution, experiment
+from cl_bench.engine.execution import Plan
+from cl_bench.engine.session import Host
+from cl_bench.results import figures
+from cl_bench.results.folder import Folder
+from cl_bench.results.source_code import code_of
 
 TASKS = 2
 SMALL = ("tracking=none", "dataset.tasks=2", "dataset.train_per_task=24", "runtime.threads=1")
@@ -36,10 +42,10 @@ def planned(name: str, where: Path, data: Path) -> Plan:
     scenario = "task" if name in ONLY_TASK else "data"
     chosen = f"method={name}", f"scenario={scenario}", *QUICK.get(name, ())
     cfg = composed(*chosen, *SMALL, f"data_dir={data}")
-    plain = config.check(cfg)
+    plain = check_config(cfg)
     labels = ["pmnist5k", scenario, name]
-    code = code_of(config.targets(plain))
-    return Plan(cfg, plain, config.digest(cfg), labels, Folder(where), code)
+    code = code_of(targets(plain))
+    return Plan(cfg, plain, config_hash(cfg), labels, Folder(where), code)
 
 
 def executed(plan: Plan) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from conftest import CPU, DEVICES, batch, compiles, learner, machine, mlp, resnet
 from torch import Tensor
 
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
 from cl_bench.data.augment import Transform
-from cl_bench.experiment import Schedule
-from cl_bench.learner import Learner
-from cl_bench.types import Batch
+from cl_bench.engine.experiment import Schedule
 
 LIVE = torch.tensor(
     [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]

@@ -11,11 +11,11 @@ from conftest import identity, learner, machine, mlp, resnet
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, jvp
 
+from cl_bench.core.types import Batch
 from cl_bench.curvature.kfac import KFAC, TKFAC
 from cl_bench.curvature.products import hessian
 from cl_bench.models.linearized import HeadMode, Linearized
 from cl_bench.models.prepare import prepared
-from cl_bench.types import Batch
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -179,7 +179,7 @@ def test_head_only_trains_the_head_alone() -> None:
 
 
 def task_of(x: Tensor) -> Any:
-    from cl_bench.types import Task
+    from cl_bench.core.types import Task
 
     return Task(0, x, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.long))
 

@@ -19,13 +19,14 @@ from conftest import (
     mlp,
     resnet,
 )
+from hydra.utils import get_object
 from scipy.optimize import minimize_scalar
 from torch import Generator, Tensor, nn
 
-from cl_bench import config
-from cl_bench.learner import Learner
-from cl_bench.optim import SGD
-from cl_bench.types import Batch
+from cl_bench.config.check import check_config
+from cl_bench.core.learner import Learner
+from cl_bench.core.optim import SGD
+from cl_bench.core.types import Batch
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -536,8 +537,8 @@ OTHER = {"at": "first", "start": "zero", "unit": "one", "steps": "tied", "rates"
 def test_options_left_unused_make_no_difference(name: str, given: list[str], keys: set) -> None:
     """And those of the list that are used do make one."""
     cfg = composed(f"method={name}", *given)
-    plain = config.check(cfg)
-    target = config.get_object(plain["method"]["_target_"])
+    plain = check_config(cfg)
+    target = get_object(plain["method"]["_target_"])
     assert target.unused(plain) == keys
     numbers = {k for k in ("replay", "within", "rate_lr", "prox", "scale") if k in plain["method"]}
     for key in keys | {f"method.{number}" for number in numbers}:
@@ -551,7 +552,7 @@ def test_options_left_unused_make_no_difference(name: str, given: list[str], key
 
 def moved(name: str, given: list[str]) -> Tensor:
     """Where theta is after two batches of each task."""
-    lr, stream = config.check(composed(f"method={name}", *given))["optimizer"]["lr"], blobs("data")
+    lr, stream = check_config(composed(f"method={name}", *given))["optimizer"]["lr"], blobs("data")
     made = start(lr=lr)
     method = method_for(name, made, *given)
     for task in stream.tasks:

@@ -8,10 +8,10 @@ import torch
 from conftest import DEVICES, batch, blobs, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
+from cl_bench.core.optim import SGD
+from cl_bench.core.types import Batch
 from cl_bench.methods.agem import project
 from cl_bench.methods.lwf import divergence
-from cl_bench.optim import SGD
-from cl_bench.types import Batch
 
 
 def moved(method: object, rows: Batch) -> torch.Tensor:

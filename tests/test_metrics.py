@@ -7,7 +7,7 @@ from math import isnan
 import pytest
 import torch
 
-from cl_bench.metrics import AccuracyMatrix
+from cl_bench.results.metrics import AccuracyMatrix
 
 
 def made() -> AccuracyMatrix:

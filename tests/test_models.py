@@ -10,9 +10,9 @@ import torchvision
 from conftest import composed, names
 from torch import nn
 
+from cl_bench.config.build import make_network
 from cl_bench.models.fold import fold
 from cl_bench.models.layers import ACTIVATIONS
-from cl_bench.parts import make_network
 
 
 def built(name: str, shape: tuple[int, ...], classes: int, *overrides: str) -> Any:

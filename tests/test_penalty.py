@@ -12,12 +12,14 @@ import torch
 from conftest import learner
 from torch import Generator, Tensor
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
+from cl_bench.core.optim import SGD, rate, stability
+from cl_bench.core.types import Task
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.diagonal import Diagonal, Fisher
 from cl_bench.curvature.kfac import EKFAC, KFAC
 from cl_bench.curvature.penalty import Penalty, apart, averaged, decayed
-from cl_bench.optim import SGD, rate, stability
-from cl_bench.types import Task, UserError
 
 P = 6
 G = Generator().manual_seed(0)
@@ -228,10 +230,8 @@ def test_the_bound_is_where_steps_begin_to_diverge(kind: Any, momentum: float, e
 def test_kronecker_anchors_apart_have_no_common_inverse() -> None:
     from conftest import composed
 
-    from cl_bench import config
-
     apart_with = "method=osla", "merging=apart"
     with pytest.raises(UserError, match="merging=apart: Kronecker factors"):
-        config.check(composed(*apart_with))
-    config.check(composed(*apart_with, "method.step=explicit"))
-    config.check(composed("method=ewc", "merging=apart"))
+        check_config(composed(*apart_with))
+    check_config(composed(*apart_with, "method.step=explicit"))
+    check_config(composed("method=ewc", "merging=apart"))

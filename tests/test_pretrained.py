@@ -19,13 +19,13 @@ from conftest import ROOT, command, composed, finished, resnet
 from PIL import Image
 from torchvision.models import resnet18
 
-from cl_bench import config
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.build import make_network
+from cl_bench.config.check import check_config
 from cl_bench.models import pretrained
 from cl_bench.models.pretrained import Provenance
 from cl_bench.models.resnet import TorchvisionResNet18
-from cl_bench.parts import make_network
-from cl_bench.present import described
-from cl_bench.types import UserError
+from cl_bench.results.terminal import described
 
 MODEL = {"_target_": "cl_bench.models.resnet.ResNet18", "width": 4, "activation": "relu"}
 SEEN = {"mean": [0.0] * 3, "std": [1.0] * 3}
@@ -57,7 +57,7 @@ def test_a_backbone_comes_back(half: bool, tmp_path: Path) -> None:
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        config.check(composed("dataset=seqcifar100", *overrides))
+        check_config(composed("dataset=seqcifar100", *overrides))
     assert "\n" not in str(error.value)
     return str(error.value)
 

@@ -10,12 +10,12 @@ from conftest import composed, linked
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cl_bench import config
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
 from cl_bench.data import composed as made
 from cl_bench.data import listing, source
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.published import PUBLISHED, SMALL, measured, published
-from cl_bench.types import UserError
 
 
 def test_the_bundled_digits_are_as_published(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_published_numbers() -> None:
 
 
 def test_composed_data_is_made_of_its_parts() -> None:
-    nodes = {name: config.check(composed(f"dataset={name}"))["dataset"] for name in NAMES}
+    nodes = {name: check_config(composed(f"dataset={name}"))["dataset"] for name in NAMES}
     found = {name: shape_and_classes(node) for name, node in nodes.items()}
     assert found == NAMES
 
@@ -137,11 +137,11 @@ def test_what_is_not_there_is_refused_before_it_is_loaded(
     override: str, line: str, others: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        config.check(composed(*others, override))
+        check_config(composed(*others, override))
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_as_many_as_there_are_may_be_asked_for() -> None:
     for words in (["dataset.train_per_task=4000"], ["dataset=seqcifar100", "dataset.tasks=50"]):
-        config.check(composed(*words))
+        check_config(composed(*words))
     assert OmegaConf.select(composed(), "cache_dir") is None

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import readers, source
 from cl_bench.data.arrays import Source
 from cl_bench.data.superclasses import CLASSES, GROUPS, SUPERCLASSES
-from cl_bench.types import UserError
 
 
 def refusal(load: Callable[..., Source], *args: str | int) -> str:

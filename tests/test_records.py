@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 from records import some, write
 
-from cl_bench import errors, escape
-from cl_bench.record import read_all
+from cl_bench.base import escape
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import errors
 from cl_bench.report import __main__ as report
 from cl_bench.report import forms
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
+from cl_bench.results.record import read_all
 from cl_bench.studies.page import Page
 from cl_bench.studies.sweeps import Grid, Table, Traces
-from cl_bench.types import UserError
 
 
 def changed(file: Path, place: str, value: Any) -> None:

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from records import some, write
 from scipy.stats import ttest_1samp, ttest_rel
 
-from cl_bench.config import Leaves, leaves
-from cl_bench.record import read_all
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.nodes import Leaves, leaves
 from cl_bench.report import __main__ as report
 from cl_bench.report import forms, published
 from cl_bench.report.configs import fitting
@@ -28,7 +28,7 @@ from cl_bench.report.page import render
 from cl_bench.report.rows import METRICS, gather
 from cl_bench.report.statistics import Summary, paired
 from cl_bench.report.tables import Table, columns, tables
-from cl_bench.types import UserError
+from cl_bench.results.record import read_all
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_rows_of_chosen_keys_say_what_they_average(runs: Path) -> None:
 
 
 def test_classes_of_one_name_are_two_rows(tmp_path: Path) -> None:
-    for name, target in (("a", "cl_bench.optim.SGD"), ("b", "torch.optim.SGD")):
+    for name, target in (("a", "cl_bench.core.optim.SGD"), ("b", "torch.optim.SGD")):
         write(tmp_path, "er", name, (0.5,), optimizer___target_=target)
     assert [row.differs for row in gather(read_all(tmp_path), ["optimizer"])] == [
         "optimizer=SGD [a]",
@@ -314,14 +314,14 @@ def test_runs_of_different_code_are_marked(tmp_path: Path) -> None:
     write(tmp_path, "ewc", "b", (0.5, 0.6))
     file = next(tmp_path.rglob("er/a/seed1/record.json"))
     record = json.loads(file.read_text())
-    record["code"] = {"sha256": "two", "files": {"cl_bench.learner": "2"}}
+    record["code"] = {"sha256": "two", "files": {"cl_bench.core.learner": "2"}}
     file.write_text(json.dumps(record))
     found = tables(gather(read_all(tmp_path)), None)
     assert [line["method"] for line in lines(found[0])] == ["er †", "ewc"]
     for told in (forms.plain(found), forms.markdown(found), render(found, NONE, "")):
-        assert "er †" in told and "made by different code (cl_bench.learner)" in told
+        assert "er †" in told and "made by different code (cl_bench.core.learner)" in told
     assert r"er$^\dagger$ &" in forms.latex(found) and r"ewc$^\dagger$" not in forms.latex(found)
-    assert list(forms.frame(found)["different code"].fillna("")) == ["cl_bench.learner", ""]
+    assert list(forms.frame(found)["different code"].fillna("")) == ["cl_bench.core.learner", ""]
 
 
 DAMAGED = {

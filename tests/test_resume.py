@@ -16,11 +16,18 @@ import pytest
 from conftest import ROOT, command, finished
 from test_kills import Killed, after_checkpoint, data, planned, proved, without_pictures
 
-from cl_bench import checkpoint, config, errors, execution, files, folder, run, runtime
-from cl_bench.execution import Plan, guarded
-from cl_bench.folder import Folder
-from cl_bench.source_code import Code
-from cl_bench.types import UserError
+from cl_bench import run
+from cl_bench.base import files
+from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.config import errors
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
+from cl_bench.core import runtime
+from cl_bench.engine import checkpoint, execution
+from cl_bench.engine.execution import Plan, guarded
+from cl_bench.results import folder
+from cl_bench.results.folder import Folder
+from cl_bench.results.source_code import Code
 
 __all__ = ["data", "without_pictures"]  # fixtures
 
@@ -47,8 +54,8 @@ def changed(plan: Plan, **keys: Any) -> Plan:
         group, _, name = key.partition("__")
         node = cfg[group] if name else cfg
         node[name or group] = value
-    plain = config.check(cfg)
-    return replace(plan, cfg=cfg, plain=plain, hash=config.digest(cfg))
+    plain = check_config(cfg)
+    return replace(plan, cfg=cfg, plain=plain, hash=config_hash(cfg))
 
 
 def edited(plan: Plan) -> Plan:
@@ -258,7 +265,7 @@ def test_a_second_signal_while_a_file_is_written_is_a_stop(
 
     monkeypatch.setattr(checkpoint, "save", twice)
     plan.folder.prepare()
-    with pytest.raises(runtime.StopRun):
+    with pytest.raises(StopRun):
         guarded(plan, execution.execute)
     assert plan.folder.status()["state"] == "stopped"
     assert "the same command continues" in capsys.readouterr().err
@@ -269,12 +276,12 @@ def test_a_second_signal_while_a_file_is_written_is_a_stop(
 def test_a_stop_that_a_library_wraps_is_a_stop(plan: Plan) -> None:
     def wrapped(_: Plan) -> None:
         try:
-            raise runtime.StopRun(signal.SIGTERM)
+            raise StopRun(signal.SIGTERM)
         except BaseException:
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
 
     plan.folder.prepare()
-    with pytest.raises(runtime.StopRun):
+    with pytest.raises(StopRun):
         guarded(plan, wrapped)  # type: ignore[arg-type]
     assert plan.folder.status()["state"] == "stopped"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import command, composed, finished
 
-from cl_bench import config
+from cl_bench.config.name import config_hash
 from cl_bench.run import execute  # noqa: F401  (the module imports without a config)
 
 SMALL = ("dataset.tasks=3", "dataset.train_per_task=300", "tracking=none", "runtime.threads=1")
@@ -46,7 +46,7 @@ def test_a_run_leaves_its_evidence_and_is_not_repeated(tmp_path: Path) -> None:
     assert left | {"accuracy.png", "acc.png", "checkpoint.pt"} <= names
     assert (
         folder
-        == tmp_path / "pmnist5k/data/er" / config.digest(composed(*SMALL, "method=er")) / "seed0"
+        == tmp_path / "pmnist5k/data/er" / config_hash(composed(*SMALL, "method=er")) / "seed0"
     )
     proof = record(tmp_path)
     assert "ACC" in out and f"{100 * proof['metrics']['ACC']:.2f}" in out and str(folder) in out

@@ -22,13 +22,14 @@ from conftest import (
 from test_kills import SMALL, data, proved, without_pictures
 from torch import Tensor, nn
 
-from cl_bench import config, execution
-from cl_bench.execution import Plan
-from cl_bench.folder import Folder
+from cl_bench.config.check import check_config
+from cl_bench.core.types import Batch
+from cl_bench.engine import execution
+from cl_bench.engine.execution import Plan
 from cl_bench.models.convnet import ConvNet
 from cl_bench.models.layers import accept_single_samples
-from cl_bench.source_code import code_of
-from cl_bench.types import Batch
+from cl_bench.results.folder import Folder
+from cl_bench.results.source_code import code_of
 
 __all__ = ["data", "without_pictures"]  # fixtures
 
@@ -106,7 +107,7 @@ def test_runs_that_come_down_to_one_sample(case: str, tmp_path: Path, data: Path
     if "model=lenet" in words:
         words = tuple(word for word in words if not word.startswith("model.width"))
     cfg = composed(*words)
-    plain = config.check(cfg)
+    plain = check_config(cfg)
     plan = Plan(cfg, plain, "x", ["pmnist5k", "task", case], Folder(tmp_path / "a"), code_of([]))
     plan.folder.prepare()
     execution.execute(plan)

@@ -16,10 +16,10 @@ from conftest import linked
 from PIL import Image
 from torchvision import datasets
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import layouts, listing, source
 from cl_bench.data.arrays import Source
 from cl_bench.data.superclasses import CLASSES, GROUPS
-from cl_bench.types import UserError
 
 REPO = Path(__file__).parents[1]
 

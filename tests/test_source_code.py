@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from conftest import composed
 
-from cl_bench import config, source_code
-from cl_bench.source_code import Code, code_of
+from cl_bench.config.check import check_config
+from cl_bench.config.nodes import targets
+from cl_bench.results import source_code
+from cl_bench.results.source_code import Code, code_of
 
 PARTS = {
     "__init__.py": "",
@@ -59,9 +61,19 @@ def test_what_a_target_imports_is_its_code(mine: Path) -> None:
     names = set(code().files)
     ours = {"mine", "mine.method", "mine.inner", "mine.lazy", "mine.deep", "mine.deep.leaf"}
     assert ours <= names and "mine.other" not in names
-    engine = {"cl_bench.experiment", "cl_bench.learner", "cl_bench.flat", "cl_bench.optim"}
+    engine = {
+        "cl_bench.engine.experiment",
+        "cl_bench.core.learner",
+        "cl_bench.core.flat",
+        "cl_bench.core.optim",
+    }
     assert engine <= names
-    checks = {"cl_bench.config", "cl_bench.record", "cl_bench.tracking", "cl_bench.report"}
+    checks = {
+        "cl_bench.config.check",
+        "cl_bench.results.record",
+        "cl_bench.results.tracking",
+        "cl_bench.report",
+    }
     assert not checks & names and not [n for n in names if n.startswith("torch")]
 
 
@@ -93,9 +105,9 @@ def test_comments_and_unused_files_make_no_other_code(mine: Path) -> None:
 def test_every_configs_code_is_found() -> None:
     """Of each method its own file; of tracking, which changes no number, none."""
     for name in ("ewc", "halrp", "lamaml"):
-        plain = config.check(composed(f"method={name}"))
-        files = code_of(config.targets(plain)).files
-        assert f"cl_bench.methods.{name}" in files and "cl_bench.tracking" not in files
+        plain = check_config(composed(f"method={name}"))
+        files = code_of(targets(plain)).files
+        assert f"cl_bench.methods.{name}" in files and "cl_bench.results.tracking" not in files
         assert ("cl_bench.curvature.diagonal" in files) == (name in ("ewc", "halrp"))
         assert not [other for other in files if other.startswith("cl_bench.methods.gem")]
 

@@ -10,6 +10,8 @@ import torch
 from conftest import CPU, blobs, identity
 from torch import Generator, Tensor
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.types import Batch, Stream
 from cl_bench.data import plan, split
 from cl_bench.data.augment import turned
 from cl_bench.data.orders import PUBLISHED, ordered, permutation
@@ -18,7 +20,6 @@ from cl_bench.data.scenario import class_il, data_il, task_il
 from cl_bench.data.source import Source
 from cl_bench.data.split import Keep
 from cl_bench.data.stream import build, joint, sequential, validation
-from cl_bench.types import Batch, Stream, UserError
 
 
 def source(classes: int = 6, each: int = 10) -> Source:

@@ -12,13 +12,14 @@ import torch
 from conftest import blobs, command, finished, identity, learner, mlp, resnet
 from torch import Generator
 
-from cl_bench.criteria import ScaledMSE
-from cl_bench.curvature.probe import MaxEigenvalue
-from cl_bench.experiment import Schedule
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.criteria import ScaledMSE
+from cl_bench.core.types import Batch
+from cl_bench.engine.experiment import Schedule
+from cl_bench.probes.spectrum_and_neighbours import MaxEigenvalue
 from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
 from cl_bench.studies.models import MODELS, fitted, hessian
 from cl_bench.studies.sweeps import Grid, Table, Traces
-from cl_bench.types import Batch, UserError
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

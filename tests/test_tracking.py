@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, command, finished
 
-from cl_bench import tracking
+from cl_bench.results import tracking
 
 SMALL = ("dataset.tasks=3", "dataset.train_per_task=200", "runtime.threads=1")
 

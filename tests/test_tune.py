@@ -16,9 +16,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from records import write
 
-from cl_bench import config, trials, tune, tuned
-from cl_bench.search import Axis, Search, Trial
-from cl_bench.types import UserError
+from cl_bench import tune
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import tuned
+from cl_bench.config.name import config_hash
+from cl_bench.tuning import trials
+from cl_bench.tuning.search import Axis, Search, Trial
 
 GRID = "grid=method.strength=1,20 optimizer.lr=0.03,0.1,0.3"
 
@@ -102,7 +105,7 @@ def searched(
 
     monkeypatch.setattr(tune, "tried", tried)
     monkeypatch.setattr(trials, "tried", tried)
-    monkeypatch.setattr(tune, "CONF", str(where))
+    monkeypatch.setattr(tune, "CONF", where)
     monkeypatch.setattr(sys, "argv", ["tune", *arguments])
     tune.main()
     (file,) = where.rglob("*.yaml")
@@ -166,7 +169,7 @@ def test_tuned_values_yield_to_what_is_typed(
     assert cfg.method.strength == 7 and cfg.optimizer.lr == 0.5
     plain = composed("method=ewc", "optimizer.lr=0.5", "method.strength=7")
     cfg.tuned = True
-    assert config.digest(cfg) == config.digest(plain), "the same run as if it were typed"
+    assert config_hash(cfg) == config_hash(plain), "the same run as if it were typed"
     write(values, "curvature=kfac")
     with pytest.raises(UserError, match=r"_target_=\S+KFAC.*, this run has .*Fisher"):
         tuned.apply(cfg, file, [])
@@ -227,7 +230,7 @@ def done(tmp_path: Path) -> tuple[int, str, str]:
 
 
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tune, "CONF", str(tmp_path / "conf"))
+    monkeypatch.setattr(tune, "CONF", tmp_path / "conf")
     words = ["tune", "method=ewc", "grid=optimizer.lr=0.1,1"]
     monkeypatch.setattr(sys, "argv", words)
     return tmp_path / "conf/tuned_values/pmnist5k/data/ewc.yaml"
@@ -330,7 +333,7 @@ def test_of_equal_points_the_first_is_taken_and_other_code_is_named(
     assert "made by other code" in said.out and "'made by other code': 'cl_bench.l" in said.err
     found: Any = OmegaConf.to_object(OmegaConf.load(file))
     assert found["values"] == {"optimizer.lr": 0.1}
-    assert found["evidence"]["trials"][0]["made by other code"] == "cl_bench.learner"
+    assert found["evidence"]["trials"][0]["made by other code"] == "cl_bench.core.learner"
 
 
 def test_a_missing_accuracy_is_no_evidence(

@@ -11,12 +11,13 @@ from conftest import SCENARIOS, blobs, composed, identity, learner, mlp, resnet
 from torch import Tensor
 from torch.func import grad
 
-from cl_bench import config
-from cl_bench.criteria import ScaledMSE
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
+from cl_bench.core.criteria import ScaledMSE
+from cl_bench.core.types import Batch
 from cl_bench.data.stream import joint
+from cl_bench.engine.head_warmup import fit_head, new_classes
 from cl_bench.models.linearized import Linearized
-from cl_bench.types import Batch, UserError
-from cl_bench.warm_up import fit_head, new_classes
 
 
 def started(scenario: str, now: int, net: Any = None) -> tuple[Any, Any, Any]:
@@ -119,4 +120,4 @@ def test_it_draws_nothing_and_in_data_il_comes_once() -> None:
 def test_a_tangent_in_all_parameters_has_its_head_where_it_was_taken() -> None:
     options = "model.linearize=true", "model.norm=folded", "model.head_mode=linearized"
     with pytest.raises(UserError, match=r"use schedule\.warm_up=none"):
-        config.check(composed("dataset=seqcifar100", *options, "schedule.warm_up=head"))
+        check_config(composed("dataset=seqcifar100", *options, "schedule.warm_up=head"))

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.learner import Learner
-from cl_bench.types import Task, beside
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task, beside
 
 
 class Curvature(Protocol):

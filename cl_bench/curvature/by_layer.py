@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import Count
+from cl_bench.base.bounds import Count
+from cl_bench.core.flat import FlatParams
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task, beside
 from cl_bench.curvature.base import Curvature, Estimator, fork, subset
 from cl_bench.curvature.dense import Dense
 from cl_bench.curvature.diagonal import Diagonal
 from cl_bench.curvature.kronecker import Block, Blocks, Corrected, Factors
 from cl_bench.curvature.products import Product, hessian_product
-from cl_bench.flat import FlatParams
-from cl_bench.learner import Learner
-from cl_bench.types import Task, beside
 
 Size = Literal["trace", "norm"]
 

@@ -20,8 +20,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
 
-from cl_bench.learner import Learner
-from cl_bench.types import Batch, Task, UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 
 Labels = Literal["exact", "sampled", "empirical"]
 Roots = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)

@@ -8,13 +8,14 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from cl_bench.bounds import Count
+from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, eigh, fork, subset
 from cl_bench.curvature.capture import Labels, law
 from cl_bench.curvature.diagonal import jacobian_rows
 from cl_bench.curvature.products import hessian
-from cl_bench.learner import Learner
-from cl_bench.types import Task, UserError
 
 LARGEST = 8192  # parameters: 256 MiB of float32
 

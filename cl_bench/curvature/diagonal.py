@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from cl_bench.bounds import Count
+from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import (
     FLOATS,
@@ -31,8 +34,6 @@ from cl_bench.curvature.capture import (
     visits,
 )
 from cl_bench.curvature.elementwise import elementwise
-from cl_bench.learner import Learner
-from cl_bench.types import Batch, Task, UserError
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from cl_bench.bounds import Count
+from cl_bench.base.bounds import Count
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task, beside
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, fork, subset
 from cl_bench.curvature.capture import FLOATS
 from cl_bench.curvature.dense import LARGEST, Small
 from cl_bench.curvature.diagonal import Diagonal, Fisher
 from cl_bench.curvature.products import hessian, hessian_product
-from cl_bench.learner import Learner
-from cl_bench.types import Batch, Task, beside
 
 
 class DiagonalHessian(Estimator):

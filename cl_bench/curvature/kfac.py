@@ -17,7 +17,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from cl_bench.bounds import Count
+from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import (
     FLOATS,
@@ -32,8 +35,6 @@ from cl_bench.curvature.capture import (
 )
 from cl_bench.curvature.kronecker import Blocks, Corrected, Factors
 from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
-from cl_bench.learner import Learner
-from cl_bench.types import Task, UserError
 
 
 class Factored(Estimator):

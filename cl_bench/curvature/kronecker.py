@@ -14,8 +14,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from cl_bench.core.flat import FlatParams
 from cl_bench.curvature.base import eigh
-from cl_bench.flat import FlatParams
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import Share
+from cl_bench.base.bounds import Share
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner, Objective
+from cl_bench.core.optim import rate, rescales, stability
+from cl_bench.core.types import Task
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.products import largest_eigenvalue
-from cl_bench.learner import Learner, Objective
-from cl_bench.optim import rate, rescales, stability
-from cl_bench.types import Task, UserError
 
 
 class Anchored(NamedTuple):

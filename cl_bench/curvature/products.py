@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task
 from cl_bench.curvature.capture import FLOATS, chunk, output_roots
-from cl_bench.learner import Learner
-from cl_bench.types import Task
 
 Product = Callable[[Tensor], Tensor]  # (..., P) -> (..., P)
 

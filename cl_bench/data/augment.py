@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Padding, Pixels, Positive
-from cl_bench.types import UserError
+from cl_bench.base.bounds import Padding, Pixels, Positive
+from cl_bench.base.exceptions import UserError
 
 
 class Transform:

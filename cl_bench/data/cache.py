@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cl_bench import files
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import prepared
 from cl_bench.data.arrays import Source
 from cl_bench.data.origin import Origin, fingerprint, found_instead, in_the_way
 from cl_bench.data.prepared import Prepared, UnusableError
-from cl_bench.types import UserError
 
 _announced: set[Path] = set()  # folders of which it was said that they stand in for another
 

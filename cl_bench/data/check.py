@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Generator
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.types import Scenario
 from cl_bench.data import plan
 from cl_bench.data import scenario as scenarios
 from cl_bench.data.published import Contents, Shape, published
 from cl_bench.data.split import Keep
-from cl_bench.types import Scenario, UserError
 
 MASKS = {  # of the scenarios whose masks are known here
     f"{scenarios.__name__}.{mask.__name__}": mask

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_bench.bounds import Count, Pixels, Text
+from cl_bench.base.bounds import Count, Pixels, Text
 from cl_bench.data import source
 from cl_bench.data.arrays import Part, Source, sealed
 from cl_bench.data.published import SIDE, TURNS, require_characters, require_joinable, require_small

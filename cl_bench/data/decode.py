@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench import files
-from cl_bench.types import UserError
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,6 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import listing, readers
 from cl_bench.data.arrays import Source
 from cl_bench.data.decode import exact, resized
@@ -14,7 +15,6 @@ from cl_bench.data.listing import FOLDERS, Listing
 from cl_bench.data.origin import Images, Origin
 from cl_bench.data.pickles import read_imagenet32
 from cl_bench.data.superclasses import CLASSES, GROUPS
-from cl_bench.types import UserError
 
 MIT67_COUNTS = (67, None, None)  # classes, train and test images of each
 CIFAR100_COUNTS = (100, 500, 100)

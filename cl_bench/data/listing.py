@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Part, Source, sealed, versions
 from cl_bench.data.decode import Fit, decode, exact
 from cl_bench.data.origin import FOLDER, IMAGES, NOTHING, holds, is_image, kind, subfolders
-from cl_bench.types import UserError
 
 FOLDERS = "{train,test}/<class>/*"  # or val for test: ImageNet's own layout
 MIT67_LISTS = ("TrainImages.txt", "TestImages.txt")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Generator
 
-from cl_bench.types import Stream, Task, UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.types import Stream, Task
 
 PUBLISHED = {  # A is the natural one
     10: {

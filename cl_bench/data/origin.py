@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Source
-from cl_bench.types import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SMALL = 4 * 2**20  # bytes

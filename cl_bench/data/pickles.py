@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Part, Source, sealed, versions
-from cl_bench.types import UserError
 
 CLASSES = 1000
 HARMLESS = {  # all that an array of numbers needs

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.types import Scenario
 from cl_bench.data.published import Contents
 from cl_bench.data.split import Keep, Order, class_groups
-from cl_bench.types import Scenario, UserError
 
 Split = Literal["class", "sample", "permutation", "rotation"]
 Heads = Literal["shared", "apart"]

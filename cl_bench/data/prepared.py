@@ -15,9 +15,9 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cl_bench import files
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import TENSORS, Source, digest
-from cl_bench.types import UserError
 
 VERSION = "1"
 

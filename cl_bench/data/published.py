@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Source
 from cl_bench.data.superclasses import GROUPS
-from cl_bench.types import UserError
 
 SIDE = 32  # of the images of composed data sets
 CHARACTERS, DRAWINGS = 1623, (16, 4)  # Omniglot's, and of each those for training and for test

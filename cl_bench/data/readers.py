@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench import files
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Part, Source, sealed, versions
 from cl_bench.data.superclasses import CLASSES, GROUPS
-from cl_bench.types import UserError
 
 TIMEOUT = 10.0  # seconds a download may be silent
 DIGITS = tuple("0123456789")

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cl_bench import files
-from cl_bench.bounds import Pixels, Text
+from cl_bench.base import files
+from cl_bench.base.bounds import Pixels, Text
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import layouts
 from cl_bench.data.arrays import Source
 from cl_bench.data.cache import Wanted, cache_files, cached
 from cl_bench.data.layouts import Origins
 from cl_bench.data.listing import FOLDERS
 from cl_bench.data.readers import download
-from cl_bench.types import UserError
 
 ADVICE = "put the data there or set data_dir=<folder>"
 TINY_PAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
 
 Order = Literal["natural", "random", "superclass", "uniform"]
 

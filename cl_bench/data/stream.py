@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Count, Fraction, Seed, Tasks, Text
+from cl_bench.base.bounds import Count, Fraction, Seed, Tasks, Text
+from cl_bench.core.types import Scenario, Stream, Task, Transform
 from cl_bench.data import plan
 from cl_bench.data import split as cut
 from cl_bench.data.augment import turned
@@ -19,7 +20,6 @@ from cl_bench.data.plan import Heads, Split
 from cl_bench.data.published import measured
 from cl_bench.data.source import Source
 from cl_bench.data.split import Order
-from cl_bench.types import Scenario, Stream, Task, Transform
 
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_bench.bounds import NonNegative
-from cl_bench.growth import size
-from cl_bench.learner import Learner
-from cl_bench.lowrank import layers_of
+from cl_bench.base.bounds import NonNegative
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.optim import STRIDES, stride
+from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
-from cl_bench.optim import STRIDES, stride
-from cl_bench.proximal import Kinked, soft
-from cl_bench.types import Batch, Snapshot, Task, UserError
+from cl_bench.methods.shared.capacity import size
+from cl_bench.methods.shared.low_rank import layers_of
+from cl_bench.methods.shared.proximal import Kinked, soft
 
 
 @dataclass

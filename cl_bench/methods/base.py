@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cl_bench.buffer import Buffer
-from cl_bench.learner import Learner
-from cl_bench.types import Batch, Snapshot, Task
+from cl_bench.core.buffer import Buffer
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Snapshot, Task
 
 
 class Method:

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import Count, NonNegative
-from cl_bench.buffer import Buffer
-from cl_bench.learner import Learner
+from cl_bench.base.bounds import Count, NonNegative
+from cl_bench.core.buffer import Buffer
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
-from cl_bench.types import Batch
 
 
 class DER(Rehearsal):

@@ -18,13 +18,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import Count, NonNegative, Share
-from cl_bench.buffer import Buffer
+from cl_bench.base.bounds import Count, NonNegative, Share
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.buffer import Buffer
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty, Step, averaged, path_of
-from cl_bench.learner import Learner
 from cl_bench.methods.base import Rehearsal
-from cl_bench.types import Batch, Task, UserError
 
 
 class DLCFT(Rehearsal):

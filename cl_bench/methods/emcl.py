@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import Count, NonNegative, Positive, Share
-from cl_bench.inner import By
-from cl_bench.learner import Learner
+from cl_bench.base.bounds import Count, NonNegative, Positive, Share
+from cl_bench.core.inner_loop import By
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Method
-from cl_bench.types import Batch, Task
 
 Rule = Literal["literal", "bounded", "base", "relative", "constant"]
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cl_bench.bounds import Count, NonNegative
+from cl_bench.base.bounds import Count, NonNegative
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.penalty import Merging, Penalty, Step
-from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
-from cl_bench.types import Batch, Task
 
 
 class EWC(Method):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cl_bench.core.types import Batch
 from cl_bench.methods.base import Method
-from cl_bench.types import Batch
 
 
 class Finetune(Method):

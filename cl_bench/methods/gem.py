@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import NonNegative
-from cl_bench.buffer import Buffer
-from cl_bench.learner import Learner
+from cl_bench.base.bounds import NonNegative
+from cl_bench.core.buffer import Buffer
+from cl_bench.core.gradient_matrix import gradients
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
-from cl_bench.rows import gradients
-from cl_bench.types import Batch
 
 
 class GEM(Rehearsal):

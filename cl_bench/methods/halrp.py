@@ -16,12 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cl_bench.bounds import Count, Index, NonNegative, Share
+from cl_bench.base.bounds import Count, Index, NonNegative, Share
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.by_layer import LayerHessian, by_layer
-from cl_bench.growth import Account, Learned, Pruning
-from cl_bench.learner import Learner
-from cl_bench.lowrank import (
+from cl_bench.methods.base import Separate
+from cl_bench.methods.shared.capacity import Account, Learned, Pruning
+from cl_bench.methods.shared.low_rank import (
     Layout,
     Parts,
     by_budget,
@@ -31,8 +34,6 @@ from cl_bench.lowrank import (
     layers_of,
     scores,
 )
-from cl_bench.methods.base import Separate
-from cl_bench.types import Batch, Snapshot, Task, UserError
 
 Importance = Literal["mean", "trace", "norm", "none", "flat"]
 

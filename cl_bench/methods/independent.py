@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_bench.growth import size
-from cl_bench.learner import Learner
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
-from cl_bench.types import Batch, Snapshot, Task, UserError
+from cl_bench.methods.shared.capacity import size
 
 
 class Independent(Separate):

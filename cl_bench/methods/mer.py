@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import Count, Share
-from cl_bench.buffer import Buffer
-from cl_bench.inner import By
-from cl_bench.learner import Learner
+from cl_bench.base.bounds import Count, Share
+from cl_bench.core.buffer import Buffer
+from cl_bench.core.inner_loop import By
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
-from cl_bench.types import Batch
 
 
 class MER(Rehearsal):

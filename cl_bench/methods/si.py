@@ -7,12 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cl_bench.bounds import NonNegative, Positive
+from cl_bench.base.bounds import NonNegative, Positive
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.diagonal import Diagonal
 from cl_bench.curvature.penalty import Penalty, Step, decayed
-from cl_bench.learner import Learner
 from cl_bench.methods.base import Method
-from cl_bench.types import Batch, Task
 
 
 class SI(Method):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cl_bench.bounds import Factor, Padding, Size
+from cl_bench.base.bounds import Factor, Padding, Size
+from cl_bench.base.exceptions import UserError
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -17,7 +18,6 @@ from cl_bench.models.layers import (
     batch_norm,
     initialise,
 )
-from cl_bench.types import UserError
 
 
 class ConvNet(nn.Module):

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from cl_bench.bounds import Size
+from cl_bench.base.bounds import Size
 from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, initialise
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.models import pretrained as backbones
 from cl_bench.models.fold import fold
 from cl_bench.models.linearized import HeadMode, Linearized
-from cl_bench.types import UserError
 
 Norm = Literal["batch", "folded"]
 PREPARED = {  # keys of every model beside its constructor's

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cl_bench.files import fresh_path, require_regular, write_text
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.base.files import fresh_path, require_regular, write_text
 
 SHIPPED = Path(__file__).parent / "backbones"
 IMAGENET = "imagenet1k"

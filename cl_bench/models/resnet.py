@@ -11,7 +11,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from cl_bench.bounds import Size
+from cl_bench.base.bounds import Size
+from cl_bench.base.exceptions import UserError
 from cl_bench.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -20,7 +21,6 @@ from cl_bench.models.layers import (
     batch_norm,
     initialise,
 )
-from cl_bench.types import UserError
 
 NARROW = 8  # channels below which a strided 1x1 convolution is not safe, see Block
 

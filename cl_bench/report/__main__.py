@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from cl_bench import files
-from cl_bench.errors import Parser
-from cl_bench.escape import visible
-from cl_bench.record import Records, read_all
+from cl_bench.base import files
+from cl_bench.base.escape import visible
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.errors import Parser
 from cl_bench.report import forms
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
-from cl_bench.types import UserError
+from cl_bench.results.record import Records, read_all
 
 
 def main() -> None:

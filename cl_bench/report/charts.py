@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cl_bench.figures import picture
 from cl_bench.report.rows import Row
 from cl_bench.report.tables import ACC, Table, of
+from cl_bench.results.figures import picture
 
 MOST = 12  # rows in a picture; the page says which
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from cl_bench.config import Leaves
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.nodes import Leaves
 
 
 def varied(configs: Sequence[Leaves]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from cl_bench.escape import cell
-from cl_bench.escape import markdown as inert
+from cl_bench.base.escape import cell
+from cl_bench.base.escape import markdown as inert
 from cl_bench.report.orders import NONE, ORDERS, OrderTable
 from cl_bench.report.rows import COSTS, METRICS, Quantity
 from cl_bench.report.statistics import CAVEAT, Summary

@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from cl_bench.config import leaves
-from cl_bench.disparity import DISPARITIES, disparities, identities
-from cl_bench.present import percent
-from cl_bench.record import Records
+from cl_bench.config.nodes import leaves
 from cl_bench.report.configs import told, varied
 from cl_bench.report.rows import Record, runs
 from cl_bench.report.statistics import Summary
+from cl_bench.results.order_disparity import DISPARITIES, disparities, identities
+from cl_bench.results.record import Records
+from cl_bench.results.terminal import percent
 
 ORDERS = (
     "AOPD and MOPD: a task's best minus its worst final accuracy over the orders, whose seeds are "

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from cl_bench.config import leaves
+from cl_bench.config.nodes import leaves
 from cl_bench.report.configs import fitting, shown
 from cl_bench.report.rows import METRICS, Record, Row
 from cl_bench.report.statistics import summary

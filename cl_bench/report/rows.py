@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from cl_bench.config import Leaves, leaves
-from cl_bench.escape import visible
-from cl_bench.record import Records
+from cl_bench.base.escape import visible
+from cl_bench.config.nodes import Leaves, leaves
 from cl_bench.report.configs import resolved, short, shown, told, varied
+from cl_bench.results.record import Records
 
 Record = dict[str, Any]
 STREAM = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")  # what all rivals share

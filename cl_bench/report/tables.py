@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.report.configs import told
 from cl_bench.report.published import Beside, beside
 from cl_bench.report.rows import COSTS, HINTS, METRICS, Quantity, Row, Section, common
 from cl_bench.report.statistics import METHOD, Summary, paired, summary
-from cl_bench.types import UserError
 
 MARK = "†"  # of a row whose runs were made by different code
 UNLIKE = "its runs were made by different code"

@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cl_bench.disparity import DISPARITIES, disparities
-from cl_bench.record import at
+from cl_bench.base.exceptions import UserError
+from cl_bench.results.order_disparity import DISPARITIES, disparities
+from cl_bench.results.record import at
 from cl_bench.studies.page import Page
 from cl_bench.studies.sweeps import Study
 from cl_bench.studies.values import Record, moments, require_one
-from cl_bench.types import UserError
 
 
 class Orders(Study):

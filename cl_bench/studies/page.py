@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_bench import files
-from cl_bench.escape import cell
-from cl_bench.escape import markdown as inert
-from cl_bench.figures import picture
+from cl_bench.base import files
+from cl_bench.base.escape import cell
+from cl_bench.base.escape import markdown as inert
+from cl_bench.results.figures import picture
 
 Draw = Callable[[Any], None]  # a matplotlib figure, empty
 

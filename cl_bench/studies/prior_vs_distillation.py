@@ -15,14 +15,15 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from cl_bench.bounds import Positive
-from cl_bench.criteria import CrossEntropy
+from cl_bench.base.bounds import Positive
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.criteria import CrossEntropy
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.products import ggn_product
-from cl_bench.experiment import Schedule
-from cl_bench.learner import Learner
+from cl_bench.engine.experiment import Schedule
 from cl_bench.methods.lwf import divergence
 from cl_bench.studies.page import Page
-from cl_bench.types import Batch, Stream, Task, UserError
 
 Scales = Annotated[
     list[Positive], Field(min_length=2, description="a list of two numbers above 0, or more")

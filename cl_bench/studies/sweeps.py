@@ -15,12 +15,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from cl_bench import files
-from cl_bench.escape import visible
-from cl_bench.record import at, read_all
+from cl_bench.base import files
+from cl_bench.base.escape import visible
+from cl_bench.base.exceptions import UserError
+from cl_bench.results.record import at, read_all
 from cl_bench.studies.page import Page
 from cl_bench.studies.values import Record, journal, moments, number, require_one, word
-from cl_bench.types import UserError
 
 
 class Study(Callback):

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from cl_bench.record import at
-from cl_bench.types import UserError
+from cl_bench.base.exceptions import UserError
+from cl_bench.results.record import at
 
 Record = dict[str, Any]
 

@@ -1,0 +1,28 @@
+"""The errors of this package, and the request to stop a run."""
+
+from __future__ import annotations
+
+import signal
+
+
+class UserError(ValueError):
+    """The user's config or data is wrong: shown as one line, exit code 2."""
+
+
+DIVERGED = "diverged"  # stands in the line of a run whose numbers are not finite
+
+
+def diverged(what: str, task: int) -> UserError:
+    """The error of a run in which a loss, a parameter or a logit is no longer a finite number."""
+    return UserError(
+        f"training {DIVERGED} in task {task}: {what}; lower optimizer.lr, or the method's rates "
+        "and strength, or take another rule"
+    )
+
+
+class StopRun(BaseException):
+    """The run was asked to end, and its checkpoint is written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number

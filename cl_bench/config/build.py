@@ -1,0 +1,95 @@
+"""What a run is made of, built from its config: the stream; network, learner and method."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.nodes import resolved
+from cl_bench.core import runtime
+from cl_bench.core.types import Stream
+
+
+def build(node: DictConfig, **extra: Any) -> Any:
+    """The object that a node describes; the only call of `instantiate`."""
+    made = instantiate(node, _convert_="all")
+    return made(**extra) if extra else made
+
+
+def parameters(node: DictConfig) -> list[str]:
+    """The names of what the node's target takes."""
+    return list(inspect.signature(get_object(node._target_)).parameters)
+
+
+def without(node: DictConfig, *keys: str) -> DictConfig:
+    """The node, resolved, but for these keys."""
+    return OmegaConf.create({k: v for k, v in resolved(node).items() if k not in keys})
+
+
+def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
+    """The tasks on the device, as the method will meet them."""
+    from cl_bench.data.orders import ordered
+    from cl_bench.data.stream import validation
+
+    live = build(cfg.scenario.live)
+    stream = build(cfg.dataset, scenario=live, device=machine.device)
+    if cfg.evaluation.split == "val":
+        stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
+    order = cfg.scenario.order
+    stream = ordered(stream, order if isinstance(order, str) else list(order))
+    return build(cfg.stream, stream=stream)
+
+
+def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The network that is trained, from the model's own keys and those of every model."""
+    from cl_bench.models.prepare import PREPARED, prepared
+    from cl_bench.models.pretrained import chosen
+
+    own = build(without(model, *PREPARED), shape=shape, num_classes=num_classes)
+    keys: dict[str, Any] = {str(key): model[key] for key in PREPARED}
+    keys["pretrained"] = chosen({str(key): value for key, value in model.items()})
+    with_head = model.get("head_init") == "pretrained"
+    return prepared(own, torch.zeros(1, *shape), with_head=with_head, **keys)
+
+
+def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:
+    """What is known of the backbone that the network starts from, if it starts from one."""
+    from cl_bench.models.pretrained import chosen, facts
+
+    name = chosen({str(key): value for key, value in cfg.model.items()})
+    return None if name is None else facts(name)
+
+
+def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
+    """Network, learner and method in their first state."""
+    from cl_bench.core.learner import Learner
+
+    shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
+    stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # fits, or says why not
+    net = make_network(cfg.model, tuple(shape), stream.num_classes)
+    optimizer = without(cfg.optimizer, "weight_decay")
+    learner = Learner(
+        net=machine.place(net),
+        criterion=build(cfg.criterion),
+        optimizer=build(optimizer),
+        weight_decay=cfg.optimizer.weight_decay,
+        transform=stream.transform,
+        machine=machine,
+    )
+    return build(cfg.method, learner=learner)
+
+
+def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:
+    """UserError where the backbone has already learned the stream's own data."""
+    if backbone is not None and backbone["data"].get("sha256") == stream.facts["sha256"]:
+        raise UserError(
+            f"model.pretrained={backbone['name']}: it was trained on this very data set, "
+            "all at once; use another backbone, or another data set"
+        )

@@ -1,0 +1,163 @@
+"""Which groups of a config go together; nothing is loaded to find out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import get_object
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import optimizer_trial, size
+from cl_bench.curvature import penalty
+from cl_bench.curvature.penalty import path_of
+from cl_bench.data import check as data
+from cl_bench.data import scenario
+from cl_bench.data.orders import permutation
+from cl_bench.models import prepare
+
+LIVE = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
+PROXIMAL = ("cl_bench.core.optim.SGD", "torch.optim.SGD")
+
+
+def check(plain: dict[str, Any]) -> None:
+    """UserError where groups of a resolved config, each of them right, do not go together."""
+    _check_optimizer(plain)
+    _check_data(plain)
+    _check_model(plain)
+    size.check(plain)
+    if "curvature" in plain["method"]:
+        _check_curvature(plain, plain["method"]["curvature"])
+    if "step" in plain["method"]:
+        _check_step(plain, plain["method"])
+    get_object(plain["method"]["_target_"]).check(plain)
+    optimizer_trial.check(plain["optimizer"])
+
+
+def _check_optimizer(plain: dict[str, Any]) -> None:
+    optimizer = plain["optimizer"]
+    method = get_object(plain["method"]["_target_"])
+    if method.regularized and optimizer["weight_decay"]:
+        raise UserError(
+            f"optimizer.weight_decay={optimizer['weight_decay']}: the method has penalties of its "
+            "own, method.l1 and l2; use 0"
+        )
+    if method.plain:
+        if optimizer["_target_"] not in PROXIMAL:
+            asked = ["_target_"]
+        else:
+            asked = [key for key in ("momentum", "weight_decay") if optimizer.get(key)]
+        for key in asked:
+            raise UserError(
+                f"optimizer.{key}={optimizer[key]}: the method steps by itself, as plain SGD; "
+                "use optimizer=sgd with momentum and weight_decay 0"
+            )
+
+
+def _check_data(plain: dict[str, Any]) -> None:
+    data.check(plain)
+    name, split = plain["scenario"]["name"], plain["dataset"]["split"]
+    live = get_object(plain["scenario"]["live"]["_target_"])
+    if live in LIVE.values() and LIVE.get(name) is not live:
+        raise UserError(
+            f"scenario.live._target_={plain['scenario']['live']['_target_']}: another scenario's "
+            f"than scenario.name={name}; use scenario=<option>"
+        )
+    serves = get_object(plain["method"]["_target_"]).scenarios
+    if name not in serves:
+        raise UserError(f"scenario={name}: the method serves {', '.join(serves)}")
+    if split != "class" and (name == "data") != (plain["dataset"]["heads"] == "shared"):
+        wanted = "shared" if name == "data" else "apart"
+        raise UserError(
+            f"dataset.heads={plain['dataset']['heads']}: with dataset.split={split}, in "
+            f"scenario={name}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
+            f"classes; use dataset.heads={wanted}"
+        )
+    tasks, first = plain["dataset"]["tasks"], plain["stream"]["first"]
+    permutation(plain["scenario"]["order"], tasks)
+    if (first or 0) > tasks:
+        raise UserError(f"stream.first={first}: the stream has {tasks} tasks")
+    order = plain["dataset"]["order"]
+    if split == "rotation" and order == "superclass":
+        raise UserError(
+            "dataset.order=superclass: rotations have angles; use natural, random, uniform"
+        )
+    if split != "rotation" and order == "uniform":
+        raise UserError(
+            "dataset.order=uniform: only rotations have angles; use natural, random or superclass"
+        )
+
+
+def _check_model(plain: dict[str, Any]) -> None:
+    model = plain["model"]
+    if plain["schedule"]["warm_up"] == "head" and model["head_mode"] == "linearized":
+        raise UserError(
+            "schedule.warm_up=head: with model.head_mode=linearized the head starts where the "
+            "tangent is taken; use schedule.warm_up=none, or model.head_mode=bilinear"
+        )
+    if plain["runtime"]["compile"] and any(model.get("dropout", [])):
+        raise UserError(
+            f"runtime.compile=true: model.dropout={model['dropout']} draws from a generator of the "
+            "run's own, which a graph cannot hold; use runtime.compile=false, or model.dropout=[]"
+        )
+    has_batch_norm = get_object(model["_target_"]).batch_norm
+    prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
+
+
+def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
+    kind = get_object(curvature["_target_"])
+    squared = get_object(plain["criterion"]["_target_"]).squared
+    if squared and kind.uses_true_labels(curvature):
+        told = "diag_fisher, labels=empirical" if "labels" in curvature else "diag_batched"
+        raise UserError(
+            f"curvature={told}: with a squared loss it is made of residuals, which vanish as the "
+            "fit improves; use diag_fisher with labels=sampled or exact"
+        )
+    penalized = get_object(plain["method"]["_target_"]).penalized
+    matrix, raw = kind.penalty, kind.may_be_negative(curvature)
+    if penalized and not matrix:
+        raise UserError(
+            "curvature=layer_hessian: it tells the layers' sizes (method=halrp) and makes no "
+            "penalty; use diag_hessian, full_hessian or kfac"
+        )
+    if penalized and raw:
+        raise UserError(
+            "curvature.negative=raw: a penalty by negative values is unbounded below; "
+            "use clamped or absolute"
+        )
+    importance = plain["method"].get("importance")
+    if (raw or not matrix) and importance in ("trace", "mean"):
+        raise UserError(
+            f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
+            "another curvature"
+        )
+    frozen = plain["schedule"].get("batch_norm") == "frozen"
+    if curvature.get("batch_norm") == "frozen" and not frozen:
+        raise UserError(
+            "curvature.batch_norm=frozen: batch norm's weights would move unprotected; "
+            "use diagonal, or schedule.batch_norm=frozen"
+        )
+
+
+def _check_step(plain: dict[str, Any], method: dict[str, Any]) -> None:
+    """What the two steps of a penalty need of the optimizer and of the curvature."""
+    optimizer = plain["optimizer"]
+    proximal = optimizer["_target_"] in PROXIMAL
+    implied = "implicit" if proximal else "explicit"
+    method = {**method, "step": implied if method["step"] == "auto" else method["step"]}
+    if not proximal and (method["step"] == "implicit" or method.get("every", 1) > 1):
+        key = "method.step=implicit" if method["step"] == "implicit" else "method.every above 1"
+        raise UserError(
+            f"{key}: with optimizer._target_={optimizer['_target_']}, which may rescale gradients, "
+            "its fixed points are not those of loss + penalty; use method.step=explicit and "
+            "method.every=1, or SGD"
+        )
+    for name in ("nesterov", "dampening", "maximize"):
+        if proximal and optimizer.get(name):
+            raise UserError(f"optimizer.{name}: a penalty's steps are not worked out for it")
+    apart = method.get("merging", {}).get("_target_") == path_of(penalty.apart)
+    implicit = apart and method["step"] == "implicit"
+    if implicit and not get_object(method["curvature"]["_target_"]).linear:
+        raise UserError(
+            "merging=apart: Kronecker factors of several tasks have no common inverse; "
+            "use method.step=explicit, or another merging"
+        )

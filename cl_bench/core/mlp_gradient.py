@@ -1,0 +1,142 @@
+"""The gradient of a multi-layer perceptron without autograd, and whole inner loops of such steps.
+
+At batches of 1 to 100 autograd's graph costs more than the arithmetic: without it the gradient of a
+sample takes half the time. A loop of single-sample steps is one function of theta, and compiled one
+graph, at a quarter of what its steps cost one by one (MER in scripts/bench.py --online).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_bench.core.flat import FlatParams
+from cl_bench.models.mlp import MLP
+
+# s (N, out), a (N, in): a layer's gradients are the N outer products s a'
+Factor = tuple[Tensor, Tensor]
+Slope = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits (B, K) -> losses (B,), slopes (B, K)
+Criterion = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]  # `with_slope`
+BACK = torch.ops.aten.leaky_relu_backward.default
+BENDS = {nn.ReLU: 0.0, nn.LeakyReLU: 0.01}  # their slopes below zero
+
+
+class Chain:
+    """z_i = a_{i-1} W_i' + b_i, a_i = act(z_i); the last z are the logits."""
+
+    def __init__(self, layers: list[nn.Linear], bend: float, flat: FlatParams) -> None:
+        self.weights = [layer.weight.detach() for layer in layers]
+        self.biases = [layer.bias.detach() for layer in layers]
+        self.grads: list[Any] = [(layer.weight.grad, layer.bias.grad) for layer in layers]
+        self.bend, self.flat = bend, flat
+
+    @torch.no_grad()
+    def fill(self, x: Tensor, slope: Slope) -> Tensor:
+        """Write the gradient of the mean loss into the layers' `grad`; returns that loss."""
+        losses, factors = self.factors(x, slope, len(x))
+        self.write(factors, None)
+        return losses.mean()
+
+    @torch.no_grad()
+    def factors(
+        self, x: Tensor, slope: Slope, count: float | Tensor
+    ) -> tuple[Tensor, list[Factor]]:
+        """The losses (N,), and each layer's factors of their gradients divided by `count`."""
+        inputs, outputs = [], []
+        a = x.flatten(1)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            inputs.append(a)
+            z = F.linear(a, weight, bias)
+            outputs.append(z)
+            a = F.leaky_relu(z, self.bend)
+        losses, s = slope(outputs.pop())
+        slopes = [(s.T / count).T]
+        for weight, z in zip(self.weights[:0:-1], reversed(outputs), strict=True):
+            s = BACK(slopes[-1] @ weight, z, self.bend, False)
+            slopes.append(s)
+        return losses, list(zip(slopes[::-1], inputs, strict=True))
+
+    @torch.no_grad()
+    def write(self, factors: list[Factor], weights: Tensor | None) -> None:
+        """Write the samples' summed gradients, weighted (N,) perhaps, into the layers' `grad`."""
+        for (weight, bias), (s, a) in zip(self.grads, factors, strict=True):
+            s = s if weights is None else (s.T * weights).T
+            torch.mm(s.T, a, out=weight)
+            torch.sum(s, 0, out=bias)
+
+    @torch.no_grad()
+    def descend(self, x: Tensor, slope: Slope, lr: float) -> Tensor:
+        """theta <- theta - lr gradient, layer by layer: the gradient is written nowhere."""
+        losses, factors = self.factors(x, slope, len(x))
+        for weight, bias, (s, a) in zip(self.weights, self.biases, factors, strict=True):
+            weight.addmm_(s.T, a, alpha=-lr)
+            bias.add_(s.sum(0), alpha=-lr)
+        return losses.mean()
+
+    def walk(
+        self,
+        criterion: Criterion,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        live: Tensor | None,
+        lr: Tensor,
+        shrink: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`descend` on each of the samples x (n, ...) in turn, as a pure function of theta (P,).
+
+        After each, theta <- theta_0 + shrink (theta - theta_0). Returns theta, and the mean loss.
+        Sums of products in place of matrix products: a compiler fuses them with what surrounds.
+        """
+        start, pulls = self._pairs(theta), None if shrink is None else self._pairs(shrink)
+        now, total = start, torch.zeros_like(theta[0])
+        for k in range(len(x)):
+            inputs, outputs, a = [], [], x[k].flatten()
+            for weight, bias in now:
+                inputs.append(a)
+                outputs.append((weight * a).sum(1) + bias)
+                a = F.leaky_relu(outputs[-1], self.bend)
+            some = None if live is None else live[k : k + 1]
+            losses, s = criterion(outputs[-1].unsqueeze(0), y[k : k + 1], some)
+            total, s, moved = total + losses[0], s[0], []
+            for i in range(len(now) - 1, -1, -1):
+                weight, bias = now[i]
+                moved.append((weight - lr * s.unsqueeze(1) * inputs[i], bias - lr * s))
+                if i:
+                    below = (weight * s.unsqueeze(1)).sum(0)
+                    s = torch.where(outputs[i - 1] > 0, below, self.bend * below)
+            now = moved[::-1]
+            if pulls is not None:
+                now = [_between(*parts) for parts in zip(start, now, pulls, strict=True)]
+        return torch.cat([part.flatten() for pair in now for part in pair]), total / len(x)
+
+    def _pairs(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A vector (P,) as weights and biases, layer by layer."""
+        parts = list(self.flat.views(vector).values())
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _between(
+    start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor], share: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """start + share (end - start), of weights and of biases."""
+    (w0, b0), (w1, b1), (w, b) = start, end, share
+    return w0 + w * (w1 - w0), b0 + b * (b1 - b0)
+
+
+def chain(net: nn.Module, flat: FlatParams) -> Chain | None:
+    """The network as a chain on its own parameters and gradients; None where it is none.
+
+    Not one whose body is fixed (head_only), nor with an activation that is not two straight lines.
+    """
+    if type(net) is not MLP:
+        return None
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    kinds = {type(m) for m in net.features} - {nn.Linear, nn.Flatten}
+    if not kinds <= set(BENDS) or any(p.grad is None for p in net.parameters()):
+        return None
+    return Chain(layers, BENDS[kinds.pop()] if kinds else 0.0, flat)

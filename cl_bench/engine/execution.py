@@ -1,0 +1,175 @@
+"""A run that is to be made: built from its config, run, and recorded; or a study's page."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import errors
+from cl_bench.config.build import (
+    build,
+    make_backbone,
+    make_method,
+    make_stream,
+    parameters,
+    refuse_leak,
+)
+from cl_bench.core import runtime
+from cl_bench.core.types import Stream
+from cl_bench.engine import checkpoint, experiment, resume
+from cl_bench.engine.signals import Stop
+from cl_bench.results import record, source_code
+from cl_bench.results.folder import Folder
+from cl_bench.results.record import RunRecord
+from cl_bench.results.source_code import Code
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts: its config, its name, its place."""
+
+    cfg: DictConfig
+    plain: dict[str, Any]  # the config, resolved and checked
+    hash: str
+    labels: list[str]  # dataset, scenario, method, as chosen
+    folder: Folder
+    code: Code  # the sources that the run is made of
+
+    @property
+    def title(self) -> str:
+        dataset, scenario, method = self.labels
+        return f"{method} on {dataset}, {scenario}-incremental"
+
+
+def conduct(planned: Plan) -> None:
+    """Hand the study what it asks for: a seed, or a learner with its stream and schedule."""
+    cfg = planned.cfg
+    machine = build(cfg.runtime, seed=cfg.seed)
+    asked, given = parameters(cfg.study), {"seed": cfg.seed}
+    if "learner" in asked:
+        stream = make_stream(cfg, machine)
+        given |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
+        given |= {"order": machine.order, "schedule": build(cfg.schedule)}
+    files.write_text(planned.folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    page = build(cfg.study, **{k: v for k, v in given.items() if k in asked})
+    page.write(planned.folder.path)
+    planned.folder.mark("done", code=asdict(planned.code))
+
+
+def guarded(planned: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecord | None:
+    """`work`, with the folder's status telling how it went, whatever happens."""
+    folder = planned.folder
+    folder.mark("running")
+    try:
+        return work(planned)
+    except BaseException as error:
+        stop = errors.stop_of(error)
+        if stop is None:
+            folder.mark_if_possible("failed", traceback.format_exc())
+            line = errors.explain(error)
+            if line is None:
+                print(f"{planned.title} failed: {error!r} ({folder.path})", file=sys.stderr)
+            elif errors.is_storage(error):
+                raise UserError(f"{line}; {folder.safe()}") from error
+            raise
+        if folder.status().get("state") != "done":
+            folder.mark_if_possible("stopped")
+            print(f"stopped; {folder.safe()} ({folder.path})", file=sys.stderr)
+        raise stop from None
+
+
+def execute(planned: Plan) -> RunRecord:
+    """Build everything, run what is left to run, leave the record."""
+    from cl_bench.engine.session import Host
+    from cl_bench.results.figures import draw
+
+    cfg, folder = planned.cfg, planned.folder
+    machine = build(cfg.runtime, seed=cfg.seed)
+    identity = {"config": planned.hash, "seed": cfg.seed, "device": machine.device.type}
+    choice = cfg.code_changed, cfg.force
+    start = resume.find(folder, identity, planned.code, machine.device, *choice)
+    files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
+    stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
+    refuse_leak(stream, backbone)
+    start.require(data=str(stream.facts["sha256"]), backbone=str(backbone and backbone["sha256"]))
+    with make_sink(planned) as sink, Stop() as stop:
+        sink.describe(stream.facts)
+        method = make_method(cfg, machine, stream)
+        progress = experiment.Progress.start(stream)
+        often = cfg.log_every, cfg.save_every
+        host = Host(folder, machine, method, progress, sink, stop, *often, start)
+        with host.shown(sum(schedule.steps(task) for task in stream.tasks), planned.title):
+            order, probe = machine.order, cfg.get("probe") and build(cfg.probe)
+            experiment.run(method, stream, order, schedule, evaluation, progress, host, probe)
+        with stop.holding():
+            outcome = conclude(planned, stream, machine, method, progress, backbone, start)
+            title = f"{planned.title}, seed {cfg.seed}"
+            figures = draw(progress.matrix, title, folder.path)
+            folder.finish(outcome)  # from here on the run is done, whatever becomes of its mirror
+        sink.finish(outcome, figures)
+    return outcome
+
+
+def make_sink(planned: Plan) -> Any:
+    """Where rows are mirrored."""
+    dataset, scenario, method = planned.labels
+    return build(
+        planned.cfg.tracking,
+        config={**planned.plain, "hash": planned.hash},
+        group="/".join([*planned.labels, planned.hash]),
+        name=f"{method}-{dataset}-s{planned.cfg.seed}",
+        identity=f"{planned.hash}-s{planned.cfg.seed}",
+        folder=planned.folder.path,
+        job_type=scenario if planned.cfg.evaluation.split == "test" else "tune",
+        tags=planned.labels,
+    )
+
+
+def conclude(
+    planned: Plan,
+    stream: Stream,
+    machine: runtime.Runtime,
+    method: Any,
+    progress: experiment.Progress,
+    backbone: dict[str, Any] | None,
+    start: resume.Start,
+) -> RunRecord:
+    """The record of a run whose last task is learned."""
+    return RunRecord(
+        format=record.FORMAT,
+        labels=dict(zip(record.LABELS, planned.labels, strict=True)),
+        config=planned.plain,
+        hash=planned.hash,
+        seed=planned.cfg.seed,
+        code=planned.code.joined(start.earlier),
+        stream={
+            **stream.facts,
+            "train_images": [len(task) for task in stream.tasks],
+            "test_images": [len(test) for test in stream.tests],
+        },
+        accuracy=record.plain(progress.matrix.values.tolist()),
+        initial=record.plain(progress.matrix.initial.tolist()),
+        metrics=record.plain(progress.matrix.summary()),
+        parameters=method.learner.flat.theta.numel(),
+        state_bytes=checkpoint.nbytes(method),
+        theta_sha256=record.sha256(method.weights()),
+        measured={
+            "train_seconds": progress.train_seconds,
+            "eval_seconds": progress.eval_seconds,
+            "peak_mib": machine.peak_mib(),
+            **machine.facts(),
+            **source_code.software(),
+        },
+        backbone=backbone,
+        gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
+        method=method.facts(),
+        forgetting_of_task=record.plain(progress.matrix.forgetting_of_task.tolist()),
+    )

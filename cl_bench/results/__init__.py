@@ -1,0 +1,5 @@
+"""What a run leaves in its folder: the record with its metrics, rows, pictures, wandb's mirror.
+
+`record.RunRecord` is everything that one run proves, `folder.Folder` the files of a run, `metrics`
+the accuracy matrix and what is computed from it, `source_code` which code made a result.
+"""
