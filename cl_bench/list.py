@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.command import run_command
 from cl_bench.config.compose import composed
 from cl_bench.config.nodes import CONF
 from cl_bench.results.terminal import WIDTH
-from cl_bench.run import cli
 
 GROUPS = (
     *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model"),
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main, hydra_arguments=False)
+    run_command(main, takes_overrides=False)

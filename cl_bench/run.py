@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,13 +13,14 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import StopRun, UserError
-from cl_bench.config import errors, hydra_errors, tuned
+from cl_bench.base.signals import end_with
+from cl_bench.config import errors, tuned
 from cl_bench.config.check import check_config
+from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF, targets
 from cl_bench.engine import resume, sweep_failures
 from cl_bench.engine.execution import Plan, conduct, execute, guarded
-from cl_bench.engine.signals import end_with
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord
 from cl_bench.results.source_code import code_of
@@ -71,7 +70,7 @@ def main(cfg: DictConfig) -> float:
 
 def follow_parent() -> bool:
     """Let a process that Joblib started for a sweep end with the sweep; False in any other."""
-    parent = int(os.environ.get("CL_BENCH_PARENT", os.getpid()))
+    parent = int(os.environ.get(PARENT, os.getpid()))
     launcher = HydraConfig.get().launcher._target_
     if parent == os.getpid() or not launcher.endswith(".JoblibLauncher"):
         return False
@@ -90,13 +89,14 @@ def run(planned: Plan) -> float:
     from cl_bench.results.terminal import present
 
     cfg, folder = planned.cfg, planned.folder
-    outcome = None if cfg.force else folder.finished()
+    this = planned.hash, cfg.seed
+    outcome = None if cfg.force else folder.finished(*this)
     if outcome is None or again(planned, outcome):
         folder.prepare()
         with folder.locked():
             if cfg.force and folder.record.exists():
                 folder.clear()
-            outcome = folder.finished()  # by another process, meanwhile
+            outcome = folder.finished(*this)  # by another process, meanwhile
             if outcome is not None and again(planned, outcome):
                 folder.clear()
                 outcome = None
@@ -128,38 +128,22 @@ def study(planned: Plan) -> float:
     """A study's page in its folder, unless it is there already."""
     cfg, folder, page = planned.cfg, planned.folder, planned.folder.path / "page.md"
     status, other = folder.status(), ""
-    if status.get("state") == "done" and page.is_file():
+    done = status.get("state") == "done" and page.is_file() and not cfg.force
+    if done:
         other = resume.described(planned.code, status.get("code") or {})
-    if status.get("state") != "done" or cfg.force or (other and cfg.code_changed == "repeat"):
+    if not done or (other and cfg.code_changed == "repeat"):
         folder.prepare()
         with folder.locked():
             guarded(planned, conduct)
-        other = ""
-    if other:
+    elif other:
         print(f"made before{other}, not made again (force=true or code_changed=repeat does)")
     print(f"{page.read_text()}\nfiles: {page.parent}", flush=True)
     return float("nan")
 
 
-def cli(work: Callable[[], object] = main, hydra_arguments: bool = True) -> None:
-    """`work`, with one line and exit code 2 for the user's mistakes."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function
-    os.environ["CL_BENCH_PARENT"] = str(os.getpid())  # what a sweep's workers follow
-    try:
-        if hydra_arguments:
-            sys.argv[1:] = hydra_errors.arguments(sys.argv[1:])
-        work()
-    except StopRun as stop:
-        signal.signal(stop.number, signal.SIG_DFL)
-        os.kill(os.getpid(), stop.number)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        line = errors.explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+def cli() -> None:
+    """The command line of a run, or of a sweep of runs."""
+    run_command(main)
 
 
 if __name__ == "__main__":

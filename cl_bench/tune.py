@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -29,11 +30,12 @@ from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import DIVERGED, UserError
 from cl_bench.config import tuned
+from cl_bench.config.command import run_command
 from cl_bench.config.compose import choices, composed
 from cl_bench.config.nodes import CONF
 from cl_bench.results import source_code
-from cl_bench.run import cli
-from cl_bench.tuning.search import Search, Trial
+from cl_bench.tuning.axis import Axis
+from cl_bench.tuning.search import Point, Search, Trial
 from cl_bench.tuning.trials import Processes, code_now, enumerated, tried
 
 
@@ -45,24 +47,30 @@ def by_optuna(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
         raise UserError("strategy=optuna: pip install optuna, or use grid or random") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    trials, processes, code = [], Processes(), code_now(search)
-    for _ in range(search.trials):
-        asked = study.ask()
-        point = {}
-        for axis in search.axes:
-            if axis.values:
-                point[axis.key] = asked.suggest_categorical(axis.key, axis.values)
+    trials, code = [], code_now(search)
+    with Processes() as processes:
+        for _ in range(search.trials):
+            asked = study.ask()
+            trial = tried(search, _suggested(asked, search.axes), processes, code)
+            tell(trial)
+            if trial.error:
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
             else:
-                value = asked.suggest_float(axis.key, axis.low, axis.high, log=axis.log)
-                point[axis.key] = f"{value:.6g}"
-        trial = tried(search, point, processes, code)
-        tell(trial)
-        if trial.error:
-            study.tell(asked, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(asked, trial.score)
-        trials.append(trial)
+                study.tell(asked, trial.score)
+            trials.append(trial)
     return trials
+
+
+def _suggested(asked: Any, axes: Sequence[Axis]) -> Point:
+    """Optuna's next point."""
+    point = {}
+    for axis in axes:
+        if axis.values:
+            point[axis.key] = asked.suggest_categorical(axis.key, axis.values)
+        else:
+            value = asked.suggest_float(axis.key, axis.low, axis.high, log=axis.log)
+            point[axis.key] = f"{value:.6g}"
+    return point
 
 
 def write(search: Search, trials: list[Trial], best: Trial) -> Path:
@@ -117,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main, hydra_arguments=False)
+    run_command(main, takes_overrides=False)

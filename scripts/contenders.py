@@ -15,6 +15,7 @@ from cl_bench.config.compose import composed
 from cl_bench.core.types import Task
 from cl_bench.engine import experiment
 from cl_bench.engine.evaluation import accuracies
+from cl_bench.engine.session import Progress, Session
 
 
 class Silent:
@@ -45,15 +46,15 @@ class Contender:
         self.machine = build(cfg.runtime, seed=0)
         self.stream = make_stream(cfg, self.machine)
         self.method = make_method(cfg, self.machine, self.stream)
-        self.schedule = build(cfg.schedule)
+        self.schedule, self.evaluation = build(cfg.schedule), build(cfg.evaluation)
         self.host = Silent(self.machine.seconds)
         self.end_task, self.method.end_task = self.method.end_task, lambda task: None
 
     def train(self, task: Task) -> float:
         """Seconds for the steps of one task, without what comes after its last."""
-        progress = experiment.Progress.start(self.stream)
-        order = self.machine.order
-        experiment.learn(self.method, self.stream, task, order, self.schedule, progress, self.host)
+        progress, order = Progress.start(self.stream), self.machine.order
+        rest = self.schedule, self.evaluation, order, progress, self.host
+        experiment.learn(Session(self.method, self.stream, *rest), task)
         return progress.train_seconds[-1]
 
     def finish(self, task: Task) -> float:

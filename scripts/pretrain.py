@@ -19,12 +19,13 @@ from omegaconf import OmegaConf, open_dict
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import compose
 from cl_bench.config.build import build, make_method, make_stream
+from cl_bench.config.command import run_command
 from cl_bench.config.errors import Parser
 from cl_bench.engine import checkpoint
 from cl_bench.engine.execution import Plan
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.results.record import RunRecord
-from cl_bench.run import cli, plan, run
+from cl_bench.run import plan, run
 
 PLAIN = {  # what every run can start from, tested on data of its own
     "dataset.tasks": 1,
@@ -44,7 +45,7 @@ def main() -> None:
     asked, overrides = parser.parse_known_args()
     if asked.out.suffix != ".safetensors":
         parser.error(f"--out {asked.out}: must end in .safetensors")
-    cli(lambda: pretrain(overrides, asked.out, asked.half), hydra_arguments=False)
+    run_command(lambda: pretrain(overrides, asked.out, asked.half), takes_overrides=False)
 
 
 def pretrain(overrides: list[str], out: Path, half: bool) -> None:
@@ -68,7 +69,7 @@ def composed(overrides: list[str]) -> Plan:
 
 def export(planned: Plan, out: Path, half: bool) -> None:
     """The network of a finished run, from its checkpoint, and what its record says."""
-    cfg, record = planned.cfg, planned.folder.finished()
+    cfg, record = planned.cfg, planned.folder.finished(planned.hash, planned.cfg.seed)
     machine = build(cfg.runtime, seed=cfg.seed)
     method = make_method(cfg, machine, make_stream(cfg, machine))
     identity = {"config": planned.hash, "seed": cfg.seed}

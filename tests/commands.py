@@ -16,18 +16,20 @@ import tempfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench.config import compose, errors, hydra_errors
+from cl_bench.config import compose, errors
+from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.build import build, make_method, make_stream
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, _leaves
 from cl_bench.engine import experiment
+from cl_bench.engine.session import Host, Progress, Session
 
 Command = tuple[str, ...]
 GROUPS = (*GROUPS, *OPTIONAL)
@@ -167,7 +169,7 @@ def composed(command: Command) -> DictConfig:
 
     One option after a base is set in a copy of the base, by the function that Hydra sets it by.
     """
-    words = tuple(hydra_errors.arguments(list(command)))
+    words = tuple(checked_arguments(list(command)))
     base, option = words[:-1], "".join(words[-1:])
     if base not in BASES or (CONF / option.lstrip("+~").partition("=")[0]).is_dir():
         return whole(words)
@@ -209,9 +211,10 @@ def first_step(command: Command, home: Path) -> float:
     machine = build(cfg.runtime, seed=0)
     stream = make_stream(cfg, machine)
     method, schedule = make_method(cfg, machine, stream), build(cfg.schedule)
-    task, progress = stream.tasks[0], experiment.Progress.start(stream)
+    task, progress, host = stream.tasks[0], Progress.start(stream), cast(Host, None)
     method.learner.reveal(stream.live(task.id), task.t.unique(), stream.ever)
-    experiment._begin(method, stream, task, machine.order, schedule, progress)
+    rest = schedule, build(cfg.evaluation), machine.order, progress, host
+    experiment.begin(Session(method, stream, *rest), task)
     return method.observe(next(task.batches(schedule.batch_size, machine.order))).item()
 
 

@@ -93,7 +93,7 @@ def root_gradients(made: Learner, task: Task) -> Tensor:
     """(N, K, P): J' root_r of each sample by as many backward passes."""
     rows = []
     for single, logits in singles(made, task):
-        roots = made.criterion.hessian_root(logits.detach(), made.competing(single), None)
+        roots = made.criterion.hessian_root(logits.detach(), made.heads.competing(single), None)
         rows.append(torch.stack([flat_gradient(made, (logits * r).sum()) for r in roots]))
     return torch.stack(rows)
 
@@ -119,7 +119,7 @@ def labelled_gradients(made: Learner, task: Task) -> Tensor:
     """(N, P): each sample's gradient at its true label."""
     found = []
     for single, logits in singles(made, task):
-        loss = made.criterion(logits, single.y, made.competing(single))
+        loss = made.criterion(logits, single.y, made.heads.competing(single))
         found.append(flat_gradient(made, loss.sum()))
     return torch.stack(found)
 
@@ -144,7 +144,7 @@ def layer_views(made: Learner, task: Task) -> Iterator[dict[str, tuple[Tensor, T
 
     hooks = [m.register_forward_hook(watch(n)) for n, m in layers.items()]
     for single, logits in singles(made, task):
-        roots = made.criterion.hessian_root(logits.detach(), made.competing(single), None)
+        roots = made.criterion.hessian_root(logits.detach(), made.heads.competing(single), None)
         for r, root in enumerate(roots):
             outs = [out for _, out in seen.values()]
             slopes = torch.autograd.grad((logits * root).sum(), outs, retain_graph=True)

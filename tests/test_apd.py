@@ -75,7 +75,7 @@ def test_gradients_are_the_losses(kind: str) -> None:
     sigma, tau, v = phi.split([len(at), len(at), len(phi) - 2 * len(at)])
     masked = torch.where(at >= 0, v.sigmoid()[at.clamp(min=0)] * sigma, 0.0)
     (expected,) = torch.autograd.grad(made.loss(masked + tau, rows), phi)
-    made.gradient(made.loss, rows)
+    made.gradient(rows)
     method._pull()
     assert made.moved.grad is not None
     torch.testing.assert_close(made.moved.grad, expected, rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_bench.core.criteria import CrossEntropy, Live, ScaledMSE
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
-from cl_bench.core.mlp_gradient import chain
+from cl_bench.core.mlp_gradient import mlp_gradient
 from cl_bench.core.types import Batch
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.prepare import prepared
@@ -51,7 +51,7 @@ def test_equals_autograd(
     made, rows = case(device, criterion, live, hidden=hidden, activation=activation)
     for some in (rows, rows.rows(slice(3, 4))):
         loss, expected = slow(made, some)
-        torch.testing.assert_close(made.gradient(made.loss, some), loss)
+        torch.testing.assert_close(made.gradient(some), loss)
         torch.testing.assert_close(made.flat.grad, expected, rtol=1e-10, atol=1e-12)
         before = made.flat.theta.detach().clone()
         torch.testing.assert_close(made.inner.descend(some, 0.3), loss)
@@ -64,13 +64,13 @@ def test_an_objective_of_a_methods_own_goes_by_autograd() -> None:
     def doubled(theta: Tensor, rows: Batch) -> Tensor:
         return 2 * made.loss(theta, rows)
 
-    made.gradient(doubled, rows)
+    made.gradient_of(doubled, rows)
     torch.testing.assert_close(made.flat.grad, 2 * slow(made, rows)[1])
 
 
 def test_other_networks_are_no_chains() -> None:
     def found(net: Any) -> Any:
-        return chain(net, FlatParams(net, False))
+        return mlp_gradient(net, FlatParams(net, False))
 
     assert found(mlp()) is not None
     assert (

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from cl_bench import list as listing
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import errors, hydra_errors, option_types
+from cl_bench.config import errors, option_types
+from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF
@@ -408,6 +409,6 @@ def test_a_part_of_a_method_is_typed_by_its_group(key: str, hint: str) -> None:
 def test_the_sweeps_flag_may_stand_between_overrides() -> None:
     """Hydra takes no override behind a flag that others precede."""
     words = ["-cn", "config", "a=1", "-m", "b=2"]
-    assert hydra_errors.arguments(words) == ["-cn", "config", "a=1", "b=2", "-m"]
+    assert checked_arguments(words) == ["-cn", "config", "a=1", "b=2", "-m"]
     for fine in (["-m", "a=1"], ["a=1", "b=2"], ["-cn", "config", "-m", "a=1"]):
-        assert hydra_errors.arguments(fine) == fine
+        assert checked_arguments(fine) == fine

@@ -31,16 +31,17 @@ from test_flat import whole
 from torch import Tensor
 
 from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.base.signals import Stop
 from cl_bench.config.build import build
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch, Stream, Task
+from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import Evaluation, accuracies
-from cl_bench.engine.experiment import Progress, Schedule
+from cl_bench.engine.host import RunHost
 from cl_bench.engine.resume import Start, find
-from cl_bench.engine.session import Host
-from cl_bench.engine.signals import Stop
+from cl_bench.engine.schedule import Schedule
+from cl_bench.engine.session import Progress, Session
 from cl_bench.models.linearized import Linearized
 from cl_bench.probes.spectrum_and_neighbours import KNN, MaxEigenvalue
 from cl_bench.results.folder import Folder
@@ -100,7 +101,7 @@ class Run:
             compiles(rt)
         torch.manual_seed(5)
         made = self.build(rt)
-        del made.live, made.ever, made._decay_mask  # a run's own learner has none before it starts
+        del made.heads.live, made._decay_mask  # a run's own learner has none before it starts
         self.method = method_for(self.name, made, *QUICK.get(self.name, ()))
         stream = blobs(self.scenario, device=rt.device)
         self.stream = build(composed(f"method={self.name}").stream, stream=stream)
@@ -112,13 +113,15 @@ class Run:
             host: Any = Recorder(self, rt, stop)
         else:
             start = begin(self.folder, rt, device=self.device, data="blobs")
+            start.resume(self.method, self.progress, rt)
             parts = Folder(self.folder), rt, self.method, self.progress, Null(), stop
-            host = Host(*parts, 5, self.save_every, start)
+            host = RunHost(*parts, 5, self.save_every, start)
             host.advance = lambda n: self._count(stop)
         self.left = self.stop_at
-        whole = self.method, self.stream, rt.order, SCHEDULE, EVALUATION, self.progress
+        parts = SCHEDULE, EVALUATION, rt.order, self.progress, host, self.probe
+        session = Session(self.method, self.stream, *parts)
         with nullcontext() if self.folder is None else host.shown(STEPS, self.name):
-            experiment.run(*whole, host, self.probe)
+            experiment.run(session)
         assert torch.get_rng_state().equal(global_state), "a draw from the global generator"
         return self
 
@@ -138,7 +141,7 @@ class Run:
 
 def begin(folder: Path, rt: Any, **identity: str) -> Start:
     """What a run in this folder starts from; all by the same code."""
-    return find(Folder(folder), identity, Code("one", {}), rt.device, "stop", False)
+    return find(Folder(folder), identity, Code("one", {}), rt.device, "cpu", "stop", False)
 
 
 def easy(rt: Any) -> Learner:
@@ -321,7 +324,7 @@ def test_what_a_method_keeps_does_not_grow(name: str) -> None:
         patch.setattr(
             experiment,
             "measure",
-            lambda method, *rest: (kept.append(checkpoint.nbytes(method)), measure(method, *rest)),
+            lambda run, row: (kept.append(checkpoint.nbytes(run.method)), measure(run, row)),
         )
         Run(name, "data" if serves(name, "data") else "task")()
     grows = name in ("agem", "gem", "distill", "halrp", "apd", "independent")
@@ -400,15 +403,16 @@ def test_sees_no_test_data_and_no_other_task(name: str, scenario: str, straight:
     poisoned = Run(name, scenario)
     observe = experiment.learn
 
-    def learn(method: Any, stream: Stream, task: Task, *rest: Any) -> None:
-        copies = [(t.x.clone(), t.y.clone()) for t in stream.tests]
-        for test in stream.tests:
+    def learn(session: Session, task: Task) -> None:
+        tests = session.stream.tests
+        copies = [(t.x.clone(), t.y.clone()) for t in tests]
+        for test in tests:
             test.x.fill_(255)
             test.y.zero_()
-        observe(method, stream, task, *rest)
+        observe(session, task)
         task.x.fill_(255)
         task.y.zero_()
-        for test, (x, y) in zip(stream.tests, copies, strict=True):
+        for test, (x, y) in zip(tests, copies, strict=True):
             test.x.copy_(x)
             test.y.copy_(y)
 

@@ -603,7 +603,7 @@ def test_a_saturated_network_has_no_curvature() -> None:
 def test_rows_average_to_the_gradient() -> None:
     made, task = ref.case("mlp")
     rows = torch.cat(list(ref_rows(made, task)))
-    made.gradient(made.loss, Batch(task.x, task.y, task.t))
+    made.gradient(Batch(task.x, task.y, task.t))
     torch.testing.assert_close(rows.mean(0), made.flat.grad)
 
 

@@ -168,7 +168,7 @@ def test_in_task_il_the_head_of_a_new_task_is_free() -> None:
     made.begin_task(ever, stream[0].t[:1], ever)
     for estimate in (FullFisher("exact", None), *FACTORED):
         found: Any = estimate(made, stream[0])
-        free = made.in_use(member[1:].any(0)).bool()
+        free = made.heads.in_use(member[1:].any(0)).bool()
         v = torch.randn_like(made.flat.theta) * free
         torch.testing.assert_close(found.matvec(v), torch.zeros_like(v), rtol=0, atol=1e-12)
         assert found.matvec(torch.ones_like(v)).norm() > 0

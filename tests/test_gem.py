@@ -9,7 +9,7 @@ from scipy.optimize import lsq_linear, nnls
 from test_methods import moved
 from torch import Generator, Tensor
 
-from cl_bench.core.gradient_matrix import Dense, Factored, gradients
+from cl_bench.core.gradient_matrix import DenseGradients, FactoredGradients, gradients
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
 from cl_bench.methods.agem import project
@@ -19,7 +19,7 @@ from cl_bench.methods.gem import multipliers, nonnegative
 def correction(past: Tensor, g: Tensor, margin: float, ridge: float) -> Tensor:
     """G'v."""
     out = torch.empty_like(g)
-    rows = Dense(torch.cat([past, g.unsqueeze(0)]), out)
+    rows = DenseGradients(torch.cat([past, g.unsqueeze(0)]), out)
     products = rows.products().cpu()
     v = multipliers(products[:-1, :-1], products[:-1, -1], margin, ridge)
     rows.write(torch.cat([v, torch.zeros(1)]))
@@ -119,7 +119,9 @@ def slopes(made: Learner, parts: list[Batch]) -> Tensor:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scenario", ["task", "data"])
-@pytest.mark.parametrize(("sizes", "kind"), [((4, 7, 1), Factored), ((30, 25, 10), Dense)])
+@pytest.mark.parametrize(
+    ("sizes", "kind"), [((4, 7, 1), FactoredGradients), ((30, 25, 10), DenseGradients)]
+)
 def test_a_perceptrons_rows_come_of_one_pass(
     sizes: tuple[int, ...], kind: type, scenario: str, device: str
 ) -> None:
@@ -132,7 +134,7 @@ def test_a_perceptrons_rows_come_of_one_pass(
     made.begin_task(stream.live(2).to(device), torch.tensor([2]), stream.ever)
     expected, weights = slopes(made, parts), torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     ends = []
-    for found in (kind, Dense):
+    for found in (kind, DenseGradients):
         before = made.evaluated
         rows, loss = gradients(made, parts)
         assert type(rows) is found and made.evaluated - before == sum(sizes)
@@ -140,7 +142,7 @@ def test_a_perceptrons_rows_come_of_one_pass(
         rows.write(weights)
         torch.testing.assert_close(made.flat.grad, weights.to(device) @ expected)
         ends.append(loss)
-        made.chain = None
+        made.mlp, made._fill = None, made._fill_by_engine
     torch.testing.assert_close(*ends)
 
 
@@ -149,7 +151,7 @@ def test_products_of_single_precision_are_taken_in_double() -> None:
     made, stream = learner(mlp()), blobs("data")
     parts = [Batch(task.x[:4], task.y[:4], task.t[:4]) for task in stream.tasks]
     found, _ = gradients(made, parts)
-    assert isinstance(found, Factored)
+    assert isinstance(found, FactoredGradients)
     rows = []
     for k in range(3):
         cut = slice(4 * k, 4 * k + 4)
@@ -169,6 +171,6 @@ def test_agems_reference_over_tasks() -> None:
     parts = []
     for part in method.memory.by_task():
         assert len(part.y) == 4
-        made.gradient(made.loss, part)
+        made.gradient(part)
         parts.append(made.flat.grad.clone())
     torch.testing.assert_close(method._reference(), (parts[0] + parts[1]) / 2)

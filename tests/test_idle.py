@@ -17,6 +17,7 @@ from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.core.runtime import Runtime
 from cl_bench.engine import experiment
+from cl_bench.engine.session import Progress, Session
 
 SMALL = (
     *("dataset.tasks=3", "dataset.train_per_task=20", "evaluation.when=final", "tracking=none"),
@@ -122,9 +123,9 @@ def numbers(*overrides: str) -> tuple[str, Tensor, Tensor]:
     rt = fresh()
     stream = make_stream(cfg, rt)
     method = make_method(cfg, rt, stream)
-    progress = experiment.Progress.start(stream)
-    schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
-    experiment.run(method, stream, rt.order, schedule, evaluation, progress, Alone())
+    progress = Progress.start(stream)
+    parts = build(cfg.schedule), build(cfg.evaluation), rt.order, progress, Alone()
+    experiment.run(Session(method, stream, *parts))
     theta = torch.cat([part.detach().flatten() for part in method.weights()])
     return config_hash(cfg), theta, progress.matrix.values
 

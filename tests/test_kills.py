@@ -18,7 +18,7 @@ from cl_bench.config.nodes import targets
 from cl_bench.core import runtime
 from cl_bench.engine import checkpoint, execution, experiment
 from cl_bench.engine.execution import Plan
-from cl_bench.engine.session import Host
+from cl_bench.engine.host import RunHost
 from cl_bench.results import figures
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import code_of
@@ -69,13 +69,18 @@ def before_the_first_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(experiment, "learn", killed)
 
 
-def within_a_task(patch: pytest.MonkeyPatch) -> None:
-    def advance(host: Host, steps: int) -> None:
-        if host.progress.steps == 3:  # two steps are saved
-            raise Killed
+def within_task(number: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """At the third step of a task, of which two are saved."""
 
-    patch.setattr(Host, "advance", advance)
-    patch.setattr(Host, "due", lambda host: True)
+    def patched(patch: pytest.MonkeyPatch) -> None:
+        def advance(host: RunHost, steps: int) -> None:
+            if host.progress.step == 3 and host.progress.done == number:
+                raise Killed
+
+        patch.setattr(RunHost, "advance", advance)
+        patch.setattr(RunHost, "due", lambda host: True)
+
+    return patched
 
 
 def after_checkpoint(done: int) -> Callable[[pytest.MonkeyPatch], None]:
@@ -106,11 +111,13 @@ def while_the_record_is_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(files, "write_json", half)
 
 
+WITHIN_LAST = within_task(TASKS - 1)
 BETWEEN, AT_THE_END = after_checkpoint(1), after_checkpoint(TASKS)
 BOUNDARIES = (
     before_the_first_step,
-    within_a_task,
+    within_task(0),
     BETWEEN,
+    WITHIN_LAST,
     AT_THE_END,
     while_the_record_is_written,
 )
@@ -119,7 +126,7 @@ BOUNDARIES = (
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the pictures of a run nor the memory of the one before it matter here."""
-    monkeypatch.setattr(figures, "draw", lambda *_: {})
+    monkeypatch.setattr(figures, "drawn", lambda *_: {})
     monkeypatch.setattr(runtime, "_start_over", lambda device: None)
 
 
@@ -133,13 +140,13 @@ def test_killed_at_every_boundary(name: str, tmp_path: Path, data: Path) -> None
     plan = planned(name, tmp_path / "straight", data)
     straight, broken = executed(plan), replace(plan, folder=Folder(tmp_path / "broken"))
     for boundary in BOUNDARIES:
-        if name == "joint" and boundary is AT_THE_END:
-            continue  # one task: the first checkpoint is the last
+        if name == "joint" and boundary in (WITHIN_LAST, AT_THE_END):
+            continue  # one task: the first is the last
         with pytest.MonkeyPatch.context() as patch:
             boundary(patch)
             with pytest.raises(Killed):
                 executed(broken)
-        assert broken.folder.finished() is None
+        assert broken.folder.finished(broken.hash, broken.cfg.seed) is None
     assert executed(broken) == straight
     rows = [(tmp_path / part / "metrics.jsonl").read_bytes() for part in ("straight", "broken")]
     assert rows[0] == rows[1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
 from cl_bench.data.augment import Transform
-from cl_bench.engine.experiment import Schedule
+from cl_bench.engine.schedule import Schedule
 
 LIVE = torch.tensor(
     [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]
@@ -36,7 +36,7 @@ def test_masked_loss_is_the_loss_on_slices(device: str) -> None:
         for i, t in enumerate(rows.t.tolist())
     ]
     torch.testing.assert_close(made.losses(made.flat.theta, rows), torch.stack(each))
-    made.gradient(made.loss, rows)
+    made.gradient(rows)
     expected = torch.autograd.grad(torch.stack(each).mean(), list(made.net.parameters()))
     flat = torch.cat([g.flatten() for g in expected])
     torch.testing.assert_close(made.flat.grad, flat, rtol=1e-4, atol=1e-6)
@@ -54,7 +54,7 @@ def test_a_head_that_is_not_live_stays_as_it_was() -> None:
         made.begin_task(LIVE, torch.tensor([task]), None)
         before = net.head.weight.detach().clone()
         for _ in range(3):
-            made.descend(made.loss, own)
+            made.descend(own)
         others = [k for k in range(6) if k // 2 != task]
         torch.testing.assert_close(net.head.weight[others], before[others], rtol=0, atol=0)
         assert not net.head.weight[2 * task].equal(head[2 * task])
@@ -72,7 +72,7 @@ def test_weight_decay_is_torchs() -> None:
         optimizer.zero_grad()
         F.cross_entropy(plain(rows.x / 255), rows.y).backward()
         optimizer.step()
-        made.descend(made.loss, rows)
+        made.descend(rows)
     flat = torch.cat([p.flatten() for p in plain.parameters()])
     torch.testing.assert_close(made.flat.theta, flat, rtol=1e-4, atol=1e-6)
 
@@ -93,13 +93,13 @@ def pulled(made: Learner, anchor: Tensor) -> float:
     def objective(theta: Tensor, rows: Batch) -> Tensor:
         return made.loss(theta, rows) + (theta - anchor).square().sum()
 
-    return float(made.gradient(objective, batch()))
+    return float(made.gradient_of(objective, batch()))
 
 
 def test_an_objective_may_use_theta_directly() -> None:
     made = learner(mlp())
     anchor = torch.zeros_like(made.flat.grad)
-    made.gradient(made.loss, batch())
+    made.gradient(batch())
     plain = made.flat.grad.clone()
     pulled(made, anchor)
     torch.testing.assert_close(made.flat.grad, plain + 2 * made.flat.theta.data)
@@ -120,7 +120,7 @@ def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
         made.begin_task(live, torch.tensor([0]), None)
         rows = Batch(*(part.to(device) for part in batch(8, classes=5, shape=shape)[:3]))
         for _ in range(3):
-            made.descend(made.loss, rows)
+            made.descend(rows)
         return made.flat.theta.detach(), [b.clone() for b in made.net.buffers()]
 
     (eager, stats), (compiled, others) = run(False), run(True)
@@ -144,7 +144,7 @@ def test_bf16_is_for_the_network_alone(device: str) -> None:
     rows = Batch(*(part.to(device) for part in batch()[:3]))
     assert made.logits(made.flat.theta, rows).dtype == torch.bfloat16
     assert made.loss(made.flat.theta, rows).dtype == torch.float32
-    made.descend(made.loss, rows)
+    made.descend(rows)
     assert made.flat.grad.dtype == torch.float32
     with made.evaluating(full_precision=True):
         assert made.logits(made.flat.theta, rows).dtype == torch.float32

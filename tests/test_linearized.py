@@ -172,7 +172,7 @@ def test_head_only_trains_the_head_alone() -> None:
     assert set(made.flat.slices) == {"head.weight", "head.bias"}
     body = {k: v.clone() for k, v in net.state_dict().items() if not k.startswith("head")}
     x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    made.descend(made.loss, Batch(x, torch.arange(4), torch.zeros(4, dtype=torch.long)))
+    made.descend(Batch(x, torch.arange(4), torch.zeros(4, dtype=torch.long)))
     assert all(net.state_dict()[k].equal(v) for k, v in body.items())
     found: Any = KFAC("exact", None, "diagonal")
     assert len(found(made, task_of(x)).blocks) == 1
@@ -196,7 +196,7 @@ def gradients(channels_last: bool, compiled: bool) -> Tensor:
             p.normal_(std=0.1)
     made = learner(rt.place(net), rt, transform=identity(rt.device, channels=3))
     x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    made.gradient(made.loss, Batch(x, torch.arange(4), torch.zeros(4, dtype=torch.long)))
+    made.gradient(Batch(x, torch.arange(4), torch.zeros(4, dtype=torch.long)))
     views = made.flat.views(made.flat.grad)
     return torch.cat([view.reshape(-1) for view in views.values()])
 

@@ -579,7 +579,9 @@ def test_a_compiled_walk_is_the_same_walk() -> None:
             if live is not None:
                 made.begin_task(live, torch.tensor([0]), None)
             shrink = torch.linspace(0.5, 1, made.flat.grad.numel(), dtype=torch.float64)
-            losses = [made.inner.walk(rows, 0.1, s, usual=True) for s in (None, shrink)]
+            losses = [
+                made.inner.sgd_sequence(rows, 0.1, s, compiled_length=True) for s in (None, shrink)
+            ]
             ends.append((theta_of(made), torch.stack(losses), torch.tensor(made.evaluated)))
         for one, two in zip(*ends, strict=True):
             torch.testing.assert_close(one, two)
@@ -612,7 +614,7 @@ def test_how_batch_norm_sees_single_samples(by: Any) -> None:
     before = buffers(net)
     with made.inner.normalised(by, rows):
         inside = buffers(net)
-        made.inner.walk(rows, 0.01, None, usual=True)
+        made.inner.sgd_sequence(rows, 0.01, None, compiled_length=True)
         after = buffers(net)
     assert all(m.training for m in net.modules())
     for name, there in after.items():

@@ -26,7 +26,7 @@ def test_finetune_follows_the_gradient() -> None:
     made = learner(mlp())
     method = method_for("finetune", made)
     rows = batch()
-    made.gradient(made.loss, rows)
+    made.gradient(rows)
     expected = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, rows), expected, rtol=1e-3, atol=1e-6)
 
@@ -38,7 +38,7 @@ def test_er_is_one_mean_over_new_and_old() -> None:
     moved(method, first)
     draws = torch.randperm(6, generator=_copy(made.rng))[:4]
     union = second.cat(method.memory.rows.rows(draws))
-    made.gradient(made.loss, union)
+    made.gradient(union)
     expected = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, second), expected, rtol=1e-3, atol=1e-6)
 
@@ -70,7 +70,7 @@ def test_ewc_adds_the_penaltys_gradient(merging: str) -> None:
             0.25 * w * (f * (theta - a).square()).sum() for w, f, a in parts
         )
 
-    made.gradient(objective, rows)
+    made.gradient_of(objective, rows)
     expected = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, rows), expected, rtol=1e-3, atol=1e-5)
 
@@ -105,7 +105,7 @@ def test_si_credits_the_path(step: str) -> None:
         start, path = fine.flat.theta.detach().clone(), torch.zeros_like(total)
         first = fine.loss(fine.flat.theta, rows).item()
         for _ in range(40):
-            fine.gradient(fine.loss, rows)
+            fine.gradient(rows)
             slope, before = fine.flat.grad.clone(), fine.flat.theta.detach().clone()
             method.observe(rows)
             path -= slope * (fine.flat.theta.detach() - before)
@@ -132,7 +132,7 @@ def test_distillation(name: str, scenario: str) -> None:
     now = stream.tasks[2]
     made.begin_task(stream.live(2), now.t.unique(), stream.ever)
     rows = Batch(now.x[:9], now.y[:9], now.t[:9])
-    made.gradient(made.loss, rows)
+    made.gradient(rows)
     plain = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, rows), plain, rtol=1e-3, atol=1e-5)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_distillation(name: str, scenario: str) -> None:
                 pulls = pulls + (logs[0].exp() * (logs[0] - logs[1])).sum()
         return made.loss(theta, rows) + temperature**2 * pulls / len(seen.y)
 
-    made.gradient(objective, rows)
+    made.gradient_of(objective, rows)
     expected = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, rows), expected, rtol=1e-3, atol=1e-5)
 
@@ -173,7 +173,7 @@ def test_the_teacher_keeps_its_batch_norm() -> None:
         said = made.logits(made.flat.theta, rows)
     made.net.train()
     for _ in range(3):
-        made.descend(made.loss, rows)
+        made.descend(rows)
     torch.testing.assert_close(made.recall(then, rows), said)
     assert made.net.training and not then.buffers["stem.1.running_mean"].equal(
         ref.net(made).stem[1].running_mean
@@ -227,7 +227,7 @@ def test_agem_never_raises_the_loss_on_memory_to_first_order() -> None:
         for rows in task.batches(10, Generator().manual_seed(0), epochs=5):
             if len(method.memory):
                 drawn = torch.randperm(len(method.memory), generator=_copy(made.rng))[:10]
-                made.gradient(made.loss, method.memory.rows.rows(drawn))
+                made.gradient(method.memory.rows.rows(drawn))
                 reference = made.flat.grad.clone()
                 step = moved(method, rows)
                 assert step @ reference >= -1e-3 * step.norm() * reference.norm()

@@ -173,7 +173,8 @@ def test_no_strength_diverges_when_the_step_is_implicit() -> None:
     penalty, made, task = case(Fisher("exact", None), "implicit", 1e12, ONE)
     values = penalty.past[0].curvature.values
     for _ in range(20):
-        penalty.descend(made, made.loss, next(task.chunks(7)))
+        made.gradient(next(task.chunks(7)))
+        penalty.move(made)
     away = (made.flat.theta.detach() - penalty.past[0].anchor).abs()
     assert away.isfinite().all() and away[values > 1e-6].max() < 1e-3
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,7 +63,7 @@ def changed(plan: Plan, **keys: Any) -> Plan:
 def edited(plan: Plan) -> Plan:
     """The same run by other code."""
     sources = {**plan.code.files, "cl_bench.methods.er": "0"}
-    return replace(plan, code=Code("other", sources))
+    return replace(plan, code=Code("other", sources, plan.code.packages))
 
 
 OTHERS = [{"optimizer__lr": 0.5}, {"seed": 1}, {"method__replay": 3}]
@@ -94,7 +96,7 @@ def no_method(state: dict[str, Any]) -> None:
 
 
 def no_theta(state: dict[str, Any]) -> None:
-    state["theta"] = state["theta"][:5]
+    state["learner"]["theta"] = state["learner"]["theta"][:5]
 
 
 def no_generators(state: dict[str, Any]) -> None:
@@ -179,7 +181,21 @@ def test_a_damaged_record_is_refused_by_name(plan: Plan) -> None:
             run.run(plan)
         assert plan.folder.record.read_text() == text
     run.run(changed(plan, force=True))
-    assert plan.folder.finished() is not None
+    assert plan.folder.finished(plan.hash, plan.cfg.seed) is not None
+
+
+def test_a_record_of_another_config_or_seed_is_refused(plan: Plan, tmp_path: Path) -> None:
+    """A folder that was copied to another seed's place is no result of that seed."""
+    run.run(plan)
+    other = Folder(tmp_path / "seed1")
+    shutil.copytree(plan.folder.path, other.path)
+    for keys in OTHERS:
+        moved = replace(changed(plan, **keys), folder=other)
+        with pytest.raises(UserError, match=r"record\.json: is of config .* force=true starts"):
+            run.run(moved)
+    again = changed(replace(plan, folder=other), seed=1, force=True)
+    run.run(again)
+    assert json.loads(other.record.read_text())["seed"] == 1
 
 
 def test_force_killed_at_any_point_leaves_no_run_that_looks_done(
@@ -191,21 +207,31 @@ def test_force_killed_at_any_point_leaves_no_run_that_looks_done(
     (tmp_path / "mine/notes").write_text("x")
     (plan.folder.path / "link").symlink_to(tmp_path / "mine")
     (plan.folder.path / "wandb/run").mkdir(parents=True)
-    left = set(plan.folder.path.iterdir())
-    for step in range(1, len(left)):
+    (plan.folder.path / "wandb/run/log").write_text("x")
+    left, removed = len(list(plan.folder.path.rglob("*"))), 0
+    for step in range(1, left + 3):
+        folder = Folder(tmp_path / f"copy{step}")
+        shutil.copytree(plan.folder.path, folder.path, symlinks=True)
         count = 0
 
-        def killed(path: Path, missing_ok: bool = False, step: int = step) -> None:
+        def killed(path: Any, *_: Any, step: int = step, **__: Any) -> None:
             nonlocal count
             count += 1
             if count == step:
                 raise Killed
-            os.unlink(path) if path.exists() or not missing_ok else None
+            with suppress(FileNotFoundError):
+                os.remove(path)
 
-        with monkeypatch.context() as patch, suppress(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", killed)
-            plan.folder.clear()
-        assert step == 1 or not plan.folder.record.exists()
+            tree = lambda path: [killed(p) for p in path.rglob("*") if p.is_file()]  # noqa: E731
+            patch.setattr(shutil, "rmtree", tree)
+            try:
+                folder.clear()
+            except Killed:
+                removed += 1
+        assert folder.record.exists() == (step == 1), step
+    assert removed > 4
     plan.folder.clear()
     assert [p.name for p in plan.folder.path.iterdir()] == ["lock"]
     assert (tmp_path / "mine/notes").exists()
@@ -237,6 +263,37 @@ def test_a_full_disk_costs_one_line_and_nothing_else(
     )
     assert name == "write_json" or plan.folder.status()["state"] == "failed"
     assert guarded(plan, execution.execute) is not None, "there is room again"
+
+
+@pytest.mark.parametrize("name", ["accuracy.png", "accuracy.csv", "record.json", "checkpoint.pt"])
+def test_where_writing_fails_the_file_is_named(
+    name: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the disk itself: a limit on the size of a file; pictures are drawn."""
+    monkeypatch.undo()
+    half_done(plan)
+    write = files.replacing
+
+    def limited(path: Path) -> Any:
+        if path.name == name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+        return write(path)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+            patch.setattr(files, "replacing", limited)
+            guarded(plan, execution.execute)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    done = name == "accuracy.png"
+    assert str(caught.value).startswith(f"{plan.folder.path / name}: File too large; ")
+    assert ("the record is written" if done else "the last checkpoint is safe") in str(caught.value)
+    assert plan.folder.record.exists() == done
+    run.run(plan)
+    assert plan.folder.record.exists()
 
 
 def test_a_removed_folder_costs_one_line(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def code(forget: bool = True) -> Code:
     if forget:
         source_code._file.cache_clear()
         source_code._read.cache_clear()
+        source_code._contents.clear()
     return code_of([importlib.import_module("mine.method").Pull])
 
 
@@ -70,7 +72,6 @@ def test_what_a_target_imports_is_its_code(mine: Path) -> None:
     assert engine <= names
     checks = {
         "cl_bench.config.check",
-        "cl_bench.results.record",
         "cl_bench.results.tracking",
         "cl_bench.report",
     }
@@ -91,7 +92,7 @@ def test_an_edit_makes_other_code_and_is_named(mine: Path, file: str, old: str, 
     after = code()
     name = f"mine.{file.removesuffix('.py').replace('/', '.')}"
     assert after.sha256 != before.sha256
-    assert after.differences({"files": before.files}) == name
+    assert after.differences(asdict(before)) == name
 
 
 def test_comments_and_unused_files_make_no_other_code(mine: Path) -> None:
@@ -100,6 +101,38 @@ def test_comments_and_unused_files_make_no_other_code(mine: Path) -> None:
     edit(mine / "lazy.py", "A = 1", "A = 1  # one")
     edit(mine / "other.py", "C = 1", "C = 2")
     assert code() == before
+
+
+def test_a_helper_outside_the_targets_package_is_its_code(mine: Path) -> None:
+    """A single file beside it; what is installed is known by its version."""
+    helper = mine.parent / "mine_helper.py"
+    helper.write_text("import json\nimport yaml\nrate = 1.0\n")
+    edit(
+        mine / "inner.py", "from . import lazy", "from . import lazy\nfrom mine_helper import rate"
+    )
+    importlib.invalidate_caches()
+    before = code()
+    assert "mine_helper" in before.files and "yaml" in before.packages
+    assert "json" not in {*before.files, *before.packages}
+    edit(helper, "1.0", "-1.0")
+    assert code().differences(asdict(before)) == "mine_helper"
+
+
+def test_an_installed_package_counts_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_of([Code])
+    assert {"torch", "torchvision"} <= {*before.packages}
+    monkeypatch.setattr(source_code, "_version", lambda top: "0.1" if top == "torch" else None)
+    after = code_of([Code])
+    assert after.sha256 != before.sha256 and "torch" in after.differences(asdict(before))
+
+
+def test_a_module_that_is_loaded_counts_as_it_was_loaded(mine: Path) -> None:
+    """A later job of the same process runs what was imported, whatever the file says since."""
+    before = code()
+    edit(mine / "method.py", "sign = 1", "sign = -1")
+    source_code._read.cache_clear()
+    assert code(forget=False) == before
+    assert code() != before, "another process imports it anew"
 
 
 def test_every_configs_code_is_found() -> None:
@@ -114,7 +147,7 @@ def test_every_configs_code_is_found() -> None:
 
 def test_a_run_of_several_codes_is_no_ones_result() -> None:
     now = Code("c", {"m": "3"})
-    assert now.joined([]) == {"sha256": "c", "files": {"m": "3"}}
+    assert now.joined([]) == {"sha256": "c", "files": {"m": "3"}, "packages": {}}
     joined = now.joined([{"sha256": "a"}, {"sha256": "b"}])
     assert joined["parts"] == ["a", "b", "c"] and joined["sha256"] not in "abc"
 
@@ -129,8 +162,9 @@ def test_a_commit_is_clean_only_without_untracked_files(
 
     package = tmp_path / "cl_bench"
     package.mkdir()
-    (package / "source_code.py").write_text("")
-    monkeypatch.setattr(source_code, "__file__", str(package / "source_code.py"))
+    (package / "results").mkdir()
+    (package / "results/source_code.py").write_text("")
+    monkeypatch.setattr(source_code, "__file__", str(package / "results/source_code.py"))
     assert source_code.commit() is None
     git("init", "-q")
     git("add", "-A")

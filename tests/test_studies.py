@@ -15,7 +15,7 @@ from torch import Generator
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.types import Batch
-from cl_bench.engine.experiment import Schedule
+from cl_bench.engine.schedule import Schedule
 from cl_bench.probes.spectrum_and_neighbours import MaxEigenvalue
 from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
 from cl_bench.studies.models import MODELS, fitted, hessian

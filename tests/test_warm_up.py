@@ -64,12 +64,12 @@ def test_a_squared_loss_is_ridge_regression(scenario: str) -> None:
     fitted = torch.cat([head.weight[new], head.bias[new].unsqueeze(1)], 1).T
     torch.testing.assert_close(fitted, exact, rtol=1e-3, atol=1e-3)
     changed = made.flat.theta != before
-    assert changed.any() and not (changed & made.in_use(~new).bool()).any()
+    assert changed.any() and not (changed & made.heads.in_use(~new).bool()).any()
 
 
 def rows(made: Any, new: Tensor) -> Tensor:
     """(P,) bool: the head's rows of the classes `new`."""
-    return made.in_use(new).bool() & ~made.in_use(torch.zeros_like(new)).bool()
+    return made.heads.in_use(new).bool() & ~made.heads.in_use(torch.zeros_like(new)).bool()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

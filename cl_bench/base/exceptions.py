@@ -9,6 +9,11 @@ class UserError(ValueError):
     """The user's config or data is wrong: shown as one line, exit code 2."""
 
 
+def one_line(error: BaseException, most: int = 160) -> str:
+    """What an error says, on one line of at most so many characters; its class where it is mute."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 DIVERGED = "diverged"  # stands in the line of a run whose numbers are not finite
 
 

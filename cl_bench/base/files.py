@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, cast
 
 from filelock import FileLock, SoftFileLock, Timeout
 
+from cl_bench.base.exceptions import one_line
+
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 _soft_folders: set[Path] = set()  # folders of which it was said that they have no hard locks
 
@@ -148,14 +150,10 @@ def read_json(path: Path) -> dict[str, Any]:
         require_regular(path)
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: is damaged ({_line(error)})") from None
+        raise DamagedError(f"{path}: is damaged ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise DamagedError(f"{path}: is damaged (no object, but {type(content).__name__})")
     return content
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def sync(folder: Path) -> None:

@@ -8,15 +8,13 @@ from hydra.utils import get_object
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import optimizer_trial, size
-from cl_bench.curvature import penalty
-from cl_bench.curvature.penalty import path_of
+from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.data import check as data
 from cl_bench.data import scenario
 from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 
 LIVE = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
-PROXIMAL = ("cl_bench.core.optim.SGD", "torch.optim.SGD")
 
 
 def check(plain: dict[str, Any]) -> None:
@@ -27,8 +25,6 @@ def check(plain: dict[str, Any]) -> None:
     size.check(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
-    if "step" in plain["method"]:
-        _check_step(plain, plain["method"])
     get_object(plain["method"]["_target_"]).check(plain)
     optimizer_trial.check(plain["optimizer"])
 
@@ -42,7 +38,7 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
             "own, method.l1 and l2; use 0"
         )
     if method.plain:
-        if optimizer["_target_"] not in PROXIMAL:
+        if optimizer["_target_"] not in PLAIN_SGD:
             asked = ["_target_"]
         else:
             asked = [key for key in ("momentum", "weight_decay") if optimizer.get(key)]
@@ -124,40 +120,9 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
             "curvature.negative=raw: a penalty by negative values is unbounded below; "
             "use clamped or absolute"
         )
-    importance = plain["method"].get("importance")
-    if (raw or not matrix) and importance in ("trace", "mean"):
-        raise UserError(
-            f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
-            "another curvature"
-        )
     frozen = plain["schedule"].get("batch_norm") == "frozen"
     if curvature.get("batch_norm") == "frozen" and not frozen:
         raise UserError(
             "curvature.batch_norm=frozen: batch norm's weights would move unprotected; "
             "use diagonal, or schedule.batch_norm=frozen"
-        )
-
-
-def _check_step(plain: dict[str, Any], method: dict[str, Any]) -> None:
-    """What the two steps of a penalty need of the optimizer and of the curvature."""
-    optimizer = plain["optimizer"]
-    proximal = optimizer["_target_"] in PROXIMAL
-    implied = "implicit" if proximal else "explicit"
-    method = {**method, "step": implied if method["step"] == "auto" else method["step"]}
-    if not proximal and (method["step"] == "implicit" or method.get("every", 1) > 1):
-        key = "method.step=implicit" if method["step"] == "implicit" else "method.every above 1"
-        raise UserError(
-            f"{key}: with optimizer._target_={optimizer['_target_']}, which may rescale gradients, "
-            "its fixed points are not those of loss + penalty; use method.step=explicit and "
-            "method.every=1, or SGD"
-        )
-    for name in ("nesterov", "dampening", "maximize"):
-        if proximal and optimizer.get(name):
-            raise UserError(f"optimizer.{name}: a penalty's steps are not worked out for it")
-    apart = method.get("merging", {}).get("_target_") == path_of(penalty.apart)
-    implicit = apart and method["step"] == "implicit"
-    if implicit and not get_object(method["curvature"]["_target_"]).linear:
-        raise UserError(
-            "merging=apart: Kronecker factors of several tasks have no common inverse; "
-            "use method.step=explicit, or another merging"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from cl_bench.base.escape import visible
-from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.base.exceptions import StopRun, UserError, one_line
 from cl_bench.config import hydra_errors
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
@@ -42,7 +42,7 @@ def _of_machine(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if not isinstance(error, MemoryError | RuntimeError):
         return None
-    said = " ".join(str(error).split())
+    said = one_line(error, 2000)
     if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
         return (
             f"out of memory ({said[:160]}); use a smaller model, schedule.batch_size or "

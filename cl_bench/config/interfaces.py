@@ -35,14 +35,16 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "probe": ("__call__",),
 }
 READ: dict[str, tuple[str, ...]] = {  # options of a node that the program reads itself
-    "dataset": ("name", "source", "split", "heads", "tasks", "order", "train_per_task"),
+    "dataset": (
+        *("name", "source", "split", "heads", "tasks", "order", "train_per_task", "fraction"),
+        *("seed", "transform"),
+    ),
     "dataset.transform": ("mean", "std", "crop", "padding", "resize"),
     "stream": ("first",),
     "evaluation": ("split", "holdout"),
     "schedule": ("epochs", "batch_norm", "warm_up"),
     "runtime": ("compile",),
 }
-READ["dataset"] += ("fraction", "seed", "transform")
 CLASSES = ("method", "model", "criterion", "curvature", "buffer", "optimizer")
 BASES = (Method, Rehearsal, Separate, Buffer, Estimator, PerSample, Factored, Small)
 
@@ -82,7 +84,7 @@ def _returned(function: Any) -> Any:
     """The class of what a function returns; object where it does not say."""
     try:
         return typing.get_type_hints(function).get("return", object)
-    except (NameError, TypeError):
+    except Exception:  # a foreign annotation may be any text
         return object
 
 

@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from torch import Tensor, nn
 
 from cl_bench.base.bounds import Factor
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
 from cl_bench.config.schema import typed
 
@@ -26,7 +26,7 @@ def check(optimizer: dict[str, Any]) -> None:
     target = optimizer["_target_"]
     own = {k: v for k, v in optimizer.items() if not k.startswith("_") and k != "weight_decay"}
     told = option_types.fault(own.get("momentum", 0.0), Factor)
-    if told is not None:
+    if told is not None and target.startswith("torch.optim."):  # which take any momentum
         raise UserError(f"optimizer.momentum={own['momentum']}: must be {told}")
     if _needs_closure(target):
         raise UserError(
@@ -65,7 +65,7 @@ def _refusal(target: str, options: dict[str, Any]) -> str | None:
     try:
         theta = _stepped(target, options)
     except Exception as error:
-        return " ".join(str(error).split())[:160]
+        return one_line(error)
     return None if theta.isfinite().all() else "a step is not finite"
 
 

@@ -16,7 +16,7 @@ from annotated_types import Ge
 from hydra.utils import get_object
 
 from cl_bench.base.bounds import Count, NonNegative, Seed, Text
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
 from cl_bench.models.prepare import PREPARED
 
@@ -89,8 +89,8 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     try:
         target = get_object(path)
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key}._target_={node['_target_']}: {said[:200]}") from None
+        said = one_line(error, 200)
+        raise UserError(f"{key}._target_={node['_target_']}: {said}") from None
     if not callable(target):
         raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
     _check_reserved(key, node)
@@ -155,7 +155,7 @@ def _hints(target: Callable) -> dict[str, Any]:
     made_by = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(made_by, include_extras=True)
-    except (NameError, TypeError):  # a foreign target whose annotations cannot be read here
+    except Exception:  # a foreign target's annotations may be any text
         return {}
 
 

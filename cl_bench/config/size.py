@@ -33,8 +33,9 @@ def check(plain: dict[str, Any]) -> None:
             _check_buffer(method["buffer"], dataset["tasks"], prod(contents.shape))
     if known is not None:
         count = parameters(plain["model"], *known)
-        _require(f"model: {count:,} parameters", COPIES * BYTES * count)
-        if "curvature" in method:
+        if count is not None:
+            _require(f"model: {count:,} parameters", COPIES * BYTES * count)
+        if count is not None and "curvature" in method:
             _check_curvature(method["curvature"], count)
 
 
@@ -74,13 +75,18 @@ def _stream(dataset: dict[str, Any], contents: Contents) -> int:
     return images * prod(contents.shape)
 
 
-def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> int:
-    """How many parameters of a resolved `model` are trained; nothing is allocated."""
+def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> int | None:
+    """The number of parameters of a resolved `model` that are trained; nothing is allocated.
+
+    None where the model cannot be built without storage: one that reads a tensor's values.
+    """
     own = {key: value for key, value in model.items() if key not in PREPARED}
-    with torch.device("meta"):
-        net = instantiate(OmegaConf.create(own), _convert_="all")(
-            shape=shape, num_classes=num_classes
-        )
+    make = instantiate(OmegaConf.create(own), _convert_="all")
+    try:
+        with torch.device("meta"):
+            net = make(shape=shape, num_classes=num_classes)
+    except (RuntimeError, NotImplementedError):
+        return None
     trained = net.head if model["head_mode"] == "head_only" else net
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()
     left_out = [p for m in trained.modules() if isinstance(m, norms) for p in m.parameters()]

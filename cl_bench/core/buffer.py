@@ -11,12 +11,13 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
+from cl_bench.core.state import Stateful
 from cl_bench.core.types import Batch, Task, beside
 
 Insert = Literal["first", "all"]  # epochs whose samples are offered
 
 
-class Buffer:
+class Buffer(Stateful):
     """Rows of samples; `add` offers some, `sample` draws, `of` gives all of one task.
 
     insert=first  a task's samples are offered in its first epoch alone; all: in each, so that the

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.mlp_gradient import Chain, Factor
+from cl_bench.core.mlp_gradient import Factor, MLPGradient
 from cl_bench.core.types import Batch, beside
 
 
-class Rows(Protocol):
+class GradientMatrix(Protocol):
     """g_1 to g_n."""
 
     def products(self) -> Tensor:
@@ -24,8 +24,8 @@ class Rows(Protocol):
         ...
 
 
-class Dense:
-    """Rows (n, P) as they are."""
+class DenseGradients:
+    """GradientMatrix (n, P) as they are."""
 
     def __init__(self, rows: Tensor, out: Tensor) -> None:
         self.rows, self.out = rows, out
@@ -38,14 +38,14 @@ class Dense:
         torch.mv(self.rows.T, weights.to(self.rows), out=self.out)
 
 
-class Factored:
+class FactoredGradients:
     """Of a perceptron: sums of outer products s a', which are never written out.
 
     (s a')'(u b') = (s'u)(a'b): for N samples in all, N^2 numbers a layer in place of n P.
     """
 
-    def __init__(self, chain: Chain, factors: list[Factor], sizes: list[int]) -> None:
-        self.chain, self.factors = chain, factors
+    def __init__(self, mlp: MLPGradient, factors: list[Factor], sizes: list[int]) -> None:
+        self.mlp, self.factors = mlp, factors
         owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         self.own = beside(torch.nn.functional.one_hot(owner, len(sizes)).double(), factors[0][0])
 
@@ -56,35 +56,37 @@ class Factored:
         return self.own.T @ total @ self.own
 
     def write(self, weights: Tensor) -> None:
-        self.chain.write(self.factors, (self.own @ weights.to(self.own)).to(self.factors[0][0]))
+        self.mlp.write(self.factors, (self.own @ weights.to(self.own)).to(self.factors[0][0]))
 
 
-def gradients(learner: Learner, parts: list[Batch]) -> tuple[Rows, Tensor]:
+def gradients(learner: Learner, parts: list[Batch]) -> tuple[GradientMatrix, Tensor]:
     """Of the mean loss on each part, under its own augmentation; and the last part's loss."""
-    if learner.chain is not None:
-        return _of_chain(learner, learner.chain, [learner.augmented(part) for part in parts])
+    if learner.mlp is not None:
+        return _by_mlp(learner, learner.mlp, [learner.augmented(part) for part in parts])
     grad = learner.flat.grad
     rows, loss = grad.new_empty(len(parts), len(grad)), grad.new_zeros(())
     for row, part in zip(rows, parts, strict=True):
-        loss = learner.gradient(learner.loss, part)
+        loss = learner.gradient(part)
         row.copy_(grad)
-    return Dense(rows, grad), loss
+    return DenseGradients(rows, grad), loss
 
 
-def _of_chain(learner: Learner, chain: Chain, parts: list[Batch]) -> tuple[Rows, Tensor]:
+def _by_mlp(
+    learner: Learner, mlp: MLPGradient, parts: list[Batch]
+) -> tuple[GradientMatrix, Tensor]:
     """By one pass; with factors for as long as their products cost less than those of rows."""
     whole = Batch(*(torch.cat(field) for field in zip(*(part[:3] for part in parts), strict=True)))
     sizes, grad = [len(part.y) for part in parts], learner.flat.grad
     learner.evaluated += len(whole.y)
     counts = torch.tensor(sizes, dtype=grad.dtype).repeat_interleave(torch.tensor(sizes))
-    losses, factors = chain.factors(*learner.seen(whole), beside(counts, grad))
+    losses, factors = mlp.factors(*learner.mlp_inputs(whole), beside(counts, grad))
     loss, total = losses[-sizes[-1] :].mean(), sum(sizes)
     ends = sum(s.shape[1] + a.shape[1] for s, a in factors)
     if total**2 * ends < (total + len(parts) ** 2) * len(grad):
-        return Factored(chain, factors, sizes), loss
+        return FactoredGradients(mlp, factors, sizes), loss
     rows = grad.new_empty(len(parts), len(grad))
     cuts = zip(*(zip(s.split(sizes), a.split(sizes), strict=True) for s, a in factors), strict=True)
     for row, own in zip(rows, cuts, strict=True):
-        chain.write(list(own), None)
+        mlp.write(list(own), None)
         row.copy_(grad)
-    return Dense(rows, grad), loss
+    return DenseGradients(rows, grad), loss

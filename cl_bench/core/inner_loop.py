@@ -4,60 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cl_bench.core.mlp_gradient import Chain
+from cl_bench.core.mlp_gradient import CompiledSequence
+from cl_bench.core.network import BatchNorm, NetworkFunction
 from cl_bench.core.types import Batch
-
-if TYPE_CHECKING:
-    from cl_bench.core.learner import Learner
 
 By = Literal["batch", "running", "whole"]
 
 
-class Inner:
-    """What `learner.inner` does to the learner's theta; no optimizer, momentum or weight decay.
+class InnerLoop:
+    """Steps on the network's theta without optimizer, momentum or weight decay.
 
     Batches come augmented already, by one draw for all the steps on their samples.
+
+    descend   (batch, lr) -> loss: theta <- theta - lr gradient of the batch's loss
+    count     told of each batch whose gradients are evaluated by `sequence`
+    sequence  all steps on single samples as one compiled graph; None: step by step
     """
 
-    def __init__(self, learner: Learner, perceptron: Chain | None) -> None:
-        self.learner = learner
-        self._whole: Callable[..., tuple[Tensor, Tensor]] | None = None
-        if perceptron is not None and learner.machine.compiler is not None:
-            loop = partial(perceptron.walk, learner.criterion.with_slope)
-            self._whole = learner.machine.compiler(loop)
-
-    def descend(self, batch: Batch, lr: float) -> Tensor:
-        """theta <- theta - lr gradient of the batch's loss, which is returned."""
-        learner = self.learner
-        if learner.chain is not None:
-            learner.evaluated += len(batch.y)
-            return learner.chain.descend(*learner.seen(batch), lr)
-        loss = learner.differentiate(learner.loss, batch)
-        learner.flat.theta.detach().sub_(learner.flat.grad, alpha=lr)
-        return loss
+    def __init__(
+        self,
+        network: NetworkFunction,
+        descend: Callable[[Batch, float], Tensor],
+        count: Callable[[Batch], None],
+        sequence: CompiledSequence | None,
+    ) -> None:
+        self.network, self.descend = network, descend
+        self._count, self._sequence = count, sequence
 
     @torch.no_grad()
-    def walk(
-        self, batch: Batch, lr: float, shrink: Tensor | None, usual: bool, size: int = 1
+    def sgd_sequence(
+        self,
+        batch: Batch,
+        lr: float,
+        shrink: Tensor | None,
+        compiled_length: bool,
+        size: int = 1,
     ) -> Tensor:
         """`descend` on each slice; after each, theta <- theta_0 + shrink (theta - theta_0).
 
         shrink (P,); None: 1. Returns the mean loss along the way. With runtime.compile a
-        perceptron's loop over single samples is one graph for each length; a batch that is not of
-        the `usual` one goes step by step.
+        perceptron's loop over single samples is one graph for each length of batch; a batch whose
+        length is not the usual one (`compiled_length` false) goes step by step.
         """
-        learner, theta = self.learner, self.learner.flat.theta
-        if self._whole is not None and usual and size == 1:
-            learner.evaluated += len(batch.y)
-            x = learner.transform.view(batch.x).to(theta.dtype)
-            live, rate = learner.competing(batch), theta.new_full((), lr)
-            found, loss = self._whole(theta.detach(), x, batch.y, live, rate, shrink)
+        network, theta = self.network, self.network.flat.theta
+        if self._sequence is not None and compiled_length and size == 1:
+            self._count(batch)
+            x = network.transform.view(batch.x).to(theta.dtype)
+            live, rate = network.heads.competing(batch), theta.new_full((), lr)
+            found, loss = self._sequence(theta.detach(), x, batch.y, live, rate, shrink)
             theta.copy_(found)
             return loss
         losses, start = [], theta.clone()
@@ -70,17 +69,17 @@ class Inner:
 
     @contextmanager
     def normalised(self, by: By, batch: Batch) -> Iterator[None]:
-        """How batch norm sees the small batches inside, single samples perhaps.
+        """How batch norm treats the small batches inside the block, single samples perhaps.
 
         `batch`: what they are cut from, augmented already.
         by=batch    by their own statistics, as in training; a single sample by the running ones
         by=running  by its running statistics, which take in `batch` first
         by=whole    by the statistics of `batch`, which the running ones take in, unbiased as these
-        Its weights train, whatever it sees. But by=batch, gradients take the statistics as given,
-        and several steps under those of one moment hold at small learning rates alone.
+        Its weights are trained in each case. But for by=batch, gradients take the statistics as
+        constants, and several steps under constant statistics are stable at small rates alone.
         """
-        learner, kind = self.learner, nn.modules.batchnorm._BatchNorm
-        layers = [m for m in learner.net.modules() if isinstance(m, kind) and m.training]
+        network = self.network
+        layers = [m for m in network.net.modules() if isinstance(m, BatchNorm) and m.training]
         layers = layers if by != "batch" else []
         rates = [layer.momentum for layer in layers]
         before = [[b.clone() for b in layer.buffers()] for layer in layers if by == "whole"]
@@ -89,7 +88,7 @@ class Inner:
                 layer.momentum = 1.0 if by == "whole" else layer.momentum
             if layers:
                 with torch.no_grad():
-                    learner.logits(learner.flat.theta, batch)
+                    network.logits(network.flat.theta, batch)
             for layer in layers:
                 layer.eval()
             yield
@@ -98,10 +97,10 @@ class Inner:
                 layer.momentum = rate
                 layer.train()
             for layer, old in zip(layers, before, strict=False):
-                _take_in(layer, old)
+                _update_statistics(layer, old)
 
 
-def _take_in(layer: nn.modules.batchnorm._BatchNorm, before: list[Tensor]) -> None:
+def _update_statistics(layer: BatchNorm, before: list[Tensor]) -> None:
     """From the statistics before, a step towards those that are there, as training would take."""
     assert layer.momentum is not None
     for new, old in zip(layer.buffers(), before, strict=True):

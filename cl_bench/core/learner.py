@@ -1,38 +1,25 @@
-"""A network as a function of one vector, with its loss, its gradient and its step."""
+"""A network with its loss, the gradient of that loss, and the optimizer's step along it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
-from torch.func import functional_call
+from torch import Tensor, nn
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.criteria import Criterion
-from cl_bench.core.flat import FlatParams
-from cl_bench.core.gradient import Backward, Objective
-from cl_bench.core.inner_loop import Inner
-from cl_bench.core.mlp_gradient import Slope, chain
+from cl_bench.core.gradient import Objective, engine
+from cl_bench.core.inner_loop import InnerLoop
+from cl_bench.core.mlp_gradient import LossSlope, mlp_gradient
+from cl_bench.core.network import BatchNorm, NetworkFunction
 from cl_bench.core.optim import Optimizer
-from cl_bench.core.types import Batch, Snapshot, Task, Transform
-from cl_bench.models.layers import accept_single_samples, dropouts, statistics
+from cl_bench.core.runtime import Runtime
+from cl_bench.core.types import Batch, Task, Transform
 
 
-class Machine(Protocol):
-    """What a learner needs of the runtime: generators, mixed precision, a compiler or none."""
-
-    memory: Generator  # on the CPU: what a method draws (replay)
-    draws: Generator  # on the device: augmentation
-    precision: Literal["fp32", "bf16"]
-    channels_last: bool
-    compiler: Callable[[Callable], Callable] | None
-
-    def autocast(self) -> AbstractContextManager: ...
-
-
-class Learner:
+class Learner(NetworkFunction):
     """theta moves, nothing else does: `gradient` fills `flat.grad`, `step` applies it."""
 
     def __init__(
@@ -42,26 +29,28 @@ class Learner:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         weight_decay: float,
         transform: Transform,
-        machine: Machine,
+        machine: Runtime,
     ) -> None:
-        self.net, self.criterion, self.transform, self.machine = net, criterion, transform, machine
+        super().__init__(net, transform, machine)
+        self.criterion = criterion
         self.rng = machine.memory  # for a method's own draws (CPU): replay, sampled memories
-        self.flat = FlatParams(net, machine.channels_last)
-        self.weight_decay, self._build = weight_decay, optimizer
+        self.weight_decay, self._make_optimizer = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
         self.moved = self.flat.theta  # what the optimizer moves
         self.task: Task | None = None  # the one that is learned now
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.annealed = 1.0  # what learning rates are multiplied by now
-        self.masked = self.full_precision = self.frozen = False
         self.evaluated = 0  # gradients so far, of one sample each
-        self._held: Tensor | None = None  # (P,) bool: parameters that may move
-        self._backward = Backward(self.flat, machine.compiler)
-        perceptron = chain(net, self.flat) if machine.precision == "fp32" else None
-        self.chain = perceptron if machine.compiler is None else None  # else the compiler's graphs
-        self.inner = Inner(self, perceptron)
-        dropouts(net, machine.draws)
-        accept_single_samples(net)
+        self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
+        self._movable: Tensor | None = None  # (P,) bool: parameters that may move; None: all
+        self._engine = engine(self.flat, machine.compiler)
+        perceptron = mlp_gradient(net, self.flat) if machine.precision == "fp32" else None
+        self.mlp = perceptron if machine.compiler is None else None
+        self._fill = self._fill_by_engine if self.mlp is None else self._fill_by_mlp
+        sequence = None
+        if perceptron is not None and machine.compiler is not None:
+            sequence = perceptron.compiled_sequence(machine.compiler, criterion.with_slope)
+        self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
     def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
         """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
@@ -79,14 +68,13 @@ class Learner:
     def drive(self, vector: nn.Parameter) -> None:
         """Let a fresh optimizer move this vector, by its `grad`, until the next task begins."""
         vector.grad = torch.zeros_like(vector) if vector.grad is None else vector.grad
-        self.moved, self.optimizer = vector, self._build([vector])
+        self.moved, self.optimizer = vector, self._make_optimizer([vector])
         self.anneal(self.annealed)
 
     def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
-        """Set what competes alone: on the way back from a checkpoint, or before the first task."""
-        self.live, self.ever = live, ever
-        self.masked = self.masked or not bool(live.all())  # stays: one compiled graph for all
-        used = self.in_use(live[tasks].any(0)) if self.weight_decay else None
+        """The classes of `begin_task` alone: when a run continues, or before its first task."""
+        self.heads.reveal(live, ever)
+        used = self.heads.in_use(live[tasks].any(0)) if self.weight_decay else None
         self._decay_mask = None if used is None else used * self.weight_decay
 
     def anneal(self, factor: float) -> None:
@@ -98,48 +86,33 @@ class Learner:
     def train(self, frozen: bool) -> None:
         """Training mode; `frozen`: batch norm's statistics and weights stay as they are."""
         self.frozen = frozen
-        self._mode(True)
-        self._held = self.flat.outside(nn.modules.batchnorm._BatchNorm) if frozen else None
-        if self._held is not None and self._decay_mask is not None:
-            self._decay_mask *= self._held
-
-    def logits(self, theta: Tensor, batch: Batch) -> Tensor:
-        """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
-        x = self.transform.view(batch.x).to(theta.dtype)
-        with self._autocast():
-            if theta is self.flat.theta:
-                return self.net(x)
-            return functional_call(self.net, self.flat.views(theta), (x,))
-
-    @torch.no_grad()
-    def features(self, batch: Batch) -> Tensor:
-        """(B, d): what the network makes of a batch before its head."""
-        x = self.transform.view(batch.x).to(self.flat.theta.dtype)
-        with self._autocast():
-            network: Any = self.net
-            return network.features(x)
+        self._set_mode(True)
+        self._movable = self.flat.outside(BatchNorm) if frozen else None
+        if self._movable is not None and self._decay_mask is not None:
+            self._decay_mask *= self._movable
 
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B,): each sample's loss over the classes that are live for its task."""
-        return self.criterion(self.logits(theta, batch), batch.y, self.competing(batch))
-
-    def competing(self, batch: Batch) -> Tensor | None:
-        """(B, K) bool: the classes that are live for each sample's task; None: all of them."""
-        return self.live[batch.t] if self.masked else None
-
-    def competing_in(self, task: Task) -> Tensor:
-        """(K,) bool: the classes that are live for some of a task's samples."""
-        return self.live[task.t.unique()].any(0)
-
-    def reachable(self, batch: Batch) -> Tensor | None:
-        """(B, K) bool: the classes that will ever compete for each sample's task; None: all."""
-        return None if self.ever is None else self.ever[batch.t]
+        return self.criterion(self.logits(theta, batch), batch.y, self.heads.competing(batch))
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """The mean of `losses`."""
         return self.losses(theta, batch).mean()
 
-    def gradient(self, objective: Objective, *args: Any) -> Tensor:
+    def gradient(self, batch: Batch) -> Tensor:
+        """Fill `flat.grad` with the gradient of the mean loss on the augmented batch; returns it.
+
+        What is returned is the loss, detached, still on the device.
+        """
+        return self.loss_gradient(self.augmented(batch))
+
+    def loss_gradient(self, batch: Batch) -> Tensor:
+        """`gradient` of a batch that is augmented already."""
+        self._count(batch)
+        loss = self._fill(batch)
+        return self._held_still(loss)
+
+    def gradient_of(self, objective: Objective, *args: Any) -> Tensor:
         """Fill `flat.grad` with d objective(theta, *args) / d theta; returns the detached value.
 
         Batches among `args` are augmented first, by one draw outside any graph. A compiled
@@ -150,13 +123,15 @@ class Learner:
         )
 
     def differentiate(self, objective: Objective, *args: Any) -> Tensor:
-        """`gradient` of batches that are augmented already."""
-        return self._filled(objective, args, False).detach()
+        """`gradient_of` batches that are augmented already."""
+        self._count(*args)
+        return self._held_still(self._engine(objective, args, has_aux=False))
 
     def differentiate_with(self, objective: Callable, *args: Any) -> tuple[Tensor, Tensor]:
         """The same for an objective that returns a tensor beside its value (logits to store)."""
-        value, beside = self._filled(objective, args, True)
-        return value.detach(), beside.detach()
+        self._count(*args)
+        value, aux = self._engine(objective, args, has_aux=True)
+        return self._held_still(value), aux.detach()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -165,9 +140,15 @@ class Learner:
             self.flat.grad.addcmul_(self.flat.theta, self._decay_mask)
         self.optimizer.step()
 
-    def descend(self, objective: Objective, *args: Any) -> Tensor:
-        """`gradient`, then `step`."""
-        value = self.gradient(objective, *args)
+    def descend(self, batch: Batch) -> Tensor:
+        """`gradient`, then `step`: what plain training does with a batch."""
+        loss = self.gradient(batch)
+        self.step()
+        return loss
+
+    def descend_on(self, objective: Objective, *args: Any) -> Tensor:
+        """`gradient_of`, then `step`."""
+        value = self.gradient_of(objective, *args)
         self.step()
         return value
 
@@ -176,74 +157,70 @@ class Learner:
         """The optimizer's learning rate now."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def held(self, gradient: Tensor) -> Tensor:
-        """The gradient (P,) without the parameters that may not move now (frozen batch norm)."""
-        return gradient if self._held is None else gradient * self._held
-
-    def in_use(self, live: Tensor) -> Tensor:
-        """(P,): 1 for each parameter, 0 in the head's rows of classes that are not `live` (K,)."""
-        mask = torch.ones_like(self.flat.grad)
-        for rows in self.flat.parts(mask, lambda module: module is self.net.head):
-            rows[~live] = 0.0
-        return mask
+    def movable(self, gradient: Tensor) -> Tensor:
+        """The gradient (P,), 0 for parameters that may not move now (frozen batch norm)."""
+        return gradient if self._movable is None else gradient * self._movable
 
     def augmented(self, batch: Batch) -> Batch:
         """The batch under one random draw of the augmentation."""
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
 
-    def snapshot(self) -> Snapshot:
-        """A copy of what `logits` depends on, to ask later (a teacher)."""
-        buffers = {name: b.detach().clone() for name, b in statistics(self.net)}
-        return Snapshot(self.flat.theta.detach().clone(), buffers)
-
-    @torch.no_grad()
-    def go_back(self, then: Snapshot) -> None:
-        """Be the network of that time again."""
-        self.flat.theta.copy_(then.theta)
-        for name, buffer in statistics(self.net):
-            buffer.copy_(then.buffers[name])
-
-    def recall(self, then: Snapshot, batch: Batch) -> Tensor:
-        """(B, K): what the network said then, in evaluation mode, without a graph."""
-        x = self.transform.view(batch.x).to(then.theta.dtype)
-        with self.evaluating(self.full_precision), torch.no_grad(), self._autocast():
-            return functional_call(self.net, {**self.flat.views(then.theta), **then.buffers}, (x,))
-
-    @contextmanager
-    def evaluating(self, full_precision: bool = False) -> Iterator[None]:
-        """Evaluation mode inside (without mixed precision for a curvature); as before outside."""
-        before = self.net.training, self.full_precision
-        self._mode(False)
-        self.full_precision = full_precision
-        try:
-            yield
-        finally:
-            self._mode(before[0])
-            self.full_precision = before[1]
-
-    def _autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.full_precision else self.machine.autocast()
-
-    def _mode(self, training: bool) -> None:
-        self.net.train(training)
-        if self.frozen:
-            for module in self.net.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-
-    def _filled(self, objective: Objective, args: tuple, more: bool) -> Any:
-        """Fill `flat.grad`; returns what the objective returned, `more` than its value perhaps."""
-        self.evaluated += sum(len(a.y) for a in args if isinstance(a, Batch))
-        if self.chain is not None and objective == self.loss:
-            found = self.chain.fill(*self.seen(*args))
-        else:
-            found = self._backward(objective, args, more)
-        if self._held is not None:
-            self.flat.grad.mul_(self._held)
-        return found
-
-    def seen(self, batch: Batch) -> tuple[Tensor, Slope]:
-        """A batch for the chain: what it reads, and the criterion as a function of its logits."""
-        competing = self.competing(batch)
+    def mlp_inputs(self, batch: Batch) -> tuple[Tensor, LossSlope]:
+        """A batch for `mlp`: pixels (B, D), and the criterion as a function of its logits."""
+        competing = self.heads.competing(batch)
         x = self.transform.view(batch.x).to(self.flat.grad.dtype)
         return x, lambda z: self.criterion.with_slope(z, batch.y, competing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of a run depends on: weights, statistics, the optimizer's state."""
+        return {
+            "theta": self.flat.theta.detach(),
+            "channels_last": self.flat.channels_last,
+            "buffers": dict(self.net.named_buffers()),
+            "moved": None if self.moved is self.flat.theta else self.moved.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "masked": self.heads.masked,
+            "evaluated": self.evaluated,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load it in place: the parameters stay views of theta."""
+        before = state["channels_last"]
+        if before != self.flat.channels_last:
+            raise UserError(
+                f"it was written with runtime.channels_last={str(before).lower()}, on another "
+                "device; go on there"
+            )
+        self.flat.theta.copy_(state["theta"])
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        if state["moved"] is not None:
+            self.drive(nn.Parameter(state["moved"]))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.heads.masked, self.evaluated = state["masked"], state["evaluated"]
+
+    def _fill_by_engine(self, batch: Batch) -> Tensor:
+        return self._engine(self.loss, (batch,), has_aux=False)
+
+    def _fill_by_mlp(self, batch: Batch) -> Tensor:
+        assert self.mlp is not None
+        return self.mlp.fill(*self.mlp_inputs(batch))
+
+    def _held_still(self, value: Tensor) -> Tensor:
+        """Take parameters that may not move out of `flat.grad`; returns the value, detached."""
+        if self._movable is not None:
+            self.flat.grad.mul_(self._movable)
+        return value.detach()
+
+    def _count(self, *args: Any) -> None:
+        self.evaluated += sum(len(a.y) for a in args if isinstance(a, Batch))
+
+    def _sgd_step(self, batch: Batch, lr: float) -> Tensor:
+        """theta <- theta - lr gradient of the augmented batch's loss, which is returned."""
+        if self.mlp is not None:
+            self._count(batch)
+            return self.mlp.descend(*self.mlp_inputs(batch), lr)
+        loss = self.loss_gradient(batch)
+        self.flat.theta.detach().sub_(self.flat.grad, alpha=lr)
+        return loss

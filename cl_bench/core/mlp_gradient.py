@@ -8,6 +8,7 @@ graph, at a quarter of what its steps cost one by one (MER in scripts/bench.py -
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,27 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_bench.core.flat import FlatParams
+from cl_bench.core.gradient import Compiler
 from cl_bench.models.mlp import MLP
 
 # s (N, out), a (N, in): a layer's gradients are the N outer products s a'
 Factor = tuple[Tensor, Tensor]
-Slope = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits (B, K) -> losses (B,), slopes (B, K)
+LossSlope = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits (B, K) -> losses (B,), slopes (B, K)
+CompiledSequence = Callable[..., tuple[Tensor, Tensor]]
 Criterion = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]  # `with_slope`
 BACK = torch.ops.aten.leaky_relu_backward.default
-BENDS = {nn.ReLU: 0.0, nn.LeakyReLU: 0.01}  # their slopes below zero
+NEGATIVE_SLOPE = {nn.ReLU: 0.0, nn.LeakyReLU: 0.01}
 
 
-class Chain:
+class MLPGradient:
     """z_i = a_{i-1} W_i' + b_i, a_i = act(z_i); the last z are the logits."""
 
-    def __init__(self, layers: list[nn.Linear], bend: float, flat: FlatParams) -> None:
+    def __init__(self, layers: list[nn.Linear], negative_slope: float, flat: FlatParams) -> None:
         self.weights = [layer.weight.detach() for layer in layers]
         self.biases = [layer.bias.detach() for layer in layers]
         self.grads: list[Any] = [(layer.weight.grad, layer.bias.grad) for layer in layers]
-        self.bend, self.flat = bend, flat
+        self.negative_slope, self.flat = negative_slope, flat
 
     @torch.no_grad()
-    def fill(self, x: Tensor, slope: Slope) -> Tensor:
+    def fill(self, x: Tensor, slope: LossSlope) -> Tensor:
         """Write the gradient of the mean loss into the layers' `grad`; returns that loss."""
         losses, factors = self.factors(x, slope, len(x))
         self.write(factors, None)
@@ -43,7 +46,7 @@ class Chain:
 
     @torch.no_grad()
     def factors(
-        self, x: Tensor, slope: Slope, count: float | Tensor
+        self, x: Tensor, slope: LossSlope, count: float | Tensor
     ) -> tuple[Tensor, list[Factor]]:
         """The losses (N,), and each layer's factors of their gradients divided by `count`."""
         inputs, outputs = [], []
@@ -52,11 +55,11 @@ class Chain:
             inputs.append(a)
             z = F.linear(a, weight, bias)
             outputs.append(z)
-            a = F.leaky_relu(z, self.bend)
+            a = F.leaky_relu(z, self.negative_slope)
         losses, s = slope(outputs.pop())
         slopes = [(s.T / count).T]
         for weight, z in zip(self.weights[:0:-1], reversed(outputs), strict=True):
-            s = BACK(slopes[-1] @ weight, z, self.bend, False)
+            s = BACK(slopes[-1] @ weight, z, self.negative_slope, False)
             slopes.append(s)
         return losses, list(zip(slopes[::-1], inputs, strict=True))
 
@@ -69,7 +72,7 @@ class Chain:
             torch.sum(s, 0, out=bias)
 
     @torch.no_grad()
-    def descend(self, x: Tensor, slope: Slope, lr: float) -> Tensor:
+    def descend(self, x: Tensor, slope: LossSlope, lr: float) -> Tensor:
         """theta <- theta - lr gradient, layer by layer: the gradient is written nowhere."""
         losses, factors = self.factors(x, slope, len(x))
         for weight, bias, (s, a) in zip(self.weights, self.biases, factors, strict=True):
@@ -77,7 +80,7 @@ class Chain:
             bias.add_(s.sum(0), alpha=-lr)
         return losses.mean()
 
-    def walk(
+    def sgd_sequence(
         self,
         criterion: Criterion,
         theta: Tensor,
@@ -99,7 +102,7 @@ class Chain:
             for weight, bias in now:
                 inputs.append(a)
                 outputs.append((weight * a).sum(1) + bias)
-                a = F.leaky_relu(outputs[-1], self.bend)
+                a = F.leaky_relu(outputs[-1], self.negative_slope)
             some = None if live is None else live[k : k + 1]
             losses, s = criterion(outputs[-1].unsqueeze(0), y[k : k + 1], some)
             total, s, moved = total + losses[0], s[0], []
@@ -108,11 +111,15 @@ class Chain:
                 moved.append((weight - lr * s.unsqueeze(1) * inputs[i], bias - lr * s))
                 if i:
                     below = (weight * s.unsqueeze(1)).sum(0)
-                    s = torch.where(outputs[i - 1] > 0, below, self.bend * below)
+                    s = torch.where(outputs[i - 1] > 0, below, self.negative_slope * below)
             now = moved[::-1]
             if pulls is not None:
                 now = [_between(*parts) for parts in zip(start, now, pulls, strict=True)]
         return torch.cat([part.flatten() for pair in now for part in pair]), total / len(x)
+
+    def compiled_sequence(self, compiler: Compiler, criterion: Criterion) -> CompiledSequence:
+        """`sgd_sequence` of a criterion, as one compiled graph."""
+        return compiler(partial(self.sgd_sequence, criterion))
 
     def _pairs(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A vector (P,) as weights and biases, layer by layer."""
@@ -128,15 +135,15 @@ def _between(
     return w0 + w * (w1 - w0), b0 + b * (b1 - b0)
 
 
-def chain(net: nn.Module, flat: FlatParams) -> Chain | None:
-    """The network as a chain on its own parameters and gradients; None where it is none.
+def mlp_gradient(net: nn.Module, flat: FlatParams) -> MLPGradient | None:
+    """The gradient of a perceptron, on its own parameters; None for any other network.
 
-    Not one whose body is fixed (head_only), nor with an activation that is not two straight lines.
+    None, too, where the body is fixed (head_only), or the activation is not piecewise linear.
     """
     if type(net) is not MLP:
         return None
     layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
     kinds = {type(m) for m in net.features} - {nn.Linear, nn.Flatten}
-    if not kinds <= set(BENDS) or any(p.grad is None for p in net.parameters()):
+    if not kinds <= set(NEGATIVE_SLOPE) or any(p.grad is None for p in net.parameters()):
         return None
-    return Chain(layers, BENDS[kinds.pop()] if kinds else 0.0, flat)
+    return MLPGradient(layers, NEGATIVE_SLOPE[kinds.pop()] if kinds else 0.0, flat)

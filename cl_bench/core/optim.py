@@ -60,11 +60,8 @@ def rate(optimizer: Any) -> float:
     return group["lr"] / (1 - group.get("momentum", 0))
 
 
-STRIDES = (
-    "cl_bench.core.optim.SGD",
-    "torch.optim.SGD",
-    "torch.optim.Adam",
-)  # those it is known for
+PLAIN_SGD = ("cl_bench.core.optim.SGD", "torch.optim.SGD")
+STRIDES = (*PLAIN_SGD, "torch.optim.Adam")  # optimizers whose `stride` is known
 
 
 def stride(optimizer: Any, theta: nn.Parameter) -> Tensor:

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.core.state import stored_as
+
 
 def beside(index: Tensor, data: Tensor) -> Tensor:
     """`index`, drawn on the CPU, on the device of `data`; nobody waits for that device."""
@@ -17,6 +19,7 @@ def beside(index: Tensor, data: Tensor) -> Tensor:
     return index.pin_memory().to(data.device, non_blocking=True)
 
 
+@stored_as("batch")
 class Batch(NamedTuple):
     """B samples as they were stored: raw pixels, global class ids, task ids."""
 
@@ -90,6 +93,7 @@ class Transform(Protocol):
         ...
 
 
+@stored_as("snapshot")
 class Snapshot(NamedTuple):
     """A network at one time."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 
 from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task, beside
@@ -98,3 +100,14 @@ def _factored(block: Block, size: Size) -> Tensor:
     if size == "trace":
         return (block.values @ seen.diagonal()).sum()
     return ((block.values @ seen.square()) * block.values).sum().sqrt()
+
+
+def check_importance(importance: str, curvature: dict[str, Any]) -> None:
+    """UserError where the importance of a layer would be a trace that may be negative."""
+    kind = get_object(curvature["_target_"])
+    indefinite = not kind.penalty or kind.may_be_negative(curvature)
+    if indefinite and importance in ("trace", "mean"):
+        raise UserError(
+            f"method.importance={importance}: a Hessian's trace may be negative; use norm, or "
+            "another curvature"
+        )

@@ -196,11 +196,13 @@ def output_roots(learner: Learner, batch: Batch, logits: Tensor, rng: Generator 
 
     Those that compete now and, for a loss that can know it already, those that will.
     """
-    found = learner.criterion.hessian_root(logits, learner.competing(batch), rng)
-    ever = learner.reachable(batch)
+    found = learner.criterion.hessian_root(logits, learner.heads.competing(batch), rng)
+    ever = learner.heads.reachable(batch)
     return found if ever is None else found * ever
 
 
 def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
     """(1, B, K): the gradient of each sample's loss at its true label."""
-    return learner.criterion.with_slope(logits, batch.y, learner.competing(batch))[1].unsqueeze(0)
+    return learner.criterion.with_slope(logits, batch.y, learner.heads.competing(batch))[
+        1
+    ].unsqueeze(0)

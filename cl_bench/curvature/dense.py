@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
+from cl_bench.core.state import stored_as
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, eigh, fork, subset
 from cl_bench.curvature.capture import Labels, law
@@ -20,6 +21,7 @@ from cl_bench.curvature.products import hessian
 LARGEST = 8192  # parameters: 256 MiB of float32
 
 
+@stored_as("dense")
 @dataclass(frozen=True)
 class Dense:
     """A (P, P) itself, symmetric."""

@@ -20,6 +20,7 @@ from torch.func import vjp, vmap
 from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
+from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import (
@@ -36,6 +37,7 @@ from cl_bench.curvature.capture import (
 from cl_bench.curvature.elementwise import elementwise
 
 
+@stored_as("diagonal")
 @dataclass(frozen=True)
 class Diagonal:
     """A = diag(values), values (P,) >= 0."""
@@ -74,7 +76,7 @@ class Identity(Estimator):
     """A = I on all that was in use: plain L2 towards the anchor, but for heads not yet revealed."""
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
-        return Diagonal(learner.in_use(learner.competing_in(task)))
+        return Diagonal(learner.heads.in_use(learner.heads.competing_in(task)))
 
 
 class PerSample(Estimator):
@@ -147,7 +149,7 @@ class MAS(PerSample):
 
 
 def _norm_gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
-    live = learner.competing(batch)
+    live = learner.heads.competing(batch)
     return (2 * (logits if live is None else logits * live)).unsqueeze(0)
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from cl_bench.core.flat import FlatParams
+from cl_bench.core.state import stored_as
 from cl_bench.curvature.base import eigh
 
 
+@stored_as("layer_place")
 @dataclass(frozen=True)
 class Place:
     """Where a layer's [W | b] lies in the flat vector: D (..., out, in or in + 1)."""
@@ -68,6 +70,7 @@ class Block(Protocol):
     def max_eigenvalue(self) -> Tensor: ...
 
 
+@stored_as("kronecker_factors")
 @dataclass(frozen=True)
 class Factors:
     """scale G (x) A with G (out, out), A (in, in), scale ()."""
@@ -118,6 +121,7 @@ class Factors:
         return self.scale * values_a[-1] * values_g[-1]
 
 
+@stored_as("eigenvalue_corrected_factors")
 @dataclass(frozen=True)
 class Corrected:
     """EKFAC: (U_G (x) U_A) diag(values) (U_G (x) U_A)', with values (out, in) in the eigenbasis."""
@@ -160,6 +164,7 @@ class Corrected:
         return self.values.amax()
 
 
+@stored_as("kronecker")
 @dataclass(frozen=True)
 class Blocks:
     """Block-diagonal: a block for each Linear and Conv2d, `rest` (P,) on all other diagonals."""

@@ -7,17 +7,20 @@ from math import inf
 from typing import Any, Literal, NamedTuple
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 
 from cl_bench.base.bounds import Share
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.learner import Learner, Objective
-from cl_bench.core.optim import rate, rescales, stability
+from cl_bench.core.learner import Learner
+from cl_bench.core.optim import PLAIN_SGD, rate, rescales, stability
+from cl_bench.core.state import Stateful, stored_as
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.products import largest_eigenvalue
 
 
+@stored_as("anchored")
 class Anchored(NamedTuple):
     """1/2 (theta - anchor)' A (theta - anchor), for so many tasks and samples."""
 
@@ -78,6 +81,7 @@ def _merged(old: Anchored, new: Anchored, mine: float, theirs: float) -> Anchore
     return Anchored(curvature, new.anchor, new.tasks + old.tasks, new.samples + old.samples)
 
 
+@stored_as("implicit_step")
 class Ready(NamedTuple):
     """The implicit step, prepared for one learning rate."""
 
@@ -85,7 +89,7 @@ class Ready(NamedTuple):
     contraction: Any  # a Curvature
 
 
-class Penalty:
+class Penalty(Stateful):
     """strength/2 sum_j (theta - a_j)' A_j (theta - a_j), for one anchor or one each task.
 
     step=explicit  its gradient joins the loss's: stable up to a strength that `check` knows
@@ -109,12 +113,6 @@ class Penalty:
         self.total: list[Curvature] = []  # the sum, where the anchors are apart
         self.ready: Ready | None = None
         self.count = 0  # steps since a task ended
-
-    def descend(self, learner: Learner, objective: Objective, *args: Any) -> Tensor:
-        """One step on objective + penalty; returns the objective's value."""
-        loss = learner.gradient(objective, *args)
-        self.move(learner)
-        return loss
 
     @torch.no_grad()
     def move(self, learner: Learner) -> None:
@@ -214,3 +212,31 @@ class Penalty:
         if self.ready is None or self.ready.damping != damping:
             self.ready = Ready(damping, whole.contraction(damping))
         self.ready.contraction.draw(theta, self.past[0].anchor)
+
+
+def check_options(config: dict[str, Any]) -> None:
+    """The `check` of a method that has a `Penalty`, for its options step, every and merging.
+
+    UserError where they do not go with the optimizer or the curvature.
+    """
+    optimizer, method = config["optimizer"], config["method"]
+    proximal = optimizer["_target_"] in PLAIN_SGD
+    implied = "implicit" if proximal else "explicit"
+    method = {**method, "step": implied if method["step"] == "auto" else method["step"]}
+    if not proximal and (method["step"] == "implicit" or method.get("every", 1) > 1):
+        key = "method.step=implicit" if method["step"] == "implicit" else "method.every above 1"
+        raise UserError(
+            f"{key}: with optimizer._target_={optimizer['_target_']}, which may rescale gradients, "
+            "its fixed points are not those of loss + penalty; use method.step=explicit and "
+            "method.every=1, or SGD"
+        )
+    for name in ("nesterov", "dampening", "maximize"):
+        if proximal and optimizer.get(name):
+            raise UserError(f"optimizer.{name}: a penalty's steps are not worked out for it")
+    separate = method.get("merging", {}).get("_target_") == path_of(apart)
+    implicit = separate and method["step"] == "implicit"
+    if implicit and not get_object(method["curvature"]["_target_"]).linear:
+        raise UserError(
+            "merging=apart: Kronecker factors of several tasks have no common inverse; "
+            "use method.step=explicit, or another merging"
+        )

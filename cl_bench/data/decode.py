@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.base import files
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +69,7 @@ def _pixels(name: str, file: Path, size: int, fit: Fit) -> np.ndarray:
             return np.asarray(fit(_rgb(image), size)).transpose(2, 0, 1)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         system = error.strerror if isinstance(error, OSError) else None
-        reason = system or " ".join(str(error).split())
+        reason = system or one_line(error)
         raise UserError(f"{name}: cannot use the image {file}: {reason}") from error
 
 

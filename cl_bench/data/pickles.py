@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.data.arrays import Part, Source, sealed, versions
 
 CLASSES = 1000
@@ -57,7 +57,7 @@ def _part(file: Path) -> Part:
         x = torch.from_numpy(np.asarray(rows, np.uint8)).view(-1, 3, 32, 32)
         y = torch.as_tensor(np.asarray(labels, np.int64)) - 1
     except Exception as error:  # a damaged pickle may raise any
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"imagenet32: {file} is not one of the published pickles: {reason}"
         ) from error

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cl_bench.base import files
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.data.arrays import TENSORS, Source, digest
 
 VERSION = "1"
@@ -82,7 +82,7 @@ def save(file: Path, prepared: Prepared) -> None:
 
 def _said(error: Exception) -> str:
     told = error.strerror if isinstance(error, OSError) else None
-    return told or " ".join(str(error).split())
+    return told or one_line(error)
 
 
 def _seal(file: Path, fingerprint: str, facts: str) -> str:

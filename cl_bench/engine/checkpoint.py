@@ -1,14 +1,21 @@
-"""A run's whole state to disk and back: atomic, plain types, read with weights_only.
+"""The file of a run's state: written whole or not at all, checked before anything is loaded.
 
-An object of ours becomes {"__class__": its path, fields...}; classes are looked up in cl_bench
-alone. What a run rebuilds from its config is not stored but found again: the learner, the
-generators, functions.
+The file is one line, MARK and the SHA-256 of what follows it, then what `torch.save` writes of
+plain values and tensors; it is read with weights_only. Its parts:
+
+identity    which run it is of: hash of the config, seed, device, and of the data
+codes       the codes that made the run so far, the oldest first (`source_code.Code`)
+devices     the names of the devices that it ran on
+progress    tasks and steps that are over, the accuracies and seconds so far
+generators  the states of the run's generators
+journal     how many bytes of metrics.jsonl belong to it, and their SHA-256
+learner     weights, batch norm's statistics, the optimizer (`Learner.state_dict`)
+method      the method's state (`core.state`)
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,120 +23,34 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.core.learner import Learner
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import previous
 
-MARK = b"cl_bench checkpoint 2 sha256 "
+FORMAT = 3  # of the file; another one is refused by its number
+NAME = b"cl_bench checkpoint "
+MARK = NAME + str(FORMAT).encode() + b" sha256 "
 DIGITS = 64  # of a SHA-256
-PLAIN = (Tensor, int, float, str, bool, bytes, type(None))
-
-
-def encode(value: Any) -> Any:
-    """Plain types all the way down; `...` stands for what is not state."""
-    if isinstance(value, PLAIN):
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(encode(v) for v in value)
-    function = callable(value) and not isinstance(value, nn.Module)
-    if function or isinstance(value, Learner | Generator):
-        return {"__kept__": True}
-    if isinstance(value, dict):
-        return {"__dict__": [(encode(k), encode(v)) for k, v in value.items()]}
-    if isinstance(value, set | frozenset):
-        return {"__set__": [encode(v) for v in value]}
-    cls = type(value)
-    if not cls.__module__.startswith("cl_bench."):
-        raise TypeError(f"{cls.__module__}.{cls.__qualname__} cannot go into a checkpoint")
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    return {"__class__": path, "fields": {k: encode(v) for k, v in _fields(value).items()}}
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return value._asdict() if hasattr(value, "_asdict") else vars(value)
-
-
-def decode(stored: Any, present: Any) -> Any:
-    """`stored` as it was; `present`, its counterpart in the fresh run, gives what was kept back."""
-    if type(stored) in (list, tuple):
-        olds = present if isinstance(present, list | tuple) else ()
-        padded = [*olds, *[None] * len(stored)]
-        return type(stored)(decode(v, p) for v, p in zip(stored, padded, strict=False))
-    if not isinstance(stored, dict):
-        return stored
-    if "__kept__" in stored:
-        assert present is not None, "state refers to a function or generator that is not rebuilt"
-        return present
-    if "__set__" in stored:
-        return {decode(v, None) for v in stored["__set__"]}
-    if "__dict__" in stored:
-        olds = present if isinstance(present, dict) else {}
-        pairs = ((decode(k, None), v) for k, v in stored["__dict__"])
-        return {k: decode(v, olds.get(k)) for k, v in pairs}
-    return _object(stored, present)
-
-
-def _object(stored: dict, present: Any) -> Any:
-    module, _, name = stored["__class__"].partition(":")
-    if not module.startswith("cl_bench."):
-        raise ValueError(f"a checkpoint names {module}, which is not of this package")
-    cls = getattr(importlib.import_module(module), name)
-    fields = {k: decode(v, getattr(present, k, None)) for k, v in stored["fields"].items()}
-    if issubclass(cls, tuple):
-        return cls(**fields)
-    made = cls.__new__(cls)
-    made.__dict__.update(fields)
-    return made
 
 
 def state_of(method: Method) -> dict[str, Any]:
-    """The learner's and the method's state, as plain types."""
-    learner = method.learner
-    own = {k: encode(v) for k, v in vars(method).items()}
-    return {
-        "masked": learner.masked,
-        "evaluated": learner.evaluated,
-        "theta": learner.flat.theta.detach(),
-        "channels_last": learner.flat.channels_last,
-        "buffers": dict(learner.net.named_buffers()),
-        "moved": None if learner.moved is learner.flat.theta else learner.moved.detach(),
-        "optimizer": learner.optimizer.state_dict(),
-        "method": own,
-    }
+    """The learner's and the method's state, as plain values."""
+    return {"learner": method.learner.state_dict(), "method": method.state_dict()}
 
 
 def restore(method: Method, state: dict[str, Any]) -> None:
-    """Put `state_of` back, in place: the views of theta stay whole."""
-    learner = method.learner
-    fresh = state_of(method)
-    if not (state.keys() >= fresh.keys() and state["method"].keys() >= fresh["method"].keys()):
-        raise UserError("it was written by another version of cl_bench; go back to that one")
-    before = state["channels_last"]
-    if before != learner.flat.channels_last:
-        raise UserError(
-            f"it was written with runtime.channels_last={str(before).lower()}, on "
-            "another device; go on there"
-        )
-    with torch.no_grad():
-        learner.flat.theta.copy_(state["theta"])
-        for name, buffer in learner.net.named_buffers():
-            buffer.copy_(state["buffers"][name])
-    learner.masked, learner.evaluated = state["masked"], state["evaluated"]
-    if state["moved"] is not None:
-        learner.drive(nn.Parameter(state["moved"]))
-    learner.optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["method"].items():
-        setattr(method, name, decode(value, getattr(method, name, None)))
+    """Put `state_of` back, in place."""
+    method.learner.load_state_dict(state["learner"])
+    method.load_state_dict(state["method"])
 
 
 def nbytes(method: Method) -> int:
     """Bytes of tensors that the method keeps between steps, beside the network itself."""
-    held = {t.data_ptr(): t for t in _tensors(state_of(method)["method"])}  # shared ones once
+    held = {t.data_ptr(): t for t in _tensors(method.state_dict())}  # shared ones once
     return sum(t.numel() * t.element_size() for t in held.values())
 
 
@@ -145,10 +66,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Replace the checkpoint, whose own place `.previous` takes.
-
-    The file is one line, MARK and the SHA-256 of what follows, and then what `torch.save` writes.
-    """
+    """Replace the checkpoint; the one before it is kept beside it (`Folder.previous`)."""
     with files.replacing(path) as file:
         file.write(MARK + b"0" * DIGITS + b"\n")
         hashed = _Hashed(file)
@@ -205,7 +123,13 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
     content = file.read_bytes()
     start = len(MARK) + DIGITS + 1
     if not content.startswith(MARK):
-        raise DamagedError(f"{file}: is not a checkpoint of this version of cl_bench")
+        other = content[len(NAME) :].split(b" ")[0] if content.startswith(NAME) else b""
+        if other.isdigit():
+            raise DamagedError(
+                f"{file}: has checkpoint format {other.decode()}, this version of cl_bench reads "
+                f"{FORMAT}"
+            )
+        raise DamagedError(f"{file}: is not a checkpoint of cl_bench")
     sha = hashlib.sha256(memoryview(content)[start:]).hexdigest()
     if content[len(MARK) : start] != sha.encode() + b"\n":
         raise DamagedError(f"{file}: is damaged (its content does not match its checksum)")

@@ -56,7 +56,7 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
     known: dict[object, Tensor] = {}  # data-IL: one test set for all tasks is tested once
     with learner.evaluating():
         for test in tests:
-            key = id(test) if learner.masked else test.place
+            key = id(test) if learner.heads.masked else test.place
             if key not in known:
                 known[key] = _counts(method, test, batch_size)
             counts.append(known[key])
@@ -77,7 +77,7 @@ def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
     for batch in test.chunks(batch_size):
         logits = method.predict(batch)
         lost = ~logits.isfinite().all(-1)
-        if learner.masked:
-            logits = logits.masked_fill(~learner.live[batch.t], -torch.inf)
+        if learner.heads.masked:
+            logits = logits.masked_fill(~learner.heads.live[batch.t], -torch.inf)
         counts += torch.stack([(logits.argmax(-1) == batch.y).sum(), lost.sum()])
     return counts

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.signals import Stop
 from cl_bench.config import errors
 from cl_bench.config.build import (
     build,
@@ -21,11 +22,12 @@ from cl_bench.config.build import (
     parameters,
     refuse_leak,
 )
-from cl_bench.core import runtime
+from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint, experiment, resume
-from cl_bench.engine.signals import Stop
-from cl_bench.results import record, source_code
+from cl_bench.engine.host import RunHost
+from cl_bench.engine.session import Progress, Session
+from cl_bench.results import figures, record, source_code
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord
 from cl_bench.results.source_code import Code
@@ -86,36 +88,65 @@ def guarded(planned: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecor
 
 
 def execute(planned: Plan) -> RunRecord:
-    """Build everything, run what is left to run, leave the record."""
-    from cl_bench.engine.session import Host
-    from cl_bench.results.figures import draw
+    """Run what is left to run of a plan, and leave its record.
 
+    UserError where the folder has a checkpoint that is not this run's; with force=true the run
+    starts over then.
+    """
+    try:
+        return _execute(planned)
+    except resume.UnusableError as error:
+        if not planned.cfg.force:
+            raise UserError(
+                f"{planned.folder.checkpoint}: {error}; nothing was changed: force=true starts over"
+            ) from None
+        resume.start_over(planned.folder)
+        return _execute(planned)
+
+
+def _execute(planned: Plan) -> RunRecord:
     cfg, folder = planned.cfg, planned.folder
     machine = build(cfg.runtime, seed=cfg.seed)
     identity = {"config": planned.hash, "seed": cfg.seed, "device": machine.device.type}
-    choice = cfg.code_changed, cfg.force
-    start = resume.find(folder, identity, planned.code, machine.device, *choice)
+    where = machine.device, machine.facts()["device"]
+    start = resume.find(folder, identity, planned.code, *where, cfg.code_changed, cfg.force)
     files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
     stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
     refuse_leak(stream, backbone)
     start.require(data=str(stream.facts["sha256"]), backbone=str(backbone and backbone["sha256"]))
     with make_sink(planned) as sink, Stop() as stop:
         sink.describe(stream.facts)
-        method = make_method(cfg, machine, stream)
-        progress = experiment.Progress.start(stream)
-        often = cfg.log_every, cfg.save_every
-        host = Host(folder, machine, method, progress, sink, stop, *often, start)
-        with host.shown(sum(schedule.steps(task) for task in stream.tasks), planned.title):
-            order, probe = machine.order, cfg.get("probe") and build(cfg.probe)
-            experiment.run(method, stream, order, schedule, evaluation, progress, host, probe)
+        session, host = _session(planned, machine, stream, sink, stop, start)
+        total = sum(session.schedule.steps(task) for task in stream.tasks)
+        with host.shown(total, planned.title):
+            experiment.run(session)
         with stop.holding():
-            outcome = conclude(planned, stream, machine, method, progress, backbone, start)
-            title = f"{planned.title}, seed {cfg.seed}"
-            figures = draw(progress.matrix, title, folder.path)
-            folder.finish(outcome)  # from here on the run is done, whatever becomes of its mirror
-        sink.finish(outcome, figures)
+            outcome = conclude(planned, session, machine, backbone, start)
+            pictures = figures.drawn(session.progress.matrix, f"{planned.title}, seed {cfg.seed}")
+            folder.finish(outcome)  # from here on the run is done, whatever becomes of the rest
+            paths = folder.write_pictures(pictures)
+        sink.finish(outcome, paths)
     return outcome
+
+
+def _session(
+    planned: Plan,
+    machine: Runtime,
+    stream: Stream,
+    sink: Any,
+    stop: Stop,
+    start: resume.Start,
+) -> tuple[Session, RunHost]:
+    """The run, built and put to where its checkpoint left it; and its host."""
+    cfg, progress = planned.cfg, Progress.start(stream)
+    method = make_method(cfg, machine, stream)
+    start.resume(method, progress, machine)
+    often = cfg.log_every, cfg.save_every
+    host = RunHost(planned.folder, machine, method, progress, sink, stop, *often, start)
+    schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
+    probe = cfg.get("probe") and build(cfg.probe)
+    order = machine.order
+    return Session(method, stream, schedule, evaluation, order, progress, host, probe), host
 
 
 def make_sink(planned: Plan) -> Any:
@@ -135,14 +166,13 @@ def make_sink(planned: Plan) -> Any:
 
 def conclude(
     planned: Plan,
-    stream: Stream,
-    machine: runtime.Runtime,
-    method: Any,
-    progress: experiment.Progress,
+    session: Session,
+    machine: Runtime,
     backbone: dict[str, Any] | None,
     start: resume.Start,
 ) -> RunRecord:
     """The record of a run whose last task is learned."""
+    method, stream, progress = session.method, session.stream, session.progress
     return RunRecord(
         format=record.FORMAT,
         labels=dict(zip(record.LABELS, planned.labels, strict=True)),
@@ -166,6 +196,7 @@ def conclude(
             "eval_seconds": progress.eval_seconds,
             "peak_mib": machine.peak_mib(),
             **machine.facts(),
+            "device": ", then ".join(start.devices),
             **source_code.software(),
         },
         backbone=backbone,

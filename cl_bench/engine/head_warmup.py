@@ -36,7 +36,7 @@ def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
         return
     head: Any = learner.net.head
     z = _features(learner, task)
-    live = learner.live[task.t] & new
+    live = learner.heads.live[task.t] & new
     weight, bias, rows = head.weight.detach(), head.bias.detach(), new.nonzero().squeeze(1)
     w, b = (v[rows].clone().requires_grad_() for v in (weight, bias))
     solver = torch.optim.LBFGS([w, b], max_iter=STEPS, line_search_fn="strong_wolfe")

@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config.schema import CodeChanged
 from cl_bench.core.runtime import Runtime
 from cl_bench.engine import checkpoint
-from cl_bench.engine.experiment import Progress
+from cl_bench.engine.session import Progress
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import Folder, kept
-from cl_bench.results.metrics import AccuracyMatrix
 from cl_bench.results.source_code import Code
+
+
+class UnusableError(Exception):
+    """A checkpoint that is whole, but not one of this run; the message says why."""
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Start:
     code      the sources that run now
     saved     the content of the checkpoint; None: the run begins with its first step
     earlier   the codes that made the run up to that checkpoint, where they are others
+    devices   the names of the devices that the run was on, this one too
     """
 
     folder: Folder
@@ -33,6 +37,7 @@ class Start:
     code: Code
     saved: dict[str, Any] | None = None
     earlier: list[dict[str, Any]] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> tuple[int, str] | None:
@@ -40,51 +45,31 @@ class Start:
         return None if self.saved is None else self.saved.get("journal")
 
     def require(self, **known: str) -> None:
-        """Add what is known once data is loaded; UserError where the checkpoint has another."""
+        """Add what is known once data is loaded; UnusableError where the checkpoint has another."""
         self.identity |= known
         if self.saved is None:
             return
         for name, value in known.items():
             before = self.saved["identity"].get(name)
             if before != value:
-                raise UserError(
-                    f"{self.folder.checkpoint}: was written with {name} {before}, now it is "
-                    f"{value}; go back to that, or remove {self.folder.path}"
-                )
+                raise UnusableError(f"was written with {name} {before}, now it is {value}")
 
-    def restore(self, method: Method, progress: Progress, machine: Runtime) -> None:
-        """Put the checkpoint's content into a run that was built anew."""
+    def resume(self, method: Method, progress: Progress, machine: Runtime) -> None:
+        """Put the checkpoint's content into a run that was built anew; nothing without one.
+
+        UnusableError where it does not fit.
+        """
         if self.saved is None:
             return
-        file = self.folder.checkpoint
         try:
-            _restore_progress(progress, self.saved["progress"])
+            progress.load_state_dict(self.saved["progress"])
             checkpoint.restore(method, self.saved)
             machine.restore(self.saved["generators"])
         except UserError as error:
-            raise UserError(f"{file}: {error}, or remove {self.folder.path}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"{file}: does not fit this run ({type(error).__name__}: {said}); nothing was "
-                f"changed: remove {self.folder.path} to start over"
-            ) from None
-
-
-def _restore_progress(progress: Progress, saved: dict[str, Any]) -> None:
-    """How far the run was; UserError where that cannot be."""
-    tasks = len(progress.matrix.values)
-    values, initial = (part.cpu() for part in saved["matrix"])
-    fits = values.shape == (tasks, tasks) and initial.shape == (tasks,)
-    counts = saved["done"], saved["step"], saved["steps"]
-    if not fits or not 0 <= saved["done"] <= tasks or min(counts) < 0:
-        raise UserError(f"its progress ({saved['done']} of {tasks} tasks done) cannot be")
-    for name, value in saved.items():
-        setattr(progress, name, value)
-    matrix = AccuracyMatrix(0)
-    matrix.values, matrix.initial = values, initial
-    progress.matrix = matrix
-    progress.order = None if progress.order is None else progress.order.cpu()
+            raise UnusableError(str(error)) from None
+        except Exception as error:  # a state of another shape, of a class that is gone: anything
+            reason = f"{type(error).__name__}: {one_line(error, 120)}"
+            raise UnusableError(f"does not fit this run ({reason})") from None
 
 
 def find(
@@ -92,6 +77,7 @@ def find(
     identity: dict[str, Any],
     code: Code,
     device: torch.device,
+    device_name: str,
     code_changed: CodeChanged,
     force: bool,
 ) -> Start:
@@ -100,40 +86,43 @@ def find(
     UserError where a checkpoint is there and none can be used, or other code wrote it, unless
     `force` or `code_changed` says what to do then.
     """
-    start = Start(folder, identity, code)
+    start = Start(folder, identity, code, devices=[device_name])
     try:
         saved = checkpoint.load(folder.checkpoint, device, identity)
         kept(folder.metrics, None if saved is None else saved.get("journal"))
     except UserError:
         if not force:
             raise
-        _start_over(folder)
+        start_over(folder)
         return start
     if saved is None:
         return start
     codes = saved.get("codes") or [{}]
-    if codes[0].get("sha256") == code.sha256:
-        start.saved, start.earlier = saved, codes[1:]
+    before = [name for name in saved.get("devices", []) if name != device_name]
+    start.devices = [*before, device_name]
+    if codes[-1].get("sha256") == code.sha256:
+        start.saved, start.earlier = saved, codes[:-1]
     elif code_changed == "continue":
         start.saved, start.earlier = saved, codes
     elif code_changed == "repeat" or force:
-        _start_over(folder)
+        start_over(folder)
     else:
         raise UserError(
-            f"{folder.checkpoint}: was written by other code ({code.differences(codes[0])} "
+            f"{folder.checkpoint}: was written by other code ({code.differences(codes[-1])} "
             "differs); go back to that code, or use code_changed=repeat or force=true to start "
             "over, code_changed=continue to go on (the record then names both)"
         )
     return start
 
 
-def _start_over(folder: Folder) -> None:
+def start_over(folder: Folder) -> None:
+    """Forget the run that is in the folder, whose lock is held."""
     folder.clear()
     folder.mark("running")
 
 
 def described(code: Code, found: dict[str, Any]) -> str:
-    """` by other code (...)` where a record's `code` is not this one, else nothing."""
+    """` by other code (<modules> differ)`; nothing where `found`, a record's code, is this one."""
     if found.get("sha256") == code.sha256:
         return ""
     return f" by other code ({code.differences(found)} differs)"

@@ -1,105 +1,93 @@
-"""What stands around a running experiment: rows, checkpoints, progress, the wish to stop."""
+"""A run in progress: what it is made of, how far it is, and what the program around it offers."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
-from tqdm import tqdm
+from torch import Generator, Tensor
 
-from cl_bench.core.runtime import Runtime
-from cl_bench.engine import checkpoint
-from cl_bench.engine.experiment import Progress
-from cl_bench.engine.resume import Start
-from cl_bench.engine.signals import Stop
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Stream, Task
+from cl_bench.engine.evaluation import Evaluation
+from cl_bench.engine.schedule import Schedule
 from cl_bench.methods.base import Method
-from cl_bench.results.folder import Folder, Journal
-from cl_bench.results.tracking import Sink
-
-QUIET = 30.0  # seconds between two lines
+from cl_bench.results.metrics import AccuracyMatrix
 
 
-class Host:
-    """The `experiment.Host` of a real run; continues from what `start` has found."""
+@dataclass
+class Progress:
+    """How far a run has come: with the method's state, all that a checkpoint needs."""
 
-    def __init__(
-        self,
-        folder: Folder,
-        machine: Runtime,
-        method: Method,
-        progress: Progress,
-        sink: Sink,
-        stop: Stop,
-        every: int,
-        save_every: float,
-        start: Start,
-    ) -> None:
-        self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
-        self.sink, self.wish, self.every = sink, stop, every
-        self.save_every, self.start = save_every, start
-        self.saved = self.told = time.monotonic()
-        self.seconds = machine.seconds
-        start.restore(method, progress, machine)
-        self.journal = Journal(folder.metrics, start.rows)
-        sink.replay(self.journal.rows())  # a mirror that was killed may lack them
-        self.bar = tqdm(disable=True)
+    matrix: AccuracyMatrix
+    done: int = 0  # tasks that are over
+    step: int = 0  # steps within the current task
+    steps: int = 0  # steps in all
+    order: Tensor | None = None  # the order generator's state when the current task began
+    train_seconds: list[float] = field(default_factory=list)
+    eval_seconds: list[float] = field(default_factory=list)
 
-    @contextmanager
-    def shown(self, total: int, title: str) -> Iterator[None]:
-        """With a progress bar, on a terminal only; the journal is closed at the end."""
-        done = self.progress.steps
-        if done:
-            at = f"step {self.progress.step} of task {self.progress.done}"
-            print(f"{self.folder.path}: continues at {at}", file=sys.stderr)
-        self.bar = tqdm(total=total, initial=done, desc=title, leave=False, disable=None)
-        with closing(self.journal.file), self.bar:
-            yield
+    @classmethod
+    def start(cls, stream: Stream) -> Progress:
+        """Nothing done yet."""
+        return cls(AccuracyMatrix(len(stream.tests)))
 
-    def log(self, row: dict[str, Any]) -> None:
-        self.journal.write(row)
-        self.sink.log(row)
-        if row["event"] == "task":
-            own = row["accuracy"][row["task"]]
-            self._tell(f"task {row['task']} learned, {100 * own:.1f} % on its own test images")
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**state, "matrix": (self.matrix.values, self.matrix.initial)}
 
-    def _tell(self, news: str) -> None:
-        """On the bar; where there is none, a line, but none in the first half minute after one."""
-        self.bar.set_postfix_str(news)
-        if self.bar.disable and time.monotonic() - self.told > QUIET:
-            print(f"{self.folder.path}: {news}", file=sys.stderr)
-            self.told = time.monotonic()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as far as `state` says; UserError where that cannot be."""
+        tasks = len(self.matrix.values)
+        values, initial = (part.cpu() for part in state["matrix"])
+        fits = values.shape == (tasks, tasks) and initial.shape == (tasks,)
+        counts = state["done"], state["step"], state["steps"]
+        if not fits or not 0 <= state["done"] <= tasks or min(counts) < 0:
+            raise UserError(f"its progress ({state['done']} of {tasks} tasks done) cannot be")
+        for f in fields(self):
+            setattr(self, f.name, state[f.name])
+        self.matrix = AccuracyMatrix(0)
+        self.matrix.values, self.matrix.initial = values, initial
+        self.order = None if self.order is None else self.order.cpu()
 
-    def advance(self, steps: int) -> None:
-        self.bar.update(steps)
 
-    def save(self) -> None:
-        """Everything that the rest of the run depends on, in one file."""
-        done = {f.name: getattr(self.progress, f.name) for f in fields(Progress)}
-        done["matrix"] = (self.progress.matrix.values, self.progress.matrix.initial)
-        state = {
-            "identity": self.start.identity,
-            "codes": [asdict(self.start.code), *self.start.earlier],
-            "progress": done,
-            "generators": self.machine.state(),
-            "journal": self.journal.position(),
-            **checkpoint.state_of(self.method),
-        }
-        with self.wish.holding():
-            checkpoint.save(state, self.folder.checkpoint)
-        self.saved = time.monotonic()
+class Probe(Protocol):
+    """A measurement beside the accuracy; it draws nothing and changes nothing."""
 
-    def due(self) -> bool:
-        """Whether the last checkpoint is older than `save_every` seconds."""
-        return time.monotonic() - self.saved > self.save_every
+    every: int | None  # steps between two of them while a task is learned; None: one after it
 
-    def stopping(self) -> bool:
-        return self.wish.pending is not None
+    def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]: ...
 
-    def stop(self) -> None:
-        self.folder.mark("stopped")
-        self.wish.deliver()
-        self.folder.mark("running")  # whoever had the signal before lets the run go on
+
+class Host(Protocol):
+    """What a run needs of the program around it: a clock, rows, checkpoints, requests to stop."""
+
+    every: int  # steps between two rows of the training loss
+
+    def seconds(self) -> float: ...
+    def log(self, row: dict[str, Any]) -> None: ...
+    def advance(self, steps: int) -> None: ...
+    def save(self) -> None: ...
+    def due(self) -> bool: ...
+    def stopping(self) -> bool: ...
+    def stop(self) -> None: ...
+
+
+@dataclass
+class Session:
+    """All that the training loop works with."""
+
+    method: Method
+    stream: Stream
+    schedule: Schedule
+    evaluation: Evaluation
+    order: Generator  # CPU: the order of a task's samples
+    progress: Progress
+    host: Host
+    probe: Probe | None = None
+
+    @property
+    def learner(self) -> Learner:
+        return self.method.learner

@@ -39,7 +39,7 @@ class AGEM(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         reference = self._reference() if len(self.memory) else None
-        loss = self.learner.gradient(self.learner.loss, batch)
+        loss = self.learner.gradient(batch)
         if reference is not None:
             project(self.learner.flat.grad, reference)
         self.learner.step()
@@ -51,7 +51,7 @@ class AGEM(Rehearsal):
         parts = [self.memory.sample(self.replay)] if one else self.memory.by_task()
         total = torch.zeros_like(learner.flat.grad)
         for part in parts:
-            learner.gradient(learner.loss, part)
+            learner.gradient(part)
             total.add_(learner.flat.grad, alpha=1 / len(parts))
         return total
 

@@ -12,6 +12,7 @@ from cl_bench.base.bounds import NonNegative
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.optim import STRIDES, stride
+from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared.capacity import size
@@ -19,6 +20,7 @@ from cl_bench.methods.shared.low_rank import layers_of
 from cl_bench.methods.shared.proximal import Kinked, soft
 
 
+@stored_as("apd_task")
 @dataclass
 class Learned:
     """What a task has of its own: tau, and at all other places of theta its parameters; M."""
@@ -79,7 +81,7 @@ class APD(Separate):
         outputs = sum(learner.flat.shapes[name][0] for name in self.names)
         start = theta.clone()
         if self.sigma is None:
-            self.single = size(learner, learner.competing_in(task))
+            self.single = size(learner, learner.heads.competing_in(task))
             self.sigma = torch.zeros_like(theta)
             for mine, there in zip(self._weights(self.sigma), self._weights(theta), strict=True):
                 mine.copy_(2 * there)  # sigmoid(0) is a half
@@ -95,7 +97,7 @@ class APD(Separate):
         learner.drive(nn.Parameter(phi))
 
     def observe(self, batch: Batch) -> Tensor:
-        loss = self.learner.gradient(self.learner.loss, batch)
+        loss = self.learner.gradient(batch)
         self._pull()
         self.learner.optimizer.step()
         self._proximal()
@@ -136,7 +138,7 @@ class APD(Separate):
         shared = sum(flat.shapes[name].numel() for name in self.names)
         for task, mine in self.learned.items():
             alive = sum(int(weight.count_nonzero()) for weight in self._weights(mine.tau))
-            own = size(self.learner, self.learner.live[task]) - shared
+            own = size(self.learner, self.learner.heads.live[task]) - shared
             capacity += alive + own + len(mine.mask)
         capacity += shared
         return {"capacity": capacity, "growth": capacity / self.single - 1}

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.state import Stateful
 from cl_bench.core.types import Batch, Snapshot, Task
 
 
-class Method:
+class Method(Stateful):
     """A way to move `learner.flat.theta`; its attributes are its whole state."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # those it can serve
@@ -88,7 +89,7 @@ class Separate(Method):
         raise NotImplementedError
 
     def weights(self) -> Iterator[Tensor]:
-        found = map(self.network, range(len(self.learner.live)))
+        found = map(self.network, range(len(self.learner.heads.live)))
         return (snapshot.theta for snapshot in found if snapshot is not None)
 
     def predict(self, batch: Batch) -> Tensor:

@@ -67,4 +67,4 @@ class DER(Rehearsal):
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         learner = self.learner
-        return torch.mean(learner.criterion(logits, batch.y, learner.competing(batch)))
+        return torch.mean(learner.criterion(logits, batch.y, learner.heads.competing(batch)))

@@ -24,7 +24,7 @@ from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty, Step, averaged, path_of
+from cl_bench.curvature.penalty import Merging, Penalty, Step, averaged, check_options, path_of
 from cl_bench.methods.base import Rehearsal
 
 
@@ -57,7 +57,8 @@ class DLCFT(Rehearsal):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
-        """Its weights, and its zero rows for classes to come (eq. 11 and section 3.3)."""
+        """UserError unless merging averages over tasks (eq. 11) and new heads start at 0 (3.3)."""
+        check_options(config)
         if config["method"]["merging"]["_target_"] != path_of(averaged):
             raise UserError(
                 "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a "
@@ -90,9 +91,12 @@ class DLCFT(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         if not len(self.memory):
-            return self.penalty.descend(self.learner, self._new, batch)
-        old = self.memory.sample(self.replay)
-        return self.penalty.descend(self.learner, self._new_and_old, batch, old)
+            loss = self.learner.gradient_of(self._new, batch)
+        else:
+            old = self.memory.sample(self.replay)
+            loss = self.learner.gradient_of(self._new_and_old, batch, old)
+        self.penalty.move(self.learner)
+        return loss
 
     def end_task(self, task: Task) -> None:
         self.penalty.settle(self.learner)
@@ -115,4 +119,6 @@ class DLCFT(Rehearsal):
 
 def growing(learner: Learner) -> bool:
     """Whether classes will compete later that do not yet."""
-    return learner.ever is not None and bool(torch.any(learner.ever & ~learner.live))
+    return learner.heads.ever is not None and bool(
+        torch.any(learner.heads.ever & ~learner.heads.live)
+    )

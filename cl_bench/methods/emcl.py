@@ -113,7 +113,7 @@ class EMCL(Method):
 
     def begin_task(self, task: Task) -> None:
         self.size = 0
-        self.used = self.learner.in_use(self.learner.competing_in(task))
+        self.used = self.learner.heads.in_use(self.learner.heads.competing_in(task))
 
     def observe(self, batch: Batch) -> Tensor:
         self.size = self.size or len(batch.y)
@@ -128,7 +128,7 @@ class EMCL(Method):
         learner, theta = self.learner, self.learner.flat.theta.detach()
         theta_0, g = theta.clone(), None
         if self.importance != "none" and self.at == "batch":
-            learner.differentiate(learner.loss, batch)
+            learner.loss_gradient(batch)
             g = learner.flat.grad.clone()
         loss, along = self._walk(batch, theta_0)
         step = theta.new_full((), learner.annealed)
@@ -146,12 +146,12 @@ class EMCL(Method):
         watched = self.importance != "none" and self.at != "batch"
         if not watched and self.inner in ("proximal", "plain"):
             usual = len(batch.y) == self.size
-            return learner.inner.walk(batch, rate, shrink, usual, self.slice_size), None
+            return learner.inner.sgd_sequence(batch, rate, shrink, usual, self.slice_size), None
         theta, along, losses = learner.flat.theta.detach(), torch.zeros_like(theta_0), []
         pull = self.strength * self._weights(self.h) if self.inner == "gradient" else None
         for i, some in enumerate(batch.slices(self.slice_size)):
             part = len(some.y) / len(batch.y)
-            losses.append(part * learner.differentiate(learner.loss, some))
+            losses.append(part * learner.loss_gradient(some))
             g = learner.flat.grad
             if watched and (self.at == "mean" or i == 0):
                 along.add_(g, alpha=part if self.at == "mean" else 1)

@@ -33,11 +33,11 @@ class ER(Rehearsal):
     def observe(self, batch: Batch) -> Tensor:
         learner = self.learner
         if not len(self.memory):
-            loss = learner.descend(learner.loss, batch)
+            loss = learner.descend(batch)
         elif self.combine == "mean":
-            loss = learner.descend(learner.loss, batch.cat(self.memory.sample(self.replay)))
+            loss = learner.descend(batch.cat(self.memory.sample(self.replay)))
         else:
-            loss = learner.descend(self._sum, batch, self.memory.sample(self.replay))
+            loss = learner.descend_on(self._sum, batch, self.memory.sample(self.replay))
         self.memory.add(batch)
         return loss
 

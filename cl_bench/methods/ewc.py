@@ -11,13 +11,15 @@ prior       the second-order Taylor expansion of the old loss (Yun 2020 eq. 3)
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty, Step
+from cl_bench.curvature.penalty import Merging, Penalty, Step, check_options
 from cl_bench.methods.base import Method
 
 
@@ -36,12 +38,18 @@ class EWC(Method):
         super().__init__(learner)
         self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
 
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        check_options(config)
+
     def begin_task(self, task: Task) -> None:
         self.estimate.check(self.learner, task)
         self.penalty.check(self.learner)
 
     def observe(self, batch: Batch) -> Tensor:
-        return self.penalty.descend(self.learner, self.learner.loss, batch)
+        loss = self.learner.gradient(batch)
+        self.penalty.move(self.learner)
+        return loss
 
     def end_task(self, task: Task) -> None:
         self.penalty.settle(self.learner)

@@ -12,4 +12,4 @@ class Finetune(Method):
     """theta <- theta - lr grad loss(theta, batch)."""
 
     def observe(self, batch: Batch) -> Tensor:
-        return self.learner.descend(self.learner.loss, batch)
+        return self.learner.descend(batch)

@@ -36,10 +36,7 @@ class GEM(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         past = self.memory.by_task() if len(self.memory) else []
-        if past:
-            loss = self._guarded(past, batch)
-        else:
-            loss = self.learner.gradient(self.learner.loss, batch)
+        loss = self._guarded(past, batch) if past else self.learner.gradient(batch)
         self.learner.step()
         self.memory.add(batch)
         return loss

@@ -21,19 +21,11 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.by_layer import LayerHessian, by_layer
+from cl_bench.curvature.by_layer import LayerHessian, by_layer, check_importance
 from cl_bench.methods.base import Separate
+from cl_bench.methods.shared import low_rank
 from cl_bench.methods.shared.capacity import Account, Learned, Pruning
-from cl_bench.methods.shared.low_rank import (
-    Layout,
-    Parts,
-    by_budget,
-    by_share,
-    decompose,
-    evenly,
-    layers_of,
-    scores,
-)
+from cl_bench.methods.shared.low_rank import Layout, Parts, layers_of
 
 Importance = Literal["mean", "trace", "norm", "none", "flat"]
 
@@ -98,6 +90,7 @@ class HALRP(Separate):
     @staticmethod
     def check(config: dict[str, Any]) -> None:
         own, epochs = config["method"], config["schedule"]["epochs"]
+        check_importance(own["importance"], own["curvature"])
         if own["warm_up"] >= epochs:
             raise UserError(
                 f"method.warm_up={own['warm_up']}: of schedule.epochs={epochs} some must be left "
@@ -134,7 +127,7 @@ class HALRP(Separate):
         free = self.seen < self.warm_up * len(task)
         if self.base is not None and self.layout is None and not free:
             self._perturb(self.base, task)
-        loss = self.learner.gradient(self.learner.loss, batch)
+        loss = self.learner.gradient(batch)
         self.seen += len(batch.y)
         if self.layout is not None:
             self._move(self.layout, self.learner.moved)
@@ -185,11 +178,11 @@ class HALRP(Separate):
             )
         old, new = flat.views(base.theta), flat.views(warm)
         names, shapes = zip(*layers_of(flat, learner.net.head), strict=True)
-        parts = [decompose(old[name], new[name], self.rounds) for name in names]
+        parts = [low_rank.decompose(old[name], new[name], self.rounds) for name in names]
         importances = self._importances(names, task)
         ranks = self._ranks(parts, shapes, importances)
         self.worth = importances * importances.new_tensor([part.places for part in parts])
-        apart = self.account.own(learner.competing_in(task))
+        apart = self.account.own(learner.heads.competing_in(task))
         layout = Layout(names, shapes, tuple(ranks), apart)
         phi = warm.new_zeros(layout.size)
         layers, own = layout.split(phi)
@@ -220,19 +213,21 @@ class HALRP(Separate):
     ) -> list[int]:
         costs, limits = [sum(shape) for shape in shapes], [len(part.sigma) for part in parts]
         capped = [min(limit, self.cap) for limit in limits]
-        found = scores(parts, importances)
+        found = low_rank.scores(parts, importances)
         room = self.account.room(self.first)
         if self.budget is not None:
             room = int(self.budget * self.account.single)
         if room is not None:
             if self.importance == "flat":
-                return evenly(capped, costs, room)
-            return by_budget([s[:most] for s, most in zip(found, capped, strict=True)], costs, room)
+                return low_rank.evenly(capped, costs, room)
+            return low_rank.by_budget(
+                [s[:most] for s, most in zip(found, capped, strict=True)], costs, room
+            )
         if self.importance == "flat":
             return capped
         if self.compat and self.share >= 1:
             return [1] * len(parts)  # its argmax over nothing
-        ranks = [max(rank, int(self.compat)) for rank in by_share(found, self.share)]
+        ranks = [max(rank, int(self.compat)) for rank in low_rank.by_share(found, self.share)]
         return [min(rank, most) for rank, most in zip(ranks, capped, strict=True)]
 
     def _importances(self, names: tuple[str, ...], task: Task) -> Tensor:

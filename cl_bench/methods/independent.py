@@ -30,7 +30,7 @@ class Independent(Separate):
             )
 
     def observe(self, batch: Batch) -> Tensor:
-        return self.learner.descend(self.learner.loss, batch)
+        return self.learner.descend(batch)
 
     def end_task(self, task: Task) -> None:
         self.learned[task.id] = self.learner.snapshot()
@@ -41,5 +41,5 @@ class Independent(Separate):
         return self.learned.get(task)
 
     def facts(self) -> dict[str, float]:
-        each = [size(self.learner, self.learner.live[task]) for task in self.learned]
+        each = [size(self.learner, self.learner.heads.live[task]) for task in self.learned]
         return {"capacity": sum(each), "growth": sum(each) / each[0] - 1} if each else {}

@@ -75,7 +75,7 @@ class LaMAML(Rehearsal):
         ahead = self._second if self.order == "second" else self._first
         with self.learner.inner.normalised(self.batch_norm, fresh):
             loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
-        self._move(self._cut(self.learner.held(slope)), self._cut(self.learner.held(slope_a)))
+        self._move(self._cut(self.learner.movable(slope)), self._cut(self.learner.movable(slope_a)))
         return loss
 
     def _first(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,11 +84,11 @@ class LaMAML(Rehearsal):
         start, a, losses = theta.clone(), self.a.clamp(min=0), []
         walked, slope, slope_a = (torch.zeros_like(start) for _ in range(3))
         for each in slices:
-            learner.differentiate(learner.loss, each)
+            learner.loss_gradient(each)
             g = learner.flat.grad.clamp(-self.clip, self.clip)
             walked.add_(g)
             theta.addcmul_(a, g, value=-1)
-            losses.append(learner.differentiate(learner.loss, seen))
+            losses.append(learner.loss_gradient(seen))
             slope.add_(learner.flat.grad)
             slope_a.addcmul_(learner.flat.grad, walked, value=-1)
         theta.copy_(start)
@@ -103,7 +103,7 @@ class LaMAML(Rehearsal):
         rates, fast, losses = a.relu(), theta, []
         for each in slices:
             (g,) = torch.autograd.grad(learner.loss(fast, each), fast, create_graph=True)
-            fast = fast - rates * learner.held(g).clamp(-self.clip, self.clip)
+            fast = fast - rates * learner.movable(g).clamp(-self.clip, self.clip)
             losses.append(learner.loss(fast, seen))
         loss = torch.stack(losses).mean()
         slope, slope_a = torch.autograd.grad(loss, (theta, a))

@@ -54,7 +54,7 @@ class LwF(Rehearsal):
     def observe(self, batch: Batch) -> Tensor:
         learner, fresh = self.learner, self.learner.augmented(batch)
         if self.teacher is None:
-            loss = learner.differentiate(learner.loss, fresh)
+            loss = learner.loss_gradient(fresh)
         elif self.source == "new":
             taught = fresh._replace(logits=learner.recall(self.teacher, fresh))
             loss = learner.differentiate(self._on_new, taught, self.heads)
@@ -68,7 +68,7 @@ class LwF(Rehearsal):
     def end_task(self, task: Task) -> None:
         self.teacher = self.learner.snapshot()
         self.tasks = sorted({*self.tasks, *task.t.unique().tolist()})
-        self.live = self.learner.live.clone()
+        self.live = self.learner.heads.live.clone()
         self.heads = self.live[self.tasks].unique(dim=0).unsqueeze(1)
         if self.source == "buffer":
             self.memory.add(Batch(task.x, task.y, task.t))
@@ -77,7 +77,7 @@ class LwF(Rehearsal):
     def _on_new(self, theta: Tensor, batch: Batch, heads: Tensor) -> Tensor:
         """The loss and the divergence on one batch, by one forward pass."""
         logits = self.learner.logits(theta, batch)
-        losses = self.learner.criterion(logits, batch.y, self.learner.competing(batch))
+        losses = self.learner.criterion(logits, batch.y, self.learner.heads.competing(batch))
         assert batch.logits is not None
         return losses.mean() + self._pull(batch.logits, logits, heads)
 

@@ -66,7 +66,7 @@ class MER(Rehearsal):
             before = self.learner.flat.theta.detach().clone()
             drawn = self._with_old(new, self.replay)
             full = len(drawn.y) == 1 + self.replay
-            losses.append(self.learner.inner.walk(drawn, self.learner.lr, None, usual=full))
+            losses.append(self.learner.inner.sgd_sequence(drawn, self.learner.lr, None, full))
             self._back(before, self.within)
         return torch.stack(losses).mean()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from cl_bench.base.bounds import NonNegative, Positive
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.diagonal import Diagonal
-from cl_bench.curvature.penalty import Penalty, Step, decayed
+from cl_bench.curvature.penalty import Penalty, Step, check_options, decayed
 from cl_bench.methods.base import Method
 
 
@@ -30,6 +31,10 @@ class SI(Method):
         self.omega = torch.zeros_like(learner.flat.grad)
         self.start = learner.flat.theta.detach().clone()
 
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        check_options(config)
+
     def begin_task(self, task: Task) -> None:
         self.penalty.check(self.learner)
         self.omega.zero_()
@@ -37,7 +42,7 @@ class SI(Method):
 
     def observe(self, batch: Batch) -> Tensor:
         flat = self.learner.flat
-        loss = self.learner.gradient(self.learner.loss, batch)
+        loss = self.learner.gradient(batch)
         slope, before = flat.grad.clone(), flat.theta.detach().clone()
         self.penalty.move(self.learner)
         self.omega.addcmul_(slope, flat.theta.detach() - before, value=-1)

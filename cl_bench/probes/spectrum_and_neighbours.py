@@ -30,7 +30,7 @@ class MaxEigenvalue:
         with learner.evaluating(full_precision=True), torch.no_grad():
             batch = Batch(few.x, few.y, few.t)
             logits = learner.logits(learner.flat.theta, batch)
-            live = learner.competing(batch)
+            live = learner.heads.competing(batch)
             losses = learner.criterion(logits, batch.y, live)
             seen = logits if live is None else logits.masked_fill(~live, -torch.inf)
             hits = (seen.argmax(-1) == batch.y).float().mean()

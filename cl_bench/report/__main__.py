@@ -10,6 +10,7 @@ import pandas as pd
 from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.command import run_command
 from cl_bench.config.errors import Parser
 from cl_bench.report import forms
 from cl_bench.report.orders import orders
@@ -91,4 +92,4 @@ def missing(found: Records) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, takes_overrides=False)

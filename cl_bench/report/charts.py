@@ -110,14 +110,13 @@ def heat_map(row: Row) -> str:
     file = BytesIO()
     values = matrices(row).mean(0)
     imsave(file, colormaps["viridis"](np.ma.masked_invalid(values) / 100), format="png")
-    return _uri("image/png", file)
+    return _uri("image/png", file.getvalue())
 
 
 def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
     """One picture; its text stays text."""
     import matplotlib
 
-    file = BytesIO()
     same: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "cl_bench",
@@ -125,9 +124,9 @@ def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
     }
     with matplotlib.rc_context(same), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has its own
-        picture(fill, file, size, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", file)
+        content = picture(fill, size, format="svg", metadata={"Date": None})
+    return _uri("image/svg+xml", content)
 
 
-def _uri(kind: str, file: BytesIO) -> str:
-    return f"data:{kind};base64,{b64encode(file.getvalue()).decode()}"
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"

@@ -6,33 +6,34 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from cl_bench.results.metrics import AccuracyMatrix
 
 
 def picture(
-    fill: Callable[[Any], None],
-    target: Path | BytesIO,
-    size: tuple[float, float] = (7.2, 4.4),
-    **options: Any,
-) -> None:
-    """One picture: `fill` gets an empty figure of a size in inches; `options` of its savefig."""
+    fill: Callable[[Any], None], size: tuple[float, float] = (7.2, 4.4), **options: Any
+) -> bytes:
+    """A picture as a file's content; `fill` draws into an empty figure of `size` inches.
+
+    `options` are savefig's: the format, and what it takes.
+    """
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     fill(figure)
-    figure.savefig(target, dpi=150, **options)
+    content = BytesIO()
+    figure.savefig(content, dpi=150, **options)
+    return content.getvalue()
 
 
-def draw(matrix: AccuracyMatrix, title: str, folder: Path) -> dict[str, Path]:
-    """Write accuracy.png and acc.png; returns their paths by name."""
-    paths = {name: folder / f"{name}.png" for name in ("accuracy", "acc")}
-    picture(partial(heat_map, matrix, title), paths["accuracy"], (6.4, 5.2))
-    picture(partial(curve, matrix, title), paths["acc"], (6.4, 4.0))
-    return paths
+def drawn(matrix: AccuracyMatrix, title: str) -> dict[str, bytes]:
+    """The contents of accuracy.png and acc.png, by the files' names without the ending."""
+    return {
+        "accuracy": picture(partial(heat_map, matrix, title), (6.4, 5.2)),
+        "acc": picture(partial(curve, matrix, title), (6.4, 4.0)),
+    }
 
 
 def heat_map(matrix: AccuracyMatrix, title: str, figure: Any) -> None:

@@ -46,17 +46,24 @@ class Folder:
         except files.LockedError:
             raise UserError(f"{self.path}: {BUSY}") from None
 
-    def finished(self) -> RunRecord | None:
+    def finished(self, config_hash: str, seed: int) -> RunRecord | None:
         """The record, where there is one: it is written last, whole or not at all.
 
-        UserError where the file is not a record of this version; nothing is changed then.
+        UserError where the file is not a record of this version, or one of another config or seed
+        (a folder that was copied or renamed); nothing is changed then.
         """
         if not self.record.exists():
             return None
         try:
-            return records.load(self.record)
+            found = records.load(self.record)
         except DamagedError as error:
             raise UserError(f"{error}; force=true starts the run over") from None
+        if (found.hash, found.seed) != (config_hash, seed):
+            raise UserError(
+                f"{self.record}: is of config {found.hash}, seed {found.seed}; this run is config "
+                f"{config_hash}, seed {seed}; nothing was changed: force=true starts the run over"
+            )
+        return found
 
     def status(self) -> dict[str, Any]:
         """The last status written; empty for a new run, or where it is damaged."""
@@ -78,6 +85,8 @@ class Folder:
 
     def safe(self) -> str:
         """What of an interrupted run can be continued, in words."""
+        if self.record.exists():
+            return "the record is written, only what comes after it is missing"
         if not self.path.exists():
             return "its folder was removed, the same command starts over"
         if self.checkpoint.exists() or self.previous.exists():
@@ -111,6 +120,13 @@ class Folder:
         files.write_json(self.record, plain(asdict(record)))
         self.previous.unlink(missing_ok=True)
         self.mark_if_possible("done")  # the record says it, too
+
+    def write_pictures(self, contents: dict[str, bytes]) -> dict[str, Path]:
+        """Write `<name>.png` for each; returns their paths by name."""
+        paths = {name: self.path / f"{name}.png" for name in contents}
+        for name, path in paths.items():
+            files.write_bytes(path, contents[name])
+        return paths
 
 
 def previous(checkpoint: Path) -> Path:

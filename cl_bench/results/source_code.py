@@ -1,9 +1,10 @@
-"""Which source files the numbers of a run are made of, so that a record says what code made it.
+"""Which code made the numbers of a run, so that a record says it.
 
-A run's sources are the modules of its config's targets and of the training loop, and all that these
-import, in their own packages: whether a file is tracked by git, installed, or neither. PyTorch and
-torchvision are told by their versions instead. A file counts by its syntax tree without docstrings,
-so that an edited comment is not other code.
+The code of a run is the modules of its config's targets and of the engine, and all that these
+import, followed through every package that is no installed one: whether git tracks a file or not.
+A module counts by its syntax tree without docstrings, so that an edited comment is not other code.
+Installed packages (PyTorch, NumPy, what a method of the user's imports) count by their version,
+but for a package that a target is in itself.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import hashlib
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,31 +26,40 @@ from typing import Any
 from cl_bench import __version__
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
-BY_VERSION = ("torch", "torchvision")  # told by `software`, not by their files
-ENGINE = ("cl_bench.config.build", "cl_bench.engine.experiment", "cl_bench.core.runtime")
-NO_NUMBERS = {  # modules of ours that check, name or store a run, and cannot change a number of it
-    *("cl_bench.base.bounds", "cl_bench.base.files", "cl_bench.results.record"),
-    *("cl_bench.results.source_code", "cl_bench.results.tracking"),
-    *(f"cl_bench.config.{name}" for name in ("combinations", "nodes", "hydra_errors", "schema")),
-}
+ENGINE = "cl_bench.engine.execution"  # what it imports makes every run
+ARITHMETIC = {"torch", "torchvision", "numpy"}  # installed packages that our own numbers are of
+INSTALLED = {"site-packages", "dist-packages"}
+NO_NUMBERS = (  # of ours: what checks, names, shows or stores a run cannot change a number of it
+    "cl_bench.base.",
+    *(f"cl_bench.config.{name}" for name in ("check", "combinations", "command", "compose")),
+    *(f"cl_bench.config.{name}" for name in ("errors", "hydra_errors", "idle", "interfaces")),
+    *(f"cl_bench.config.{name}" for name in ("name", "nodes", "optimizer_trial", "option_types")),
+    *(f"cl_bench.config.{name}" for name in ("schema", "size", "tuned", "arguments")),
+    *(f"cl_bench.results.{name}" for name in ("figures", "folder", "source_code", "terminal")),
+    "cl_bench.results.tracking",
+)
+_contents: dict[str, bytes] = {}  # of each module, as it was when this process first saw it loaded
 
 
 @dataclass(frozen=True)
 class Code:
-    """The sources of a run."""
+    """The code of a run: its modules, and the installed packages that they import."""
 
-    sha256: str  # of all of them
-    files: dict[str, str]  # module name to the first 16 digits of its SHA-256
+    sha256: str  # of both
+    files: dict[str, str]  # module to the first 16 digits of its SHA-256
+    packages: dict[str, str] = field(default_factory=dict)  # installed package to its version
 
     def differences(self, other: dict[str, Any]) -> str:
-        """The modules in which `other`, the `code` of a record, differs; at most three by name."""
-        theirs = other.get("files") or {}
-        names = [n for n in sorted({*self.files, *theirs}) if self.files.get(n) != theirs.get(n)]
+        """In what `other`, the `code` of a record, differs: modules and packages, at most three."""
+        names = []
+        for mine, theirs in ((self.files, "files"), (self.packages, "packages")):
+            known = other.get(theirs) or {}
+            names += [n for n in sorted({*mine, *known}) if mine.get(n) != known.get(n)]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return ", ".join(names[:3]) + more if names else "an earlier part of the run"
 
     def joined(self, earlier: list[dict[str, Any]]) -> dict[str, Any]:
-        """This code for a record, with the codes that made earlier parts of the run."""
+        """This code for a record, with the codes of the run's earlier parts, the oldest first."""
         if not earlier:
             return asdict(self)
         every = [*(code["sha256"] for code in earlier), self.sha256]
@@ -57,28 +68,58 @@ class Code:
 
 
 def code_of(targets: Iterable[Any]) -> Code:
-    """The code of a run from what its config's `_target_`s are: classes and functions."""
-    roots = {target.__module__ for target in targets} | {*ENGINE}
-    found: dict[str, str] = {}
+    """The code of a run whose config's `_target_`s are these classes and functions."""
+    roots = {ENGINE, *(target.__module__ for target in targets)}
+    own = {name.partition(".")[0] for name in roots} - ARITHMETIC
+    _remember_loaded(own)
+    files: dict[str, str] = {}
+    packages: set[str] = set()
     left = sorted(roots)
     while left:
         name = left.pop()
         top = name.partition(".")[0]
-        file = None if top in BY_VERSION or name in NO_NUMBERS else _file(name)
-        if file is None or name in found:
-            continue
-        found[name], imported = _read(name, file)
-        left += [n for n in imported if n.partition(".")[0] == top and n not in found]
-    lines = [f"{name} {sha}" for name, sha in sorted(found.items())]
-    whole = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return Code(whole, dict(sorted(found.items())))
+        file = None if name in files or name.startswith(NO_NUMBERS) else _file(name)
+        if file is not None and (top in own or not INSTALLED & {*file.parts}):
+            files[name], imported = _read(name, file)
+            left += [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
+            tops = {n.partition(".")[0] for n in imported} - own
+            packages |= tops & ARITHMETIC if top == "cl_bench" else tops
+    versions = {top: found for top in sorted(packages) if (found := _version(top)) is not None}
+    files = dict(sorted(files.items()))
+    lines = [f"{name} {value}" for name, value in (*files.items(), *versions.items())]
+    return Code(hashlib.sha256("\n".join(lines).encode()).hexdigest(), files, versions)
+
+
+def _remember_loaded(packages: set[str]) -> None:
+    """Keep the sources of the packages' modules that are loaded, as they are now.
+
+    A later job of the same process runs these modules, even where a file was edited since.
+    """
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in packages and name not in _contents:
+            file = _file(name)
+            if file is not None:
+                _contents[name] = file.read_bytes()
+
+
+@cache
+def _version(top: str) -> str | None:
+    """The version of the installed package that a module's first name is of; None: of none."""
+    if top in sys.stdlib_module_names:
+        return None
+    distributions = {top: [top]} if top in ARITHMETIC else packages_distributions()
+    found = distributions.get(top)
+    return version(found[0]) if found else None
 
 
 @cache
 def _file(name: str) -> Path | None:
     """The Python file of a module, found without importing it; None where there is none."""
     top, *rest = name.split(".")
-    spec = find_spec(top)
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return None
     if spec is None:
         return None
     if not spec.submodule_search_locations:
@@ -95,7 +136,7 @@ def _file(name: str) -> Path | None:
 @cache
 def _read(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
     """The hash of a module's source, and the names that it may import."""
-    tree = ast.parse(file.read_bytes())
+    tree = ast.parse(_contents.setdefault(name, file.read_bytes()))
     imported = tuple(_imported(tree, name, file.name == "__init__.py"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

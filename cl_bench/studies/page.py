@@ -34,7 +34,7 @@ class Page:
         writer.writeheader()
         writer.writerows({key: cell(value) for key, value in row.items()} for row in self.rows)
         files.write_text(folder / "table.csv", table.getvalue())
-        picture(self.draw, folder / "figure.png")
+        files.write_bytes(folder / "figure.png", picture(self.draw))
         found = "\n".join(f"- {inert(line)}" for line in self.findings)
         text = f"# {self.title}\n\n{found}\n\n{markdown(self.rows)}\n\n![figure](figure.png)\n"
         files.write_text(folder / "page.md", text)

@@ -21,7 +21,7 @@ from cl_bench.core.criteria import CrossEntropy
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.products import ggn_product
-from cl_bench.engine.experiment import Schedule
+from cl_bench.engine.schedule import Schedule
 from cl_bench.methods.lwf import divergence
 from cl_bench.studies.page import Page
 
@@ -123,7 +123,7 @@ def _train(
     learner.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
     learner.train(frozen=False)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs):
-        learner.descend(learner.loss, batch)
+        learner.descend(batch)
 
 
 def _apart(one: Tensor, two: Tensor) -> float:

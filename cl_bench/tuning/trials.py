@@ -14,9 +14,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, Lock
+from types import FrameType
+from typing import NoReturn
 
 from cl_bench.base.escape import visible
-from cl_bench.base.exceptions import DIVERGED, UserError
+from cl_bench.base.exceptions import DIVERGED, StopRun, UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
@@ -32,11 +34,19 @@ NOTHING = "nothing was written, the same command goes on from here"
 
 
 class Processes:
-    """Starts runs, and stops those that are left when the search ends early."""
+    """Starts runs, and stops those that are left when the search ends early, by a signal too."""
 
     def __init__(self) -> None:
         self.lock, self.ended = Lock(), Event()
         self.running: set[subprocess.Popen[str]] = set()
+
+    def __enter__(self) -> Processes:
+        self.before = signal.signal(signal.SIGTERM, _stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        signal.signal(signal.SIGTERM, self.before)
 
     def answer(self, overrides: list[str]) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of one run."""
@@ -66,16 +76,20 @@ class Processes:
                 process.terminate()
 
 
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise StopRun(number)
+
+
 def enumerated(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
     """The trials of all points, in their order; `jobs` at once, told as each is over."""
-    processes, code = Processes(), code_now(search)
-    pool = ThreadPoolExecutor(search.jobs)
-    futures = [pool.submit(tried, search, point, processes, code) for point in search.points()]
+    code, pool = code_now(search), ThreadPoolExecutor(search.jobs)
     try:
-        for future in as_completed(futures):
-            tell(future.result())
+        with Processes() as processes:
+            points = search.points()
+            futures = [pool.submit(tried, search, point, processes, code) for point in points]
+            for future in as_completed(futures):
+                tell(future.result())
     finally:
-        processes.stop()
         pool.shutdown(cancel_futures=True)
     return [future.result() for future in futures]
 
@@ -102,6 +116,7 @@ def tried(search: Search, point: Point, processes: Processes, code: Code) -> Tri
         trial.seconds += sum(found.measured["train_seconds"]) / len(search.seeds)
         theirs = found.code.get("files") or {}
         others |= {n for n, sha in code.files.items() if theirs.get(n, sha) != sha}
+        others |= {"of several codes"} if found.code.get("parts") else set()
     trial.other_code = ", ".join(sorted(others))
     return trial
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
+from cl_bench.core.state import Stateful, stored_as
 from cl_bench.core.types import Task
 from cl_bench.methods.shared.low_rank import Layout, layers_of, most
 from cl_bench.models.layers import statistics
@@ -20,13 +21,14 @@ Pruning = Literal["loss", "magnitude", "ranks"]
 
 def size(learner: Learner, live: Tensor) -> int:
     """Numbers of a network with the classes `live` (K,), batch norm's statistics included."""
-    return int(learner.in_use(live).sum()) + _held(learner)
+    return int(learner.heads.in_use(live).sum()) + _held(learner)
 
 
 def _held(learner: Learner) -> int:
     return sum(buffer.numel() for _, buffer in statistics(learner.net))
 
 
+@stored_as("halrp_task")
 @dataclass
 class Learned:
     """A task after the first: what turns the base into its network."""
@@ -57,7 +59,7 @@ class Learned:
         return torch.cat([part.flatten() for part in found])
 
 
-class Account:
+class Account(Stateful):
     """Counts what tasks add to the network of the first; keeps it within `growth` of it.
 
     Two counts: all that prediction needs; and the authors' ("theirs"), without biases and batch
@@ -84,8 +86,8 @@ class Account:
 
     def start(self, task: Task) -> None:
         """Before the first task; UserError where `growth` cannot be reached."""
-        live = self.learner.competing_in(task)
-        self.single_theirs = int(self.learner.in_use(live).sum())
+        live = self.learner.heads.competing_in(task)
+        self.single_theirs = int(self.learner.heads.in_use(live).sum())
         self.single = size(self.learner, live)
         if self.growth is None or self.compat:
             return
@@ -108,13 +110,13 @@ class Account:
     def _bare(self, first: int) -> list[int]:
         """What tasks but the first one add, each of them, if all ranks are 0."""
         shapes = tuple(shape for _, shape in layers_of(*self._net))
-        others = [live for i, live in enumerate(self.learner.live) if i != first]
+        others = [live for i, live in enumerate(self.learner.heads.live) if i != first]
         bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
         return list(map(self.fixed, bare))
 
     def own(self, live: Tensor) -> Tensor:
         """(M,): where biases, batch norm and the head of the classes `live` (K,) lie in theta."""
-        mask = self.learner.in_use(live).bool()
+        mask = self.learner.heads.in_use(live).bool()
         views = self.learner.flat.views(mask)
         for name, _ in layers_of(*self._net):
             views[name].zero_()

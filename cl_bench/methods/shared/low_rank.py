@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.core.flat import FlatParams
+from cl_bench.core.state import stored_as
 
 
 class Factors(NamedTuple):
@@ -26,6 +27,7 @@ class Factors(NamedTuple):
     v: Tensor
 
 
+@stored_as("low_rank_layout")
 @dataclass(frozen=True)
 class Layout:
     """Where everything lies in a task's vector phi (Q,): all R and S, all U and V, then its own.

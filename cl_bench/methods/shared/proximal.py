@@ -7,12 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cl_bench.core.state import stored_as
+
 
 def soft(x: Tensor, by: Tensor) -> Tensor:
     """argmin_y |y - x|^2 / 2 + by |y|: towards 0 by so much, and no further."""
     return x - x.clamp(-by, by)
 
 
+@stored_as("piecewise_linear")
 class Kinked(NamedTuple):
     """f(x) = l1 sum_i |tau_i + M_i (x_0 - x)| over t tasks, for each of P entries of x.
 

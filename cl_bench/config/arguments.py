@@ -1,0 +1,132 @@
+"""The words of a command line, checked before Hydra sees them: it would not explain them all."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra.errors
+from antlr4.error.Errors import RecognitionException
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+
+from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.base.files import absolute
+from cl_bench.config.nodes import CONF, OPTIONAL
+
+MAY_BE_NULL = (*OPTIONAL, "experiment")
+SEVERAL = ("experiment",)  # groups of which a list of options may be chosen
+MULTIRUN = ("-m", "--multirun")
+FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")  # options that name a folder
+SHELLS = ("bash", "zsh", "fish")
+
+
+def checked_arguments(words: list[str]) -> list[str]:
+    """The words of a command line as Hydra takes them; UserError for what it would not explain.
+
+    `-m` is put behind all overrides where it stands between them: Hydra would stop at it.
+    """
+    parser = get_args_parser()
+    known = sorted(o for a in parser._actions for o in a.option_strings)
+    for word in words:
+        if not word.strip():
+            raise UserError("'': an argument is empty; each is <key>=<value> or an option")
+        option = word.partition("=")[0]
+        short = any(option.startswith(o) for o in known if len(o) == 2) and option[1] != "-"
+        if word.startswith("-") and option not in known and not short:
+            raise UserError(f"{option}: no such option; there are {', '.join(known)}")
+        if word.startswith("=") or option.strip() != option:
+            raise UserError(f"{word}: no key before the =; each argument is <key>=<value>")
+        _check_choice(option, word.partition("=")[2])
+        _check_sweep(word)
+    _check_folders(words)
+    for flag in {*MULTIRUN} & {*words}:
+        place = words.index(flag)
+        if "=" in "".join(words[:place]):
+            words = [*words[:place], *words[place + 1 :], flag]
+    _check_options(parser, words)
+    return words
+
+
+def _check_options(parser: ArgumentParser, words: list[str]) -> None:
+    """UserError for what argparse and Hydra would refuse, with their usage or a traceback."""
+
+    def refuse(message: str) -> NoReturn:
+        behind = "; options stand before all overrides or behind them"
+        raise UserError(message + (behind if message.startswith("unrecognized") else ""))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if "--version" in words:
+        return
+    found = parser.parse_args(words)
+    kinds = ("run", "multirun", "cfg", "info", "shell_completion")
+    typed = [f"--{kind.replace('_', '-')}" for kind in kinds if getattr(found, kind)]
+    if len(typed) > 1:
+        raise UserError(f"{' '.join(typed)}: only one of them serves in a command")
+    if found.resolve and not (found.cfg or found.help):
+        raise UserError("--resolve: serves with --cfg or --help only")
+    if found.experimental_rerun and not Path(found.experimental_rerun).is_file():
+        raise UserError(f"--experimental-rerun {found.experimental_rerun}: no such file")
+    shell = next(iter(found.overrides), "").partition("=")[2]
+    if found.shell_completion and shell not in SHELLS:
+        raise UserError(f"--shell-completion {shell}: no such shell; there are {', '.join(SHELLS)}")
+
+
+def _check_choice(group: str, value: str) -> None:
+    """UserError where a group is given no name of an option: Hydra would not name the group."""
+    known = bool(group) and (CONF / group).is_dir()
+    if not known and not ("/" in group and value == "null"):
+        return
+    several = value.startswith("[") and group in SEVERAL
+    if not several and re.fullmatch(r"[-+]?[\d.]+(e\d+)?|[\[{].*|true|false|null", value, re.I):
+        without = f"; leave it out for none, or ~{group}" if group in MAY_BE_NULL else ""
+        raise UserError(f"{group}={value}: no such {group}{_there(group)}{without}")
+
+
+def _check_sweep(word: str) -> None:
+    """UserError where a sweep over a key has no values: Hydra would end without a job."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except (hydra.errors.HydraException, RecognitionException):
+        return  # told when Hydra reads it
+    try:
+        values = _swept(override)
+    except Exception as error:
+        raise UserError(f"{word}: no values to sweep over ({one_line(error)})") from None
+    if values is not None and not values:
+        raise UserError(f"{word}: has no values; a sweep is over one at least")
+    if override.is_choice_sweep():
+        for each in values or []:
+            _check_choice(override.key_or_group, each)
+
+
+def _swept(override: Override) -> list[Any] | None:
+    """The values that an override sweeps over, of a range the first; None: it is no sweep."""
+    value = override.value()
+    if isinstance(value, Glob):
+        configs = (CONF / override.key_or_group).glob("*.yaml")
+        return value.filter([file.stem for file in configs])
+    if override.is_choice_sweep():
+        return list(override.sweep_string_iterator())
+    if override.is_range_sweep():
+        return list(islice(override.sweep_iterator(), 1))
+    return None
+
+
+def _there(group: str) -> str:
+    options = sorted(e.stem for e in (CONF / group).glob("*.yaml"))
+    return f"; there are {', '.join(options)}" if options else ""
+
+
+def _check_folders(words: list[str]) -> None:
+    """UserError where an option names a folder of configs that is not there: Hydra would go on."""
+    for place, word in enumerate(words):
+        option, assigned, value = word.partition("=")
+        if option in FOLDERS:
+            value = value if assigned else next(iter(words[place + 1 :]), "")
+            if not absolute(value).is_dir():
+                raise UserError(f"{option} {value}: no such folder")

@@ -1,0 +1,91 @@
+"""A network as a function of its parameters: theta (P,) and a batch to logits (house.md D1, D2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cl_bench.core.flat import FlatParams
+from cl_bench.core.heads import Heads
+from cl_bench.core.runtime import Runtime
+from cl_bench.core.state import Rebuilt
+from cl_bench.core.types import Batch, Snapshot, Transform
+from cl_bench.models.layers import accept_single_samples, dropouts, statistics
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class NetworkFunction(Rebuilt):
+    """Logits at any theta, copies of the network at one time, and the modes it is called in.
+
+    A snapshot is how a method keeps a teacher or a task's own network: no module is ever copied.
+    """
+
+    def __init__(self, net: nn.Module, transform: Transform, machine: Runtime) -> None:
+        self.net, self.transform, self.machine = net, transform, machine
+        self.flat = FlatParams(net, machine.channels_last)
+        self.heads = Heads(self.flat, net.head)  # type: ignore[arg-type]
+        self.full_precision = self.frozen = False
+        dropouts(net, machine.draws)
+        accept_single_samples(net)
+
+    def logits(self, theta: Tensor, batch: Batch) -> Tensor:
+        """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
+        x = self.transform.view(batch.x).to(theta.dtype)
+        with self._autocast():
+            if theta is self.flat.theta:
+                return self.net(x)
+            return functional_call(self.net, self.flat.views(theta), (x,))
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Tensor:
+        """(B, d): the input of the network's head."""
+        x = self.transform.view(batch.x).to(self.flat.theta.dtype)
+        with self._autocast():
+            network: Any = self.net
+            return network.features(x)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that `logits` depends on."""
+        buffers = {name: b.detach().clone() for name, b in statistics(self.net)}
+        return Snapshot(self.flat.theta.detach().clone(), buffers)
+
+    @torch.no_grad()
+    def go_back(self, then: Snapshot) -> None:
+        """Make the network the one of a snapshot again, in place."""
+        self.flat.theta.copy_(then.theta)
+        for name, buffer in statistics(self.net):
+            buffer.copy_(then.buffers[name])
+
+    def recall(self, then: Snapshot, batch: Batch) -> Tensor:
+        """(B, K): the logits of a snapshot, in evaluation mode, without a graph."""
+        x = self.transform.view(batch.x).to(then.theta.dtype)
+        with self.evaluating(self.full_precision), torch.no_grad(), self._autocast():
+            return functional_call(self.net, {**self.flat.views(then.theta), **then.buffers}, (x,))
+
+    @contextmanager
+    def evaluating(self, full_precision: bool = False) -> Iterator[None]:
+        """Evaluation mode inside the block, `full_precision` without mixed precision."""
+        before = self.net.training, self.full_precision
+        self._set_mode(False)
+        self.full_precision = full_precision
+        try:
+            yield
+        finally:
+            self._set_mode(before[0])
+            self.full_precision = before[1]
+
+    def _autocast(self) -> AbstractContextManager:
+        return nullcontext() if self.full_precision else self.machine.autocast()
+
+    def _set_mode(self, training: bool) -> None:
+        self.net.train(training)
+        if self.frozen:
+            for module in self.net.modules():
+                if isinstance(module, BatchNorm):
+                    module.eval()

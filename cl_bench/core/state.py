@@ -1,0 +1,116 @@
+"""The state of an object in a checkpoint: plain values, under the names of its attributes.
+
+What changes while a run trains is a tensor, a number, a text, None, or lists, tuples, sets and
+dicts of these; and objects that hold them. Two kinds of objects have a state:
+
+- a `Stateful` one is built again from the config when a run continues (a method, its buffer, its
+  penalty) and loads its state in place. Attributes that come from the config alone are left out of
+  it: functions, generators, networks, what is marked `Rebuilt`.
+- one that a run makes as it goes (a task's curvature) is a dataclass or a named tuple, and is
+  stored with a name that `stored_as` gives its class. A class may move or be renamed; its name in
+  checkpoints stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from torch import Generator, Tensor, nn
+
+PLAIN = (Tensor, int, float, str, bool, bytes, type(None))
+SET = "set"
+T = TypeVar("T")
+_classes: dict[str, type] = {}
+_names: dict[type, str] = {}
+
+
+class Rebuilt:
+    """An object that the config rebuilds; it is no part of the state of what holds it."""
+
+
+class Stateful:
+    """An object whose state is its attributes, but for those that the config rebuilds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state in plain values; TypeError for an attribute that cannot be stored."""
+        return {name: packed(v) for name, v in vars(self).items() if is_state(v)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be in the state that `state_dict` has told; KeyError where a part of it is missing."""
+        missing = {name for name, value in vars(self).items() if is_state(value)} - state.keys()
+        if missing:
+            raise KeyError(f"{type(self).__name__}.{min(missing)}")
+        for name, value in state.items():
+            setattr(self, name, unpacked(value, getattr(self, name, None)))
+
+
+def stored_as(name: str) -> Callable[[type[T]], type[T]]:
+    """Give a dataclass or a named tuple its name in checkpoints."""
+
+    def register(cls: type[T]) -> type[T]:
+        known = _classes.get(name)
+        assert known is None or known.__qualname__ == cls.__qualname__, f"{name} is taken"
+        _classes[name], _names[cls] = cls, name
+        return cls
+
+    return register
+
+
+def is_state(value: Any) -> bool:
+    """Whether an attribute is state; not what the config rebuilds."""
+    if isinstance(value, Stateful) or type(value) in _names:
+        return True
+    return not (callable(value) or isinstance(value, Rebuilt | Generator))
+
+
+def packed(value: Any) -> Any:
+    """A value as it is stored: plain types all the way down."""
+    if isinstance(value, PLAIN):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(packed(item) for item in value)
+    if isinstance(value, dict):
+        return {key: packed(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return {"kind": SET, "state": sorted(value)}
+    if isinstance(value, Stateful):
+        return {"kind": "", "state": value.state_dict()}
+    cls = type(value)
+    if cls in _names and not isinstance(value, nn.Module):
+        own = _fields(value)
+        return {"kind": _names[cls], "state": {key: packed(item) for key, item in own.items()}}
+    raise TypeError(
+        f"{cls.__module__}.{cls.__qualname__} cannot go into a checkpoint: keep tensors and plain "
+        "values, or a dataclass with a name for it (core.state.stored_as)"
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass or of a named tuple."""
+    names = [f.name for f in fields(value)] if is_dataclass(value) else value._fields
+    return {name: getattr(value, name) for name in names}
+
+
+def unpacked(stored: Any, present: Any) -> Any:
+    """A value from what is stored; `present`, its counterpart in the fresh run, is loaded."""
+    if type(stored) in (list, tuple):
+        known = [*present] if isinstance(present, list | tuple) else []
+        known += [None] * (len(stored) - len(known))
+        return type(stored)(unpacked(*pair) for pair in zip(stored, known, strict=False))
+    if not isinstance(stored, dict):
+        return stored
+    if stored.keys() != {"kind", "state"}:
+        known = present if isinstance(present, dict) else {}
+        return {key: unpacked(value, known.get(key)) for key, value in stored.items()}
+    kind, state = stored["kind"], stored["state"]
+    if kind == SET:
+        return set(state)
+    if kind == "":
+        assert isinstance(present, Stateful), "the state of an object that is not there"
+        present.load_state_dict(state)
+        return present
+    if kind not in _classes:
+        raise KeyError(f"no class is stored as {kind!r}")
+    return _classes[kind](**{key: unpacked(value, None) for key, value in state.items()})
