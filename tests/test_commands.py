@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from math import isfinite
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from conftest import command, finished
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cl_bench.config import hydra_errors
+from cl_bench.data import source
 
 COMMANDS = commands.commands()
 CHUNK = 12  # commands a test: enough tests to share among processes
@@ -19,6 +22,17 @@ CHUNK = 12  # commands a test: enough tests to share among processes
 
 def test_there_are_enough_and_they_are_the_same_each_time() -> None:
     assert len(COMMANDS) >= 300 and commands.commands() == COMMANDS
+
+
+@pytest.fixture(autouse=True)
+def no_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What checks a command reads no data, but where its first step is taken."""
+
+    def read(*_: object) -> None:
+        raise AssertionError("data was read")
+
+    if "first_step" not in request.node.name:
+        monkeypatch.setattr(source, "cached", read)
 
 
 @pytest.mark.parametrize("start", range(0, len(COMMANDS), CHUNK))
@@ -107,6 +121,7 @@ REFUSED = [
     (("méthode=er",), "a key is letters, digits and _, its parts joined by dots"),
     (("-m", "method=er,null"), "method=null: no such method; there are agem"),
     (("-m", "method=glob(nope*)"), "method=glob(nope*): has no values"),
+    (("-m", "seed=range(1,5,0)"), "seed=range(1,5,0): no values to sweep over"),
     (("seed=foo(1)",), "(Unknown function 'foo')"),
     (("--cfg",), "argument --cfg/-c: expected one argument"),
     (("--cfg=nope",), "argument --cfg/-c: invalid choice: 'nope'"),
@@ -182,7 +197,31 @@ def test_a_text_as_it_is_quoted_is_read_back(text: str) -> None:
     assert OverridesParser.create().parse_overrides([word])[0].value() == text
 
 
-def test_an_empty_sweep_is_no_success(tmp_path: Path) -> None:
-    code, out, err = finished(command("-m", "seed=range(1,0)", where=tmp_path))
-    assert code == 2 and out == "" and not any(tmp_path.iterdir())
-    assert err == "error: seed=range(1,0): has no values; a sweep is over one at least\n"
+PROCESSES = [  # exit code 2 and one line; nothing is written
+    ("-m", "seed=range(1,0)"),
+    ("method=nope",),
+    ("optimizer.lr=true",),
+    ("-m", "seed=0,1", "hydra.sweeper.max_batch_size=0"),
+    ("-m", "seed=0,1", "hydra.sweeper._target_=nope"),
+    ("hydra.verbose=5",),
+    ("hydra.callbacks.failures=5",),
+]
+
+
+def test_what_is_refused_costs_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    started = [command(*words, where=tmp_path / "x") for words in PROCESSES]
+    for process, words in zip(started, PROCESSES, strict=True):
+        code, out, err = finished(process)
+        assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: "), (
+            words,
+            err,
+        )
+        assert words[-1].partition("=")[0] in err, (words, err)
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path: Path) -> None:
+    """`python -m cl_bench.list | head -1`."""
+    listing = f"{shlex.quote(sys.executable)} -m cl_bench.list | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", listing], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.split()[-1] in ("0", "1", "141")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import composed, linked
 from omegaconf import OmegaConf
 from PIL import Image
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config import size
 from cl_bench.config.check import check_config
 from cl_bench.data import composed as made
 from cl_bench.data import listing, source
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.published import PUBLISHED, SMALL, measured, published
+from cl_bench.models.mlp import MLP
 
 
 def test_the_bundled_digits_are_as_published(tmp_path: Path) -> None:
@@ -139,6 +143,21 @@ def test_what_is_not_there_is_refused_before_it_is_loaded(
     with pytest.raises(UserError) as caught:
         check_config(composed(*others, override))
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Drops(MLP):
+    """A model that reads values of a tensor when it is built, as those with drop paths do."""
+
+    def __init__(self, rate: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.rates = torch.linspace(0, rate, 3).tolist()
+
+
+def test_a_model_that_needs_storage_is_not_counted() -> None:
+    model = check_config(composed())["model"]
+    own = {**model, "_target_": f"{__name__}.Drops", "rate": 0.1}
+    assert size.parameters(model, (1, 28, 28), 10) == 89610
+    assert size.parameters(own, (1, 28, 28), 10) is None
 
 
 def test_as_many_as_there_are_may_be_asked_for() -> None:

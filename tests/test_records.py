@@ -64,6 +64,11 @@ WRONG = {
     "no sources": ("code", {}),
     "a backbone without data": ("backbone", {"name": "x"}),
     "a backbone with a list": ("backbone", {"name": "x", "data": [1]}),
+    "a backbone without a model": ("backbone", {"name": "x", "data": {"name": "y"}}),
+    "a backbone's accuracy in words": (
+        "backbone",
+        {"name": "x", "data": {"name": "y"}, "model": {}, "accuracy": "high"},
+    ),
     "half a letter": ("labels.method", "\ud800"),
     "a deep config": ("config.a", nested(200)),
     "a config that is a list": ("config", []),

@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import blobs, command, finished, identity, learner, mlp, resnet
+from conftest import blobs, command, composed, finished, identity, learner, mlp, resnet
 from torch import Generator
 
+from cl_bench import run
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
+from cl_bench.config.nodes import targets
 from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.types import Batch
+from cl_bench.engine.execution import Plan
 from cl_bench.engine.schedule import Schedule
 from cl_bench.probes.spectrum_and_neighbours import MaxEigenvalue
+from cl_bench.results.folder import Folder
+from cl_bench.results.source_code import code_of
 from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
 from cl_bench.studies.models import MODELS, fitted, hessian
 from cl_bench.studies.sweeps import Grid, Table, Traces
@@ -219,6 +226,20 @@ def test_a_study_is_one_command_and_not_done_twice(tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made | {
         "lock": made["lock"]
     }
+
+
+def test_a_page_that_was_removed_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = "experiment=hessian_ratio", "study.dimensions=[4]", "study.repeats=2"
+    cfg = composed(*ask, "study.extension_dimension=0")
+    plain, folder = check_config(cfg), Folder(tmp_path)
+    plan = Plan(cfg, plain, config_hash(cfg), ["", "", ""], folder, code_of(targets(plain)))
+    run.study(plan)
+    first = capsys.readouterr().out
+    (tmp_path / "page.md").unlink()
+    run.study(plan)
+    assert capsys.readouterr().out == first and (tmp_path / "page.md").is_file()
 
 
 def test_a_sweep_with_its_page(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import composed
+from conftest import ROOT, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from records import write
+from test_launchers import until
 
 from cl_bench import tune
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config import tuned
 from cl_bench.config.name import config_hash
 from cl_bench.tuning import trials
@@ -318,6 +322,27 @@ def test_processes_end_when_they_are_stopped(
         assert answer.result() == (-signal.SIGTERM, "", "")
     with pytest.raises(UserError, match="the search has ended"):
         processes.answer([])
+
+
+def test_a_signal_ends_a_search_and_its_runs() -> None:
+    with pytest.raises(StopRun), trials.Processes() as processes:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert processes.ended.is_set()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_runs_end_with_a_search_that_was_killed(tmp_path: Path) -> None:
+    """By SIGKILL: its run writes a checkpoint and ends."""
+    words = ["method=finetune", "tracking=none", f"output_dir={tmp_path}", "schedule.epochs=5000"]
+    words += ["grid=optimizer.lr=0.01,0.1", f"data_dir={tmp_path}"]
+    process = subprocess.Popen([sys.executable, "-m", "cl_bench.tune", *words], cwd=ROOT)
+    until(lambda: any(f.stat().st_size for f in tmp_path.rglob("metrics.jsonl")), "a first row")
+    (status,) = tmp_path.rglob("status.json")
+    pid = json.loads(status.read_text())["pid"]
+    process.kill()
+    process.wait()
+    until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+    assert json.loads(status.read_text())["state"] == "stopped"
 
 
 def test_of_equal_points_the_first_is_taken_and_other_code_is_named(

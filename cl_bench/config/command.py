@@ -44,7 +44,7 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
 
 def _refuse(error: Exception) -> NoReturn:
     """One line where the error is not one of the code; the error itself elsewhere."""
-    line = errors.explain(error) or hydra_errors.of_own_options(error, sys.argv[1:])
+    line = hydra_errors.of_own_options(error, sys.argv[1:]) or errors.explain(error)
     if line is None:
         raise error
     print(f"error: {line}", file=sys.stderr)

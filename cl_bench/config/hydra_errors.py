@@ -11,7 +11,7 @@ import hydra.errors
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cl_bench.base.exceptions import one_line
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config.nodes import CONF, EXTRAS
 
 KEY = re.compile(r"[+~]{0,2}[A-Za-z_$][\w$-]*([./@:][A-Za-z0-9_$][\w$-]*)*", re.ASCII)
@@ -40,6 +40,8 @@ def of_own_options(error: BaseException, words: Sequence[str]) -> str | None:
     None where none of them was typed, or where the error was raised by other code.
     """
     typed = [word for word in words if word.lstrip("+~").startswith("hydra")]
+    if isinstance(error, UserError | hydra.errors.ConfigCompositionException):
+        return None  # which name the key themselves
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

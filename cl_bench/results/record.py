@@ -90,8 +90,8 @@ def _parts(found: RunRecord) -> dict[str, Any]:
     parts |= {f"measured.{k}_seconds": Annotated[list[Amount], Len(1)] for k in ("train", "eval")}
     parts |= {"code.sha256": str, "code.files": dict[str, str]}
     if found.backbone is not None:
-        parts |= {"backbone.name": str, "backbone.data.name": str, "config.model": dict[str, Any]}
-        parts |= {"backbone.model": dict[str, Any], "backbone.accuracy": Share}
+        parts |= {"backbone.name": str, "backbone.data.name": str, "backbone.accuracy": Share}
+        parts |= {"backbone.model": dict[str, Any], "config.model": dict[str, Any]}
     return parts
 
 
