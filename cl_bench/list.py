@@ -52,8 +52,8 @@ def table(group: str) -> Table:
     for head in ("scenarios", "uses") if group == "method" else ():
         made.add_column(head, no_wrap=True)
     made.add_column()
-    for name, said in options(group):
-        made.add_row(name, *(serves(name) if group == "method" else ()), said)
+    for name, headline_of in options(group):
+        made.add_row(name, *(serves(name) if group == "method" else ()), headline_of)
     return made
 
 

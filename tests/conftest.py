@@ -175,8 +175,8 @@ def blobs(
 
     trains = [draw(t, each) for t in range(tasks)]
     tests = [draw(t, 20) for t in range(tasks)]
-    facts: dict[str, object] = {"dataset": "blobs"}
-    return Stream(trains, tests, classes.to(device), SCENARIOS[name], identity(device), facts)
+    description: dict[str, object] = {"dataset": "blobs"}
+    return Stream(trains, tests, classes.to(device), SCENARIOS[name], identity(device), description)
 
 
 def names(group: str) -> list[str]:

@@ -17,7 +17,7 @@ from cl_bench.core.optim import SGD, stride
 from cl_bench.core.types import Batch, Stream
 from cl_bench.data.stream import sequential
 from cl_bench.methods.shared.low_rank import layers_of
-from cl_bench.methods.shared.proximal import Kinked, soft
+from cl_bench.methods.shared.proximal import PiecewiseLinear, soft
 from cl_bench.models.convnet import ConvNet
 
 
@@ -92,13 +92,13 @@ def test_proximal_steps_are_minima(tasks: int) -> None:
     start, x, stride_ = drawn(60), 3 * drawn(60) - 1, 2 * drawn(60)
     taus = (drawn(tasks, 60) - 0.5) * (drawn(tasks, 60) < 0.4)
     masks = drawn(tasks, 60) + 0.1
-    made = Kinked.of(start, 0.3, list(taus), list(masks))
+    made = PiecewiseLinear.of(start, 0.3, list(taus), list(masks))
     assert 0 < len(made.some) < 60
     found, held = made.step(x, stride_), 0
 
     def worth(p: int, y: float) -> float:
-        kinks = 0.3 * (taus[:, p] + masks[:, p] * (start[p] - y)).abs().sum()
-        return float(kinks + (y - x[p]) ** 2 / (2 * stride_[p]))
+        breakpoints = 0.3 * (taus[:, p] + masks[:, p] * (start[p] - y)).abs().sum()
+        return float(breakpoints + (y - x[p]) ** 2 / (2 * stride_[p]))
 
     for p in range(60):
         best: Any = minimize_scalar(lambda y, p=p: worth(p, y), bracket=(-1, 2), tol=1e-12)
@@ -165,6 +165,6 @@ def test_capacity_by_hand() -> None:
     own = sum(b.numel() for n, b in made.net.named_parameters() if n.endswith("bias"))
     own += -head.bias.numel() + 2 * (head.in_features + 1)  # two classes a task
     expected = int(shared.sum()) + alive + 3 * (own + outputs)
-    assert method.facts()["capacity"] == expected
+    assert method.capacity()["capacity"] == expected
     single = int(shared.sum()) + own
-    assert method.facts()["growth"] == pytest.approx(expected / single - 1)
+    assert method.capacity()["growth"] == pytest.approx(expected / single - 1)

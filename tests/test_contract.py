@@ -58,7 +58,7 @@ SCHEDULE = Schedule(
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
-LOOKS = ("method.glances=2",)
+LOOKS = ("method.passes=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
     "emcl": ("method.scale=10.0",),
     "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
@@ -136,7 +136,7 @@ class Run:
     @property
     def theta(self) -> Tensor:
         """All that it predicts with."""
-        return torch.cat(list(self.method.weights())).detach()
+        return torch.cat([network.theta for _, network in self.method.networks()])
 
 
 def begin(folder: Path, rt: Any, **identity: str) -> Start:

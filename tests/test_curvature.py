@@ -59,11 +59,11 @@ def test_operations_are_those_of_the_dense_matrix(kind: str, name: str, criterio
     damped = matrix + 0.3 * torch.eye(size(made), dtype=torch.float64)
     torch.testing.assert_close(found.solve(v, 0.3), torch.linalg.solve(damped, v.T).T, **CLOSE)
     drawn, anchor = v[0].clone(), v[1]
-    found.contraction(0.3).draw(drawn, anchor)
+    found.shrinkage(0.3).pull_towards_(drawn, anchor)
     wanted = torch.linalg.solve(damped, (v[0] - anchor) * 0.3) + anchor
     torch.testing.assert_close(drawn, wanted, **CLOSE)
     pushed = v[2].clone()
-    found.push(pushed, v[0], 0.7)
+    found.add_matvec_(pushed, v[0], 0.7)
     torch.testing.assert_close(pushed, v[2] + 0.7 * matrix @ v[0], **CLOSE)
     torch.testing.assert_close(found.trace(), matrix.trace(), **CLOSE)
     torch.testing.assert_close(found.max_eigenvalue(), values[-1], **CLOSE)

@@ -20,16 +20,16 @@ from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.by_layer import by_layer
 from cl_bench.curvature.dense import Dense
 from cl_bench.engine.evaluation import accuracies
-from cl_bench.methods.shared.capacity import Account, Learned
+from cl_bench.methods.shared.capacity import Account, HALRPTask
 from cl_bench.methods.shared.low_rank import (
     Layout,
     by_budget,
     by_share,
     decompose,
-    evenly,
+    equal_ranks,
     layers_of,
-    most,
     scores,
+    topk_mask,
 )
 from cl_bench.models.convnet import ConvNet
 from cl_bench.results.record import sha256
@@ -252,14 +252,14 @@ def test_ranks_by_budget() -> None:
     assert by_budget(found, [10, 1], 11) == [0, 2]
     assert by_budget(found, [10, 1], 12) == [1, 2]
     assert by_budget(found, [10, 1], 100) == [2, 2]
-    assert evenly([5, 2], [10, 1], 32) == [3, 2]
-    assert evenly([5, 2], [10, 1], 5) == [0, 0]
+    assert equal_ranks([5, 2], [10, 1], 32) == [3, 2]
+    assert equal_ranks([5, 2], [10, 1], 5) == [0, 0]
 
 
 def test_the_largest_entries_stay() -> None:
     values = torch.tensor([3.0, -4.0, 0.5, 0.0])
-    assert most(values.abs(), 2).tolist() == [True, True, False, False]
-    assert not most(values.abs(), 0).any() and most(values.abs(), 9).all()
+    assert topk_mask(values.abs(), 2).tolist() == [True, True, False, False]
+    assert not topk_mask(values.abs(), 0).any() and topk_mask(values.abs(), 9).all()
 
 
 def curvature_of(name: str, made: Learner, task: Task, *overrides: str) -> Any:
@@ -477,7 +477,7 @@ def test_its_weights_are_those_of_all_tasks(name: str) -> None:
     for epochs in (4, 5, 5):
         made = fresh()
         method, _ = learned(made, stream, name, *(PLAIN if name == "halrp" else ()), epochs=epochs)
-        nets = list(method.weights())
+        nets = [network.theta for _, network in method.networks()]
         assert len(nets) == 3 and all(n.equal(method.network(t).theta) for t, n in enumerate(nets))
         hashes.append(sha256(nets))
     assert hashes[0] != hashes[1] == hashes[2]
@@ -559,7 +559,7 @@ def test_growth_is_counted_by_hand() -> None:
     single, own, low = 16 * 16 + 16 + 2 * 17, 16 + 2 * 17, 16 * (16 + 16)
     alive = sum(int(task.low.count_nonzero()) for task in method.learned.values())
     assert alive == 2 * low
-    facts = method.facts()
+    facts = method.capacity()
     assert facts["capacity"] == single + 2 * (32 + own + low)
     assert facts["growth"] == 2 * (32 + own + low) / single
     assert facts["capacity_reference"] == single + 2 * (32 + own - 16 + low)
@@ -576,7 +576,7 @@ def test_growth_with_batch_norm_and_convolutions_is_counted_by_hand() -> None:
     biases, statistics = 4 + 6 + 10, 2 * (4 + 6 + 10)
     single = weights + norm + head + biases
     scales = 4 + 3 + 6 + 4 + 10 + 54
-    facts = method.facts()
+    facts = method.capacity()
     assert list(method.learned[1].layout.ranks) == [1, 1, 1]
     added = 2 * scales + norm + head + biases
     assert facts["capacity"] == single + statistics + added + statistics
@@ -609,7 +609,7 @@ def test_pruning_keeps_what_five_tasks_are_allowed_and_does_not_add_up(
     else:
         for task in method.learned.values():
             assert task.alive == int(share * len(task.low))
-    assert compat or 1.45 < method.facts()["growth"] <= 1.5
+    assert compat or 1.45 < method.capacity()["growth"] <= 1.5
 
 
 @pytest.mark.parametrize("importance", ["mean", "flat"])
@@ -624,7 +624,7 @@ def test_ranks_that_growth_has_room_for_forget_nothing(importance: str) -> None:
     room = int((2 * single - 5 * (32 + own)) / 5)
     for task in method.learned.values():
         assert room - 32 < task.layout.factors <= room
-    assert method.facts()["growth"] <= 2
+    assert method.capacity()["growth"] <= 2
     assert all(row[j] == rows[j][j] for row in rows for j in range(len(row)))
 
 
@@ -638,7 +638,7 @@ def test_what_is_no_larger_than_the_threshold_is_cut_where_there_is_something_to
     account.single = 8
     low = torch.tensor([0.4, 0.5, -0.6, 0.7])
     layout = Layout((), ((1, 1),), (2,), torch.zeros(0, dtype=torch.long))
-    task = Learned(layout, torch.cat([torch.ones(2), low]), {}, torch.ones(1))
+    task = HALRPTask(layout, torch.cat([torch.ones(2), low]), {}, torch.ones(1))
     account.prune([task])
     assert task.alive == left
     account.growth = (2 + 3) / 8  # three may stay, one of them is not above the threshold
@@ -651,7 +651,7 @@ def test_an_entry_is_cut_by_what_it_costs() -> None:
     """Worth x the weight's squared change, entry by entry; a layer of little worth goes first."""
     shapes, worth = ((4, 3), (5, 4)), torch.tensor([2.0, 0.25], dtype=torch.float64)
     layout = Layout(("a", "b"), shapes, (2, 3), torch.zeros(0, dtype=torch.long))
-    task = Learned(layout, normal(layout.size), {}, worth)
+    task = HALRPTask(layout, normal(layout.size), {}, worth)
     layers, _ = layout.split(task.phi)
     low, wanted = task.low, []
     whole = [layer.u @ layer.v for layer in layers]
@@ -759,7 +759,7 @@ def test_independent_networks_are_those_of_their_tasks_alone() -> None:
     alone = Stream(**{**vars(stream), "tasks": stream.tasks[2:]})
     single, _ = learned(fresh(), alone, "finetune")
     assert method.network(2).theta.equal(single.learner.flat.theta)
-    assert method.facts() == {"capacity": 3 * (16 * 17 + 34), "growth": 2}
+    assert method.capacity() == {"capacity": 3 * (16 * 17 + 34), "growth": 2}
 
 
 def test_one_batch_may_mix_tasks() -> None:

@@ -126,7 +126,7 @@ def numbers(*overrides: str) -> tuple[str, Tensor, Tensor]:
     progress = Progress.start(stream)
     parts = build(cfg.schedule), build(cfg.evaluation), rt.order, progress, Alone()
     experiment.run(Session(method, stream, *parts))
-    theta = torch.cat([part.detach().flatten() for part in method.weights()])
+    theta = torch.cat([network.theta for _, network in method.networks()])
     return config_hash(cfg), theta, progress.matrix.values
 
 

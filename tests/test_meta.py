@@ -68,16 +68,16 @@ def riemer(made: Learner, method: Any, rows: Batch) -> Tensor:
             drawn = [new, *(memory.sample(method.replay).slices(1) if len(memory) else [])]
             for one in drawn:
                 theta = theta - made.lr * slope(made, theta, one)
-            theta = near + method.within * (theta - near)
-        theta = far + method.across * (theta - far)
+            theta = near + method.beta * (theta - near)
+        theta = far + method.gamma * (theta - far)
         memory.add(new)
     return theta
 
 
-@pytest.mark.parametrize(("within", "across"), [(1.0, 1.0), (0.3, 1.0), (0.3, 0.6)])
-def test_mer_follows_algorithm_1(within: float, across: float) -> None:
+@pytest.mark.parametrize(("beta", "gamma"), [(1.0, 1.0), (0.3, 1.0), (0.3, 0.6)])
+def test_mer_follows_algorithm_1(beta: float, gamma: float) -> None:
     made, rows = start(), batch(9)
-    shares = f"method.within={within}", f"method.across={across}"
+    shares = f"method.beta={beta}", f"method.gamma={gamma}"
     method = method_for("mer", made, "method.batches=3", "method.replay=2", *shares)
     method.observe(rows.rows(slice(0, 4)))
     rest = rows.rows(slice(4, 9))
@@ -90,7 +90,7 @@ def test_mer_follows_algorithm_1(within: float, across: float) -> None:
 @pytest.mark.parametrize("algorithm", [1, 6, 7])
 def test_mer_without_reptile_and_without_a_past_is_online_sgd(algorithm: int) -> None:
     made, rows = start(), batch(1)
-    plain = f"method.algorithm={algorithm}", "method.batches=1", "method.within=1"
+    plain = f"method.algorithm={algorithm}", "method.batches=1", "method.beta=1"
     method = method_for("mer", made, *plain)
     expected = theta_of(made) - made.lr * slope(made, theta_of(made), rows)
     method.observe(rows)
@@ -104,7 +104,7 @@ def test_mer_without_reptile_and_without_a_past_is_online_sgd(algorithm: int) ->
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "zero"), [(1, "within"), (1, "across"), (6, "across"), (7, "across")]
+    ("algorithm", "zero"), [(1, "beta"), (1, "gamma"), (6, "gamma"), (7, "gamma")]
 )
 def test_mer_at_zero_does_not_move(algorithm: int, zero: str) -> None:
     made = start()
@@ -118,7 +118,7 @@ def test_mers_other_algorithms_take_one_large_draw() -> None:
     """6: the new sample last; 7: somewhere, at a learning rate `batches` times as large."""
     for algorithm in (6, 7):
         made, rows = start(), batch(9)
-        shape = "method.batches=2", "method.replay=3", "method.across=0.5"
+        shape = "method.batches=2", "method.replay=3", "method.gamma=0.5"
         method = method_for("mer", made, f"method.algorithm={algorithm}", *shape)
         method.observe(rows.rows(slice(0, 8)))
         new, rng, first = rows.rows(slice(8, 9)), twin(made.rng), theta_of(made)
@@ -213,7 +213,7 @@ def test_first_order_is_the_mean_along_the_way() -> None:
 def test_what_the_three_move(name: str, order: str) -> None:
     """The rates first, then theta by the new rates (La-MAML); by one rate for all (the others)."""
     made, rows = start(), batch(6)
-    method = method_for(name, made, f"method.order={order}", "method.glances=1")
+    method = method_for(name, made, f"method.order={order}", "method.passes=1")
     theta, a, rng = theta_of(made), method.a.clone(), twin(made.rng)
     shuffled = rows.rows(torch.randperm(6, generator=rng))
     ahead = method._first if order == "first" else method._second
@@ -235,7 +235,7 @@ def test_what_is_replayed(order: str) -> None:
     through the new ones' twice.
     """
     made, rows = start(), batch(9)
-    given = f"method.order={order}", "method.glances=2", "method.replay=3", "method.slice_size=2"
+    given = f"method.order={order}", "method.passes=2", "method.replay=3", "method.slice_size=2"
     method = method_for("lamaml", made, *given)
     first, second = rows.rows(slice(0, 5)), rows.rows(slice(5, 9))
     method.observe(first)
@@ -267,7 +267,7 @@ def test_what_is_replayed(order: str) -> None:
 def test_a_rate_of_zero_is_er() -> None:
     """Nothing looks ahead: the gradient is that of the new and the old at theta."""
     made, rows = start(), batch(8)
-    method = method_for("cmaml", made, "method.inner_lr=0", "method.glances=1", "method.replay=9")
+    method = method_for("cmaml", made, "method.inner_lr=0", "method.passes=1", "method.replay=9")
     new, old = rows.rows(slice(0, 5)), rows.rows(slice(5, 8))
     method.memory.add(old)
     expected = theta_of(made) - 0.1 * slope(made, theta_of(made), new.cat(old))
@@ -279,7 +279,7 @@ def test_a_rate_of_zero_is_er() -> None:
 def test_clipping_clips(order: str) -> None:
     """The inner gradient's entries, and the norms of both outer ones."""
     made = start()
-    small = "method.clip=0.01", "method.glances=1", f"method.order={order}"
+    small = "method.clip=0.01", "method.passes=1", f"method.order={order}"
     method = method_for("lamaml", made, *small)
     (one, *_), rows = parts(2)
     theta, a = theta_of(made), method.a.clone()
@@ -305,7 +305,7 @@ READINGS: list[dict[str, Any]] = [
     {"importance": "si", "at": "first", "rates": "old", "start": "one"},
     {"importance": "si", "at": "mean", "rule": "relative", "meta": "reptile"},
     {"importance": "taylor", "at": "mean", "start": "zero", "steps": "tied", "prox": 0.05},
-    {"importance": "none", "rule": "constant", "glances": 2},
+    {"importance": "none", "rule": "constant", "passes": 2},
     {"importance": "taylor", "rule": "literal", "start": "one"},
     {"slice_size": 2},
     {"slice_size": 3, "at": "mean"},
@@ -361,11 +361,11 @@ def test_emcl_follows_its_equations(reading: dict[str, Any]) -> None:
     h, alpha = method.h.clone(), method.alpha.clone()
     for _ in range(3):
         for rows in (batch(5), batch(4)):
-            for _ in range(method.glances):
+            for _ in range(method.passes):
                 expected, h, alpha = zou(made, method, rows, h, alpha)
-                glances, method.glances = method.glances, 1
+                passes, method.passes = method.passes, 1
                 method.observe(rows)
-                method.glances = glances
+                method.passes = passes
                 torch.testing.assert_close(theta_of(made), expected, **CLOSE)
                 torch.testing.assert_close(method.h, h, **CLOSE)
 
@@ -504,7 +504,7 @@ IDLE = [
     ("sync", [], set()),
     ("cmaml", [], {"method.rate_lr"}),
     ("mer", [], set()),
-    ("mer", ["method.algorithm=7"], {"method.within"}),
+    ("mer", ["method.algorithm=7"], {"method.beta"}),
     ("agem", ["method.reference=tasks"], {"method.replay"}),
     ("emcl", [], set()),
     ("emcl", ["method.inner=gradient"], {"method.prox"}),
@@ -540,7 +540,7 @@ def test_options_left_unused_make_no_difference(name: str, given: list[str], key
     plain = check_config(cfg)
     target = get_object(plain["method"]["_target_"])
     assert target.unused(plain) == keys
-    numbers = {k for k in ("replay", "within", "rate_lr", "prox", "scale") if k in plain["method"]}
+    numbers = {k for k in ("replay", "beta", "rate_lr", "prox", "scale") if k in plain["method"]}
     for key in keys | {f"method.{number}" for number in numbers}:
         group, _, option = key.partition(".")
         old = plain[group][option]

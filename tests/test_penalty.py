@@ -148,9 +148,9 @@ def test_every_nth_step_for_n_steps(step: str) -> None:
     for _ in range(2):
         rare.move(made)
     assert made.flat.theta.equal(start), "two of three steps"
-    rare.settle(made)
+    rare.flush(made)
     torch.testing.assert_close(made.flat.theta, last.flat.theta)
-    rare.settle(made)
+    rare.flush(made)
     torch.testing.assert_close(made.flat.theta, last.flat.theta)
 
 

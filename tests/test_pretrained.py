@@ -123,7 +123,7 @@ def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pretrained.load(net, "imagenet1k", False)
     assert net.net.layer4[1].conv2.weight.equal(held["layer4.1.conv2.weight"])
     assert net.head.weight.eq(0).all()
-    assert pretrained.facts("imagenet1k")["sha256"] == sha
+    assert pretrained.backbone_info("imagenet1k")["sha256"] == sha
     with pytest.raises(UserError, match="has 1000 classes, the data has 5; use"):
         pretrained.load(net, "imagenet1k", True)
     whole: Any = TorchvisionResNet18((3, 64, 64), 1000, "leaky_relu", "pretrained")

@@ -129,7 +129,7 @@ def test_intervals_are_students() -> None:
     assert (found.n, found.mean) == (6, pytest.approx(63)) and found.sd == pytest.approx(4.56, 1e-3)
     theirs = ttest_1samp(values, 0).confidence_interval(0.95)
     assert found.interval == pytest.approx((theirs.low, theirs.high))
-    assert Summary((3.0,)).interval is None and Summary((3.0,)).told() == "3.00"
+    assert Summary((3.0,)).interval is None and Summary((3.0,)).formatted() == "3.00"
     assert Summary((1.0, 2.0)).interval == pytest.approx((1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2))
     assert Summary((2.0, 2.0, 2.0)).interval == (2.0, 2.0)
 

@@ -66,7 +66,7 @@ def test_by_class() -> None:
     assert [task.y.unique().tolist() for task in made.tasks] == [[0, 1], [2, 3], [4, 5]]
     assert [len(test) for test in made.tests] == [4, 4, 4]
     assert made.classes.int().tolist()[1] == [0, 0, 1, 1, 0, 0]
-    assert made.facts["classes_of_task"] == [[0, 1], [2, 3], [4, 5]]
+    assert made.description["classes_of_task"] == [[0, 1], [2, 3], [4, 5]]
     for task in made.tasks:
         assert task.x[:, 0, 0, 1].equal(task.y.byte()) and task.t.eq(task.id).all()
 
@@ -94,8 +94,8 @@ def test_orders_are_permutations_with_their_identities() -> None:
         for order in named.values():
             assert sorted(order) == list(range(tasks))
     made, natural = ordered(stream(), [2, 0, 1]), stream()
-    assert made.facts["task_identities"] == [2, 0, 1]
-    assert made.facts["classes_of_task"] == [[4, 5], [0, 1], [2, 3]]
+    assert made.description["task_identities"] == [2, 0, 1]
+    assert made.description["classes_of_task"] == [[4, 5], [0, 1], [2, 3]]
     for place, identity_ in enumerate([2, 0, 1]):
         for new, old in ((made.tasks, natural.tasks), (made.tests, natural.tests)):
             assert new[place].x.equal(old[identity_].x) and new[place].y.equal(old[identity_].y)
@@ -114,10 +114,10 @@ def test_orders_that_are_none(order: Any) -> None:
 
 def test_class_orders() -> None:
     random = stream(order="random")
-    assert random.facts == stream(order="random").facts
-    assert random.facts != stream(order="random", seed=1).facts
+    assert random.description == stream(order="random").description
+    assert random.description != stream(order="random", seed=1).description
     grouped = stream(order="superclass", tasks=2)
-    assert grouped.facts["classes_of_task"] == [[0, 2, 4], [1, 3, 5]]
+    assert grouped.description["classes_of_task"] == [[0, 2, 4], [1, 3, 5]]
     assert split.class_groups(list(range(7)), 3) == [[0, 1, 2], [3, 4], [5, 6]]
 
 
@@ -135,7 +135,7 @@ def test_by_sample_is_a_stratified_partition() -> None:
 def test_rotation() -> None:
     """One angle of each T-th part of 180 degrees; training and test images are turned alike."""
     made = stream(split="rotation", scenario=data_il, train_per_task=20, tasks=4)
-    angles: Any = made.facts["angles_of_task"]
+    angles: Any = made.description["angles_of_task"]
     assert [int(angle // 45) for angle in angles] == [0, 1, 2, 3]
     assert [len(task) for task in made.tasks] == [20] * 4 and made.classes.all()
     original = source()
@@ -143,10 +143,10 @@ def test_rotation() -> None:
         assert test.x.equal(turned(original.test_x, angle)) and test.y.equal(original.test_y)
         assert sorted(set(task.t.tolist())) == [task.id]
     mixed: Any = stream(split="rotation", scenario=data_il, tasks=8, order="random", seed=1)
-    found = mixed.facts["angles_of_task"]
+    found = mixed.description["angles_of_task"]
     assert found != sorted(found) and sorted(int(a // 22.5) for a in found) == list(range(8))
     drawn: Any = stream(split="rotation", scenario=data_il, tasks=400, order="uniform")
-    found = torch.tensor(drawn.facts["angles_of_task"])
+    found = torch.tensor(drawn.description["angles_of_task"])
     parts = (found // 22.5).long().bincount(minlength=8)
     assert len(parts) == 8 and ((parts - 50) ** 2 / 50).sum() < 24.3, "chi-square, 7 degrees, 0.1 %"
     assert len((found // (180 / 400)).unique()) < 300, "not one of each part"
@@ -240,7 +240,7 @@ def test_the_first_tasks_alone() -> None:
     made = sequential(stream(), 2)
     assert [len(part) for part in (made.tasks, made.tests, made.classes)] == [2, 2, 2]
     assert made.num_classes == 6 and sequential(stream(), 3).tasks[2].id == 2
-    facts = sequential(ordered(stream(), [2, 0, 1]), 2).facts
+    facts = sequential(ordered(stream(), [2, 0, 1]), 2).description
     assert facts["task_identities"] == [2, 0] and facts["classes_of_task"] == [[4, 5], [0, 1]]
 
 

@@ -23,7 +23,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 from cl_bench.base.exceptions import one_line
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-_soft_folders: set[Path] = set()  # folders of which it was said that they have no hard locks
+_soft_folders: set[Path] = set()  # folders announced to have no hard locks
 
 
 class LockedError(Exception):
@@ -31,7 +31,7 @@ class LockedError(Exception):
 
 
 class DamagedError(ValueError):
-    """A file of ours cannot be read; the message says which one and why."""
+    """A file that this package wrote cannot be read; the message names it and says why."""
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

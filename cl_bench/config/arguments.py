@@ -92,7 +92,7 @@ def _check_sweep(word: str) -> None:
     try:
         override = OverridesParser.create().parse_override(word)
     except (hydra.errors.HydraException, RecognitionException):
-        return  # told when Hydra reads it
+        return  # Hydra refuses it when it reads it
     try:
         values = _swept(override)
     except Exception as error:

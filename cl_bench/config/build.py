@@ -61,10 +61,10 @@ def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> n
 
 def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:
     """What is known of the backbone that the network starts from, if it starts from one."""
-    from cl_bench.models.pretrained import chosen, facts
+    from cl_bench.models.pretrained import backbone_info, chosen
 
     name = chosen({str(key): value for key, value in cfg.model.items()})
-    return None if name is None else facts(name)
+    return None if name is None else backbone_info(name)
 
 
 def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
@@ -88,7 +88,7 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
 
 def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:
     """UserError where the backbone has already learned the stream's own data."""
-    if backbone is not None and backbone["data"].get("sha256") == stream.facts["sha256"]:
+    if backbone is not None and backbone["data"].get("sha256") == stream.description["sha256"]:
         raise UserError(
             f"model.pretrained={backbone['name']}: it was trained on this very data set, "
             "all at once; use another backbone, or another data set"

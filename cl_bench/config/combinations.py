@@ -32,12 +32,12 @@ def check(plain: dict[str, Any]) -> None:
 def _check_optimizer(plain: dict[str, Any]) -> None:
     optimizer = plain["optimizer"]
     method = get_object(plain["method"]["_target_"])
-    if method.regularized and optimizer["weight_decay"]:
+    if method.forbids_weight_decay and optimizer["weight_decay"]:
         raise UserError(
             f"optimizer.weight_decay={optimizer['weight_decay']}: the method has penalties of its "
             "own, method.l1 and l2; use 0"
         )
-    if method.plain:
+    if method.requires_plain_sgd:
         if optimizer["_target_"] not in PLAIN_SGD:
             asked = ["_target_"]
         else:
@@ -103,12 +103,12 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
     kind = get_object(curvature["_target_"])
     squared = get_object(plain["criterion"]["_target_"]).squared
     if squared and kind.uses_true_labels(curvature):
-        told = "diag_fisher, labels=empirical" if "labels" in curvature else "diag_batched"
+        option = "diag_fisher, labels=empirical" if "labels" in curvature else "diag_batched"
         raise UserError(
-            f"curvature={told}: with a squared loss it is made of residuals, which vanish as the "
+            f"curvature={option}: with a squared loss it is made of residuals, which vanish as the "
             "fit improves; use diag_fisher with labels=sampled or exact"
         )
-    penalized = get_object(plain["method"]["_target_"]).penalized
+    penalized = get_object(plain["method"]["_target_"]).curvature_is_penalty
     matrix, raw = kind.penalty, kind.may_be_negative(curvature)
     if penalized and not matrix:
         raise UserError(

@@ -24,15 +24,15 @@ def _line(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
-    for told in (hydra_errors.explain_key, hydra_errors.explain_composition, _of_machine):
+    for explanation in (hydra_errors.explain_key, hydra_errors.explain_composition, _of_machine):
         for link in chain:
-            if not _wraps(link) and (line := told(link)) is not None:
+            if not _wraps(link) and (line := explanation(link)) is not None:
                 return line
     return None
 
 
 def _wraps(error: BaseException) -> bool:
-    """Whether an error of Hydra's stands for another one, which is told instead."""
+    """Whether an error of Hydra's stands for another one, which is explained instead."""
     return type(error).__name__ == "InstantiationException" and error.__cause__ is not None
 
 
@@ -42,10 +42,10 @@ def _of_machine(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if not isinstance(error, MemoryError | RuntimeError):
         return None
-    said = one_line(error, 2000)
-    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
+    message = one_line(error, 2000)
+    if isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY):
         return (
-            f"out of memory ({said[:160]}); use a smaller model, schedule.batch_size or "
+            f"out of memory ({message[:160]}); use a smaller model, schedule.batch_size or "
             "evaluation.batch_size, or fewer jobs at once"
         )
     return None

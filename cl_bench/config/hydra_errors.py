@@ -29,8 +29,8 @@ def explain_key(error: BaseException) -> str | None:
         known = f"; there are {', '.join(there)}" if there else ""
         missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
         hint = _elsewhere(error.full_key, parent, error.key) if missing else ""
-        said = f"no such key{hint}" if missing else first_line(error)
-        return f"{error.full_key}: {said}{known}"
+        reason = f"no such key{hint}" if missing else first_line(error)
+        return f"{error.full_key}: {reason}{known}"
     return None
 
 
@@ -61,20 +61,20 @@ def explain_composition(error: BaseException) -> str | None:
     return first_line(error) if isinstance(error, hydra.errors.HydraException) else None
 
 
-def _unparsed(override: str, said: str) -> str:
+def _unparsed(override: str, reason: str) -> str:
     """Of an argument that Hydra's grammar does not take: how a value with such characters is typed.
 
-    In Hydra ~ ( ) [ ] { } , : = and spaces have a meaning, and so have letters beyond ASCII not.
+    Hydra's grammar gives ~ ( ) [ ] { } , : = and spaces a meaning, and has no letters beyond ASCII.
     """
     key, assigned, value = override.partition("=")
     wrong = f"{override}: no <key>=<value>, each an argument of its own"
     if not KEY.fullmatch(key):
         return f"{wrong}: a key is letters, digits and _, its parts joined by dots"
     if not assigned or value[:1] in ("", "="):
-        return f"{wrong}, {said}"
-    reason = "" if GRAMMAR.match(said) else f" ({said})"
+        return f"{wrong}, {reason}"
+    hint = "" if GRAMMAR.match(reason) else f" ({reason})"
     return (
-        f"{wrong}{reason}: a value with one of ~ ( ) [ ] {{ }} , : = ^ or with spaces or letters "
+        f"{wrong}{hint}: a value with one of ~ ( ) [ ] {{ }} , : = ^ or with spaces or letters "
         f"beyond ASCII is quoted twice, {quoted(key, value)}"
     )
 
@@ -134,6 +134,6 @@ def first_line(error: BaseException) -> str:
 
 def lines(error: BaseException) -> list[str]:
     """What it says, but where to read more, and marks below a line."""
-    told = [line for line in str(error).strip().splitlines() if line.strip(" ^")]
-    lines = [line for line in told if not line.startswith("See http")]
+    given = [line for line in str(error).strip().splitlines() if line.strip(" ^")]
+    lines = [line for line in given if not line.startswith("See http")]
     return lines or [type(error).__name__]

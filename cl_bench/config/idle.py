@@ -19,7 +19,7 @@ from cl_bench.methods.mer import MER
 
 Node = dict[str, Any]
 NORMALISED = (EMCL, LaMAML, MER)  # methods with small batches of their own (`Inner.normalised`)
-HELD = {"scenario.split", "scenario.heads"}  # what they are for is `dataset.split` and `.heads`
+HELD = {"scenario.split", "scenario.heads"}  # `dataset.split` and `dataset.heads` hold their values
 
 
 def unused(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:

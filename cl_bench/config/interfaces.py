@@ -16,9 +16,16 @@ from cl_bench.curvature.diagonal import PerSample
 from cl_bench.curvature.kfac import Factored
 from cl_bench.methods.base import Method, Rehearsal, Separate
 
-RULES = ("check", "unused", "scenarios", "plain", "regularized", "penalized")
+RULES = (
+    "check",
+    "unused",
+    "scenarios",
+    "requires_plain_sgd",
+    "forbids_weight_decay",
+    "curvature_is_penalty",
+)
 NEEDED: dict[str, tuple[str, ...]] = {
-    "method": ("begin_task", "observe", "end_task", "predict", "weights", "facts", *RULES),
+    "method": ("begin_task", "observe", "end_task", "predict", "networks", "capacity", *RULES),
     "buffer": ("begin_task", "end_task", "add", "sample", "most_rows"),
     "curvature": ("__call__", "check", "linear", "penalty", "may_be_negative"),
     "criterion": ("__call__", "with_slope", "hessian_root", "squared"),
@@ -28,8 +35,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "model": ("forward", "batch_norm"),
     "runtime": ("device", "autocast", "place", "order", "memory", "draws"),
     "tracking": ("describe", "replay", "log", "finish", "__enter__", "__exit__"),
-    "dataset": ("tasks", "tests", "classes", "scenario", "transform", "facts"),
-    "stream": ("tasks", "tests", "classes", "scenario", "transform", "facts"),
+    "dataset": ("tasks", "tests", "classes", "scenario", "transform", "description"),
+    "stream": ("tasks", "tests", "classes", "scenario", "transform", "description"),
     "dataset.source": ("train_x", "train_y", "test_x", "test_y", "classes", "sha256"),
     "dataset.transform": ("draw", "view"),
     "probe": ("__call__",),

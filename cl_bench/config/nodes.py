@@ -19,8 +19,13 @@ GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "
 OPTIONAL = ("probe", "study")  # groups of which there may be none
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 PLACES = ("seed", "output_dir", "data_dir", "cache_dir")  # may differ between runs of one config
-SILENT = ("tracking", "log_every", "save_every", "force", "tuned", "code_changed")  # no numbers
-SILENT += ("curvature", "merging", "buffer")  # a method that uses them holds them itself
+SILENT = ("tracking", "log_every", "save_every", "save_network", "force", "tuned")  # no numbers
+SILENT += (
+    "code_changed",
+    "curvature",
+    "merging",
+    "buffer",
+)  # a method that uses them holds them itself
 Leaves = dict[str, Any]  # `method.strength` to its value
 OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
 

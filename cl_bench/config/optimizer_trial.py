@@ -1,7 +1,7 @@
 """Whether a config's optimizer can serve: it is built on a small parameter, and takes a step.
 
 What a foreign optimizer allows is not written in a signature; but it says so itself when it is
-tried. Weight decay is this project's own (`Learner.step`), and no option of the trial.
+tried. Weight decay is done by `Learner.step`, so it is left out of the trial.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def check(optimizer: dict[str, Any]) -> None:
     """UserError where it cannot be built or cannot step, or decays weights in its own way."""
     target = optimizer["_target_"]
     own = {k: v for k, v in optimizer.items() if not k.startswith("_") and k != "weight_decay"}
-    told = option_types.fault(own.get("momentum", 0.0), Factor)
-    if told is not None and target.startswith("torch.optim."):  # which take any momentum
-        raise UserError(f"optimizer.momentum={own['momentum']}: must be {told}")
+    requirement = option_types.fault(own.get("momentum", 0.0), Factor)
+    if requirement is not None and target.startswith("torch.optim."):  # which take any momentum
+        raise UserError(f"optimizer.momentum={own['momentum']}: must be {requirement}")
     if _needs_closure(target):
         raise UserError(
             f"optimizer._target_={target}: its step needs a closure that evaluates the loss again; "
             "use one whose step needs none, torch.optim.Adam or cl_bench.core.optim.SGD"
         )
-    said = _refusal(target, own)
-    if said is not None:
-        raise _refused(target, own, said)
+    reason = _refusal(target, own)
+    if reason is not None:
+        raise _refused(target, own, reason)
     if _decays(target, own):
         raise UserError(
             f"optimizer._target_={target}: moves parameters whose gradient is zero, by a weight "
@@ -69,13 +69,13 @@ def _refusal(target: str, options: dict[str, Any]) -> str | None:
     return None if theta.isfinite().all() else "a step is not finite"
 
 
-def _refused(target: str, options: dict[str, Any], said: str) -> UserError:
+def _refused(target: str, options: dict[str, Any], reason: str) -> UserError:
     """Names the option without which it would serve, or itself where no single one is at fault."""
     for name, value in options.items():
         others = {k: v for k, v in options.items() if k != name}
         if _refusal(target, {**others, "lr": LR} if name == "lr" else others) is None:
-            return UserError(f"optimizer.{name}={typed(value)}: {target} refuses it: {said}")
-    return UserError(f"optimizer._target_={target}: refuses its options: {said}")
+            return UserError(f"optimizer.{name}={typed(value)}: {target} refuses it: {reason}")
+    return UserError(f"optimizer._target_={target}: refuses its options: {reason}")
 
 
 def _decays(target: str, options: dict[str, Any]) -> bool:

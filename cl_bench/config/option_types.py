@@ -1,4 +1,4 @@
-"""Whether a plain value of a config may go where a type is written, and what is said if not."""
+"""Whether a plain value of a config may go where a type is written, and what it must be if not."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def _bound(hint: Any, error: Any) -> str | None:
     kinds = ("greater_than", "less_than", "too_short", "pattern")
     if not any(kind in error["type"] for kind in kinds):
         return None
-    return next((told for told in map(_spelled_bounds, _annotated(hint)) if told), None)
+    return next(
+        (requirement for requirement in map(_spelled_bounds, _annotated(hint)) if requirement), None
+    )
 
 
 def _annotated(hint: Any) -> Iterator[tuple[Any, ...]]:
@@ -112,8 +114,8 @@ SIDES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 def _spelled_bounds(annotations: tuple[Any, ...]) -> str:
     """`at least 0 and below 1`; or what the annotation says of itself."""
     for annotation in annotations:
-        if told := getattr(annotation, "description", None):
-            return told
+        if requirement := getattr(annotation, "description", None):
+            return requirement
         if getattr(annotation, "min_length", None):
             return "a text that is not empty"
     sides = {s: v for a in annotations for s in SIDES if (v := getattr(a, s, None)) is not None}

@@ -45,6 +45,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "cache_dir": Optional[Text],  # noqa: UP045
     "log_every": Count,
     "save_every": Annotated[float, Ge(1)],
+    "save_network": bool,
     "force": bool,
     "tuned": bool,
     "code_changed": CodeChanged,
@@ -55,7 +56,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "optimizer.weight_decay": NonNegative,
     **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # a wrong target is told here, once
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # a wrong target is refused here, once
 
 
 def at(plain: dict[str, Any], key: str) -> Any:
@@ -89,8 +90,8 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     try:
         target = get_object(path)
     except Exception as error:
-        said = one_line(error, 200)
-        raise UserError(f"{key}._target_={node['_target_']}: {said}") from None
+        reason = one_line(error, 200)
+        raise UserError(f"{key}._target_={node['_target_']}: {reason}") from None
     if not callable(target):
         raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
     _check_reserved(key, node)
@@ -161,14 +162,14 @@ def _hints(target: Callable) -> dict[str, Any]:
 
 def check_type(key: str, value: Any, hint: Any) -> None:
     """UserError where a config's value does not fit what is written in a signature."""
-    told = option_types.fault(value, hint) or option_types.unusable(value)
-    if told is None:
+    requirement = option_types.fault(value, hint) or option_types.unusable(value)
+    if requirement is None:
         return
     group = key.rpartition(".")[2]
     if group in ("curvature", "merging", "buffer"):
         option = value if isinstance(value, str) else "<option>"
         raise UserError(f"{key}={typed(value)}: is chosen by its group; use {group}={option}")
-    raise UserError(f"{key}={typed(value)}: must be {told}")
+    raise UserError(f"{key}={typed(value)}: must be {requirement}")
 
 
 def typed(value: Any) -> str:

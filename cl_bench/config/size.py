@@ -54,12 +54,12 @@ def _check_curvature(curvature: dict[str, Any], count: int) -> None:
         )
 
 
-def _require(told: str, wanted: int) -> None:
+def _require(what: str, wanted: int) -> None:
     """UserError where the machine has less memory than so many bytes."""
     there = runtime.memory()
     if there is not None and wanted > there:
         raise UserError(
-            f"{told} take at least {wanted / 2**30:,.0f} GiB, this machine has "
+            f"{what} take at least {wanted / 2**30:,.0f} GiB, this machine has "
             f"{there / 2**30:,.0f}; use less"
         )
 

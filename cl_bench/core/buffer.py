@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
 from cl_bench.core.state import Stateful
-from cl_bench.core.types import Batch, Task, beside
+from cl_bench.core.types import Batch, Task, to_device_of
 
 Insert = Literal["first", "all"]  # epochs whose samples are offered
 
@@ -72,7 +72,7 @@ class Buffer(Stateful):
 
     def _write(self, places: list[int], new: Batch, size: int) -> None:
         """Put `new` at `places`, in storage of at least `size` rows."""
-        index = beside(torch.tensor(places), new.y)
+        index = to_device_of(torch.tensor(places), new.y)
         stored = []
         for old, field in zip(self.rows or (None,) * 4, new, strict=True):
             if field is not None:

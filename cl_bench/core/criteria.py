@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Positive
-from cl_bench.core.types import beside
+from cl_bench.core.types import to_device_of
 
 Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
 
@@ -54,7 +54,9 @@ class CrossEntropy:
         if rng is None:
             return p.T.sqrt().unsqueeze(-1) * (eye.unsqueeze(1) - p)
         waiting = -torch.rand(p.shape, generator=rng, dtype=p.dtype).log()  # exponential, above 0
-        drawn = (p / beside(waiting, p)).argmax(-1)  # the first to come; never one of probability 0
+        drawn = (p / to_device_of(waiting, p)).argmax(
+            -1
+        )  # the first to come; never one of probability 0
         return (eye[drawn] - p).unsqueeze(0)
 
 
@@ -85,7 +87,7 @@ class ScaledMSE:
             eye = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
             return eye.unsqueeze(1).expand(-1, *logits.shape)
         probe = torch.randn((1, *logits.shape), generator=rng, dtype=logits.dtype)
-        return beside(probe, logits)
+        return to_device_of(probe, logits)
 
 
 def _full(logits: Tensor) -> Tensor:

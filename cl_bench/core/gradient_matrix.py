@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_bench.core.learner import Learner
 from cl_bench.core.mlp_gradient import Factor, MLPGradient
-from cl_bench.core.types import Batch, beside
+from cl_bench.core.types import Batch, to_device_of
 
 
 class GradientMatrix(Protocol):
@@ -47,7 +47,9 @@ class FactoredGradients:
     def __init__(self, mlp: MLPGradient, factors: list[Factor], sizes: list[int]) -> None:
         self.mlp, self.factors = mlp, factors
         owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        self.own = beside(torch.nn.functional.one_hot(owner, len(sizes)).double(), factors[0][0])
+        self.own = to_device_of(
+            torch.nn.functional.one_hot(owner, len(sizes)).double(), factors[0][0]
+        )
 
     def products(self) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
@@ -79,7 +81,7 @@ def _by_mlp(
     sizes, grad = [len(part.y) for part in parts], learner.flat.grad
     learner.evaluated += len(whole.y)
     counts = torch.tensor(sizes, dtype=grad.dtype).repeat_interleave(torch.tensor(sizes))
-    losses, factors = mlp.factors(*learner.mlp_inputs(whole), beside(counts, grad))
+    losses, factors = mlp.factors(*learner.mlp_inputs(whole), to_device_of(counts, grad))
     loss, total = losses[-sizes[-1] :].mean(), sum(sizes)
     ends = sum(s.shape[1] + a.shape[1] for s, a in factors)
     if total**2 * ends < (total + len(parts) ** 2) * len(grad):

@@ -22,7 +22,7 @@ class InnerLoop:
     Batches come augmented already, by one draw for all the steps on their samples.
 
     descend   (batch, lr) -> loss: theta <- theta - lr gradient of the batch's loss
-    count     told of each batch whose gradients are evaluated by `sequence`
+    count     called with each batch whose gradients `sequence` evaluates
     sequence  all steps on single samples as one compiled graph; None: step by step
     """
 

@@ -72,7 +72,7 @@ class Runtime:
             return int(line.split()[1]) / 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
 
-    def facts(self) -> dict[str, Any]:
+    def machine_info(self) -> dict[str, Any]:
         """What the record says of the machine."""
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else "cpu"

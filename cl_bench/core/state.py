@@ -38,7 +38,7 @@ class Stateful:
         return {name: packed(v) for name, v in vars(self).items() if is_state(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be in the state that `state_dict` has told; KeyError where a part of it is missing."""
+        """Take the state that `state_dict` has returned; KeyError where a part of it is missing."""
         missing = {name for name, value in vars(self).items() if is_state(value)} - state.keys()
         if missing:
             raise KeyError(f"{type(self).__name__}.{min(missing)}")

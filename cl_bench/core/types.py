@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from cl_bench.core.state import stored_as
 
 
-def beside(index: Tensor, data: Tensor) -> Tensor:
+def to_device_of(index: Tensor, data: Tensor) -> Tensor:
     """`index`, drawn on the CPU, on the device of `data`; nobody waits for that device."""
     if data.device.type == "cpu" or index.device == data.device:
         return index
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     x: Tensor  # (B, C, H, W) uint8, never augmented
     y: Tensor  # (B,) global class ids
     t: Tensor  # (B,) task ids, one per sample (replay mixes tasks)
-    logits: Tensor | None = None  # (B, K) what the net said when stored (DER)
+    logits: Tensor | None = None  # (B, K) the network's logits when stored (DER)
 
     def cat(self, other: Batch) -> Batch:
         """Both batches one after the other; logits are dropped."""
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     def rows(self, index: Tensor | slice) -> Batch:
         """The samples that `index` picks."""
         if isinstance(index, Tensor):
-            index = beside(index, self.y)
+            index = to_device_of(index, self.y)
         logits = None if self.logits is None else self.logits[index]
         return Batch(self.x[index], self.y[index], self.t[index], logits)
 
@@ -69,7 +69,7 @@ class Task:
         """Shuffled batches, `start` of them passed over; the last of an epoch may be short."""
         per_epoch = -(-len(self) // size)
         for epoch in range(epochs):
-            order = beside(torch.randperm(len(self), generator=rng), self.y)
+            order = to_device_of(torch.randperm(len(self), generator=rng), self.y)
             for i in range(max(start - epoch * per_epoch, 0), per_epoch):
                 index = order[i * size : (i + 1) * size]
                 yield Batch(self.x[index], self.y[index], self.t[index])
@@ -113,7 +113,7 @@ class Stream:
     classes: Tensor  # (T, K) bool: classes of each task
     scenario: Scenario
     transform: Transform
-    facts: dict[str, object]  # class order, data hash, provenance: goes into the record
+    description: dict[str, object]  # class order, data hash, provenance: goes into the record
 
     @property
     def num_classes(self) -> int:

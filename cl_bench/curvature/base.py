@@ -8,14 +8,14 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Task, beside
+from cl_bench.core.types import Task, to_device_of
 
 
 class Curvature(Protocol):
     """A (P, P), immutable; vectors are flat (..., P): algebra runs over the last axis.
 
-    `contraction`, `draw` and `push` are what a penalty's steps are made of: prepared once a task,
-    and with as few passes over memory as the family allows.
+    A penalty's steps are made of `shrinkage`, `pull_towards_` and `add_matvec_`, which are prepared
+    once a task and make as few passes over memory as the family allows.
     """
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -34,15 +34,15 @@ class Curvature(Protocol):
         """mine A + theirs B, within one family; the family says what of it is kept."""
         ...
 
-    def contraction(self, damping: float) -> Curvature:
+    def shrinkage(self, damping: float) -> Curvature:
         """A (A + damping I)^-1: how much of a distance an implicit step takes away."""
         ...
 
-    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+    def pull_towards_(self, theta: Tensor, anchor: Tensor) -> None:
         """theta <- theta + A (anchor - theta), in place."""
         ...
 
-    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+    def add_matvec_(self, out: Tensor, v: Tensor, scale: float) -> None:
         """out <- out + scale A v, in place."""
         ...
 
@@ -101,7 +101,7 @@ def subset(task: Task, samples: int | None, rng: Generator) -> Task:
     """The task, or `samples` of it drawn without replacement."""
     if samples is None or samples >= len(task):
         return task
-    chosen = beside(torch.randperm(len(task), generator=rng)[:samples].sort().values, task.y)
+    chosen = to_device_of(torch.randperm(len(task), generator=rng)[:samples].sort().values, task.y)
     return Task(task.id, task.x[chosen], task.y[chosen], task.t[chosen])
 
 

@@ -14,11 +14,11 @@ from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Task, beside
+from cl_bench.core.types import Task, to_device_of
 from cl_bench.curvature.base import Curvature, Estimator, fork, subset
 from cl_bench.curvature.dense import Dense
 from cl_bench.curvature.diagonal import Diagonal
-from cl_bench.curvature.kronecker import Block, Blocks, Corrected, Factors
+from cl_bench.curvature.kronecker import Block, Blocks, Corrected, KroneckerFactors
 from cl_bench.curvature.products import Product, hessian_product
 
 Size = Literal["trace", "norm"]
@@ -52,7 +52,7 @@ class LayerHessian(Estimator):
         chosen, rng = subset(task, self.samples, learner.rng), fork(learner.rng)
         shape = (self.probes, learner.flat.grad.numel())
         drawn = torch.randint(2, shape, generator=rng, dtype=torch.int8)  # a byte, until it is used
-        signs = beside(drawn, learner.flat.grad).to(learner.flat.grad.dtype) * 2 - 1
+        signs = to_device_of(drawn, learner.flat.grad).to(learner.flat.grad.dtype) * 2 - 1
         return Probed(hessian_product(learner, chosen), signs)
 
 
@@ -91,7 +91,7 @@ def _probed(matrix: Probed, span: slice, size: Size) -> Tensor:
 def _factored(block: Block, size: Size) -> Tensor:
     """Of the weight's part of a block: without the bias, the last of what comes in."""
     into = (block.place.weight[1] - block.place.weight[0]) // block.place.out
-    if isinstance(block, Factors):
+    if isinstance(block, KroneckerFactors):
         a, g = block.a[:into, :into], block.g
         return block.scale * (a.trace() * g.trace() if size == "trace" else a.norm() * g.norm())
     assert isinstance(block, Corrected)

@@ -25,7 +25,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 
 Labels = Literal["exact", "sampled", "empirical"]
-Roots = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)
+RootFn = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)
 
 SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
@@ -92,7 +92,7 @@ def _once(sites: list[Site]) -> None:
             )
 
 
-def rehearse(learner: Learner, task: Task) -> None:
+def check_hooks(learner: Learner, task: Task) -> None:
     """UserError where hooks would not see what they need to: by a forward pass of one sample."""
     with learner.evaluating(full_precision=True), captured(learner.net), torch.no_grad():
         learner.logits(learner.flat.theta, next(task.chunks(1)))
@@ -132,7 +132,7 @@ def chunk(learner: Learner) -> int:
 
 
 def streamed(
-    learner: Learner, task: Task, roots: Roots, at_head: Roots | None = None
+    learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
 ) -> Iterator[tuple[list[Site], Iterator[list[Tensor]]]]:
     """For each part of the task the sites, and for groups of roots the gradients at them.
 
@@ -153,7 +153,7 @@ def streamed(
 
 
 def visits(
-    learner: Learner, task: Task, roots: Roots, at_head: Roots | None = None
+    learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
 ) -> Iterator[tuple[Site, Tensor]]:
     """Each site of each part with each group's gradient (R, B, ...) at it."""
     for sites, gradients in streamed(learner, task, roots, at_head):
@@ -180,7 +180,7 @@ def _replaced(
         own = own[:0]
 
 
-def law(labels: Labels, rng: Generator) -> Roots:
+def output_hessian_factor(labels: Labels, rng: Generator) -> RootFn:
     """The output Hessian's square roots: exact, one draw (`rng`), or the true label's gradient."""
 
     def hessian(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, eigh, fork, subset
-from cl_bench.curvature.capture import Labels, law
+from cl_bench.curvature.capture import Labels, output_hessian_factor
 from cl_bench.curvature.diagonal import jacobian_rows
 from cl_bench.curvature.products import hessian
 
@@ -46,14 +46,14 @@ class Dense:
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         return type(self)(mine * self.matrix + theirs * other.matrix)
 
-    def contraction(self, damping: float) -> Self:
+    def shrinkage(self, damping: float) -> Self:
         values, vectors = self.eigen
         return type(self)(vectors * (values / (values + damping)) @ vectors.T)
 
-    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+    def pull_towards_(self, theta: Tensor, anchor: Tensor) -> None:
         theta.add_(self.matvec(anchor - theta))
 
-    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+    def add_matvec_(self, out: Tensor, v: Tensor, scale: float) -> None:
         out.add_(self.matvec(v), alpha=scale)
 
     def trace(self) -> Tensor:
@@ -91,7 +91,9 @@ class FullFisher(Small):
         chosen = subset(task, self.samples, learner.rng)
         count = learner.flat.grad.numel()
         total = learner.flat.grad.new_zeros(count, count)
-        for rows in jacobian_rows(learner, chosen, law(self.labels, fork(learner.rng))):
+        for rows in jacobian_rows(
+            learner, chosen, output_hessian_factor(self.labels, fork(learner.rng))
+        ):
             total.addmm_(rows.T, rows)
         return Dense(total.div_(len(chosen)))
 

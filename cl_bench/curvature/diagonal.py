@@ -26,11 +26,11 @@ from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import (
     FLOATS,
     Labels,
-    Roots,
+    RootFn,
+    check_hooks,
     chunk,
     coupled,
-    law,
-    rehearse,
+    output_hessian_factor,
     unserved,
     visits,
 )
@@ -56,13 +56,13 @@ class Diagonal:
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         return type(self)(mine * self.values + theirs * other.values)
 
-    def contraction(self, damping: float) -> Self:
+    def shrinkage(self, damping: float) -> Self:
         return type(self)(self.values / (self.values + damping))
 
-    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+    def pull_towards_(self, theta: Tensor, anchor: Tensor) -> None:
         theta.lerp_(anchor, self.values)
 
-    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+    def add_matvec_(self, out: Tensor, v: Tensor, scale: float) -> None:
         out.addcmul_(self.values, v, value=scale)
 
     def trace(self) -> Tensor:
@@ -90,7 +90,7 @@ class PerSample(Estimator):
                 "there is no gradient of one sample"
             )
         if unserved(learner.net) is None:
-            rehearse(learner, task)
+            check_hooks(learner, task)
 
 
 class Fisher(PerSample):
@@ -102,7 +102,9 @@ class Fisher(PerSample):
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
         chosen = subset(task, self.samples, learner.rng)
-        return mean_of(torch.square, learner, chosen, law(self.labels, fork(learner.rng)))
+        return mean_of(
+            torch.square, learner, chosen, output_hessian_factor(self.labels, fork(learner.rng))
+        )
 
 
 class BatchedFisher(Estimator):
@@ -154,7 +156,7 @@ def _norm_gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
 
 
 def mean_of(
-    power: Callable[[Tensor], Tensor], learner: Learner, task: Task, roots: Roots
+    power: Callable[[Tensor], Tensor], learner: Learner, task: Task, roots: RootFn
 ) -> Diagonal:
     """Mean over samples of sum_r power(J' root_r), by layers or, for any network, by rows."""
     total = torch.zeros_like(learner.flat.grad)
@@ -169,7 +171,7 @@ def mean_of(
     return Diagonal(total.div_(len(task)))
 
 
-def jacobian_rows(learner: Learner, task: Task, roots: Roots) -> Iterator[Tensor]:
+def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tensor]:
     """Per-sample gradients (R x B, P) of parts of a task, by one vectorised backward pass each."""
     theta = learner.flat.theta.detach()
     with learner.evaluating(full_precision=True):

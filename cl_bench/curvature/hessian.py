@@ -14,7 +14,7 @@ from torch.func import grad, vjp, vmap
 
 from cl_bench.base.bounds import Count
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch, Task, beside
+from cl_bench.core.types import Batch, Task, to_device_of
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, fork, subset
 from cl_bench.curvature.capture import FLOATS
 from cl_bench.curvature.dense import LARGEST, Small
@@ -71,7 +71,7 @@ class DiagonalHessian(Estimator):
         total = torch.zeros_like(learner.flat.grad)
         for _ in range(self.probes):
             signs = torch.randint(2, total.shape, generator=rng) * 2 - 1
-            v = beside(signs, total).to(total.dtype)
+            v = to_device_of(signs, total).to(total.dtype)
             total += v * product(v)
         return total / self.probes
 

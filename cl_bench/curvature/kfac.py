@@ -26,14 +26,14 @@ from cl_bench.curvature.capture import (
     FLOATS,
     Labels,
     Site,
-    law,
+    check_hooks,
     layers,
-    rehearse,
+    output_hessian_factor,
     streamed,
     unserved,
     visits,
 )
-from cl_bench.curvature.kronecker import Blocks, Corrected, Factors
+from cl_bench.curvature.kronecker import Blocks, Corrected, KroneckerFactors
 from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
 
 
@@ -62,7 +62,7 @@ class Factored(Estimator):
         name = unserved(learner.net)
         if name is not None:
             raise UserError(f"curvature: no Kronecker factors for layer {name}; use diag_fisher")
-        rehearse(learner, task)
+        check_hooks(learner, task)
 
     def __call__(self, learner: Learner, task: Task) -> Blocks:
         chosen = subset(task, self.samples, learner.rng)
@@ -74,7 +74,12 @@ class Factored(Estimator):
         self.check(learner, task)
         found = {name: self.kind(name, layer, learner) for name, layer in factored(learner.net)}
         squares = Squares(learner, self.batch_norm == "diagonal")
-        for sites, gradients in streamed(learner, task, law(self.labels, rng), law("exact", rng)):
+        for sites, gradients in streamed(
+            learner,
+            task,
+            output_hessian_factor(self.labels, rng),
+            output_hessian_factor("exact", rng),
+        ):
             for group in gradients:
                 for site, s in zip(sites, group, strict=True):
                     found.get(site.name, squares).outputs(site, s)
@@ -121,14 +126,19 @@ class EKFAC(Factored):
         bases = {name: part.factors(len(chosen)) for name, part in found.items()}
         totals = {name: torch.zeros_like(b.g @ b.place.read(rest)) for name, b in bases.items()}
         rng.set_state(start)
-        for site, s in visits(learner, chosen, law(self.labels, rng), law("exact", rng)):
+        for site, s in visits(
+            learner,
+            chosen,
+            output_hessian_factor(self.labels, rng),
+            output_hessian_factor("exact", rng),
+        ):
             if site.name in bases:
                 _add_rotated(totals[site.name], found[site.name], bases[site.name], site, s)
         blocks = [Corrected(bases[name], total / len(chosen)) for name, total in totals.items()]
         return Blocks(blocks, rest)
 
 
-def _add_rotated(total: Tensor, part: Sum, basis: Factors, site: Site, s: Tensor) -> None:
+def _add_rotated(total: Tensor, part: Sum, basis: KroneckerFactors, site: Site, s: Tensor) -> None:
     """total (out, d) += sum over roots and samples of (U_G' grad U_A)^2."""
     _, u_a, _, u_g = basis.eigen
     s = u_g.T @ places(s)

@@ -65,14 +65,14 @@ class Block(Protocol):
     def matvec(self, d: Tensor) -> Tensor: ...
     def solve(self, d: Tensor, damping: float) -> Tensor: ...
     def merge(self, other: Self, mine: float, theirs: float) -> Self: ...
-    def contraction(self, damping: float) -> Block: ...
+    def shrinkage(self, damping: float) -> Block: ...
     def trace(self) -> Tensor: ...
     def max_eigenvalue(self) -> Tensor: ...
 
 
 @stored_as("kronecker_factors")
 @dataclass(frozen=True)
-class Factors:
+class KroneckerFactors:
     """scale G (x) A with G (out, out), A (in, in), scale ()."""
 
     place: Place
@@ -93,8 +93,8 @@ class Factors:
         """Exactly, in the eigenbasis: the damping is not split over the factors."""
         return Corrected(self, self._values()).solve(d, damping)
 
-    def contraction(self, damping: float) -> Corrected:
-        return Corrected(self, self._values()).contraction(damping)
+    def shrinkage(self, damping: float) -> Corrected:
+        return Corrected(self, self._values()).shrinkage(damping)
 
     def _values(self) -> Tensor:
         """(out, in): the eigenvalues."""
@@ -126,7 +126,7 @@ class Factors:
 class Corrected:
     """EKFAC: (U_G (x) U_A) diag(values) (U_G (x) U_A)', with values (out, in) in the eigenbasis."""
 
-    basis: Factors
+    basis: KroneckerFactors
     values: Tensor
 
     @property
@@ -139,7 +139,7 @@ class Corrected:
     def solve(self, d: Tensor, damping: float) -> Tensor:
         return self._in_basis(d, 1 / (self.values + damping))
 
-    def contraction(self, damping: float) -> Self:
+    def shrinkage(self, damping: float) -> Self:
         return type(self)(self.basis, self.values / (self.values + damping))
 
     def _in_basis(self, d: Tensor, values: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Corrected:
         values = mine * self._seen_from(basis) + theirs * other._seen_from(basis)
         return type(self)(basis, values)
 
-    def _seen_from(self, basis: Factors) -> Tensor:
+    def _seen_from(self, basis: KroneckerFactors) -> Tensor:
         """(out, in): the diagonal of this matrix in another eigenbasis."""
         (_, u_a, _, u_g), (_, new_a, _, new_g) = self.basis.eigen, basis.eigen
         return (new_g.T @ u_g).square() @ self.values @ (u_a.T @ new_a).square()
@@ -192,14 +192,14 @@ class Blocks:
         blocks = [one.merge(two, mine, theirs) for one, two in pairs]
         return type(self)(blocks, mine * self.rest + theirs * other.rest)
 
-    def contraction(self, damping: float) -> Self:
-        blocks = [block.contraction(damping) for block in self.blocks]
+    def shrinkage(self, damping: float) -> Self:
+        blocks = [block.shrinkage(damping) for block in self.blocks]
         return type(self)(blocks, self.rest / (self.rest + damping))
 
-    def draw(self, theta: Tensor, anchor: Tensor) -> None:
+    def pull_towards_(self, theta: Tensor, anchor: Tensor) -> None:
         theta.add_(self.matvec(anchor - theta))
 
-    def push(self, out: Tensor, v: Tensor, scale: float) -> None:
+    def add_matvec_(self, out: Tensor, v: Tensor, scale: float) -> None:
         out.add_(self.matvec(v), alpha=scale)
 
     def trace(self) -> Tensor:

@@ -86,7 +86,7 @@ class Ready(NamedTuple):
     """The implicit step, prepared for one learning rate."""
 
     damping: float
-    contraction: Any  # a Curvature
+    shrinkage: Any  # a Curvature
 
 
 class Penalty(Stateful):
@@ -122,13 +122,13 @@ class Penalty(Stateful):
         if active and self.step == "explicit":
             scale, flat = self._scale * self.every, learner.flat
             for each in self.past:
-                each.curvature.push(flat.grad, flat.theta - each.anchor, scale)
+                each.curvature.add_matvec_(flat.grad, flat.theta - each.anchor, scale)
         learner.step()
         if active and self.step == "implicit":
             self._contract(learner, self.every)
 
     @torch.no_grad()
-    def settle(self, learner: Learner) -> None:
+    def flush(self, learner: Learner) -> None:
         """Make up for the steps since the penalty was last applied: a task must not end on them.
 
         By the implicit step whatever `step` says: it is the one that cannot overshoot.
@@ -141,7 +141,7 @@ class Penalty(Stateful):
             return
         damping = self._damping(learner, left)
         for each in self.past:
-            each.curvature.contraction(damping).draw(learner.flat.theta, each.anchor)
+            each.curvature.shrinkage(damping).pull_towards_(learner.flat.theta, each.anchor)
 
     def check(self, learner: Learner) -> None:
         """UserError where explicit steps on what is there would diverge: before a task's first.
@@ -210,8 +210,8 @@ class Penalty(Stateful):
             theta.sub_(whole.solve(self.pull(theta), damping))
             return
         if self.ready is None or self.ready.damping != damping:
-            self.ready = Ready(damping, whole.contraction(damping))
-        self.ready.contraction.draw(theta, self.past[0].anchor)
+            self.ready = Ready(damping, whole.shrinkage(damping))
+        self.ready.shrinkage.pull_towards_(theta, self.past[0].anchor)
 
 
 def check_options(config: dict[str, Any]) -> None:

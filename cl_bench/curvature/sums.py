@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cl_bench.core.learner import Learner
 from cl_bench.curvature.capture import FLOATS, Site
 from cl_bench.curvature.elementwise import elementwise, patches
-from cl_bench.curvature.kronecker import Factors, Place
+from cl_bench.curvature.kronecker import KroneckerFactors, Place
 
 PATCHES = {"cpu": 2**20}  # floats of patches at once: 4 MiB stay in the cache
 BANDS = {"cpu": 4}  # of a symmetric product: more save little, and elsewhere a launch costs more
@@ -42,10 +42,10 @@ class Sum:
         for a, _ in self._inputs(site):
             self._add(a, None)
 
-    def factors(self, samples: int) -> Factors:
+    def factors(self, samples: int) -> KroneckerFactors:
         """The means over the samples."""
         g = mirrored(self.g) / samples
-        return Factors(self.place, self.a() / samples, g, g.new_ones(()))
+        return KroneckerFactors(self.place, self.a() / samples, g, g.new_ones(()))
 
     def a(self) -> Tensor:
         """(d, d): the sum so far."""
@@ -122,11 +122,11 @@ class Traced(Sum):
                 self._add(a, self.weights[part])
         self.weights = 0.0
 
-    def factors(self, samples: int) -> Factors:
+    def factors(self, samples: int) -> KroneckerFactors:
         a = self.a()
         delta = a.trace()
         unit = delta.clamp(min=torch.finfo(delta.dtype).tiny)
-        return Factors(self.place, a / unit, mirrored(self.g) / unit, delta / samples)
+        return KroneckerFactors(self.place, a / unit, mirrored(self.g) / unit, delta / samples)
 
     def _norms(self, site: Site) -> Tensor:
         """(B, L): |a_l|^2, the bias's 1 included."""
@@ -150,9 +150,9 @@ class ExactlyTraced(Traced):
         for _, value in elementwise(site, s, torch.square):
             self.trace.add_(value.sum())
 
-    def factors(self, samples: int) -> Factors:
+    def factors(self, samples: int) -> KroneckerFactors:
         found = super().factors(samples)
-        return Factors(self.place, found.a, found.g, self.trace / samples)
+        return KroneckerFactors(self.place, found.a, found.g, self.trace / samples)
 
 
 def places(s: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from cl_bench.data.arrays import Source
 from cl_bench.data.origin import Origin, fingerprint, found_instead, in_the_way
 from cl_bench.data.prepared import Prepared, UnusableError
 
-_announced: set[Path] = set()  # folders of which it was said that they stand in for another
+_announced: set[Path] = set()  # folders that were announced in place of another
 
 
 @dataclass(frozen=True)

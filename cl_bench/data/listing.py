@@ -142,8 +142,8 @@ def _labelled(name: str, split: Path) -> list[Labelled]:
 def _images(name: str, folder: Path) -> list[Path]:
     """The images of a folder, sorted by name; UserError where there are none."""
     if (what := kind(folder)) != FOLDER:
-        said = "is missing" if what == NOTHING else f"is {what}"
-        raise UserError(f"{name}: {folder} {said}; a folder of images is looked for there")
+        state = "is missing" if what == NOTHING else f"is {what}"
+        raise UserError(f"{name}: {folder} {state}; a folder of images is looked for there")
     found = sorted(filter(is_image, os.listdir(folder)))
     if not found:
         raise UserError(f"{name}: no images in {folder}, which {holds(folder)} ({_accepted()})")

@@ -57,17 +57,17 @@ def ordered(stream: Stream, order: str | list[int]) -> Stream:
         tasks=[_numbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
         tests=[_numbered(stream.tests[i], n) for n, i in enumerate(chosen)],
         classes=stream.classes[chosen],
-        facts=facts_of(stream, chosen),
+        description=description_of(stream, chosen),
     )
 
 
-def facts_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
-    """The stream's facts, with what they say of each task for the tasks at these places alone."""
-    facts, chosen = dict(stream.facts), list(places)
+def description_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
+    """The stream's description; its lists of one entry a task have those at `places` alone."""
+    description, chosen = dict(stream.description), list(places)
     for key in ("classes_of_task", "task_identities", "angles_of_task"):
-        if isinstance(listed := facts.get(key), list):
-            facts[key] = [listed[i] for i in chosen]
-    return facts
+        if isinstance(listed := description.get(key), list):
+            description[key] = [listed[i] for i in chosen]
+    return description
 
 
 def _numbered(task: Task, number: int) -> Task:

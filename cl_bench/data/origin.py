@@ -139,9 +139,9 @@ def holds(folder: Path) -> str:
     folders = [name for name, is_folder in shown if is_folder]
     files = [name for name, is_folder in shown if not is_folder]
     endings = sorted({os.path.splitext(name)[1] or name for name in files})
-    said = [_counted(folders, "folder", folders)] if folders else []
-    said += [_counted(files, "file", endings)] if files else []
-    return f"has {' and '.join(said)}" if said else "is empty"
+    counts = [_counted(folders, "folder", folders)] if folders else []
+    counts += [_counted(files, "file", endings)] if files else []
+    return f"has {' and '.join(counts)}" if counts else "is empty"
 
 
 def _counted(entries: list[str], noun: str, names: list[str]) -> str:

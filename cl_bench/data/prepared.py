@@ -81,8 +81,8 @@ def save(file: Path, prepared: Prepared) -> None:
 
 
 def _said(error: Exception) -> str:
-    told = error.strerror if isinstance(error, OSError) else None
-    return told or one_line(error)
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or one_line(error)
 
 
 def _seal(file: Path, fingerprint: str, facts: str) -> str:

@@ -15,7 +15,7 @@ from cl_bench.core.types import Scenario, Stream, Task, Transform
 from cl_bench.data import plan
 from cl_bench.data import split as cut
 from cl_bench.data.augment import turned
-from cl_bench.data.orders import facts_of
+from cl_bench.data.orders import description_of
 from cl_bench.data.plan import Heads, Split
 from cl_bench.data.published import measured
 from cl_bench.data.source import Source
@@ -62,7 +62,7 @@ def build(
         classes=member.to(device),
         scenario=scenario,
         transform=transform(device=device),
-        facts=_facts(name, source, groups if split == "class" else None, tasks, angles),
+        description=_description(name, source, groups if split == "class" else None, tasks, angles),
     )
 
 
@@ -77,7 +77,7 @@ def _groups(
     return groups
 
 
-def _facts(
+def _description(
     name: str,
     source: Source,
     classes: list[list[int]] | None,
@@ -138,7 +138,7 @@ def sequential(stream: Stream, first: Count | None) -> Stream:
     if first is None or first == len(stream.tests):
         return stream
     parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}
-    return replace(stream, **parts, facts=facts_of(stream, range(first)))
+    return replace(stream, **parts, description=description_of(stream, range(first)))
 
 
 def joint(stream: Stream, first: Count | None) -> Stream:

@@ -24,7 +24,7 @@ from cl_bench.config.build import (
 )
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
-from cl_bench.engine import checkpoint, experiment, resume
+from cl_bench.engine import checkpoint, experiment, resume, trained
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.session import Progress, Session
 from cl_bench.results import figures, record, source_code
@@ -108,14 +108,16 @@ def _execute(planned: Plan) -> RunRecord:
     cfg, folder = planned.cfg, planned.folder
     machine = build(cfg.runtime, seed=cfg.seed)
     identity = {"config": planned.hash, "seed": cfg.seed, "device": machine.device.type}
-    where = machine.device, machine.facts()["device"]
+    where = machine.device, machine.machine_info()["device"]
     start = resume.find(folder, identity, planned.code, *where, cfg.code_changed, cfg.force)
     files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
     refuse_leak(stream, backbone)
-    start.require(data=str(stream.facts["sha256"]), backbone=str(backbone and backbone["sha256"]))
+    start.require(
+        data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
+    )
     with make_sink(planned) as sink, Stop() as stop:
-        sink.describe(stream.facts)
+        sink.describe(stream.description)
         session, host = _session(planned, machine, stream, sink, stop, start)
         total = sum(session.schedule.steps(task) for task in stream.tasks)
         with host.shown(total, planned.title):
@@ -123,6 +125,8 @@ def _execute(planned: Plan) -> RunRecord:
         with stop.holding():
             outcome = conclude(planned, session, machine, backbone, start)
             pictures = figures.drawn(session.progress.matrix, f"{planned.title}, seed {cfg.seed}")
+            if cfg.save_network:
+                trained.write(session.method, folder.path)
             folder.finish(outcome)  # from here on the run is done, whatever becomes of the rest
             paths = folder.write_pictures(pictures)
         sink.finish(outcome, paths)
@@ -181,7 +185,7 @@ def conclude(
         seed=planned.cfg.seed,
         code=planned.code.joined(start.earlier),
         stream={
-            **stream.facts,
+            **stream.description,
             "train_images": [len(task) for task in stream.tasks],
             "test_images": [len(test) for test in stream.tests],
         },
@@ -190,17 +194,17 @@ def conclude(
         metrics=record.plain(progress.matrix.summary()),
         parameters=method.learner.flat.theta.numel(),
         state_bytes=checkpoint.nbytes(method),
-        theta_sha256=record.sha256(method.weights()),
+        theta_sha256=record.sha256(network.theta for _, network in method.networks()),
         measured={
             "train_seconds": progress.train_seconds,
             "eval_seconds": progress.eval_seconds,
             "peak_mib": machine.peak_mib(),
-            **machine.facts(),
+            **machine.machine_info(),
             "device": ", then ".join(start.devices),
             **source_code.software(),
         },
         backbone=backbone,
         gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
-        method=method.facts(),
+        method=method.capacity(),
         forgetting_of_task=record.plain(progress.matrix.forgetting_of_task.tolist()),
     )

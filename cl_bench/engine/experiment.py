@@ -97,7 +97,7 @@ def measure(session: Session, row: int) -> None:
                 "task": row,
                 "accuracy": dict(zip(columns, found, strict=True)),
                 "metrics": progress.matrix.until(row).summary(),
-                "method": session.method.facts(),
+                "method": session.method.capacity(),
             }
         )
 

@@ -1,4 +1,4 @@
-"""Which jobs of a sweep failed, said once more at its end: a Hydra callback.
+"""The jobs of a sweep that failed, listed at its end: a Hydra callback.
 
 A failed job leaves a note in its folder below hydra.sweep.dir, whatever process it ran in; the
 others go on. The sweep then ends with exit code 2.
@@ -42,9 +42,12 @@ class Failures(Callback):
         print(f"{len(notes)} jobs failed:", file=sys.stderr)
         for file in notes:
             try:
-                told = files.read_json(file)
+                failure = files.read_json(file)
             except DamagedError as error:
-                told = {"error": str(error)}
-            where = f" ({told['folder']})" if told.get("folder") else ""
-            print(f"  {told.get('job', file.parent)}: {told.get('error')}{where}", file=sys.stderr)
+                failure = {"error": str(error)}
+            where = f" ({failure['folder']})" if failure.get("folder") else ""
+            print(
+                f"  {failure.get('job', file.parent)}: {failure.get('error')}{where}",
+                file=sys.stderr,
+            )
         sys.exit(2)

@@ -17,12 +17,12 @@ from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared.capacity import size
 from cl_bench.methods.shared.low_rank import layers_of
-from cl_bench.methods.shared.proximal import Kinked, soft
+from cl_bench.methods.shared.proximal import PiecewiseLinear, soft
 
 
 @stored_as("apd_task")
 @dataclass
-class Learned:
+class APDTask:
     """What a task has of its own: tau, and at all other places of theta its parameters; M."""
 
     tau: Tensor  # (P,)
@@ -46,7 +46,7 @@ class APD(Separate):
     move on), and there is no hierarchical sharing of the tau_i: the paper's APD(1).
     """
 
-    regularized = True
+    forbids_weight_decay = True
 
     def __init__(
         self, learner: Learner, l1: NonNegative, l2: NonNegative, threshold: NonNegative
@@ -61,8 +61,8 @@ class APD(Separate):
             )
         self.sigma: Tensor | None = None  # (P,), as the last task left it; 0 beside the weights
         self.price = torch.zeros_like(learner.flat.grad)  # l1 at the weights
-        self.past: Kinked | None = None
-        self.learned: dict[int, Learned] = {}
+        self.past: PiecewiseLinear | None = None
+        self.learned: dict[int, APDTask] = {}
         self.single = 0  # numbers of the first task's network
 
     @staticmethod
@@ -92,7 +92,7 @@ class APD(Separate):
         if tasks:
             masks = [self._wide(mine.mask) for mine in tasks]
             taus = [mine.tau.where(self.price > 0, 0.0) for mine in tasks]
-            self.past = Kinked.of(self.sigma, self.l1, taus, masks)
+            self.past = PiecewiseLinear.of(self.sigma, self.l1, taus, masks)
         phi = torch.cat([self.sigma, start, theta.new_zeros(outputs)])
         learner.drive(nn.Parameter(phi))
 
@@ -116,7 +116,7 @@ class APD(Separate):
                 self._prune(mine.sub_(mine.clamp(-reach, reach)))
         for weight in self._weights(tau):
             self._prune(weight)
-        mine = Learned(tau.clone(), v.sigmoid(), self.learner.snapshot().buffers)
+        mine = APDTask(tau.clone(), v.sigmoid(), self.learner.snapshot().buffers)
         self.learned[task.id], self.sigma, self.past = mine, sigma.clone(), None
         for weight, shared in zip(
             self._weights(self.learner.flat.theta.detach()), self._weights(self.sigma), strict=True
@@ -130,7 +130,7 @@ class APD(Separate):
         mine = self.learned[task]
         return Snapshot(self._sum(self.sigma, mine.tau, mine.mask), mine.buffers)
 
-    def facts(self) -> dict[str, float]:
+    def capacity(self) -> dict[str, float]:
         """All numbers that prediction needs, and how many more than one network's."""
         if self.sigma is None or not self.learned:
             return {}

@@ -19,9 +19,12 @@ class Method(Stateful):
     """A way to move `learner.flat.theta`; its attributes are its whole state."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # those it can serve
-    plain: ClassVar[bool] = False  # whether it steps by itself: SGD without momentum or decay
-    regularized: ClassVar[bool] = False  # whether its penalties take the place of weight decay
-    penalized: ClassVar[bool] = True  # whether its curvature, if it has one, makes a penalty
+    # it steps by itself, as SGD without momentum or weight decay
+    requires_plain_sgd: ClassVar[bool] = False
+    # its penalties take the place of weight decay
+    forbids_weight_decay: ClassVar[bool] = False
+    # its curvature, if it has one, makes a quadratic penalty
+    curvature_is_penalty: ClassVar[bool] = True
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -45,13 +48,13 @@ class Method(Stateful):
     def end_task(self, task: Task) -> None:
         """After the last batch of a task; its data will not be seen again."""
 
-    def facts(self) -> dict[str, float]:
+    def capacity(self) -> dict[str, float]:
         """What it has to say of itself after a task: for a method that grows, its capacity."""
         return {}
 
-    def weights(self) -> Iterator[Tensor]:
-        """All parameters that `predict` uses: theta (P,), or that of each task's network."""
-        yield self.learner.flat.theta
+    def networks(self) -> Iterator[tuple[str, Snapshot]]:
+        """The networks that `predict` uses, by name: one without a name, or task0, task1, ..."""
+        yield "", self.learner.snapshot()
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, K) logits; where all classes compete (data-IL) they may not depend on `batch.t`."""
@@ -59,7 +62,7 @@ class Method(Stateful):
 
 
 class Rehearsal(Method):
-    """One with a memory of past samples, which is told where tasks begin and end.
+    """One with a memory of past samples, which learns where tasks begin and end.
 
     It offers the memory each sample once an epoch, or once at the end of a task.
     """
@@ -88,18 +91,22 @@ class Separate(Method):
         """The network of a task that was learned; None for another."""
         raise NotImplementedError
 
-    def weights(self) -> Iterator[Tensor]:
-        found = map(self.network, range(len(self.learner.heads.live)))
-        return (snapshot.theta for snapshot in found if snapshot is not None)
+    def networks(self) -> Iterator[tuple[str, Snapshot]]:
+        for task in range(len(self.learner.heads.live)):
+            snapshot = self.network(task)
+            if snapshot is not None:
+                yield f"task{task}", snapshot
 
     def predict(self, batch: Batch) -> Tensor:
         tasks = batch.t.unique().tolist()
         if len(tasks) == 1:
-            return self._said(tasks[0], batch)
+            return self._outputs(tasks[0], batch)
         rows = [(batch.t == task).nonzero().squeeze(1) for task in tasks]
-        said = [self._said(task, batch.rows(own)) for task, own in zip(tasks, rows, strict=True)]
-        return torch.cat(said)[torch.cat(rows).argsort()]
+        outputs = [
+            self._outputs(task, batch.rows(own)) for task, own in zip(tasks, rows, strict=True)
+        ]
+        return torch.cat(outputs)[torch.cat(rows).argsort()]
 
-    def _said(self, task: int, batch: Batch) -> Tensor:
+    def _outputs(self, task: int, batch: Batch) -> Tensor:
         then = self.ready(task)
         return super().predict(batch) if then is None else self.learner.recall(then, batch)

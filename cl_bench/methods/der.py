@@ -18,7 +18,7 @@ from cl_bench.methods.base import Rehearsal
 class DER(Rehearsal):
     """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''): two draws from one memory.
 
-    z' is what the network said of x' when it was stored: the logits of that step, under that
+    z' is what the network outputs of x' when it was stored: the logits of that step, under that
     step's augmentation, before its update. On replay x' is augmented anew.
     distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
     """
@@ -39,13 +39,13 @@ class DER(Rehearsal):
         learner, memory = self.learner, self.memory
         fresh = learner.augmented(batch)
         if not len(memory):
-            loss, said = learner.differentiate_with(self._alone, fresh)
+            loss, outputs = learner.differentiate_with(self._alone, fresh)
         else:
             draws = 2 if self.beta else 1
             old = [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
-            loss, said = learner.differentiate_with(self._replayed, fresh, *old)
+            loss, outputs = learner.differentiate_with(self._replayed, fresh, *old)
         learner.step()
-        memory.add(batch._replace(logits=said.detach().float()))
+        memory.add(batch._replace(logits=outputs.detach().float()))
         return loss
 
     def _alone(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ class DLCFT(Rehearsal):
         return loss
 
     def end_task(self, task: Task) -> None:
-        self.penalty.settle(self.learner)
+        self.penalty.flush(self.learner)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)
         self.tasks += len(task.t.unique())
         if self.keeps:

@@ -48,12 +48,12 @@ class EMCL(Method):
     A parameter at 0 has a Taylor importance of 0, and eq. 10 hardly moves what has none: with
     meta=closed_form, biases that start at 0 move by way of rule=base alone, whose h cancels.
     No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
-    `glances` times, an inner step on `slice_size` samples: 1, as in the paper, or more where batch
+    `passes` times, an inner step on `slice_size` samples: 1, as in the paper, or more where batch
     norm needs them; `batch_norm`: how it sees them (`Inner.normalised`). Which options a
     reading leaves idle: `unused`.
     """
 
-    plain = True
+    requires_plain_sgd = True
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class EMCL(Method):
         scale: NonNegative,
         floor: Positive,
         rates: Literal["new", "old"],
-        glances: Count,
+        passes: Count,
         slice_size: Count,
         batch_norm: By,
     ) -> None:
@@ -83,7 +83,7 @@ class EMCL(Method):
         self.importance, self.at, self.decay = importance, at, decay
         self.start, self.unit = start, unit
         self.rule, self.scale, self.floor, self.rates = rule, scale, floor, rates
-        self.glances, self.slice_size, self.size = glances, slice_size, 0  # of the usual batch
+        self.passes, self.slice_size, self.size = passes, slice_size, 0  # of the usual batch
         self.batch_norm: By = batch_norm
         ones = torch.ones_like(learner.flat.grad)
         self.h = ones * (start == "one" or importance == "none")
@@ -118,7 +118,7 @@ class EMCL(Method):
     def observe(self, batch: Batch) -> Tensor:
         self.size = self.size or len(batch.y)
         losses = []
-        for _ in range(self.glances):
+        for _ in range(self.passes):
             fresh = self.learner.augmented(batch)
             with self.learner.inner.normalised(self.batch_norm, fresh):
                 losses.append(self._look(fresh))

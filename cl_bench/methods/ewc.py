@@ -52,5 +52,5 @@ class EWC(Method):
         return loss
 
     def end_task(self, task: Task) -> None:
-        self.penalty.settle(self.learner)
+        self.penalty.flush(self.learner)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)

@@ -24,8 +24,8 @@ from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.by_layer import LayerHessian, by_layer, check_importance
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared import low_rank
-from cl_bench.methods.shared.capacity import Account, Learned, Pruning
-from cl_bench.methods.shared.low_rank import Layout, Parts, layers_of
+from cl_bench.methods.shared.capacity import Account, HALRPTask, Pruning
+from cl_bench.methods.shared.low_rank import Decomposition, Layout, layers_of
 
 Importance = Literal["mean", "trace", "norm", "none", "flat"]
 
@@ -44,7 +44,7 @@ class HALRP(Separate):
     rounds       of fitting R, then S
     growth       None, or what all tasks together may add, in sizes of the base
     pruning      how that is kept: loss, after each task those entries of all tasks are set to 0
-                 that cost it least, by importance x what the weight changes (`Learned.losses`);
+                 that cost it least, by importance x what the weight changes (`HALRPTask.losses`);
                  magnitude, the smallest of each task, in each the same share, as the authors'
                  code; ranks, none are: each task has a budget, its equal part of growth
     threshold    entries up to here are set to 0 then, too
@@ -54,7 +54,7 @@ class HALRP(Separate):
     (never shuffled), learning rates by a constant of 50,000 samples, batch statistics at test time.
     """
 
-    regularized, penalized = True, False
+    forbids_weight_decay, curvature_is_penalty = True, False
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class HALRP(Separate):
         self.account = Account(learner, growth, pruning, threshold, reference_compat)
         self.base: Snapshot | None = None
         self.first = -1  # the task that the base has learned
-        self.learned: dict[int, Learned] = {}
+        self.learned: dict[int, HALRPTask] = {}
         self.seen = 0  # samples of this task
         self.layout: Layout | None = None  # None: weights move freely
-        self.worth = learner.flat.grad.new_ones(0)  # of this task's layers: see `Learned`
+        self.worth = learner.flat.grad.new_ones(0)  # of this task's layers: see `HALRPTask`
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ class HALRP(Separate):
             return
         assert self.layout is not None, "warm_up leaves steps to the factors"
         now = self.learner.snapshot()
-        self.learned[task.id] = Learned(
+        self.learned[task.id] = HALRPTask(
             self.layout, self.learner.moved.detach().clone(), now.buffers, self.worth
         )
         self.learner.go_back(self.base)
@@ -157,9 +157,9 @@ class HALRP(Separate):
         mine.layout.assemble(self.learner.flat, self.base.theta, mine.phi, theta)
         return Snapshot(theta, mine.buffers)
 
-    def facts(self) -> dict[str, float]:
+    def capacity(self) -> dict[str, float]:
         """Numbers that prediction needs, and how many more than one network's."""
-        return self.account.facts(self.learned.values())
+        return self.account.capacity(self.learned.values())
 
     def _decay(self) -> None:
         """l2/2 |W|^2 over the weights that later tasks scale."""
@@ -209,7 +209,7 @@ class HALRP(Separate):
         layout.assemble(flat, base, phi, flat.theta)
 
     def _ranks(
-        self, parts: list[Parts], shapes: Iterable[tuple[int, int]], importances: Tensor
+        self, parts: list[Decomposition], shapes: Iterable[tuple[int, int]], importances: Tensor
     ) -> list[int]:
         costs, limits = [sum(shape) for shape in shapes], [len(part.sigma) for part in parts]
         capped = [min(limit, self.cap) for limit in limits]
@@ -219,7 +219,7 @@ class HALRP(Separate):
             room = int(self.budget * self.account.single)
         if room is not None:
             if self.importance == "flat":
-                return low_rank.evenly(capped, costs, room)
+                return low_rank.equal_ranks(capped, costs, room)
             return low_rank.by_budget(
                 [s[:most] for s, most in zip(found, capped, strict=True)], costs, room
             )

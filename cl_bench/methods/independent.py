@@ -40,6 +40,6 @@ class Independent(Separate):
     def network(self, task: int) -> Snapshot | None:
         return self.learned.get(task)
 
-    def facts(self) -> dict[str, float]:
+    def capacity(self) -> dict[str, float]:
         each = [size(self.learner, self.learner.heads.live[task]) for task in self.learned]
         return {"capacity": sum(each), "growth": sum(each) / each[0] - 1} if each else {}

@@ -26,12 +26,12 @@ class LaMAML(Rehearsal):
     update=rates   theta <- theta - a * grad_theta; sgd: at the optimizer's learning rate
     order=second   through the g_i; first: as if they were constants
     La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). A batch is looked at
-    `glances` times, each with a draw of its own; `batch_norm`: how it sees a slice of the new
+    `passes` times, each with a draw of its own; `batch_norm`: how it sees a slice of the new
     batch, and the new and old samples together (`Inner.normalised`). C-MAML leaves rate_lr unused,
     La-MAML optimizer.lr.
     """
 
-    plain = True
+    requires_plain_sgd = True
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class LaMAML(Rehearsal):
         rates: Literal["learned", "fixed"],
         update: Literal["rates", "sgd"],
         order: Literal["first", "second"],
-        glances: Count,
+        passes: Count,
         slice_size: Count,
         replay: Count,
         clip: Positive,
@@ -51,7 +51,7 @@ class LaMAML(Rehearsal):
         super().__init__(learner, buffer)
         self.a = torch.full_like(learner.flat.grad, inner_lr)
         self.rate_lr, self.rates, self.update, self.order = rate_lr, rates, update, order
-        self.glances, self.slice_size, self.replay, self.clip = glances, slice_size, replay, clip
+        self.passes, self.slice_size, self.replay, self.clip = passes, slice_size, replay, clip
         self.batch_norm: By = batch_norm
 
     @staticmethod
@@ -62,7 +62,7 @@ class LaMAML(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
-        for glance in range(self.glances):
+        for glance in range(self.passes):
             shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
             losses.append(self._look(batch.rows(shuffled)))
             if glance == 0:

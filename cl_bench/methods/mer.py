@@ -20,15 +20,15 @@ class MER(Rehearsal):
     """SGD on single samples, old ones and a new one; then Reptile: theta <- before + share * moved.
 
     algorithm=1  for each new sample `batches` draws of `replay` old ones, the new one first;
-                 theta goes `within` of the way that each batch leads, and `across` of all
-    algorithm=6  one draw of batches * replay old ones, the new one last; `within` is unused
+                 theta goes `beta` of the way that each batch leads, and `gamma` of all
+    algorithm=6  one draw of batches * replay old ones, the new one last; `beta` is unused
     algorithm=7  the same, the new one anywhere among them, its learning rate times `batches`
 
     Plain SGD at the optimizer's learning rate: Reptile undoes what momentum would carry over.
     `batch_norm`: how it sees single samples (`Inner.normalised`), old ones, too.
     """
 
-    plain = True
+    requires_plain_sgd = True
 
     def __init__(
         self,
@@ -37,18 +37,18 @@ class MER(Rehearsal):
         algorithm: Literal[1, 6, 7],
         batches: Count,
         replay: Count,
-        within: Share,
-        across: Share,
+        beta: Share,
+        gamma: Share,
         batch_norm: By,
     ) -> None:
         super().__init__(learner, buffer)
         self.batch_norm: By = batch_norm
         self.algorithm, self.batches, self.replay = algorithm, batches, replay
-        self.within, self.across = within, across
+        self.beta, self.gamma = beta, gamma
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        return set() if config["method"]["algorithm"] == 1 else {"method.within"}
+        return set() if config["method"]["algorithm"] == 1 else {"method.beta"}
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
@@ -56,7 +56,7 @@ class MER(Rehearsal):
             for new in batch.slices(1):
                 before = self.learner.flat.theta.detach().clone()
                 losses.append(self._several(new) if self.algorithm == 1 else self._large(new))
-                self._back(before, self.across)
+                self._back(before, self.gamma)
                 self.memory.add(new)
         return torch.stack(losses).mean()
 
@@ -67,7 +67,7 @@ class MER(Rehearsal):
             drawn = self._with_old(new, self.replay)
             full = len(drawn.y) == 1 + self.replay
             losses.append(self.learner.inner.sgd_sequence(drawn, self.learner.lr, None, full))
-            self._back(before, self.within)
+            self._back(before, self.beta)
         return torch.stack(losses).mean()
 
     def _large(self, new: Batch) -> Tensor:

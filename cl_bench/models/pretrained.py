@@ -81,7 +81,7 @@ def _fits(wanted: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 def identity(model: Mapping[str, Any]) -> str | None:
     """What a backbone is, wherever it lies and whatever it is called: the hash of its file."""
     name = chosen(model)
-    return None if name is None else facts(name)["sha256"]
+    return None if name is None else backbone_info(name)["sha256"]
 
 
 def find(name: str) -> Path | None:
@@ -115,7 +115,7 @@ def provenance(name: str) -> Provenance:
         ) from error
 
 
-def facts(name: str) -> dict[str, Any]:
+def backbone_info(name: str) -> dict[str, Any]:
     """What a record says of a backbone: its provenance, and the hash of its file."""
     file = find(name)
     sha = PUBLISHED_SHA256 if file is None else hashlib.sha256(file.read_bytes()).hexdigest()

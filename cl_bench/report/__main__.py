@@ -83,12 +83,12 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
 def missing(found: Records) -> str:
     """What a report leaves out; empty: nothing."""
     states = sorted(found.unfinished.items())
-    told = [f"{number} {visible(state)} (by status.json)" for state, number in states]
-    told += [f"{len(found.damaged)} damaged"] if found.damaged else []
+    parts = [f"{number} {visible(state)} (by status.json)" for state, number in states]
+    parts += [f"{len(found.damaged)} damaged"] if found.damaged else []
     copies = found.contradicting
-    told += [f"{len(copies)} with other results than another copy"] if copies else []
+    parts += [f"{len(copies)} with other results than another copy"] if copies else []
     first = f", the first: {found.damaged[0]}" if found.damaged and not found.runs else ""
-    return f"; not in it: {', '.join(told)}{first}" if told else ""
+    return f"; not in it: {', '.join(parts)}{first}" if parts else ""
 
 
 if __name__ == "__main__":

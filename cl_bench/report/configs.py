@@ -1,4 +1,4 @@
-"""What sets configs apart, told as overrides."""
+"""The options in which configs differ, written as overrides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cl_bench.config.nodes import Leaves
 def varied(configs: Sequence[Leaves]) -> list[str]:
     """The keys in which configs are not all alike.
 
-    Without those that come with a part that is told (`optimizer.betas` of Adam): only some configs
+    Without those that come with a part that is shown (`optimizer.betas` of Adam): only some configs
     have them, and these the same value.
     """
     keys = {key for config in configs for key in config}
@@ -29,7 +29,7 @@ def _comes_along(key: str, unlike: list[str], configs: Sequence[Leaves]) -> bool
     return part in unlike and len(own) == 1 and any(key not in config for config in configs)
 
 
-def told(config: Leaves, keys: Iterable[str]) -> str:
+def formatted(config: Leaves, keys: Iterable[str]) -> str:
     """Overrides, but of keys that it does not have: `curvature=KFAC optimizer.lr=0.1`."""
     return " ".join(f"{short(key)}={shown(config[key])}" for key in keys if key in config)
 

@@ -21,11 +21,11 @@ def plain(found: list[Table], orders: OrderTable = NONE) -> str:
     parts = []
     for table in found:
         shown = {column.name: [cell.text for cell in column.cells] for column in columns(table)}
-        told = pd.DataFrame(shown).to_string(index=False)
-        parts.append(f"{table.section.title}\n{table.note}\n{told}")
+        text = pd.DataFrame(shown).to_string(index=False)
+        parts.append(f"{table.section.title}\n{table.note}\n{text}")
     if orders.rows:
-        told = pd.DataFrame(orders.rows).to_string(index=False)
-        parts.append(f"Order of the tasks\n{ORDERS}\n{told}")
+        text = pd.DataFrame(orders.rows).to_string(index=False)
+        parts.append(f"Order of the tasks\n{ORDERS}\n{text}")
     return "\n\n".join(filter(None, [*parts, orders.left_out]))
 
 
@@ -46,7 +46,7 @@ def frame(found: list[Table]) -> pd.DataFrame:
                 line["baseline"] = table.baseline.name
                 line |= _numbers("ACC - baseline", table.gain(row))
             if (other := table.nearest(row)) is not None:
-                line |= {"published ACC": other.figure.value, "published": other.figure.told()}
+                line |= {"published ACC": other.figure.value, "published": other.figure.formatted()}
                 line["other protocol"] = "; ".join(other.other)
             line["configs"] = " ".join(sorted({run["hash"] for run in row.runs}))
             line["config"] = json.dumps(row.config, default=str)
@@ -119,13 +119,13 @@ def _latex_table(table: Table) -> str:
     heads = ["Method", *(["Options"] if options else []), "$n$", *ranks]
     lines = []
     for place, row in enumerate(table.rows):
-        told = [_escaped(row.differs)] if options else []
+        difference = [_escaped(row.differs)] if options else []
         numbers = [
             _latex_number(of(quantity)(row), quantity, ranks[quantity.name].get(place))
             for quantity in table.metrics
         ]
         mark = r"$^\dagger$" if row.other_code else ""
-        lines.append([_escaped(row.method) + mark, *told, str(row.seeds), *numbers])
+        lines.append([_escaped(row.method) + mark, *difference, str(row.seeds), *numbers])
     shape = "l" * (1 + options) + "r" * (1 + len(ranks))
     spread = r"in percent: mean $\pm$ standard deviation over $n$ seeds."
     unlike = "; ".join(sorted({row.other_code for row in table.rows} - {""}))
@@ -145,7 +145,7 @@ def _booktabs(caption: str, shape: str, heads: list[str], lines: list[list[str]]
 def _latex_number(found: Summary | None, quantity: Quantity, rank: int | None) -> str:
     if found is None:
         return "--"
-    number = "$" + found.told(quantity.digits, r" \pm ") + "$"
+    number = "$" + found.formatted(quantity.digits, r" \pm ") + "$"
     if rank == 1:
         return f"\\textbf{{\\boldmath{number}}}"
     return f"\\underline{{{number}}}" if rank == 2 else number

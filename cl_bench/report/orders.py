@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_bench.config.nodes import leaves
-from cl_bench.report.configs import told, varied
+from cl_bench.report.configs import formatted, varied
 from cl_bench.report.rows import Record, runs
 from cl_bench.report.statistics import Summary
 from cl_bench.results.order_disparity import DISPARITIES, disparities, identities
@@ -59,11 +59,11 @@ def orders(records: Records) -> OrderTable:
         keys = varied(list(kept.values()))
         for name, own in several.items():
             row: dict[str, Any] = dict(zip(("dataset", "scenario", "method"), names, strict=True))
-            row["options"] = told(kept[name], keys)
+            row["options"] = formatted(kept[name], keys)
             rows.append(row | _disparities(list(own.values())))
         left += [f"{names[2]} on {names[0]} ({n} runs)"] if (n := _alone(configs)) else []
-    said = "Left out, as their orders have unlike tasks (stream.first): " + ", ".join(left) + "."
-    return OrderTable(rows, said if left else "")
+    note = "Left out, as their orders have unlike tasks (stream.first): " + ", ".join(left) + "."
+    return OrderTable(rows, note if left else "")
 
 
 def _alone(configs: dict[str, dict[str, list[Record]]]) -> int:
@@ -79,5 +79,5 @@ def _alone(configs: dict[str, dict[str, list[Record]]]) -> int:
 def _disparities(several: list[list[Record]]) -> dict[str, Any]:
     found = disparities(several)
     shares = {name: percent(found[name]) for name in DISPARITIES}
-    acc = Summary(tuple(100 * value for value in found["ACC"])).told()
+    acc = Summary(tuple(100 * value for value in found["ACC"])).formatted()
     return {"orders": len(several), "seeds": found["seeds"], "ACC": acc, **shares}

@@ -58,7 +58,7 @@ def _beside(fit: Beside) -> dict[str, str]:
         "row": fit.row.name,
         "metric": fit.figure.metric,
         "ours": f"{fit.ours:.2f}",
-        "published": fit.figure.told(),
+        "published": fit.figure.formatted(),
         "deviation": f"{fit.deviation:+.2f}",
         "other": "; ".join(fit.other) or "nothing that is known",
     }

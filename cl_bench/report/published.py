@@ -2,7 +2,7 @@
 
 A line's `row` says which runs are meant (`dataset.tasks=10 curvature=KFAC`: all must hold), its
 `protocol` what else the paper did (`schedule.epochs=20`): where that does not hold, the figure is
-shown and what differs is said. A key that a config does not have counts as null. `kind`: what
+shown, with what differs. A key that a config does not have counts as null. `kind`: what
 `spread` is, sd or sem (of the mean).
 
 `loss_over` says which classes the training loss compares: the task's `own`, those `seen` so far,
@@ -45,7 +45,7 @@ class Figure:
     spread: float | None
     kind: str
 
-    def told(self) -> str:
+    def formatted(self) -> str:
         """`62.32 ± 1.34 (EMCL, table III)`."""
         spread = "" if self.spread is None else f" ± {self.spread:.2f}"
         spread += " SEM" if spread and self.kind == "sem" else ""
@@ -92,7 +92,7 @@ def _conditions(text: str) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in (c.split("=", 1) for c in text.split())}
 
 
-def beside(rows: list[Row]) -> list[Beside]:
+def to_device_of(rows: list[Row]) -> list[Beside]:
     """For each row the figures that are meant for it, those of the nearest protocol first."""
     quantities = {quantity.name: quantity for quantity in METRICS}
     found = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from cl_bench.base.escape import visible
 from cl_bench.config.nodes import Leaves, leaves
-from cl_bench.report.configs import resolved, short, shown, told, varied
+from cl_bench.report.configs import formatted, resolved, short, shown, varied
 from cl_bench.results.record import Records
 
 Record = dict[str, Any]
@@ -100,7 +100,7 @@ def common(rows: list[Row]) -> str:
     configs = [leaves(run["config"]) for row in rows for run in row.runs]
     alike = [key for key in TOLD if len({str(config.get(key)) for config in configs}) == 1]
     backbones = {(run.get("backbone") or {}).get("name", "none") for r in rows for run in r.runs}
-    parts = [told(configs[0], [key for key in alike if configs[0].get(key) is not None])]
+    parts = [formatted(configs[0], [key for key in alike if configs[0].get(key) is not None])]
     parts += [f"backbone={backbones.pop()}"] if len(backbones) == 1 else []
     return " ".join(filter(None, parts))
 
@@ -193,7 +193,7 @@ def gather(found: Records, by: Sequence[str] = ()) -> list[Row]:
         streams = [key for key in varied(configs) if _is(key, STREAM) and key not in by]
         sections: dict[Section, list[tuple[str, Record]]] = defaultdict(list)
         for (method, run), config in zip(own, configs, strict=True):
-            sections[Section(*place, told(config, streams))].append((method, run))
+            sections[Section(*place, formatted(config, streams))].append((method, run))
         for section in sorted(sections, key=lambda s: s.stream):
             rows += _rows(section, sections[section], by)
     return rows
@@ -232,9 +232,9 @@ def _groups(
         texts = {name: _pooled(alike, by) for name, alike in found.items()}
     else:
         keys = sorted({*varied(list(configs.values())), *common})
-        texts = {name: told(config, keys) for name, config in configs.items()}
+        texts = {name: formatted(config, keys) for name, config in configs.items()}
     twins = [text for text in texts.values() if list(texts.values()).count(text) > 1]
-    for name, text in texts.items():  # told the same: a key that one of them alone has
+    for name, text in texts.items():  # the same text: a key that one of them alone has
         texts[name] = f"{text} [{found[name][0]['hash']}]".strip() if text in twins else text
     return [(texts[name], alike) for name, alike in found.items()]
 
@@ -246,4 +246,4 @@ def _pooled(alike: list[Record], by: Sequence[str]) -> str:
     for key in varied(configs):
         values = sorted({shown(config.get(key)) for config in configs})
         pooled.append(f"{short(key)}={'|'.join(values)}")
-    return told(configs[0], by) + (f" (over {' '.join(pooled)})" if pooled else "")
+    return formatted(configs[0], by) + (f" (over {' '.join(pooled)})" if pooled else "")

@@ -44,7 +44,7 @@ class Summary:
         half = float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.sd / self.n**0.5
         return self.mean - half, self.mean + half
 
-    def told(self, digits: int = 2, between: str = " ± ") -> str:
+    def formatted(self, digits: int = 2, between: str = " ± ") -> str:
         """`71.20 ± 0.31`."""
         spread = "" if self.sd is None else f"{between}{self.sd:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.report.configs import told
-from cl_bench.report.published import Beside, beside
+from cl_bench.report.configs import formatted
+from cl_bench.report.published import Beside, to_device_of
 from cl_bench.report.rows import COSTS, HINTS, METRICS, Quantity, Row, Section, common
 from cl_bench.report.statistics import METHOD, Summary, paired, summary
 
@@ -72,7 +72,7 @@ def of(quantity: Quantity) -> Callable[[Row], Summary | None]:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, what it is sorted by, and what is said of it."""
+    """The text of a table's cell, the value that it is sorted by, and its hint."""
 
     text: str
     key: float | str | None = None
@@ -118,7 +118,7 @@ def columns(table: Table) -> list[Column]:
 def _named(row: Row) -> Cell:
     own = [key for key in row.config if key.startswith("method.") and not key.endswith("_partial_")]
     mark = f" {MARK}" if row.other_code else ""
-    return Cell(row.method + mark, row.method, hint=told(row.config, own))
+    return Cell(row.method + mark, row.method, hint=formatted(row.config, own))
 
 
 def _words(text: str) -> Cell:
@@ -133,7 +133,7 @@ def _measured(table: Table, quantity: Quantity) -> list[Cell]:
     ranks, cells = table.ranks(quantity), []
     for place, row in enumerate(table.rows):
         found = of(quantity)(row)
-        text = "-" if found is None else found.told(quantity.digits)
+        text = "-" if found is None else found.formatted(quantity.digits)
         cells.append(Cell(text, found and found.mean, ranks.get(place)))
     return cells
 
@@ -159,7 +159,7 @@ def _cost(quantity: Quantity, row: Row) -> Cell:
 def _nearest(other: Beside | None) -> Cell:
     if other is None:
         return Cell("-")
-    return Cell(f"{other.figure.told()}{'*' if other.other else ''}", other.figure.value)
+    return Cell(f"{other.figure.formatted()}{'*' if other.other else ''}", other.figure.value)
 
 
 def tables(rows: list[Row], baseline: str | None) -> list[Table]:
@@ -176,7 +176,7 @@ def tables(rows: list[Row], baseline: str | None) -> list[Table]:
 
 def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
     names, parts = "; ".join(row.name for row in fits), [f"All rows: {common(rows)}."]
-    others = beside(rows)
+    others = to_device_of(rows)
     starred = any(fit.other for fit in others if fit.figure.metric == ACC.name)
     parts += ["*: of another protocol."] if starred else []
     parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []

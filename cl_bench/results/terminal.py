@@ -35,8 +35,8 @@ def present(record: RunRecord, folder: Folder, title: str, note: str) -> None:
         *(f"{n:.1f}" for n in numbers),
         f"{took['peak_mib']:.0f}",
     )
-    told = "in percent, gradients per training image"
-    console.print(f"{title}, seed {record.seed}: {note}; {told}:", soft_wrap=True, markup=False)
+    units = "in percent, gradients per training image"
+    console.print(f"{title}, seed {record.seed}: {note}; {units}:", soft_wrap=True, markup=False)
     console.print(table)
     if record.backbone is not None:
         console.print(f"backbone: {described(record.backbone, record.config['model'])}")

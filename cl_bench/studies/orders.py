@@ -33,21 +33,23 @@ class Orders(Study):
         most = max(row["orders"] for row in rows)
         whole = [row for row in rows if row["orders"] == most]  # fewer orders have less disparity
         least = min(whole, key=lambda row: row["AOPD"])
-        said = [f"least: {least['variant']}, AOPD {least['AOPD']:.2f}, MOPD {least['MOPD']:.2f}"]
-        said += [
+        findings = [
+            f"least: {least['variant']}, AOPD {least['AOPD']:.2f}, MOPD {least['MOPD']:.2f}"
+        ]
+        findings += [
             f"{row['variant']}: {row['orders']} of {most} orders, not to be compared"
             for row in rows
             if row not in whole
         ]
-        return Page(self.title, said, rows, lambda f: self._draw(f, rows))
+        return Page(self.title, findings, rows, lambda f: self._draw(f, rows))
 
     def _row(self, name: str, orders: dict[str, list[Record]]) -> dict[str, Any]:
         for order, seeds in orders.items():
             require_one([record["hash"] for record in seeds], f"{name}, order {order}")
-        told = disparities(list(orders.values()))
-        row = {"variant": name, "orders": len(orders), "seeds": told["seeds"]}
-        row |= moments("ACC", [100 * value for value in told["ACC"]])
-        row |= {k: None if told[k] is None else 100 * told[k] for k in DISPARITIES}
+        found = disparities(list(orders.values()))
+        row = {"variant": name, "orders": len(orders), "seeds": found["seeds"]}
+        row |= moments("ACC", [100 * value for value in found["ACC"]])
+        row |= {k: None if found[k] is None else 100 * found[k] for k in DISPARITIES}
         records = [record for seeds in orders.values() for record in seeds]
         for key in ("metrics.BWT", "method.growth"):
             values = [at(record, key) for record in records]

@@ -85,25 +85,25 @@ class Probe:
 
     def __init__(self, learner: Learner, old: Task, live: Tensor) -> None:
         self.learner, self.live, self.old = learner, live, old
-        self.said = [(b, self._logits(learner.flat.theta.detach(), b)) for b in old.chunks(500)]
+        self.outputs = [(b, self._logits(learner.flat.theta.detach(), b)) for b in old.chunks(500)]
 
     def _logits(self, theta: Tensor, batch: Batch) -> Tensor:
         with self.learner.evaluating(full_precision=True):
             return self.learner.logits(theta, batch)
 
-    def _kl(self, theta: Tensor, batch: Batch, said: Tensor) -> Tensor:
-        return divergence(said, self._logits(theta, batch), self.live, 1.0).sum() / len(self.old)
+    def _kl(self, theta: Tensor, batch: Batch, outputs: Tensor) -> Tensor:
+        return divergence(outputs, self._logits(theta, batch), self.live, 1.0).sum() / len(self.old)
 
     def divergence(self, theta: Tensor) -> float:
         """E KL(p_w0 || p_theta)."""
         with torch.no_grad():
-            return float(sum(self._kl(theta, batch, said) for batch, said in self.said))
+            return float(sum(self._kl(theta, batch, outputs) for batch, outputs in self.outputs))
 
     def curvature(self, theta: Tensor, v: Tensor) -> float:
         """v' (Hessian of the KL) v, by reverse mode twice."""
         total = 0.0
-        for batch, said in self.said:
-            slope = torch.func.grad(lambda th, b=batch, s=said: self._kl(th, b, s))
+        for batch, outputs in self.outputs:
+            slope = torch.func.grad(lambda th, b=batch, s=outputs: self._kl(th, b, s))
             total += float(v @ torch.func.vjp(slope, theta)[1](v)[0])
         return total
 
@@ -112,8 +112,8 @@ class Probe:
         with self.learner.evaluating(full_precision=True):
             plain = torch.func.grad(lambda th: self.learner.loss(th, new))(theta)
         kept = torch.zeros_like(theta)
-        for batch, said in self.said:
-            kept += torch.func.grad(lambda th, b=batch, s=said: self._kl(th, b, s))(theta)
+        for batch, outputs in self.outputs:
+            kept += torch.func.grad(lambda th, b=batch, s=outputs: self._kl(th, b, s))(theta)
         return plain, plain + kept
 
 

@@ -135,8 +135,8 @@ class Table(Study):
         if not rows:
             raise UserError("output_dir: no run there has measured ACC")
         best = max(rows, key=lambda row: row["ACC"])
-        said = [f"{column}={best[column]}" for column in self.columns]
-        findings = [f"highest: {', '.join(said)}, ACC {best['ACC']:.2f} (n = {best['n']})"]
+        chosen = [f"{column}={best[column]}" for column in self.columns]
+        findings = [f"highest: {', '.join(chosen)}, ACC {best['ACC']:.2f} (n = {best['n']})"]
         return Page(self.title, findings, rows, lambda f: self._draw(f, rows))
 
     def _row(self, key: tuple[str, ...], cell: list[Record]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 
 def enumerated(search: Search, tell: Callable[[Trial], None]) -> list[Trial]:
-    """The trials of all points, in their order; `jobs` at once, told as each is over."""
+    """The trials of all points, in their order; `jobs` run at once, and `tell` gets each result."""
     code, pool = code_now(search), ThreadPoolExecutor(search.jobs)
     try:
         with Processes() as processes:
@@ -123,22 +123,22 @@ def tried(search: Search, point: Point, processes: Processes, code: Code) -> Tri
 
 def _run(overrides: list[str], processes: Processes) -> RunRecord | None:
     """The record of one run, once no other process is at it; None: its training diverged."""
-    told = False
+    announced = False
     while True:
         code, out, err = processes.answer(overrides)
         if code == 0:
             return _record(out, overrides)
-        said = _error(err)
-        if code == 2 and said.endswith(BUSY):
-            if not told:
-                print(visible(f"{said}: waiting for it"), file=sys.stderr)
-            told = True
+        error = _error(err)
+        if code == 2 and error.endswith(BUSY):
+            if not announced:
+                print(visible(f"{error}: waiting for it"), file=sys.stderr)
+            announced = True
             processes.wait()
-        elif code == 2 and said.startswith(f"training {DIVERGED} in task "):
+        elif code == 2 and error.startswith(f"training {DIVERGED} in task "):
             return None
         else:
             how = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
-            raise UserError(f"{_what(overrides)} failed ({how}): {said}; {NOTHING}")
+            raise UserError(f"{_what(overrides)} failed ({how}): {error}; {NOTHING}")
 
 
 def _error(err: str) -> str:

@@ -13,7 +13,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.state import Stateful, stored_as
 from cl_bench.core.types import Task
-from cl_bench.methods.shared.low_rank import Layout, layers_of, most
+from cl_bench.methods.shared.low_rank import Layout, layers_of, topk_mask
 from cl_bench.models.layers import statistics
 
 Pruning = Literal["loss", "magnitude", "ranks"]
@@ -30,7 +30,7 @@ def _held(learner: Learner) -> int:
 
 @stored_as("halrp_task")
 @dataclass
-class Learned:
+class HALRPTask:
     """A task after the first: what turns the base into its network."""
 
     layout: Layout
@@ -126,7 +126,7 @@ class Account(Stateful):
         """What a task adds that is not pruned."""
         return layout.scales + len(layout.own) + _held(self.learner)
 
-    def facts(self, tasks: Collection[Learned]) -> dict[str, float]:
+    def capacity(self, tasks: Collection[HALRPTask]) -> dict[str, float]:
         """The capacity, and how much more it is than one network's; the same by their count."""
         alive = sum(task.alive for task in tasks)
         ours = sum(self.fixed(task.layout) for task in tasks) + alive
@@ -138,7 +138,7 @@ class Account(Stateful):
             "growth_reference": theirs / max(self.single_theirs, 1),
         }
 
-    def prune(self, tasks: Collection[Learned]) -> None:
+    def prune(self, tasks: Collection[HALRPTask]) -> None:
         """Cut all factors down to `growth`: together, or in each task the same share of them.
 
         What was cut stays cut.
@@ -156,9 +156,9 @@ class Account(Stateful):
             return
         if self.pruning == "loss":
             costs = [task.losses() for task in tasks]
-            kept = most(torch.cat(costs), int(share * whole)).split([len(c) for c in costs])
+            kept = topk_mask(torch.cat(costs), int(share * whole)).split([len(c) for c in costs])
         else:
-            kept = [most(task.low.abs(), int(share * len(task.low))) for task in tasks]
+            kept = [topk_mask(task.low.abs(), int(share * len(task.low))) for task in tasks]
         for task, places in zip(tasks, kept, strict=True):
             task.low.mul_(places & (task.low.abs() > self.threshold))
 

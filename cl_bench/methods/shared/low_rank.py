@@ -18,7 +18,7 @@ from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import stored_as
 
 
-class Factors(NamedTuple):
+class LowRankFactors(NamedTuple):
     """One layer's: R (out,), S (in,), U (out, rank), V (rank, in)."""
 
     r: Tensor
@@ -57,7 +57,7 @@ class Layout:
         """Q"""
         return self.scales + self.factors + len(self.own)
 
-    def split(self, phi: Tensor) -> tuple[list[Factors], Tensor]:
+    def split(self, phi: Tensor) -> tuple[list[LowRankFactors], Tensor]:
         """phi (Q,) as every layer's factors and the task's own: views of it."""
         sizes = [n for shape in self.shapes for n in shape]
         both = zip(self.ranks, self.shapes, strict=True)
@@ -66,7 +66,7 @@ class Layout:
         scales, low, layers = parts[: len(parts) // 2], parts[len(parts) // 2 :], []
         for i, (rank, (out, into)) in enumerate(zip(self.ranks, self.shapes, strict=True)):
             u, v = low[2 * i].view(out, rank), low[2 * i + 1].view(rank, into)
-            layers.append(Factors(scales[2 * i], scales[2 * i + 1], u, v))
+            layers.append(LowRankFactors(scales[2 * i], scales[2 * i + 1], u, v))
         return layers, own
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ def _summed(weight: Tensor) -> Tensor:
     return weight.flatten(2).sum(-1) if weight.dim() > 2 else weight
 
 
-class Parts(NamedTuple):
+class Decomposition(NamedTuple):
     """What a warm weight is made of: scalings, and its residual's singular values and vectors."""
 
     r: Tensor
@@ -117,16 +117,16 @@ class Parts(NamedTuple):
     right: Tensor  # (n, in)
     places: int  # of the kernel
 
-    def factors(self, rank: int) -> Factors:
+    def factors(self, rank: int) -> LowRankFactors:
         """U and V from the `rank` largest."""
         root = self.sigma[:rank].sqrt()
-        return Factors(
+        return LowRankFactors(
             self.r, self.s, self.left[:, :rank] * root, root[:, None] * self.right[:rank]
         )
 
 
 @torch.no_grad()
-def decompose(base: Tensor, warm: Tensor, rounds: int) -> Parts:
+def decompose(base: Tensor, warm: Tensor, rounds: int) -> Decomposition:
     """The least-squares scalings of `warm` (out, in, ...) by `base`, and what they leave over.
 
     R first with S = 1, then S, `rounds` times: each minimises |warm - R base S|^2 given the other.
@@ -139,7 +139,7 @@ def decompose(base: Tensor, warm: Tensor, rounds: int) -> Parts:
         s = _fit(w0 * r[:, None, None], w, (0, 2))
     residual = (w - r[:, None, None] * w0 * s[:, None]).mean(-1)
     left, sigma, right = torch.linalg.svd(residual, full_matrices=False)
-    return Parts(r, s, sigma, left, right, w.shape[-1])
+    return Decomposition(r, s, sigma, left, right, w.shape[-1])
 
 
 def _fit(of: Tensor, to: Tensor, over: tuple[int, int]) -> Tensor:
@@ -148,7 +148,7 @@ def _fit(of: Tensor, to: Tensor, over: tuple[int, int]) -> Tensor:
     return torch.where(norm > 0, (of * to).sum(over) / norm.clamp_min(1e-20), 1.0)
 
 
-def scores(parts: Sequence[Parts], importances: Tensor) -> list[Tensor]:
+def scores(parts: Sequence[Decomposition], importances: Tensor) -> list[Tensor]:
     """Each singular direction's share in the loss: importance x |its part of the residual|^2."""
     pairs = zip(parts, importances, strict=True)
     return [part.places * part.sigma.square() * weight for part, weight in pairs]
@@ -178,7 +178,7 @@ def _counted(found: list[Tensor], chosen: Tensor) -> list[int]:
     return owner[chosen.cpu()].bincount(minlength=len(found)).tolist()
 
 
-def evenly(limits: list[int], costs: list[int], budget: int) -> list[int]:
+def equal_ranks(limits: list[int], costs: list[int], budget: int) -> list[int]:
     """The same number everywhere, as far as the limits go, within the budget."""
     best = 0
     for rank in range(1, max(limits, default=0) + 1):
@@ -188,7 +188,7 @@ def evenly(limits: list[int], costs: list[int], budget: int) -> list[int]:
     return [min(best, limit) for limit in limits]
 
 
-def most(values: Tensor, count: int) -> Tensor:
+def topk_mask(values: Tensor, count: int) -> Tensor:
     """Where the `count` highest of `values` lie: (n,) bool."""
     if count >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
