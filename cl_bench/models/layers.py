@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,23 @@ ACTIVATIONS = {
 
 
 def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d) -> nn.Module:
-    """Without `num_batches_tracked`: unused, and torch.func refuses to count in place."""
-    norm = kind(channels)
-    norm.num_batches_tracked = None
+    """Batch norm that does not count batches (`stop_counting`)."""
+    return stop_counting(kind(channels))
+
+
+def stop_counting(norm: nn.Module) -> nn.Module:
+    """Leave `num_batches_tracked` out: unused, and torch.func refuses to count in place.
+
+    Loading a state_dict then leaves it out, too: PyTorch adds it to one from a file without
+    versions (safetensors), and would call it unexpected.
+    """
+    norm.num_batches_tracked = None  # type: ignore[assignment]
+    norm.register_load_state_dict_pre_hook(_without_count)
     return norm
+
+
+def _without_count(norm: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
 def accept_single_samples(net: nn.Module) -> None:

@@ -20,6 +20,7 @@ from cl_bench.models.layers import (
     Init,
     batch_norm,
     initialise,
+    stop_counting,
 )
 
 NARROW = 8  # channels below which a strided 1x1 convolution is not safe, see Block
@@ -123,7 +124,7 @@ class TorchvisionResNet18(nn.Module):
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, ACTIVATIONS[activation]())
                 if isinstance(child, nn.BatchNorm2d):
-                    child.num_batches_tracked = None
+                    stop_counting(child)
         initialise(self, self.head, "torch", "zero" if head_init == "zero" else "same")
 
     @property
