@@ -70,5 +70,10 @@ def main() -> None:
         console.print(table(group))
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line of the listing."""
     run_command(main, takes_overrides=False)
+
+
+if __name__ == "__main__":
+    cli()

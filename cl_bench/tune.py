@@ -124,5 +124,10 @@ def main() -> None:
     print(visible(f"files: {write(search, trials, best)} (used with tuned=true)"))
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line of a search."""
     run_command(main, takes_overrides=False)
+
+
+if __name__ == "__main__":
+    cli()

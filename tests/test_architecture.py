@@ -25,7 +25,7 @@ ROOMS = {  # each folder of cl_bench, and the rooms that it may import from; so 
     "report": ("base", "config", "results"),
     "tuning": ("base", "config", "results"),
 }
-COMMANDS = {"__init__", "run", "list", "tune"}  # modules at the top
+COMMANDS = {"__init__", "__main__", "run", "list", "tune"}  # modules at the top
 ONLY = {  # a foreign package and the files that may import it
     "hydra": {"run", "list", "tune", "engine/sweep_failures", "studies/sweeps", "tuning/axis"},
     "omegaconf": {"run", "tune", "engine/execution", "engine/sweep_failures"}

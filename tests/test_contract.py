@@ -39,7 +39,7 @@ from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import Evaluation, accuracies
 from cl_bench.engine.host import RunHost
-from cl_bench.engine.resume import Start, find
+from cl_bench.engine.resume import Start, UnusableError, find
 from cl_bench.engine.schedule import Schedule
 from cl_bench.engine.session import Progress, Session
 from cl_bench.models.linearized import Linearized
@@ -390,7 +390,7 @@ def test_killed_and_stopped_before_the_next_row(tmp_path: Path) -> None:
 def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StopRun):
         Run("er", "data", folder=tmp_path, stop_at=3)()
-    with pytest.raises(UserError, match="was written with data blobs, now it is other"):
+    with pytest.raises(UnusableError, match="was written with data blobs, now it is other"):
         begin(tmp_path, machine()).require(data="other")
     with pytest.raises(UserError, match=r"checkpoint.pt: is of device cpu, this run has device c"):
         begin(tmp_path, machine(), device="cuda")

@@ -50,7 +50,7 @@ IDLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (DLCFT, ("buffer.capacity=5", "method.replay=3", "method.share=0.1")),
     ((*DLCFT, "method.memory=always", "schedule.epochs=2"), ("buffer.insert=first",)),
     (("method=agem", "method.reference=tasks"), ("method.replay=3",)),
-    (("method=mer", "method.algorithm=6", "method.replay=2"), ("method.within=0.5",)),
+    (("method=mer", "method.algorithm=6", "method.replay=2"), ("method.beta=0.5",)),
     (("method=mer", "method.batches=2"), ("method.batch_norm=batch",)),
     (("method=lamaml",), ("optimizer.lr=5.0",)),
     (("method=cmaml",), ("method.rate_lr=0.7", "method.batch_norm=whole")),

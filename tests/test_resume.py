@@ -114,9 +114,11 @@ def test_a_checkpoint_that_cannot_be_is_refused(
     damage(state)
     checkpoint.save(state, file)
     rows = plan.folder.metrics.read_bytes()
-    with pytest.raises(UserError, match=r"checkpoint\.pt: "):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: .*nothing was changed: force=true"):
         execution.execute(plan)
     assert plan.folder.metrics.read_bytes() == rows and not plan.folder.record.exists()
+    execution.execute(changed(plan, force=True))
+    assert plan.folder.record.exists(), "it has started over"
 
 
 def test_rows_that_are_not_the_checkpoints_are_refused(plan: Plan) -> None:

@@ -76,7 +76,7 @@ WRONG = [
     (["grid=optimizer.lr=0.1,0.1"], "are one config: a value stands there twice"),
     ([GRID, "method=ewc", "seeds=0,0"], "seeds=0,0: each seed counts once"),
     (["grid=method.strength=1,1.0", "method=ewc"], "are one config: a value stands there twice"),
-    (["grid=method.within=0.1,1", "method=mer", "method.algorithm=6"], "or makes no difference"),
+    (["grid=method.beta=0.1,1", "method=mer", "method.algorithm=6"], "or makes no difference"),
     (["grid=method.strength=1,2,-3", "method=ewc"], "method.strength=-3: must be at least 0"),
     (["grid=method.replay=interval(1,5)", "method=mer", "strategy=optuna"], "be an integer"),
     (["grid=optimizer.lr=interval(0,inf)", "strategy=random"], "an interval rises"),
@@ -355,7 +355,7 @@ def test_of_equal_points_the_first_is_taken_and_other_code_is_named(
     file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, done, done)
     tune.main()
     said = capsys.readouterr()
-    assert "made by other code" in said.out and "'made by other code': 'cl_bench.l" in said.err
+    assert "made by other code" in said.out and "'made by other code': 'cl_bench.c" in said.err
     found: Any = OmegaConf.to_object(OmegaConf.load(file))
     assert found["values"] == {"optimizer.lr": 0.1}
     assert found["evidence"]["trials"][0]["made by other code"] == "cl_bench.core.learner"

@@ -91,5 +91,10 @@ def missing(found: Records) -> str:
     return f"; not in it: {', '.join(parts)}{first}" if parts else ""
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line of the report."""
     run_command(main, takes_overrides=False)
+
+
+if __name__ == "__main__":
+    cli()
