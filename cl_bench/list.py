@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
-from hydra.utils import get_object
 from rich.console import Console
 from rich.table import Table
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.command import run_command
-from cl_bench.config.compose import composed
-from cl_bench.config.nodes import CONF
+from cl_bench.config.nodes import CONF, PACKAGE
 from cl_bench.results.terminal import WIDTH
 
 GROUPS = (
@@ -39,10 +38,33 @@ def options(group: str) -> Iterator[tuple[str, str]]:
 
 
 def serves(method: str) -> tuple[str, str]:
-    """The scenarios that a method serves, and the groups that it makes use of."""
-    node = composed(f"method={method}").method
-    used = [group for group in ("curvature", "merging", "buffer") if group in node]
-    return " ".join(get_object(node._target_).scenarios), " ".join(used)
+    """The scenarios that a method serves, and the groups that it makes use of.
+
+    Both are read from the files, not from the classes: PyTorch is not loaded for a listing.
+    """
+    text = _with_bases(CONF / "method" / f"{method}.yaml")
+    used = [group for group in ("curvature", "merging", "buffer") if f"${{{group}}}" in text]
+    target = re.findall(r"_target_: cl_bench\.(\S+)\.(\w+)", text)[-1]
+    return " ".join(_scenarios(*target)), " ".join(used)
+
+
+def _with_bases(file: Path) -> str:
+    """The text of a config, after those of the options of its group that it builds on."""
+    text = file.read_text()
+    bases = re.findall(r"^  - (\w+)(?:@method)?$", text, flags=re.MULTILINE)
+    others = [file.with_name(f"{base}.yaml") for base in bases if base != "_self_"]
+    return "".join([*map(_with_bases, others), text])
+
+
+def _scenarios(module: str, name: str) -> tuple[str, ...]:
+    """The `scenarios` of a class of ours: its own, or those of the class that it extends."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    (cls,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    for node in cls.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if [getattr(target, "id", None) for target in targets] == ["scenarios"]:
+            return ast.literal_eval(node.value)  # type: ignore[union-attr]
+    return _scenarios("methods.base", ast.unparse(cls.bases[0]))
 
 
 def table(group: str) -> Table:

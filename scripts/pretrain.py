@@ -23,9 +23,9 @@ from cl_bench.config.command import run_command
 from cl_bench.config.errors import Parser
 from cl_bench.engine import checkpoint
 from cl_bench.engine.execution import Plan
+from cl_bench.engine.job import plan, run
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.results.record import RunRecord
-from cl_bench.run import plan, run
 
 PLAIN = {  # what every run can start from, tested on data of its own
     "dataset.tasks": 1,

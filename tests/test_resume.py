@@ -18,14 +18,13 @@ import pytest
 from conftest import ROOT, command, finished
 from test_kills import Killed, after_checkpoint, data, planned, proved, without_pictures
 
-from cl_bench import run
 from cl_bench.base import files
 from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config import errors
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.core import runtime
-from cl_bench.engine import checkpoint, execution
+from cl_bench.engine import checkpoint, execution, job
 from cl_bench.engine.execution import Plan, guarded
 from cl_bench.results import folder
 from cl_bench.results.folder import Folder
@@ -137,16 +136,16 @@ def test_rows_that_are_not_the_checkpoints_are_refused(plan: Plan) -> None:
 def test_other_code_is_told_in_the_same_line(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.run(plan)
+    job.run(plan)
     stamp = plan.folder.record.stat().st_mtime_ns
-    run.run(plan)
+    job.run(plan)
     assert "done before, not repeated (force=true repeats)" in capsys.readouterr().out
-    run.run(edited(plan))
+    job.run(edited(plan))
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "er on pmnist5k" in x]
     assert "done before by other code (cl_bench.methods.er differs), not repeated" in line
     assert "force=true or code_changed=repeat repeats" in line
     assert plan.folder.record.stat().st_mtime_ns == stamp
-    run.run(changed(edited(plan), code_changed="repeat"))
+    job.run(changed(edited(plan), code_changed="repeat"))
     assert plan.folder.record.stat().st_mtime_ns != stamp
     assert json.loads(plan.folder.record.read_text())["code"]["sha256"] == "other"
 
@@ -171,7 +170,7 @@ def test_other_code_starts_over_where_that_is_wanted(plan: Plan) -> None:
 
 
 def test_a_damaged_record_is_refused_by_name(plan: Plan) -> None:
-    run.run(plan)
+    job.run(plan)
     whole = plan.folder.record.read_text()
     content = json.loads(whole)
     ragged = {**content, "accuracy": [[0.5], [0.5, 0.5]]}
@@ -180,23 +179,23 @@ def test_a_damaged_record_is_refused_by_name(plan: Plan) -> None:
     for text in (*damaged, json.dumps(old), json.dumps({**content, "format": 9})):
         plan.folder.record.write_text(text)
         with pytest.raises(UserError, match=r"record\.json: .*force=true starts the run over"):
-            run.run(plan)
+            job.run(plan)
         assert plan.folder.record.read_text() == text
-    run.run(changed(plan, force=True))
+    job.run(changed(plan, force=True))
     assert plan.folder.finished(plan.hash, plan.cfg.seed) is not None
 
 
 def test_a_record_of_another_config_or_seed_is_refused(plan: Plan, tmp_path: Path) -> None:
     """A folder that was copied to another seed's place is no result of that seed."""
-    run.run(plan)
+    job.run(plan)
     other = Folder(tmp_path / "seed1")
     shutil.copytree(plan.folder.path, other.path)
     for keys in OTHERS:
         moved = replace(changed(plan, **keys), folder=other)
         with pytest.raises(UserError, match=r"record\.json: is of config .* force=true starts"):
-            run.run(moved)
+            job.run(moved)
     again = changed(replace(plan, folder=other), seed=1, force=True)
-    run.run(again)
+    job.run(again)
     assert json.loads(other.record.read_text())["seed"] == 1
 
 
@@ -204,7 +203,7 @@ def test_force_killed_at_any_point_leaves_no_run_that_looks_done(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The record goes first, and what a link points to stays."""
-    run.run(plan)
+    job.run(plan)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes").write_text("x")
     (plan.folder.path / "link").symlink_to(tmp_path / "mine")
@@ -294,7 +293,7 @@ def test_where_writing_fails_the_file_is_named(
     assert str(caught.value).startswith(f"{plan.folder.path / name}: File too large; ")
     assert ("the record is written" if done else "the last checkpoint is safe") in str(caught.value)
     assert plan.folder.record.exists() == done
-    run.run(plan)
+    job.run(plan)
     assert plan.folder.record.exists()
 
 

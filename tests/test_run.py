@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from conftest import command, composed, finished
 
+import cl_bench.run  # noqa: F401  (the module imports without a config)
 from cl_bench.config.name import config_hash
-from cl_bench.run import execute  # noqa: F401  (the module imports without a config)
 
 SMALL = ("dataset.tasks=3", "dataset.train_per_task=300", "tracking=none", "runtime.threads=1")
 

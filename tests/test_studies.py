@@ -12,13 +12,13 @@ import torch
 from conftest import blobs, command, composed, finished, identity, learner, mlp, resnet
 from torch import Generator
 
-from cl_bench import run
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.config.nodes import targets
 from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.types import Batch
+from cl_bench.engine import job
 from cl_bench.engine.execution import Plan
 from cl_bench.engine.schedule import Schedule
 from cl_bench.probes.spectrum_and_neighbours import MaxEigenvalue
@@ -235,10 +235,10 @@ def test_a_page_that_was_removed_is_made_again(
     cfg = composed(*ask, "study.extension_dimension=0")
     plain, folder = check_config(cfg), Folder(tmp_path)
     plan = Plan(cfg, plain, config_hash(cfg), ["", "", ""], folder, code_of(targets(plain)))
-    run.study(plan)
+    job.study(plan)
     first = capsys.readouterr().out
     (tmp_path / "page.md").unlink()
-    run.study(plan)
+    job.study(plan)
     assert capsys.readouterr().out == first and (tmp_path / "page.md").is_file()
 
 

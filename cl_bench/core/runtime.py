@@ -108,7 +108,8 @@ def start(
     torch.set_num_threads(threads or THREADS)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # which loads the compiler
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, on every device; bf16 is the fast way
     _start_over(where)
     _seed_global(seed)

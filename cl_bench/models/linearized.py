@@ -12,10 +12,6 @@ from torch.func import functional_call
 
 from cl_bench.models.layers import put
 
-with warnings.catch_warnings():  # torch loads them at the first dual tensor, and warns of itself
-    warnings.simplefilter("ignore", FutureWarning)
-    import torch._decomp.decompositions_for_jvp  # noqa: F401
-
 HeadMode = Literal["bilinear", "linearized", "head_only"]
 
 
@@ -31,6 +27,7 @@ class Linearized(nn.Module):
 
     def __init__(self, net: nn.Module, head_mode: Literal["bilinear", "linearized"]) -> None:
         super().__init__()
+        _load_decompositions()
         head, (name,) = net.head, [n for n, m in net.named_modules() if m is net.head]
         assert isinstance(head, nn.Linear)
         put(net, name, nn.Identity())
@@ -67,3 +64,10 @@ class Linearized(nn.Module):
             g, moved = forward_ad.unpack_dual(functional_call(self.body, theta, (x,)))
         assert moved is not None
         return g, moved
+
+
+def _load_decompositions() -> None:
+    """Import what PyTorch needs at the first dual tensor: it would warn of its own import then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401

@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Len
-from torch import Tensor
 
 from cl_bench.base import files
 from cl_bench.base.bounds import Share
 from cl_bench.base.files import DamagedError
 from cl_bench.config.option_types import adapter
+
+if TYPE_CHECKING:  # a listing or a report loads no PyTorch
+    from torch import Tensor
 
 FORMAT = 2  # of record.json; another one is refused by its number
 LABELS = ("dataset", "scenario", "method")

@@ -144,6 +144,7 @@ class Wandb:
     def _start(self, mode: Any, fall_back: bool, timeout: float) -> Any:
         import wandb
 
+        _leave_out_launch()
         settings = wandb.Settings(
             console="off", silent=True, init_timeout=timeout, finish_timeout=FINISH_TIMEOUT
         )
@@ -162,6 +163,19 @@ class Wandb:
                 wandb.teardown()  # its service still holds the run's id
                 mode, Wandb.unreachable = "offline", True
         return wandb.init(mode=mode, settings=settings, **self.common)
+
+
+def _leave_out_launch() -> None:
+    """Spare a run the import of wandb's Launch, its agents and its public API: a second.
+
+    At the start of each run wandb looks there for inputs that were staged in this process; there
+    are none where Launch was not imported.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    name = "_detect_and_apply_job_inputs"
+    if "wandb.sdk.launch" not in sys.modules and hasattr(Run, name):
+        setattr(Run, name, lambda run: None)
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
