@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import Generator, nn
 
+from cl_bench.config import compose
 from cl_bench.config.build import build
-from cl_bench.config.compose import composed
 from cl_bench.config.nodes import CONF
 from cl_bench.core import runtime
 from cl_bench.core.criteria import CrossEntropy
@@ -177,6 +180,16 @@ def blobs(
     tests = [draw(t, 20) for t in range(tasks)]
     description: dict[str, object] = {"dataset": "blobs"}
     return Stream(trains, tests, classes.to(device), SCENARIOS[name], identity(device), description)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return compose.composed(*overrides)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of a command line, composed once a process: a copy for each test."""
+    return copy.deepcopy(_composed(overrides))
 
 
 def names(group: str) -> list[str]:

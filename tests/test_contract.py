@@ -203,10 +203,40 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
     return made
 
 
+@pytest.fixture(scope="session")
+def poisoned() -> Straight:
+    """The same run once more, whose test sets while it trains, and finished tasks, are noise."""
+    observe = experiment.learn
+
+    def learn(session: Session, task: Task) -> None:
+        tests = session.stream.tests
+        copies = [(t.x.clone(), t.y.clone()) for t in tests]
+        for test in tests:
+            test.x.fill_(255)
+            test.y.zero_()
+        observe(session, task)
+        task.x.fill_(255)
+        task.y.zero_()
+        for test, (x, y) in zip(tests, copies, strict=True):
+            test.x.copy_(x)
+            test.y.copy_(y)
+
+    @cache
+    def made(name: str, scenario: str, device: str = "cpu") -> Run:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "learn", learn)
+            return Run(name, scenario, device)()
+
+    return made
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
-def test_runs_and_repeats(name: str, scenario: str, device: str, straight: Straight) -> None:
-    one, two = straight(name, scenario, device), Run(name, scenario, device)()
+def test_runs_and_repeats(
+    name: str, scenario: str, device: str, straight: Straight, poisoned: Straight
+) -> None:
+    """Twice the same parameters, accuracies and rows; theta stays whole, its state beside it."""
+    one, two = straight(name, scenario, device), poisoned(name, scenario, device)
     assert one.theta.equal(two.theta) and one.theta.isfinite().all()
     matrices = one.progress.matrix.values, two.progress.matrix.values
     torch.testing.assert_close(*matrices, rtol=0, atol=0, equal_nan=True)
@@ -214,16 +244,9 @@ def test_runs_and_repeats(name: str, scenario: str, device: str, straight: Strai
     assert losses and all(loss == loss for loss in losses)
     assert one.rows == plain(two.rows)
     assert name == "joint" or one.rows[-1]["metrics"]["LA"] > 0.3, "blobs are easy to learn"
-
-
-@pytest.mark.parametrize(("name", "scenario"), PAIRS)
-def test_views_stay_whole_and_state_stays_on_the_device(
-    name: str, scenario: str, straight: Straight
-) -> None:
-    run = straight(name, scenario)
-    made = run.method.learner
+    made = one.method.learner
     assert whole(made.flat, made.net)
-    state = checkpoint.state_of(run.method)["method"]
+    state = checkpoint.state_of(one.method)["method"]
     assert all(t.device == made.flat.theta.device for t in checkpoint._tensors(state))
 
 
@@ -397,30 +420,13 @@ def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
-def test_sees_no_test_data_and_no_other_task(name: str, scenario: str, straight: Straight) -> None:
-    """Test sets and finished tasks are poisoned: whoever kept a reference learns from noise."""
-    clean = straight(name, scenario)
-    poisoned = Run(name, scenario)
-    observe = experiment.learn
-
-    def learn(session: Session, task: Task) -> None:
-        tests = session.stream.tests
-        copies = [(t.x.clone(), t.y.clone()) for t in tests]
-        for test in tests:
-            test.x.fill_(255)
-            test.y.zero_()
-        observe(session, task)
-        task.x.fill_(255)
-        task.y.zero_()
-        for test, (x, y) in zip(tests, copies, strict=True):
-            test.x.copy_(x)
-            test.y.copy_(y)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "learn", learn)
-        poisoned()
-    assert poisoned.theta.equal(clean.theta)
-    states = [checkpoint._tensors(checkpoint.state_of(r.method)) for r in (poisoned, clean)]
+def test_sees_no_test_data_and_no_other_task(
+    name: str, scenario: str, straight: Straight, poisoned: Straight
+) -> None:
+    """Whoever kept a reference to a test set or to a finished task has learned from noise."""
+    clean, other = straight(name, scenario), poisoned(name, scenario)
+    assert other.theta.equal(clean.theta)
+    states = [checkpoint._tensors(checkpoint.state_of(run.method)) for run in (other, clean)]
     if name not in HOLDS_DATA:
         assert all(one.equal(two) for one, two in zip(*states, strict=True))
 

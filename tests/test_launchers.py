@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import command, finished
 
-SWEEP = ("-m", "method=finetune,er", "seed=0,1", "dataset.tasks=3", "runtime.threads=1")
+SWEEP = ("-m", "method=finetune,er", "seed=0,1", "dataset.tasks=2", "runtime.threads=1")
 SWEEP += ("tracking=none",)
 RAY = ("hydra.launcher.ray.init.address=null", "hydra.launcher.ray.remote.num_gpus=0")
 OWN: dict[str, tuple[str, ...]] = {"cores": ("hydra.launcher.n_jobs=2",), "ray_cluster": RAY}

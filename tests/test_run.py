@@ -103,7 +103,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.parametrize("how", [signal.SIGUSR2, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stop_and_continue(how: signal.Signals, tmp_path: Path, straight: Path) -> None:
     """Whatever stops a run, typing it again gives the record of a run that was never stopped."""
     broken = tmp_path / "broken"
