@@ -29,7 +29,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def as_markdown(docstring: str) -> str:
-    """A plain docstring as Markdown: paragraphs in columns stay as they are, the rest is escaped."""
+    """A plain docstring as Markdown: paragraphs in columns as they are, the rest escaped."""
     parts = []
     for paragraph in docstring.split("\n\n"):
         if COLUMNS.search(paragraph):
@@ -40,7 +40,7 @@ def as_markdown(docstring: str) -> str:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    """Code between backticks as it is; a character that Markdown would take for its own, escaped."""
+    """Code as it is; a character that Markdown would take for its own, escaped."""
     text = match[0]
     return text if text.startswith("`") else "&lt;" if text == "<" else f"\\{text}"
 
