@@ -136,7 +136,7 @@ def test_every_command_composes() -> None:
     likes = {"method=anchor": "method=l2", "dataset=stripes": "dataset=folder"}  # of the tutorials
     assert len(found) > 25
     for words in found:
-        given = [likes.get(word, word) for word in words.replace("'", "").split()]
+        given = [likes.get(word, word) for word in str(words).replace("'", "").split()]
         options = [word for word in given if "=" in word and not re.search(r"[<(]", word)]
         first = [re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", option) for option in options]
         composed(*(option for option in first if not option.startswith("hydra")))
