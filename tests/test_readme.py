@@ -1,4 +1,4 @@
-"""The README's worked example, as a reader would follow it."""
+"""The README and the worked examples of the tutorials, as a reader would follow them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,33 @@ import pytest
 from conftest import ROOT, composed
 
 README = (ROOT / "README.md").read_text()
+TUTORIALS = {
+    name: (ROOT / f"docs/tutorials/{name}.md").read_text()
+    for name in ("method", "dataset", "results")
+}
+FILES = {
+    "method": ("cl_bench/methods/anchor.py", "conf/method/anchor.yaml", "tests/test_anchor.py"),
+    "dataset": ("cl_bench/data/stripes.py", "conf/dataset/stripes.yaml"),
+}
 
 
-def block(file: str) -> str:
-    """The code that the README says a file holds."""
-    found = re.search(rf"`{re.escape(file)}`:\n\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found is not None, f"README.md has no {file}"
+def block(tutorial: str, file: str) -> str:
+    """The code that a tutorial says a file holds."""
+    page = TUTORIALS[tutorial]
+    found = re.search(rf"`{re.escape(file)}`:\n\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert found is not None, f"docs/tutorials/{tutorial}.md has no {file}"
     return found[1]
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package with the example's two files in their places."""
+    """The package with the examples' files in their places."""
     root = tmp_path_factory.mktemp("copy")
-    for part in ("cl_bench", "conf"):
+    for part in ("cl_bench", "conf", "tests"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("cl_bench/methods/anchor.py", "conf/method/anchor.yaml"):
-        (root / file).write_text(block(file))
+    for tutorial, files in FILES.items():
+        for file in files:
+            (root / file).write_text(block(tutorial, file))
     return root
 
 
@@ -80,21 +90,61 @@ def test_an_edited_method_is_other_code(copy: Path) -> None:
         file.write_text(text)
 
 
+def test_the_examples_own_test_passes(copy: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_anchor.py",
+    ]
+    here = os.environ | {"PYTHONPATH": str(copy)}
+    done = subprocess.run(command, cwd=copy, env=here, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+
+
+def test_the_example_data_set_is_learned(copy: Path) -> None:
+    """Three tasks of two widths each: far better than chance, which is a half."""
+    (record,) = ran(copy, "dataset=stripes", "dataset.tasks=3", "method=ewc", "schedule.epochs=5")
+    assert record["stream"]["classes_of_task"] == [[0, 1], [2, 3], [4, 5]]
+    assert record["metrics"]["ACC"] > 0.9
+    assert "cl_bench.data.stripes" in record["code"]["files"]
+
+
+def test_results_are_read_as_the_tutorial_says(copy: Path) -> None:
+    """Its Python blocks, one after the other, on the runs of a sweep."""
+    import torch
+
+    records = ran(copy, "method=finetune,er", "seed=0,1", "output_dir=outputs/read")
+    code = re.findall(r"```python\n(.*?)```", TUTORIALS["results"], re.DOTALL)
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    known: dict[str, Any] = {"images": images}
+    source = "\n".join(code).replace('Path("outputs")', f'Path("{copy}/outputs/read")')
+    exec(compile(source, "results.md", "exec"), known)
+    assert len(known["runs"]) == len(records) == 4
+    found = json.loads((known["folder"] / "record.json").read_text())
+    assert known["matrix"].iloc[-1].mean() == pytest.approx(found["metrics"]["ACC"])
+    assert known["loss"].notna().all() and known["net"](images / 255).shape == (4, 10)
+
+
 def test_every_command_composes() -> None:
-    """Each `cl_bench.run` of the README, as far as its config: no option there is misspelled."""
-    found = re.findall(r"python -m\s+cl_bench\.run([^`#\n&]*)", README)
-    assert len(found) > 8
+    """Each `cl_bench.run`, as far as its config: no option there is misspelled."""
+    pages = [README, *(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))]
+    found = re.findall(r"python -m\s+cl_bench\.run([^`#\n&]*)", "\n".join(pages))
+    likes = {"method=anchor": "method=l2", "dataset=stripes": "dataset=folder"}  # of the tutorials
+    assert len(found) > 25
     for words in found:
-        options = [
-            word for word in words.split() if "=" in word and not re.search(r"[<(]|anchor", word)
-        ]
+        given = [likes.get(word, word) for word in str(words).replace("'", "").split()]
+        options = [word for word in given if "=" in word and not re.search(r"[<(]", word)]
         first = [re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", option) for option in options]
         composed(*(option for option in first if not option.startswith("hydra")))
 
 
 def test_every_link_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+    assert len(links) > 10 and all((ROOT / link).exists() for link in links)
 
 
 def test_every_row_of_the_results_composes() -> None:

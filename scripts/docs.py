@@ -1,0 +1,251 @@
+"""Write docs/options: a page for each group of conf/, with all of its options and their keys.
+
+    python scripts/docs.py               into docs/options
+    python scripts/docs.py --out FOLDER  into another folder
+
+Everything on these pages comes from the code: headline, keys, values and comments from the YAML
+file of an option, types and bounds from the signature of its `_target_`, and that target's
+docstring. Edit those, and run the command again; tests/test_docs.py finds pages that are old.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import get_object
+
+from cl_bench.config import option_types
+from cl_bench.config.nodes import CONF
+from cl_bench.config.schema import PLAIN
+from cl_bench.list import headline
+
+ROOT = Path(__file__).parents[1]
+FOLDER = {"launcher": CONF / "hydra/launcher"}  # of a group's files, where its name is not it
+ABOUT = {  # what the options of a group decide
+    "method": "How a network learns from one batch, and what it keeps of the tasks that are over.",
+    "dataset": "The images, how they are cut into tasks, and how an image is augmented.",
+    "scenario": "Which classes compete with each other for a sample, and the order of the tasks.",
+    "model": "The network, its initial weights, and whether it is pre-trained or linearised.",
+    "criterion": "The loss of one sample.",
+    "optimizer": "The step along the gradient, and weight decay.",
+    "schedule": "Epochs, batch size and learning-rate decay within a task.",
+    "curvature": "The matrix that says how much each parameter matters for a task that is over.",
+    "merging": "How the curvatures of several tasks are added up.",
+    "buffer": "Which samples of the past a replay method keeps.",
+    "evaluation": "Which tasks are tested after each task, and on which images.",
+    "stream": "Whether the tasks come one after the other or all at once.",
+    "probe": "What is measured beside the accuracy while a run trains. There may be none.",
+    "runtime": "Device, precision, compilation and threads.",
+    "tracking": "Where the rows of a run are mirrored.",
+    "study": "Experiments on one network that are no single run. There may be none.",
+    "experiment": "Published protocols, and sweeps that leave a page of their own.",
+    "launcher": "Where the runs of a sweep are executed: `hydra/launcher=<option>`.",
+}
+KEY = re.compile(r"^( *)([\w./@]+): *(.*)$")
+VALUE = re.compile(r"^(.*?)(?:(?:^|\s+)#\s*(.*))?$")
+UNSEEN = ("_target_", "_partial_")
+UNSEEN_PLACES = ("defaults", "hydra.mode", "hydra.callbacks")
+
+
+@dataclass
+class Key:
+    """A key of an option: its value and its comment, as the YAML file has them."""
+
+    value: str
+    comment: str
+
+
+@dataclass
+class Option:
+    """One YAML file of a group, with what it takes over from the files that it extends."""
+
+    group: str
+    name: str
+    file: Path
+    keys: dict[str, Key] = field(default_factory=dict)  # dotted, from the root of a config
+    chosen: dict[str, str] = field(default_factory=dict)  # options of other groups
+    extends: list[str] = field(default_factory=list)
+
+    def target(self, node: str) -> str:
+        """The dotted path of what builds the object of a node; empty where nothing does."""
+        found = self.keys.get(f"{node}._target_")
+        return "" if found is None else found.value
+
+
+def entries(text: str) -> Iterator[tuple[str, Key]]:
+    """Each key of a YAML text that has a value, dotted, with its comment."""
+    above: list[tuple[int, str]] = []
+    last: Key | None = None
+    for line in text.splitlines():
+        match = KEY.match(line)
+        if match is None:
+            if last is not None and line.lstrip().startswith("#"):
+                last.comment = f"{last.comment} {line.strip().lstrip('# ')}".strip()
+            continue
+        indent, (value, comment) = len(match[1]), VALUE.match(match[3]).groups()  # type: ignore[union-attr]
+        above = [(depth, name) for depth, name in above if depth < indent]
+        above.append((indent, match[2]))
+        last = Key(value, comment or "")
+        if value or comment:
+            yield ".".join(name for _, name in above), last
+
+
+def read(group: str, name: str) -> Option:
+    """An option, with all that it extends."""
+    option = Option(group, name, FOLDER.get(group, CONF / group) / f"{name}.yaml")
+    text = option.file.read_text()
+    for default in yaml.safe_load(text).get("defaults", []):
+        _take_over(option, default)
+    prefix = "" if "@package _global_" in text else f"{group}."
+    prefix = "hydra.launcher." if group == "launcher" else prefix
+    for key, entry in entries(text):
+        if not key.startswith(UNSEEN_PLACES):
+            before = option.keys.get(prefix + key, entry)
+            option.keys[prefix + key] = Key(entry.value, entry.comment or before.comment)
+    return option
+
+
+def _take_over(option: Option, default: Any) -> None:
+    """One entry of an option's list of defaults."""
+    (key, value), *_ = default.items() if isinstance(default, dict) else [(None, default)]
+    if key is not None and key.startswith("override /"):
+        option.chosen[key.removeprefix("override /").partition("@")[0]] = value
+        return
+    place = option.group if key is None else key.lstrip("/").partition("@")[0]
+    group, _, inner = place.partition("/")
+    names = value if isinstance(value, list) else [value]
+    for name in [name for name in names if name != "_self_"]:
+        parent = "/".join(filter(None, (inner, name.partition("@")[0])))
+        option.extends.append(parent if group == option.group else f"{group}={parent}")
+        if group == option.group and group != "launcher":
+            found = read(group, parent)
+            option.keys |= found.keys
+            option.chosen = found.chosen | option.chosen
+
+
+def bounds(hint: Any) -> str:
+    """What an option's value must be, in words."""
+    words = option_types.spelled(hint)
+    stated = map(option_types._spelled_bounds, option_types._annotated(hint))
+    found = [bound.removeprefix("a text that is ") for bound in dict.fromkeys(stated) if bound]
+    return ", ".join([words, *found])
+
+
+def kind(option: Option, path: str) -> str:
+    """The type of a key by the signature of the target of its node; nothing where none says it."""
+    if path in PLAIN:
+        return bounds(PLAIN[path])
+    value, (node, _, name) = option.keys[path].value, path.rpartition(".")
+    if value.startswith("${") and value[2:-1] in ABOUT:
+        return f"chosen by the group [{value[2:-1]}]({value[2:-1]}.md)"
+    target = option.target(node)
+    if not target.startswith("cl_bench."):
+        return ""
+    made = get_object(target)
+    made = made.__init__ if inspect.isclass(made) else made
+    hint = typing.get_type_hints(made, include_extras=True).get(name)
+    return "" if option_types.plain(hint) is None else bounds(hint)
+
+
+def escaped(text: str) -> str:
+    """A comment for a table's cell; what begins with alternatives to the value begins with `or`."""
+    text = re.sub(r"^\| ", "or ", text).replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def table(option: Option) -> list[str]:
+    """The keys of an option, a row each."""
+    rows = [
+        f"| `{path}` | `{key.value}` | {kind(option, path)} | {escaped(key.comment)} |"
+        for path, key in option.keys.items()
+        if path.rpartition(".")[2] not in UNSEEN
+    ]
+    head = ["| key | value | type | comment |", "|---|---|---|---|"]
+    return [*head, *rows, ""] if rows else []
+
+
+def section(option: Option) -> list[str]:
+    """An option: its headline, what it builds on and chooses, and its keys."""
+    lines = [f"## {option.name}", "", escaped(headline(option.file)).rstrip(".") + ".", ""]
+    if option.extends:
+        lines += ["It extends " + ", ".join(f"`{name}`" for name in option.extends) + ".", ""]
+    if option.chosen:
+        names = ", ".join(f"`{group}={value}`" for group, value in option.chosen.items())
+        lines += [f"It also chooses {names}, unless you choose otherwise.", ""]
+    target = option.target(option.group)
+    if target:
+        serves = getattr(get_object(target), "scenarios", ()) if option.group == "method" else ()
+        lines += [
+            f"Built by `{target}`." + (f" Scenarios: {', '.join(serves)}." * bool(serves)),
+            "",
+        ]
+    return lines + table(option)
+
+
+def explained(group: str, options: list[Option]) -> list[str]:
+    """The docstrings of the targets of a group, each once."""
+    lines = []
+    nodes = [group + part for part in ("", ".source", ".transform")]
+    for target in dict.fromkeys(option.target(node) for node in nodes for option in options):
+        text = get_object(target).__doc__ if target.startswith("cl_bench.") else None
+        if text:
+            lines += [f"### `{target}`", "", "```text", inspect.cleandoc(text), "```", ""]
+    return ["## What these options mean", "", *lines] if lines else []
+
+
+def page(group: str) -> str:
+    """The page of a group."""
+    folder = FOLDER.get(group, CONF / group)
+    names = sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.rglob("*.yaml"))
+    options = [read(group, name) for name in names]
+    lines = [f"# {group}", "", ABOUT[group], ""]
+    for option in options:
+        lines += section(option)
+    return "\n".join([*lines, *explained(group, options)]).rstrip() + "\n"
+
+
+def root_page() -> str:
+    """The keys of conf/config.yaml that belong to no group, and the options that it chooses."""
+    text = (CONF / "config.yaml").read_text()
+    config = Option("config", "config", CONF / "config.yaml")
+    config.keys = {k: v for k, v in entries(text) if "." not in k and k in PLAIN}
+    defaults = [d for d in yaml.safe_load(text)["defaults"] if isinstance(d, dict)]
+    chosen = [(g, o) for d in defaults for g, o in d.items() if g in ABOUT]
+    rows = [f"| [{g}]({g}.md) | {f'`{o}`' if o else 'none'} | {ABOUT[g]} |" for g, o in chosen]
+    rows.append(f"| [launcher](launcher.md) | Hydra's own | {ABOUT['launcher']} |")
+    head = ["| group | default | what it decides |", "|---|---|---|"]
+    lines = [
+        "# Options",
+        "",
+        "A config has these groups. `group=option` on the command line chooses.",
+    ]
+    lines += ["", *head, *rows, "", "## Keys of no group", "", *table(config)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write(folder: Path) -> None:
+    """All pages, in place of those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.md"):
+        file.unlink()
+    (folder / "index.md").write_text(root_page())
+    for group in ABOUT:
+        (folder / f"{group}.md").write_text(page(group))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the pages of docs/options from conf/.")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/options", help="another folder")
+    write(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
