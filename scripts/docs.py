@@ -1,7 +1,6 @@
 """Write docs/options: a page for each group of conf/, with all of its options and their keys.
 
-    python scripts/docs.py               into docs/options
-    python scripts/docs.py --out FOLDER  into another folder
+    python scripts/docs.py [--out FOLDER]
 
 Everything on these pages comes from the code: headline, keys, values and comments from the YAML
 file of an option, types and bounds from the signature of its `_target_`, and that target's
@@ -206,9 +205,7 @@ def page(group: str) -> str:
     folder = FOLDER.get(group, CONF / group)
     names = sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.rglob("*.yaml"))
     options = [read(group, name) for name in names]
-    lines = [f"# {group}", "", ABOUT[group], ""]
-    for option in options:
-        lines += section(option)
+    lines = [f"# {group}", "", ABOUT[group], "", *(x for o in options for x in section(o))]
     return "\n".join([*lines, *explained(group, options)]).rstrip() + "\n"
 
 
