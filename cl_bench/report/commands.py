@@ -58,7 +58,8 @@ def _hash_of(overrides: list[str]) -> str | None:
 def command_of(record: Record) -> str | None:
     """A command, without a seed, that makes a record's config; None where none is found."""
     labels, wanted = record["labels"], record["hash"]
-    if not all(re.fullmatch(r"\w+", labels[group]) for group in LABELS):
+    there = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in LABELS}
+    if any(labels[group] not in there[group] for group in LABELS):
         return None
     chosen = [f"{group}={labels[group]}" for group in LABELS]
     try:
