@@ -140,9 +140,11 @@ def heading(metric: str, unit: str) -> str:
 
 
 def label(text: str) -> str:
-    """Options as code, words as words."""
-    options = all("=" in word for word in text.split()) and not re.search(r"[`|]", text)
-    return f"`{visible(text)}`" if options else markdown(visible(text))
+    """Options as code, words as words: `method=ewc`, on validation."""
+    options, comma, rest = visible(text).partition(", ")
+    if any("=" not in word for word in options.split()) or re.search(r"[`|]", options):
+        return markdown(visible(text))
+    return f"`{options}`{comma}{markdown(rest)}"
 
 
 def count(group: Group) -> str:
@@ -205,7 +207,7 @@ def notes(groups: list[Group]) -> list[str]:
                 said.setdefault(own, []).append(label(group[0].row))
     lines = []
     for text, names in said.items():
-        whom = "All rows" if len(names) == len(groups) > 1 else ", ".join(names)
+        whom = "All rows" if len(names) == len(groups) > 1 else "; ".join(names)
         lines.append(f"- {whom}: {markdown(visible(text))}.")
     lines += (
         [f"- Carried over from {', '.join(f'`{visible(m)}`' for m in moved)}."] if moved else []

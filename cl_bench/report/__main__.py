@@ -16,7 +16,6 @@ from cl_bench.report import forms
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
 from cl_bench.report.rows import Row, gather
-from cl_bench.report.save import save
 from cl_bench.report.tables import tables
 from cl_bench.results.record import Records, read_all
 
@@ -56,6 +55,8 @@ def main() -> None:
     try:
         found, rows = write(root, options.by, options.baseline, out)
         if options.save:
+            from cl_bench.report.save import save  # all that a config is checked by: slow to import
+
             file = options.save.expanduser()
             print(visible(f"{file}: {save(found, rows, file)} rows"))
     except UserError as error:
