@@ -15,7 +15,7 @@ from cl_bench.config.errors import Parser
 from cl_bench.report import forms
 from cl_bench.report.orders import orders
 from cl_bench.report.page import render
-from cl_bench.report.rows import gather
+from cl_bench.report.rows import Row, gather
 from cl_bench.report.tables import tables
 from cl_bench.results.record import Records, read_all
 
@@ -42,17 +42,29 @@ def main() -> None:
         "rows: 'ewc method.strength=5'",
     )
     parser.add_argument("--out", type=Path, help="folder for the files (default: the folder read)")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="TABLE",
+        help="write the rows into a table of results, as results/pmnist.csv, in the place of those "
+        "that it has of the same configs (results/README.md)",
+    )
     options = parser.parse_args()
     root = options.root.expanduser()
     out = options.out.expanduser() if options.out else root
     try:
-        write(root, options.by, options.baseline, out)
+        found, rows = write(root, options.by, options.baseline, out)
+        if options.save:
+            from cl_bench.report.save import save  # all that a config is checked by: slow to import
+
+            file = options.save.expanduser()
+            print(visible(f"{file}: {save(found, rows, file)} rows"))
     except UserError as error:
         parser.exit(2, f"error: {visible(str(error))}\n")
 
 
-def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
-    """Print the table; write it in all forms."""
+def write(root: Path, by: list[str], baseline: str | None, out: Path) -> tuple[Records, list[Row]]:
+    """Print the table and write it in all forms; what was read, and its rows."""
     found = read_all(root)
     rows = gather(found, by)
     if not rows:
@@ -78,6 +90,7 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> None:
     print(visible(f"files: {out}/report.{{{','.join(texts)}}}{missing(found)}"))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
+    return found, rows
 
 
 def missing(found: Records) -> str:

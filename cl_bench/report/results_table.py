@@ -1,0 +1,187 @@
+"""Measured results as data: a file results/<table>.csv has one row for each config and metric.
+
+results/README.md says what each column holds. What is not known stays empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from cl_bench.base import files
+from cl_bench.base.escape import FORMULA, cell
+from cl_bench.base.exceptions import UserError
+
+UNITS = ("percent", "count", "seconds", "ratio", "MiB")
+SPLITS = ("test", "val", "")
+NAME = r"[A-Za-z0-9][\w.-]*"  # of a table: it names a file and a page
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One metric of one config. Numbers keep the digits that they were written with."""
+
+    table: str  # the name of the file
+    row: str  # what sets the config apart within its table
+    command: str  # the overrides after `python -m cl_bench.run -m`, or `python ...` in full
+    dataset: str
+    scenario: str
+    method: str
+    split: str  # test | val: the images that were tested on
+    metric: str
+    mean: Decimal
+    sd: Decimal | None  # with n - 1
+    n: int | None
+    seeds: str  # 0,1,2
+    lower: Decimal | None  # of the 95 % Student t interval of the mean
+    upper: Decimal | None
+    unit: str
+    device: str
+    commit: str
+    versions: str
+    date: str  # 2026-11-28
+    published: Decimal | None
+    published_spread: Decimal | None
+    published_source: str
+    note: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What a later measurement of the same thing replaces."""
+        return self.row, self.metric
+
+
+COLUMNS = tuple(field.name for field in fields(ResultRow))
+NUMBERS = ("mean", "sd", "lower", "upper", "published", "published_spread")
+
+
+def read(file: Path) -> list[ResultRow]:
+    """The rows of a table; UserError, naming file and line, where one is not right."""
+    try:
+        files.require_regular(file)
+        text = file.read_text()
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is no text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    try:
+        lines = list(csv.reader(io.StringIO(text), strict=True))
+    except csv.Error as error:
+        raise UserError(f"{file}: is no CSV file ({error})") from None
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise UserError(f"{file}: is no table of results; its columns must be {','.join(COLUMNS)}")
+    found: list[ResultRow] = []
+    places: set[tuple[str, str]] = set()
+    for number, line in enumerate(lines[1:], start=1):
+        try:
+            found.append(_row(line, file.stem))
+        except ValueError as error:
+            raise UserError(f"{file}: row {number}: {error}") from None
+        if found[-1].place in places:
+            raise UserError(f"{file}: row {number}: {found[-1].place}: stands there twice")
+        places.add(found[-1].place)
+    return found
+
+
+def _row(line: list[str], table: str) -> ResultRow:
+    """A line of a file; ValueError says what is wrong with it."""
+    if len(line) != len(COLUMNS):
+        raise ValueError(f"has {len(line)} cells, not {len(COLUMNS)}")
+    cells: dict[str, Any] = {n: _bare(text) for n, text in zip(COLUMNS, line, strict=True)}
+    cells |= {name: _number(name, cells[name]) for name in NUMBERS}
+    if cells["mean"] is None:
+        raise ValueError("mean: is missing")
+    if not _like(r"[1-9][0-9]*", cells["n"]):
+        raise ValueError(f"n={cells['n']}: must be a positive integer")
+    cells["n"] = int(cells["n"]) if cells["n"] else None
+    found = ResultRow(**cells)
+    wrong = next(faults(found, table), None)
+    if wrong is not None:
+        raise ValueError(wrong)
+    return found
+
+
+def faults(row: ResultRow, table: str) -> Iterator[str]:
+    """What cannot be right in a row of a table."""
+    rules = [
+        (row.table == table, f"table={row.table}: the file is that of {table}"),
+        (row.row.strip(), "row: is missing"),
+        (row.metric.strip(), "metric: is missing"),
+        (row.unit in UNITS, f"unit={row.unit}: must be one of {', '.join(UNITS)}"),
+        (row.split in SPLITS, f"split={row.split}: must be test, val or empty"),
+        (_like(r"\d+(,\d+)*", row.seeds), f"seeds={row.seeds}: must be as 0,1,2"),
+        (_like(r"\d{4}-\d{2}-\d{2}", row.date), f"date={row.date}: must be as 2026-11-28"),
+        (row.sd is None or row.sd >= 0, f"sd={row.sd}: must be at least 0"),
+        (row.sd is None or row.n != 1, f"sd={row.sd}: of one number there is none"),
+        (_encloses(row), f"lower={row.lower}, upper={row.upper}: do not enclose {row.mean}"),
+        (
+            (row.published is None) == (not row.published_source),
+            "published, published_source: one of them is missing",
+        ),
+        (
+            row.published_spread is None or row.published is not None,
+            "published_spread: of no published value",
+        ),
+    ]
+    yield from (text for right, text in rules if not right)
+
+
+def _like(pattern: str, text: str) -> bool:
+    return not text or re.fullmatch(pattern, text) is not None
+
+
+def _encloses(row: ResultRow) -> bool:
+    """Whether the interval holds the mean, or neither of its ends is known."""
+    if row.lower is None or row.upper is None:
+        return row.lower is row.upper
+    return row.lower <= row.mean <= row.upper
+
+
+def _number(name: str, text: str) -> Decimal | None:
+    if not text:
+        return None
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{name}={text}: must be a number") from None
+    if not value.is_finite():
+        raise ValueError(f"{name}={text}: must be finite")
+    return value
+
+
+def _bare(text: str) -> str:
+    """A cell without the apostrophe that keeps a spreadsheet from computing it."""
+    escaped = text[:1] == "'" and len(text) > 2 and text[1:].lstrip()[:1] in FORMULA
+    return text[1:] if escaped else text
+
+
+def written(rows: Iterable[ResultRow]) -> str:
+    """The text of a file with these rows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([cell(getattr(row, name)) for name in COLUMNS])
+    return text.getvalue()
+
+
+def write(file: Path, rows: Iterable[ResultRow]) -> None:
+    """Replace a whole file; UserError where that is not possible."""
+    try:
+        files.require_writable(file.parent)
+        files.write_text(file, written(rows))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; choose a file to write to") from None
+
+
+def merged(old: Iterable[ResultRow], new: Iterable[ResultRow]) -> list[ResultRow]:
+    """Rows of both; a new one stands in the place of the old one of its row label and metric."""
+    found = {row.place: row for row in old}
+    found.update((row.place, row) for row in new)
+    return list(found.values())

@@ -1,0 +1,239 @@
+"""The pages of docs/results and the README's table, made from the files in results/.
+
+python scripts/results_pages.py
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+
+import yaml
+
+from cl_bench.base.escape import markdown, visible
+from cl_bench.base.exceptions import UserError
+from cl_bench.base.files import write_text
+from cl_bench.report.results_table import ResultRow, read
+
+ROOT = Path(__file__).parents[1]
+IN_README = "pmnist"  # the table that stands there
+START = f"<!-- results/{IN_README}.csv, by scripts/results_pages.py -->"
+END = "<!-- end of results -->"
+MOVED = "carried over from "
+MADE = "<!-- made by scripts/results_pages.py: change results/{}, not this page -->"
+Group = list[ResultRow]  # the metrics of one row label
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """The text of every file that is made from results/; the README with its table replaced."""
+    titles = yaml.safe_load((root / "results/titles.yaml").read_text())
+    tables = {file.stem: read(file) for file in sorted((root / "results").glob("*.csv"))}
+    unknown = sorted({*titles} - {*tables})
+    if unknown:
+        raise UserError(f"results/titles.yaml: {unknown[0]}: there is no such table")
+    order = [name for name in titles if name in tables]
+    order += [name for name in tables if name not in titles]
+    docs, readme = root / "docs/results", root / "README.md"
+    about = {name: titles.get(name, {"title": name, "text": ""}) for name in order}
+    made = {docs / f"{name}.md": page(name, about[name], tables[name]) for name in order}
+    made[docs / "index.md"] = index(about)
+    text = readme.read_text()
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise UserError(f"{readme}: must have one line {START} and one line {END}")
+    head, rest = text.split(START)
+    shown = short_table(tables[IN_README])
+    made[readme] = f"{head}{START}\n\n{shown}\n\n{END}{rest.split(END)[1]}"
+    return made
+
+
+def index(about: dict[str, dict[str, str]]) -> str:
+    """The list of all tables."""
+    lines = [f"- [{about[name]['title']}]({name}.md)" for name in about]
+    return "\n".join(
+        [
+            MADE.format("*.csv"),
+            "",
+            "# Results",
+            "",
+            "What was measured with this benchmark. Each page shows one file of `results/`, whose",
+            "`README.md` says what the columns hold: mean ± standard deviation over n seeds (or",
+            "orders of the tasks), the published figure where its protocol is the same, and the",
+            "command that gave the numbers. What was tried and did not work is told in the notes",
+            "on the papers (`docs/notes`).",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
+    """One table of results as a page."""
+    groups = grouped(rows)
+    parts = [MADE.format(f"{name}.csv"), f"# {about['title']}"]
+    parts += [about["text"]] if about["text"] else []
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    sparse = len(rows) * 2 < len(groups) * len(metrics)
+    parts.append(long_table(rows) if sparse else wide_table(groups, metrics))
+    parts += [f"## Commands\n\n```bash\n{commands(groups)}\n```", *notes(groups)]
+    return "\n\n".join(parts) + "\n"
+
+
+def grouped(rows: Iterable[ResultRow]) -> list[Group]:
+    """The rows of each label, in the order of the file."""
+    found: dict[str, Group] = {}
+    for row in rows:
+        found.setdefault(row.row, []).append(row)
+    return list(found.values())
+
+
+def wide_table(groups: list[Group], metrics: list[str]) -> str:
+    """A line for each row label, a column for each metric."""
+    every = [row for group in groups for row in group]
+    beside = [m for m in metrics if any(r.published is not None for r in every if r.metric == m)]
+    units = {row.metric: row.unit for row in every}
+    intervals = [m for m in metrics if m == "ACC" and any(row.lower is not None for row in every)]
+    split = len({row.split for row in every}) > 1
+    heads = ["row", *(["split"] if split else []), "n", *(heading(m, units[m]) for m in metrics)]
+    heads += [f"95 % interval of {m}" for m in intervals] + [f"published {m}" for m in beside]
+    lines = []
+    for group in groups:
+        own = {row.metric: row for row in group}
+        cells = [label(group[0].row), *([group[0].split] if split else []), count(group)]
+        cells += [measured(own[m]) if m in own else "" for m in metrics]
+        cells += [interval(own[m]) if m in own else "" for m in intervals]
+        cells += [published(own[m]) if m in own else "" for m in beside]
+        lines.append(cells)
+    return table(heads, lines)
+
+
+def long_table(rows: list[ResultRow]) -> str:
+    """A line for each number: where rows have few metrics in common."""
+    lines = [[label(r.row), markdown(visible(r.metric)), measured(r)] for r in rows]
+    return table(["row", "quantity", "value"], lines)
+
+
+def short_table(rows: list[ResultRow]) -> str:
+    """What the README shows: test rows, with the ACC of papers."""
+    lines = []
+    for group in grouped(row for row in rows if row.split == "test"):
+        own = {row.metric: row for row in group}
+        if "ACC" not in own:
+            continue
+        cells = [measured(own[m]) if m in own else "" for m in ("gradients", "ACC", "BWT")]
+        lines.append([label(group[0].row), count(group), *cells, published(own["ACC"])])
+    return table(["options", "n", "gradients", "ACC", "BWT", "published ACC"], lines)
+
+
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    every = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"|{'|'.join(f' {c} ' if c else ' ' for c in cells)}|" for cells in every)
+
+
+def heading(metric: str, unit: str) -> str:
+    """A metric with its unit, where its name does not say it."""
+    return f"{markdown(visible(metric))} (%)" if unit == "percent" else markdown(visible(metric))
+
+
+def label(text: str) -> str:
+    """Options as code, words as words: `method=ewc`, on validation."""
+    options, comma, rest = visible(text).partition(", ")
+    if any("=" not in word for word in options.split()) or re.search(r"[`|]", options):
+        return markdown(visible(text))
+    return f"`{options}`{comma}{markdown(rest)}"
+
+
+def count(group: Group) -> str:
+    """The n of a label's metrics."""
+    return ", ".join(dict.fromkeys(str(row.n) for row in group if row.n is not None))
+
+
+def measured(row: ResultRow) -> str:
+    """`70.07 ± 0.96`."""
+    exact = row.sd is None or (row.unit == "count" and row.sd == 0)
+    return digits(row.mean, row.unit) + ("" if exact else f" ± {digits(row.sd, row.unit)}")
+
+
+def interval(row: ResultRow) -> str:
+    """`69.10 to 71.04`."""
+    ends = digits(row.lower, row.unit), digits(row.upper, row.unit)
+    return " to ".join(ends) if all(ends) else ""
+
+
+def published(row: ResultRow) -> str:
+    """`73.61 ± 1.12 (EMCL, table III)`."""
+    if row.published is None:
+        return ""
+    spread = "" if row.published_spread is None else f" ± {row.published_spread}"
+    return f"{row.published}{spread} ({markdown(visible(row.published_source))})"
+
+
+def digits(value: Decimal | None, unit: str) -> str:
+    """A number as it was written down, but with no more digits than say something."""
+    if value is None:
+        return ""
+    if len(value.as_tuple().digits) > 4 and unit == "percent":
+        return f"{value:.2f}"
+    return f"{value:.4g}" if len(value.as_tuple().digits) > 5 else str(value).lower()
+
+
+def commands(groups: list[Group]) -> str:
+    """The commands of all rows, each below its label."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for command in dict.fromkeys(row.command for row in group if row.command):
+            found.setdefault(visible(command), []).append(visible(group[0].row))
+    lines = []
+    for command, names in found.items():
+        program = "" if command.startswith("python ") else "python -m cl_bench.run -m "
+        lines += [*(f"# {name}" for name in names), program + command]
+    return "\n".join(lines)
+
+
+def notes(groups: list[Group]) -> list[str]:
+    """What must be known of the rows, where the numbers came from, and what they were made with."""
+    said: dict[str, list[str]] = {}
+    moved: dict[str, None] = {}
+    for group in groups:
+        for text in dict.fromkeys(row.note for row in group):
+            parts = [part for part in text.split("; ") if part]
+            moved |= {p.removeprefix(MOVED): None for p in parts if p.startswith(MOVED)}
+            own = "; ".join(part for part in parts if not part.startswith(MOVED))
+            if own:
+                said.setdefault(own, []).append(label(group[0].row))
+    lines = []
+    for text, names in said.items():
+        whom = "All rows" if len(names) == len(groups) > 1 else "; ".join(names)
+        lines.append(f"- {whom}: {markdown(visible(text))}.")
+    lines += (
+        [f"- Carried over from {', '.join(f'`{visible(m)}`' for m in moved)}."] if moved else []
+    )
+    every = [row for group in groups for row in group]
+    for name in ("device", "commit", "versions", "date"):
+        values = list(dict.fromkeys(visible(getattr(r, name)) for r in every if getattr(r, name)))
+        lines += [f"- {name.capitalize()}: {markdown('; '.join(values))}."] if values else []
+    return ["## Notes\n\n" + "\n".join(lines)] if lines else []
+
+
+def main() -> None:
+    """Write every file that differs, and name it."""
+    try:
+        made = pages(ROOT)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    for old in set((ROOT / "docs/results").glob("*.md")) - {*made}:
+        old.unlink()
+        print(f"removed {old.relative_to(ROOT)}")
+    for file, text in made.items():
+        if not file.exists() or file.read_text() != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, text)
+            print(f"written {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

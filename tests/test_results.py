@@ -1,0 +1,329 @@
+"""Results as data: the files in results/, the pages made from them, and rows from finished runs."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import shlex
+from dataclasses import replace
+from decimal import Decimal
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import whole
+from conftest import ROOT, composed
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from records import some, write
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import errors
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash, normalise_floats
+from cl_bench.config.nodes import CONF
+from cl_bench.report import __main__ as report
+from cl_bench.report import commands, results_table
+from cl_bench.report.results_table import COLUMNS, ResultRow, merged, read, written
+
+FILES = sorted((ROOT / "results").glob("*.csv"))
+OTHER_PROGRAM = "not of cl_bench.run"  # stands in the note of such a command
+
+
+def load_pages() -> Any:
+    spec = spec_from_file_location("results_pages", ROOT / "scripts/results_pages.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_and_readme_are_those_of_the_data() -> None:
+    """Made again, nothing differs: run scripts/results_pages.py after a change of results/."""
+    made = load_pages().pages(ROOT)
+    assert {*(ROOT / "docs/results").glob("*.md")} == {p for p in made if p.name != "README.md"}
+    for file, text in made.items():
+        assert file.read_text() == text, file
+
+
+def test_every_table_has_a_title() -> None:
+    titles = yaml.safe_load((ROOT / "results/titles.yaml").read_text())
+    assert FILES and {*titles} == {file.stem for file in FILES}
+    for about in titles.values():
+        assert about["title"] and about["text"].endswith(".")
+
+
+def test_every_column_is_explained() -> None:
+    text = (ROOT / "results/README.md").read_text()
+    heads = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    assert ", ".join(heads).replace("| ", "").replace("`", "").split(", ") == list(COLUMNS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_row_is_right(file: Path) -> None:
+    """Each parses; written again it is the same text; an experiment that it names exists."""
+    rows = read(file)
+    assert rows and written(rows) == file.read_text()
+    options = {group: {p.stem for p in (CONF / group).glob("*.yaml")} for group in GROUPS}
+    for row in rows:
+        for group in GROUPS:
+            assert getattr(row, group) in {"", *options[group]}, row
+        for word in row.note.split("carried over from ")[1:]:
+            assert (ROOT / word.split(";")[0]).is_file(), row
+
+
+GROUPS = ("dataset", "scenario", "method")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_command_is_accepted(file: Path) -> None:
+    """By the check that a run makes, each job of a sweep; or the note says why it is not."""
+    for command, note in {(row.command, row.note) for row in read(file)}:
+        words = shlex.split(command)
+        if words[:1] == ["python"]:
+            assert OTHER_PROGRAM in note and (ROOT / words[1]).is_file()
+            words = [word for word in words[2:] if "=" in word]
+        elif not words:
+            assert "no command" in note
+        for job in jobs(words):
+            assert refusal(job) is None, (command, refusal(job))
+
+
+def jobs(words: list[str]) -> list[tuple[str, ...]]:
+    """The jobs of a sweep, of its first seed."""
+    choices = []
+    for word, parsed in zip(words, OverridesParser.create().parse_overrides(words), strict=True):
+        own = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else []
+        key = parsed.get_key_element()
+        choices.append(
+            [f"{key}={value}" for value in own[: 1 if key == "seed" else None]] or [word]
+        )
+    return list(itertools.product(*choices))
+
+
+def refusal(job: tuple[str, ...]) -> str | None:
+    """The line that a command is refused with; groups that commands share are composed once."""
+    groups = tuple(word for word in job if (CONF / word.partition("=")[0]).is_dir())
+    values = [word for word in job if word not in groups]
+    try:
+        cfg = copy.deepcopy(whole(groups))
+        ConfigLoaderImpl._apply_overrides_to_config(
+            OverridesParser.create().parse_overrides(values), cfg
+        )
+        normalise_floats(cfg, check_config(cfg))
+    except Exception as error:
+        line = errors.explain(error)
+        if line is None:
+            raise
+        return line
+    return None
+
+
+def test_a_refusal_is_seen() -> None:
+    assert refusal(("method=ewc", "method.strength=high")) is not None
+    assert len(jobs(["seed=0,1", "scenario.order=A,B", "model.hidden=[5,5]"])) == 2
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return some(tmp_path / "outputs")
+
+
+def save(monkeypatch: pytest.MonkeyPatch, runs: Path, file: Path, *more: str) -> list[ResultRow]:
+    """The rows of a table after `python -m cl_bench.report <runs> --save <file>`."""
+    monkeypatch.setattr("sys.argv", ["report", str(runs), "--save", str(file), *more])
+    report.main()
+    return read(file)
+
+
+def test_runs_are_saved_with_all_that_records_know(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for record in runs.rglob("er/aaa/*/record.json"):
+        content = json.loads(record.read_text())
+        own = {"device": "cpu", "commit": "abc", "python": "3.12", "versions": {"torch": "2.10"}}
+        content["measured"] |= own
+        record.write_text(json.dumps(content))
+        status = {"state": "done", "time": "2026-11-2" + record.parent.name[-1] + "T10:00:00+0000"}
+        (record.parent / "status.json").write_text(json.dumps(status))
+    rows = save(monkeypatch, runs, tmp_path / "toy.csv")
+    row = next(row for row in rows if row.row == "er optimizer.lr=0.1 [aaa]")
+    assert (row.table, row.metric, row.unit, row.split) == ("toy", "ACC", "percent", "test")
+    assert (row.mean, row.sd, row.n, row.seeds) == (60, 10, 3, "0,1,2")
+    assert row.lower is not None and row.upper is not None
+    assert float(row.lower) == pytest.approx(35.1586, abs=1e-4)  # 60 - 4.3027 * 10 / sqrt(3)
+    assert float(row.upper) == pytest.approx(84.8414, abs=1e-4)
+    assert (row.device, row.commit, row.versions) == ("cpu", "abc", "python 3.12, torch 2.10")
+    assert row.date == "2026-11-22" and (row.dataset, row.scenario) == ("toy", "data")
+    assert row.command == "" and "no command: none was found" in row.note
+    units = {row.metric: row.unit for row in rows}
+    assert units["train s"] == "seconds" and units["gradients"] == "count"
+    assert {row.split for row in rows} == {"test", "val"}
+    single = next(row for row in rows if row.row == "er optimizer.lr=0.2 [bbb]")
+    assert (single.n, single.sd, single.lower) == (1, None, None)
+
+
+def test_saving_replaces_the_same_and_keeps_the_rest(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "toy.csv"
+    before = save(monkeypatch, runs, file)
+    assert save(monkeypatch, runs, file) == before
+    (kept, other), rest = before[:2], before[2:]
+    changed = replace(kept, mean=Decimal(7), sd=None, lower=None, upper=None)
+    by_hand = replace(other, row="by hand")
+    results_table.write(file, [by_hand, changed, other, *rest])
+    assert save(monkeypatch, runs, file) == [by_hand, *before]
+    assert merged([changed], [kept, by_hand]) == [kept, by_hand]
+
+
+def record_of(*overrides: str) -> dict[str, Any]:
+    """What a record says of a config: what was chosen, all values, and the hash."""
+    cfg = composed(*overrides)
+    plain = check_config(cfg)
+    normalise_floats(cfg, plain)
+    chosen = composed(*overrides, with_hydra=True).hydra.runtime.choices
+    labels = {group: chosen[group] for group in GROUPS}
+    return {"labels": labels, "config": plain, "hash": config_hash(cfg), "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        (("dataset=pmnist", "method=joint"), "dataset=pmnist method=joint"),
+        (("method=er", "buffer=reservoir500"), "dataset=pmnist5k method=er buffer.capacity=500"),
+        (
+            ("method=ewc", "merging=apart", "curvature.samples=9", "model.hidden=[5,5]"),
+            "dataset=pmnist5k method=ewc merging=apart curvature.samples=9 'model.hidden=[5,5]'",
+        ),
+        (
+            ("dataset=rmnist", "scenario.order=seed:1", "evaluation.split=val"),
+            "dataset=rmnist method=finetune evaluation.split=val scenario.order=seed:1",
+        ),
+    ],
+)
+def test_a_config_is_traced_back_to_its_command(overrides: tuple[str, ...], command: str) -> None:
+    """Which makes a config of the same hash, whatever the typed one was."""
+    assert commands.command_of(record_of(*overrides)) == command
+
+
+def test_no_command_is_found_for_what_no_option_makes() -> None:
+    """And no name that a record has is looked up."""
+    for key, value in (("_target_", "no.such.module.f"), ("lr", "${oc.env:HOME}"), ("lr", 9.0)):
+        record = record_of()
+        record["config"]["optimizer"][key] = value
+        assert commands.command_of(record) is None
+    record = record_of()
+    record["labels"]["dataset"] = "../x"
+    assert commands.command_of(record) is None
+
+
+def test_a_config_that_stands_there_keeps_its_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command is typed otherwise; the orders of a config are told together."""
+    runs, file = tmp_path / "outputs", tmp_path / "digits.csv"
+    few = "dataset.tasks=2", "method=er"
+    for order in "A", "seed:1":
+        found = record_of(*few, f"scenario.order={order}")
+        write(runs, "er", found["hash"], (0.5, 0.75), "pmnist5k/data")
+        for record in runs.rglob(f"{found['hash']}/*/record.json"):
+            content = json.loads(record.read_text())
+            content["config"] = found["config"]
+            record.write_text(json.dumps(content))
+    old = ResultRow(**dict.fromkeys(COLUMNS, None) | TEXTS | {"mean": Decimal(1), "n": 1})  # type: ignore[arg-type]
+    results_table.write(file, [old])
+    rows = save(monkeypatch, runs, file)
+    mine = [row for row in rows if row.row == "mine"]
+    assert mine[0].mean == Decimal("62.5") and mine[0].seeds == "0,1"
+    assert {row.command for row in mine} == {"method=er dataset=pmnist5k dataset.tasks=2 seed=0,1"}
+    both = {row.metric: row for row in rows if row.row.endswith("scenario.order=A,seed:1")}
+    assert both["AOPD"].mean == 0 and both["AOPD"].n == 2 and both["ACC"].mean == Decimal("62.5")
+    assert refusal(jobs(shlex.split(both["AOPD"].command))[1]) is None
+
+
+TEXTS = {name: "" for name in COLUMNS if name not in results_table.NUMBERS}
+TEXTS |= {"table": "digits", "row": "mine", "metric": "ACC", "unit": "percent", "split": "test"}
+TEXTS |= {"command": "method=er dataset=pmnist5k dataset.tasks=2 seed=7", "seeds": "7"}
+
+
+def test_what_a_record_says_is_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text is kept, behind an apostrophe in the file; a negative number stays one."""
+    write(tmp_path / "o", "er", "a", (0.5,), place="=1+1/data")
+    file = tmp_path / "toy.csv"
+    rows = save(monkeypatch, tmp_path / "o", file)
+    assert {row.dataset for row in rows} == {"=1+1"} and ",'=1+1," in file.read_text()
+    assert ",BWT,-40," in file.read_text()
+
+
+GOOD = dict.fromkeys(COLUMNS, "") | {"table": "t", "row": "r", "metric": "ACC", "mean": "1"}
+GOOD |= {"unit": "percent", "n": "3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"mean": "x"}, "mean=x: must be a number"),
+        ({"mean": "nan"}, "mean=nan: must be finite"),
+        ({"mean": ""}, "mean: is missing"),
+        ({"row": ""}, "row: is missing"),
+        ({"n": "0"}, "n=0: must be a positive integer"),
+        ({"unit": "miles"}, "unit=miles: must be one of percent"),
+        ({"split": "train"}, "split=train: must be test, val or empty"),
+        ({"sd": "-1"}, "sd=-1: must be at least 0"),
+        ({"sd": "1", "n": "1"}, "sd=1: of one number there is none"),
+        ({"seeds": "0-2"}, "seeds=0-2: must be as 0,1,2"),
+        ({"lower": "0"}, "lower=0, upper=None: do not enclose 1"),
+        ({"lower": "2", "upper": "3"}, "lower=2, upper=3: do not enclose 1"),
+        ({"published": "1"}, "published, published_source: one of them is missing"),
+        ({"date": "yesterday"}, "date=yesterday: must be as 2026-11-28"),
+        ({"table": "u"}, "table=u: the file is that of t"),
+    ],
+)
+def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join([",".join(COLUMNS), ",".join(f'"{v}"' for v in GOOD.values())]))
+    assert read(file)[0].mean == 1
+    cells = [f'"{value}"' for value in (GOOD | change).values()]
+    file.write_text("\n".join([",".join(COLUMNS), ",".join(cells)]))
+    with pytest.raises(UserError) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file}: row 1: {line}")
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "line"),
+    [
+        ("toy.txt", [], "--save toy.txt: must be a file <table>.csv"),
+        ("own.csv/x.csv", [], "own.csv/x.csv: "),
+        ("own.csv", [], "own.csv: is no table of results"),
+        ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): stands there twice"),
+        ("binary.csv", [], "binary.csv: is no text in UTF-8"),
+        ("pooled.csv", ["--by", "linear"], "--save: er method.linear=true"),
+    ],
+)
+def test_saving_elsewhere_is_refused_in_one_line(
+    file: str,
+    more: list[str],
+    line: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And nothing is written over."""
+    monkeypatch.chdir(runs)
+    Path("own.csv").write_text("my,own,table\n1,2,3\n")
+    row = ",".join((GOOD | {"table": "twice"}).values())
+    Path("twice.csv").write_text("\n".join([",".join(COLUMNS), row, row]))
+    Path("binary.csv").write_bytes(b"\xff\xfe")
+    before = {p.name: p.read_bytes() for p in runs.glob("*.csv")}
+    monkeypatch.setattr("sys.argv", ["report", ".", "--save", file, *more])
+    with pytest.raises(SystemExit) as caught:
+        report.main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
+    for name in ("own.csv", "twice.csv", "binary.csv"):
+        assert (runs / name).read_bytes() == before[name]
