@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cl_bench.base.exceptions import UserError
@@ -27,7 +28,8 @@ def headline(file: Path) -> str:
     """The first sentence of a config's comment, or all of it where that has none."""
     lines = [x for x in file.read_text().splitlines() if not x.startswith("# @package")]
     comment = [x.removeprefix("#").strip() for x in takewhile(lambda x: x.startswith("#"), lines)]
-    return re.split(r"\. (?=[A-Z])", " ".join(comment), maxsplit=1)[0]
+    text = re.sub(r"(\w-)\n", r"\1", "\n".join(comment)).replace("\n", " ")
+    return re.split(r"\. (?=[A-Z])", text, maxsplit=1)[0]
 
 
 def options(group: str) -> Iterator[tuple[str, str]]:
@@ -75,7 +77,7 @@ def table(group: str) -> Table:
         made.add_column(head, no_wrap=True)
     made.add_column()
     for name, headline_of in options(group):
-        made.add_row(name, *(serves(name) if group == "method" else ()), headline_of)
+        made.add_row(name, *(serves(name) if group == "method" else ()), escape(headline_of))
     return made
 
 

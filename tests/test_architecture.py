@@ -27,7 +27,14 @@ ROOMS = {  # each folder of cl_bench, and the rooms that it may import from; so 
 }
 COMMANDS = {"__init__", "__main__", "run", "list", "tune"}  # modules at the top
 ONLY = {  # a foreign package and the files that may import it
-    "hydra": {"run", "tune", "engine/job", "engine/sweep_failures", "studies/sweeps", "tuning/axis"},
+    "hydra": {
+        "run",
+        "tune",
+        "engine/job",
+        "engine/sweep_failures",
+        "studies/sweeps",
+        "tuning/axis",
+    },
     "omegaconf": {"run", "tune", "engine/job", "engine/execution", "engine/sweep_failures"}
     | {"studies/sweeps", "tuning/search"},
     "wandb": {"results/tracking"},

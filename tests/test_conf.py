@@ -283,7 +283,7 @@ HYDRA = [
     ("datset=x", "datset: no such key; there are buffer, cache_dir, code_changed, criterion"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, cache_dir"),
     ("method==er", "method==er"),
-    ("method", "method: no <key>=<value>, each an argument of its own, missing EQUAL"),
+    ("method", "method: no <key>=<value>, each an argument of its own"),
     ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
     ("experiment/halrp=orders", "experiment/halrp=<option> is typed experiment=halrp/<option>"),
     ("model=nope/x", "model=nope/x: no such model; there are alexnet"),

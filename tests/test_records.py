@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,23 @@ def test_a_copy_with_other_results_is_named_and_does_not_count(
     assert err == f"left out: {line}\n"
     assert escape.markdown(line) in (tmp_path / "report.md").read_text()
     assert line in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
+    """On this machine; of another one nothing is known. A failed run's reason is kept."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here, there = socket.gethostname(), "another machine"
+    for name, host, pid in (("a", here, gone.pid), ("b", here, os.getpid()), ("c", there, 1)):
+        (tmp_path / name).mkdir()
+        status = {"state": "running", "host": host, "pid": pid}
+        (tmp_path / name / "status.json").write_text(json.dumps(status))
+    (tmp_path / "d").mkdir()
+    failed = {"state": "failed", "error": "Traceback\n  line\nValueError: a reason"}
+    (tmp_path / "d/status.json").write_text(json.dumps(failed))
+    found = read_all(tmp_path)
+    assert found.unfinished == {"killed": 1, "running": 2, "failed": 1}
+    assert found.failures == [f"{tmp_path / 'd'}: ValueError: a reason"]
 
 
 def test_a_study_is_not_an_unfinished_run(tmp_path: Path) -> None:

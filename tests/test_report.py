@@ -172,7 +172,7 @@ def test_a_baseline_is_one_row(runs: Path) -> None:
 def test_an_ambiguous_section_has_no_baseline(runs: Path) -> None:
     write(runs, "er", "fff", (0.2,), place="toy/task")
     own, other, _ = tables(gather(read_all(runs)), "er")
-    assert own.baseline is None and "may be any of er optimizer.lr=0.1; er" in own.note
+    assert own.baseline is None and "choose one of er optimizer.lr=0.1; er" in own.note
     assert other.baseline is other.rows[0] and "No differences" not in other.note
 
 
@@ -257,7 +257,7 @@ def test_the_command_writes_all_forms(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nowhere"], "nowhere: no finished run (record.json) below this folder"),
+        (["nowhere"], "nowhere: no such folder"),
         ([".", "--by", "x"], "--by x: no config of these runs has it"),
         ([".", "--baseline", "er"], "--baseline 'er': may be any of er"),
         ([".", "--out", "toy/data/er/aaa/seed0/record.json"], "--out toy/data/er/aaa/seed0/record"),
@@ -322,6 +322,20 @@ def test_runs_of_different_code_are_marked(tmp_path: Path) -> None:
         assert "er †" in told and "made by different code (cl_bench.core.learner)" in told
     assert r"er$^\dagger$ &" in forms.latex(found) and r"ewc$^\dagger$" not in forms.latex(found)
     assert list(forms.frame(found)["different code"].fillna("")) == ["cl_bench.core.learner", ""]
+
+
+def test_runs_of_sources_that_were_changed_since_are_marked(tmp_path: Path) -> None:
+    """All seeds by one code, which is not the present one."""
+    write(tmp_path, "er", "a", (0.5, 0.6))
+    write(tmp_path, "ewc", "b", (0.5, 0.6))
+    for file in tmp_path.rglob("er/a/*/record.json"):
+        record = json.loads(file.read_text())
+        record["code"] = {"sha256": "two", "files": {"cl_bench.methods.gone": "2"}}
+        file.write_text(json.dumps(record))
+    (found,) = tables(gather(read_all(tmp_path)), None)
+    assert [line["method"] for line in lines(found)] == ["er ‡", "ewc"]
+    assert "made by sources that were changed since (cl_bench.methods.gone)" in found.note
+    assert list(forms.frame([found])["changed since"].fillna("")) == ["cl_bench.methods.gone", ""]
 
 
 DAMAGED = {

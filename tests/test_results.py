@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from records import some, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import errors
+from cl_bench.config import compose, errors
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF
@@ -185,7 +185,7 @@ def record_of(*overrides: str) -> dict[str, Any]:
     cfg = composed(*overrides)
     plain = check_config(cfg)
     normalise_floats(cfg, plain)
-    chosen = composed(*overrides, with_hydra=True).hydra.runtime.choices
+    chosen = compose.composed(*overrides, with_hydra=True).hydra.runtime.choices
     labels = {group: chosen[group] for group in GROUPS}
     return {"labels": labels, "config": plain, "hash": config_hash(cfg), "seed": 0}
 

@@ -162,6 +162,24 @@ def test_other_code_does_not_continue_a_run_unasked(plan: Plan) -> None:
     assert code["sha256"] not in code["parts"], "it is neither's result"
 
 
+def test_a_refusal_changes_no_status(plan: Plan) -> None:
+    """Neither of a run that was stopped, nor of a folder that had none."""
+    half_done(plan)
+    plan.folder.mark("stopped")
+    before = plan.folder.status()
+    with pytest.raises(UserError, match="written by other code"):
+        guarded(edited(plan), execution.execute)
+    assert plan.folder.status() == before
+    nowhere = changed(plan, dataset__name="other")
+    source = {"_target_": "cl_bench.data.source.folder", "path": "/nope", "size": 8}
+    nowhere.cfg.dataset.source = {**source, "data_dir": "/", "cache_dir": None}
+    fresh = replace(nowhere, folder=Folder(plan.folder.path.parent / "fresh"))
+    fresh.folder.prepare()
+    with pytest.raises(UserError):
+        guarded(fresh, execution.execute)
+    assert not list(fresh.folder.path.iterdir())
+
+
 def test_other_code_starts_over_where_that_is_wanted(plan: Plan) -> None:
     half_done(plan)
     execution.execute(changed(edited(plan), code_changed="repeat"))

@@ -8,6 +8,8 @@ import signal
 class UserError(ValueError):
     """The user's config or data is wrong: shown as one line, exit code 2."""
 
+    before_training = False  # whether a run was refused before anything of it was changed
+
 
 def one_line(error: BaseException, most: int = 160) -> str:
     """What an error says, on one line of at most so many characters; its class where it is mute."""

@@ -71,7 +71,7 @@ def _unparsed(override: str, reason: str) -> str:
     if not KEY.fullmatch(key):
         return f"{wrong}: a key is letters, digits and _, its parts joined by dots"
     if not assigned or value[:1] in ("", "="):
-        return f"{wrong}, {reason}"
+        return wrong if GRAMMAR.match(reason) else f"{wrong}, {reason}"
     hint = "" if GRAMMAR.match(reason) else f" ({reason})"
     return (
         f"{wrong}{hint}: a value with one of ~ ( ) [ ] {{ }} , : = ^ or with spaces or letters "

@@ -77,7 +77,8 @@ def check_keys(key: str, node: dict[str, Any], known: list[str]) -> None:
             raise UserError(f"{where}{name}: no such key; there are {', '.join(known)}")
     for name in known:
         if node.get(name) is None and not option_types.accepts(PLAIN.get(f"{where}{name}"), None):
-            raise UserError(f"{where}{name}: missing")
+            state = "null: must have a value" if name in node else ": missing"
+            raise UserError(f"{where}{name}{'=' if name in node else ''}{state}")
 
 
 def check_node(key: str, node: dict[str, Any]) -> None:

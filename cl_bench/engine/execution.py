@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,15 +68,18 @@ def conduct(planned: Plan) -> None:
 
 def guarded(planned: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecord | None:
     """`work`, with the folder's status telling how it went, whatever happens."""
-    folder = planned.folder
+    folder, before = planned.folder, planned.folder.status()
     folder.mark("running")
     try:
         return work(planned)
     except BaseException as error:
         stop = errors.stop_of(error)
         if stop is None:
-            folder.mark_if_possible("failed", traceback.format_exc())
+            if isinstance(error, UserError) and error.before_training:
+                folder.restore(before)
+                raise
             line = errors.explain(error)
+            folder.mark_if_possible("failed", line or traceback.format_exc())
             if line is None:
                 print(f"{planned.title} failed: {error!r} ({folder.path})", file=sys.stderr)
             elif errors.is_storage(error):
@@ -104,21 +108,33 @@ def execute(planned: Plan) -> RunRecord:
         return _execute(planned)
 
 
+@contextmanager
+def before_training() -> Iterator[None]:
+    """Refusals inside are those of a run that has not begun."""
+    try:
+        yield
+    except UserError as error:
+        error.before_training = True
+        raise
+
+
 def _execute(planned: Plan) -> RunRecord:
     cfg, folder = planned.cfg, planned.folder
-    machine = build(cfg.runtime, seed=cfg.seed)
-    identity = {"config": planned.hash, "seed": cfg.seed, "device": machine.device.type}
-    where = machine.device, machine.machine_info()["device"]
-    start = resume.find(folder, identity, planned.code, *where, cfg.code_changed, cfg.force)
-    files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
-    refuse_leak(stream, backbone)
-    start.require(
-        data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
-    )
+    with before_training():
+        machine = build(cfg.runtime, seed=cfg.seed)
+        identity = {"config": planned.hash, "seed": cfg.seed, "device": machine.device.type}
+        where = machine.device, machine.machine_info()["device"]
+        start = resume.find(folder, identity, planned.code, *where, cfg.code_changed, cfg.force)
+        files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
+        refuse_leak(stream, backbone)
+        start.require(
+            data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
+        )
     with make_sink(planned) as sink, Stop() as stop:
         sink.describe(stream.description)
-        session, host = _session(planned, machine, stream, sink, stop, start)
+        with before_training():
+            session, host = _session(planned, machine, stream, sink, stop, start)
         total = sum(session.schedule.steps(task) for task in stream.tasks)
         with host.shown(total, planned.title):
             experiment.run(session)

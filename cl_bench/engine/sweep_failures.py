@@ -39,7 +39,7 @@ class Failures(Callback):
         if not notes:
             print(f"all jobs done: python -m cl_bench.report {config.output_dir}")
             return
-        print(f"{len(notes)} jobs failed:", file=sys.stderr)
+        print(f"{len(notes)} job{'s' * (len(notes) > 1)} failed:", file=sys.stderr)
         for file in notes:
             try:
                 failure = files.read_json(file)

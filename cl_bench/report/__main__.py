@@ -19,6 +19,8 @@ from cl_bench.report.rows import Row, gather
 from cl_bench.report.tables import tables
 from cl_bench.results.record import Records, read_all
 
+SHOWN = 10  # failed runs that are named at the end
+
 
 def main() -> None:
     """Exit code 2 and one line where the folder or an option is wrong."""
@@ -65,6 +67,8 @@ def main() -> None:
 
 def write(root: Path, by: list[str], baseline: str | None, out: Path) -> tuple[Records, list[Row]]:
     """Print the table and write it in all forms; what was read, and its rows."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; a report is of the folder that runs are in")
     found = read_all(root)
     rows = gather(found, by)
     if not rows:
@@ -90,6 +94,8 @@ def write(root: Path, by: list[str], baseline: str | None, out: Path) -> tuple[R
     print(visible(f"files: {out}/report.{{{','.join(texts)}}}{missing(found)}"))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
+    for line in visible(found.failures[:SHOWN]):
+        print(f"failed: {line}", file=sys.stderr)
     return found, rows
 
 

@@ -40,6 +40,7 @@ def frame(found: list[Table]) -> pd.DataFrame:
             line |= {"method": row.method, "options": row.differs}
             line["n"] = row.seeds
             line["different code"] = row.other_code or None
+            line["changed since"] = row.outdated or None
             for quantity in (*METRICS, *COSTS):
                 line |= _numbers(quantity.name, of(quantity)(row))
             if table.baseline is not None:

@@ -92,7 +92,7 @@ def _conditions(text: str) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in (c.split("=", 1) for c in text.split())}
 
 
-def to_device_of(rows: list[Row]) -> list[Beside]:
+def published_for(rows: list[Row]) -> list[Beside]:
     """For each row the figures that are meant for it, those of the nearest protocol first."""
     quantities = {quantity.name: quantity for quantity in METRICS}
     found = []

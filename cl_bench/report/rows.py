@@ -11,6 +11,7 @@ from typing import Any
 
 from cl_bench.base.escape import visible
 from cl_bench.config.nodes import Leaves, leaves
+from cl_bench.report import code
 from cl_bench.report.configs import formatted, resolved, short, shown, varied
 from cl_bench.results.record import Records
 
@@ -126,16 +127,13 @@ class Row:
 
     @property
     def other_code(self) -> str:
-        """Where its runs were made by different code, the modules that differ; else nothing."""
-        codes = [run.get("code") or {} for run in self.runs]
-        parts = any("parts" in code for code in codes)
-        if len({code.get("sha256") for code in codes}) < 2 and not parts:
-            return ""
-        files = [code.get("files") or {} for code in codes]
-        names = sorted({name for own in files for name in own})
-        unlike = [n for n in names if len({str(own.get(n)) for own in files}) > 1]
-        more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
-        return ", ".join(unlike[:3]) + more or "within a run"
+        """`code.unlike` of its runs."""
+        return code.unlike(self.runs)
+
+    @property
+    def outdated(self) -> str:
+        """`code.changed` of its runs."""
+        return code.changed(self.runs)
 
     @property
     def config(self) -> Leaves:

@@ -19,7 +19,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.config.nodes import leaves
 from cl_bench.report.commands import command_of, hash_of, typed, words
-from cl_bench.report.published import Beside, to_device_of
+from cl_bench.report.published import Beside, published_for
 from cl_bench.report.results_table import NAME, ResultRow, faults, merged, read, write
 from cl_bench.report.rows import COSTS, METRICS, Record, Row
 from cl_bench.report.statistics import Summary
@@ -59,7 +59,7 @@ def save(found: Records, rows: Sequence[Row], file: Path) -> int:
     twins = sorted({label for label in labels if labels.count(label) > 1})
     if twins:
         raise UserError(f"--save: two configs would be called {twins[0]}; save them apart")
-    beside, new = to_device_of(list(rows)), list[ResultRow]()
+    beside, new = published_for(list(rows)), list[ResultRow]()
     for one in saved:
         new += _metrics(one, beside, file.stem)
     new += [line for group in _orders(saved) for line in _of_orders(group, file.stem)]

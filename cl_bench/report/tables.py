@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.report.configs import formatted
-from cl_bench.report.published import Beside, to_device_of
+from cl_bench.report.published import Beside, published_for
 from cl_bench.report.rows import COSTS, HINTS, METRICS, Quantity, Row, Section, common
 from cl_bench.report.statistics import METHOD, Summary, paired, summary
 
 MARK = "†"  # of a row whose runs were made by different code
+OLD_MARK = "‡"  # of a row whose runs were made by sources that were changed since
 UNLIKE = "its runs were made by different code"
 UPPER = ("joint",)  # no rivals: never the best
 ACC = METRICS[0]
@@ -117,7 +118,7 @@ def columns(table: Table) -> list[Column]:
 
 def _named(row: Row) -> Cell:
     own = [key for key in row.config if key.startswith("method.") and not key.endswith("_partial_")]
-    mark = f" {MARK}" if row.other_code else ""
+    mark = f" {MARK}" if row.other_code else f" {OLD_MARK}" if row.outdated else ""
     return Cell(row.method + mark, row.method, hint=formatted(row.config, own))
 
 
@@ -176,13 +177,23 @@ def tables(rows: list[Row], baseline: str | None) -> list[Table]:
 
 def _table(section: Section, rows: list[Row], fits: list[Row]) -> Table:
     names, parts = "; ".join(row.name for row in fits), [f"All rows: {common(rows)}."]
-    others = to_device_of(rows)
+    others = published_for(rows)
     starred = any(fit.other for fit in others if fit.figure.metric == ACC.name)
     parts += ["*: of another protocol."] if starred else []
-    parts += [f"No differences: the baseline may be any of {names}."] if len(fits) > 1 else []
+    parts += (
+        [f"No differences are shown: --baseline fits several rows; choose one of {names}."]
+        if len(fits) > 1
+        else []
+    )
     unlike = sorted({row.other_code for row in rows} - {""})
     if unlike:
         parts.append(f"{MARK}: {UNLIKE} ({'; '.join(unlike)}); code_changed=repeat repeats them.")
+    outdated = sorted({row.outdated for row in rows if not row.other_code} - {""})
+    if outdated:
+        parts.append(
+            f"{OLD_MARK}: made by sources that were changed since ({'; '.join(outdated)}); "
+            "code_changed=repeat repeats them."
+        )
     note = " ".join(parts)
     return Table(section, rows, fits[0] if len(fits) == 1 else None, others, note)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,13 +76,22 @@ class Folder:
     def mark(self, state: str, error: str | None = None, **more: Any) -> None:
         """Set the status: running | stopped | failed (with the traceback) | done."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        content = {"state": state, "time": now, "pid": os.getpid(), "error": error, **more}
+        who = {"host": socket.gethostname(), "pid": os.getpid()}
+        content = {"state": state, "time": now, **who, "error": error, **more}
         files.write_json(self.path / "status.json", content)
 
     def mark_if_possible(self, state: str, error: str | None = None) -> None:
         """`mark`, where the disk allows it: after an error that the disk itself may have caused."""
         with suppress(OSError):
             self.mark(state, error)
+
+    def restore(self, status: dict[str, Any]) -> None:
+        """Put an earlier status back; without one, leave no trace of a run that did not begin."""
+        if status:
+            files.write_json(self.path / "status.json", status)
+            return
+        for name in ("status.json", "config.yaml"):
+            (self.path / name).unlink(missing_ok=True)
 
     def safe(self) -> str:
         """What of an interrupted run can be continued, in words."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -132,6 +133,17 @@ class Records:
     runs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)  # folder, RunRecord
     damaged: list[str] = field(default_factory=list)  # a line each, with the file's name
     unfinished: Counter[str] = field(default_factory=Counter)  # runs by their status
+    failures: list[str] = field(default_factory=list)  # a line for each run that failed
+
+    def add_unfinished(self, folder: Path, has_page: bool) -> None:
+        """Count a folder that has a status and no record; a study that is done is no such run."""
+        status = files.read_json(folder / "status.json")
+        state = "killed" if _killed(status) else str(status.get("state", "unknown"))
+        if not (state == "done" and has_page):
+            self.unfinished[state] += 1
+        if state == "failed":
+            reason = str(status.get("error") or "no reason is known").strip()
+            self.failures.append(f"{folder}: {reason.splitlines()[-1]}")
 
     @property
     def contradicting(self) -> list[str]:
@@ -144,6 +156,21 @@ class Records:
             if any(run[key] != counted[key] for key in ("accuracy", "metrics")):
                 lines.append(f"{folder}: its results are not those of {place}, the same run")
         return lines
+
+
+def _killed(status: dict[str, Any]) -> bool:
+    """Whether a run of this machine is said to run, and its process is gone."""
+    pid = status.get("pid")
+    here = status.get("host") == socket.gethostname()
+    if status.get("state") != "running" or not here or not isinstance(pid, int) or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def read_all(root: Path) -> Records:
@@ -159,9 +186,7 @@ def read_all(root: Path) -> Records:
             if "record.json" in names:
                 found.runs.append((folder, vars(load(folder / "record.json"))))
             elif "status.json" in names:
-                state = files.read_json(folder / "status.json").get("state", "unknown")
-                is_study = state == "done" and "page.md" in names  # it has no record
-                found.unfinished[str(state)] += not is_study
+                found.add_unfinished(folder, "page.md" in names)
         except DamagedError as error:
             found.damaged.append(str(error))
         except OSError as error:

@@ -90,6 +90,16 @@ def code_of(targets: Iterable[Any]) -> Code:
     return Code(hashlib.sha256("\n".join(lines).encode()).hexdigest(), files, versions)
 
 
+def changed_since(code: dict[str, Any]) -> list[str]:
+    """The modules in the `code` of a record whose sources are others now, or are gone."""
+    changed = []
+    for name, before in (code.get("files") or {}).items():
+        file = _file(name)
+        if file is None or _read(name, file)[0] != before:
+            changed.append(name)
+    return changed
+
+
 def _remember_loaded(packages: set[str]) -> None:
     """Keep the sources of the packages' modules that are loaded, as they are now.
 
