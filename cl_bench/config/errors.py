@@ -59,8 +59,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, what caused that."""
-    while error is not None:
+    """The error, what caused it, what caused that; each once, as a chain may lead back."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -113,9 +113,15 @@ def before_training() -> Iterator[None]:
     """Refusals inside are those of a run that has not begun."""
     try:
         yield
-    except UserError as error:
-        error.before_training = True
+    except resume.UnusableError:
         raise
+    except Exception as error:  # Hydra wraps what is raised while it builds an object
+        links = errors.exception_chain(error)
+        refusal = next((link for link in links if isinstance(link, UserError)), None)
+        if refusal is None:
+            raise
+        refusal.before_training = True
+        raise refusal from None
 
 
 def _execute(planned: Plan) -> RunRecord:
