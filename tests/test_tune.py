@@ -230,7 +230,11 @@ FAILURES = {
 def done(tmp_path: Path) -> tuple[int, str, str]:
     """The answer of a run that went well."""
     write(tmp_path, "ewc", "a", (0.5,))
-    return 0, f"files: {next(tmp_path.rglob('record.json')).parent}\n", ""
+    file = next(tmp_path.rglob("record.json"))
+    record = json.loads(file.read_text())
+    record["code"] = {"sha256": "one", "files": {"cl_bench.core.learner": "1"}}  # not of now
+    file.write_text(json.dumps(record))
+    return 0, f"files: {file.parent}\n", ""
 
 
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
