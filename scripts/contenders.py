@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +14,7 @@ from cl_bench.config.compose import composed
 from cl_bench.core.types import Task
 from cl_bench.engine import experiment
 from cl_bench.engine.evaluation import accuracies
-from cl_bench.engine.session import Progress, Session
-
-
-class Silent:
-    """A host that keeps nothing."""
-
-    every = 10**9
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self.seconds = seconds
-
-    def log(self, row: dict[str, Any]) -> None: ...
-    def advance(self, steps: int) -> None: ...
-    def save(self) -> None: ...
-    def stop(self) -> None: ...
-
-    def due(self) -> bool:
-        return False
-
-    def stopping(self) -> bool:
-        return False
+from cl_bench.engine.session import Host, Progress, Session
 
 
 class Contender:
@@ -47,7 +26,7 @@ class Contender:
         self.stream = make_stream(cfg, self.machine)
         self.method = make_method(cfg, self.machine, self.stream)
         self.schedule, self.evaluation = build(cfg.schedule), build(cfg.evaluation)
-        self.host = Silent(self.machine.seconds)
+        self.host = Host(self.machine.seconds, every=10**9)
         self.end_task, self.method.end_task = self.method.end_task, lambda task: None
 
     def train(self, task: Task) -> float:

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -189,8 +190,13 @@ def whole(words: Command) -> DictConfig:
 
 def said(command: Command) -> str | None:
     """The one line that a command is refused with; None: it is accepted."""
+    return refusal(lambda: copy.deepcopy(composed(command)))
+
+
+def refusal(make: Callable[[], DictConfig]) -> str | None:
+    """The line that a config is refused with when it is made and checked; None: it is right."""
     try:
-        cfg = copy.deepcopy(composed(command))
+        cfg = make()
         plain = check_config(cfg)
         normalise_floats(cfg, plain)
         config_hash(cfg)
@@ -211,7 +217,7 @@ def first_step(command: Command, home: Path) -> float:
     machine = build(cfg.runtime, seed=0)
     stream = make_stream(cfg, machine)
     method, schedule = make_method(cfg, machine, stream), build(cfg.schedule)
-    task, progress, host = stream.tasks[0], Progress.start(stream), cast(Host, None)
+    task, progress, host = stream.tasks[0], Progress.start(stream), Host()
     method.learner.reveal(stream.live(task.id), task.t.unique(), stream.ever)
     rest = schedule, build(cfg.evaluation), machine.order, progress, host
     experiment.begin(Session(method, stream, *rest), task)

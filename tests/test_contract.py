@@ -41,7 +41,7 @@ from cl_bench.engine.evaluation import Evaluation, accuracies
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.resume import Start, UnusableError, find
 from cl_bench.engine.schedule import Schedule
-from cl_bench.engine.session import Progress, Session
+from cl_bench.engine.session import Host, Progress, Session
 from cl_bench.models.linearized import Linearized
 from cl_bench.probes.spectrum_and_neighbours import KNN, MaxEigenvalue
 from cl_bench.results.folder import Folder
@@ -110,7 +110,7 @@ class Run:
         stop = Stop()
         stop.before = dict.fromkeys(Stop.signals, 0)
         if self.folder is None:
-            host: Any = Recorder(self, rt, stop)
+            host: Any = Recorder(self, rt)
         else:
             start = begin(self.folder, rt, device=self.device, data="blobs")
             start.resume(self.method, self.progress, rt)
@@ -162,26 +162,15 @@ def hard(rt: Any) -> Learner:
     return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.01), 0.01, transform)
 
 
-class Recorder:
-    """A host without a folder."""
+class Recorder(Host):
+    """A host without a folder, whose rows are the run's."""
 
-    every = 5
-
-    def __init__(self, run: Run, rt: Any, stop: Stop) -> None:
-        self.run, self.seconds = run, rt.seconds
+    def __init__(self, run: Run, rt: Any) -> None:
+        super().__init__(rt.seconds, every=5)
+        self.run = run
 
     def log(self, row: dict[str, Any]) -> None:
         self.run.rows.append(row)
-
-    def advance(self, steps: int) -> None: ...
-    def save(self) -> None: ...
-    def stop(self) -> None: ...
-
-    def due(self) -> bool:
-        return False
-
-    def stopping(self) -> bool:
-        return False
 
 
 Straight = Callable[..., Run]

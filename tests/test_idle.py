@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.core.runtime import Runtime
 from cl_bench.engine import experiment
-from cl_bench.engine.session import Progress, Session
+from cl_bench.engine.session import Host, Progress, Session
 
 SMALL = (
     *("dataset.tasks=3", "dataset.train_per_task=20", "evaluation.when=final", "tracking=none"),
@@ -95,26 +94,6 @@ def fresh() -> Runtime:
     return replace(plainest(), **{n: Generator().manual_seed(i) for i, n in enumerate(names)})
 
 
-class Alone:
-    """A host that keeps nothing."""
-
-    every = 100
-
-    def seconds(self) -> float:
-        return 0.0
-
-    def log(self, row: dict[str, Any]) -> None: ...
-    def advance(self, steps: int) -> None: ...
-    def save(self) -> None: ...
-    def stop(self) -> None: ...
-
-    def due(self) -> bool:
-        return False
-
-    def stopping(self) -> bool:
-        return False
-
-
 @cache
 def numbers(*overrides: str) -> tuple[str, Tensor, Tensor]:
     """The name of a small run, what it predicts with at the end, and its accuracies."""
@@ -124,7 +103,7 @@ def numbers(*overrides: str) -> tuple[str, Tensor, Tensor]:
     stream = make_stream(cfg, rt)
     method = make_method(cfg, rt, stream)
     progress = Progress.start(stream)
-    parts = build(cfg.schedule), build(cfg.evaluation), rt.order, progress, Alone()
+    parts = build(cfg.schedule), build(cfg.evaluation), rt.order, progress, Host()
     experiment.run(Session(method, stream, *parts))
     theta = torch.cat([network.theta for _, network in method.networks()])
     return config_hash(cfg), theta, progress.matrix.values

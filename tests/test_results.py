@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import refusal as refusal_of
 from commands import whole
 from conftest import ROOT, composed
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 from records import some, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import compose, errors
+from cl_bench.config import compose
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF
@@ -108,18 +110,14 @@ def refusal(job: tuple[str, ...]) -> str | None:
     """The line that a command is refused with; groups that commands share are composed once."""
     groups = tuple(word for word in job if (CONF / word.partition("=")[0]).is_dir())
     values = [word for word in job if word not in groups]
-    try:
+
+    def make() -> DictConfig:
         cfg = copy.deepcopy(whole(groups))
-        ConfigLoaderImpl._apply_overrides_to_config(
-            OverridesParser.create().parse_overrides(values), cfg
-        )
-        normalise_floats(cfg, check_config(cfg))
-    except Exception as error:
-        line = errors.explain(error)
-        if line is None:
-            raise
-        return line
-    return None
+        parsed = OverridesParser.create().parse_overrides(values)
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+        return cfg
+
+    return refusal_of(make)
 
 
 def test_a_refusal_is_seen() -> None:

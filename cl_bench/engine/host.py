@@ -15,7 +15,7 @@ from cl_bench.base.signals import Stop
 from cl_bench.core.runtime import Runtime
 from cl_bench.engine import checkpoint
 from cl_bench.engine.resume import Start
-from cl_bench.engine.session import Progress
+from cl_bench.engine.session import Host, Progress
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import Folder, Journal
 from cl_bench.results.tracking import Sink
@@ -23,8 +23,8 @@ from cl_bench.results.tracking import Sink
 QUIET = 30.0  # seconds between two lines of news where there is no progress bar
 
 
-class RunHost:
-    """The `session.Host` of a run in its folder; the journal begins with the rows of `start`."""
+class RunHost(Host):
+    """The host of a run in its folder; the journal begins with the rows of `start`."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class RunHost:
         save_every: float,
         start: Start,
     ) -> None:
+        super().__init__(machine.seconds, every)
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
-        self.sink, self.stop_request, self.every = sink, stop, every
+        self.sink, self.stop_request = sink, stop
         self.save_every, self.start = save_every, start
         self.last_save = self.last_news = time.monotonic()
-        self.seconds = machine.seconds
         self.journal = Journal(folder.metrics, start.rows)
         sink.replay(self.journal.rows())  # a mirror of a run that was killed may lack some
         self.bar = tqdm(disable=True)

@@ -28,6 +28,7 @@ class Start:
     identity  config, seed and device, later also the data's hash: equal for all parts of a run
     code      the sources that run now
     saved     the content of the checkpoint; None: the run begins with its first step
+    rows      the rows of the journal up to that checkpoint
     earlier   the codes that made the run up to that checkpoint, where they are others
     devices   the names of the devices that the run was on, this one too
     """
@@ -36,13 +37,9 @@ class Start:
     identity: dict[str, Any]
     code: Code
     saved: dict[str, Any] | None = None
+    rows: bytes = b""
     earlier: list[dict[str, Any]] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
-
-    @property
-    def rows(self) -> tuple[int, str] | None:
-        """What the checkpoint says of the journal (`Journal.position`)."""
-        return None if self.saved is None else self.saved.get("journal")
 
     def require(self, **known: str) -> None:
         """Add what is known once data is loaded; UnusableError where the checkpoint has another."""
@@ -89,7 +86,7 @@ def find(
     start = Start(folder, identity, code, devices=[device_name])
     try:
         saved = checkpoint.load(folder.checkpoint, device, identity)
-        kept(folder.metrics, None if saved is None else saved.get("journal"))
+        rows = kept(folder.metrics, None if saved is None else saved.get("journal"))
     except UserError:
         if not force:
             raise
@@ -97,22 +94,30 @@ def find(
         return start
     if saved is None:
         return start
+    if not _continues(folder, code, saved, code_changed, force):
+        start_over(folder)
+        return start
     codes = saved.get("codes") or [{}]
     before = [name for name in saved.get("devices", []) if name != device_name]
-    start.devices = [*before, device_name]
-    if codes[-1].get("sha256") == code.sha256:
-        start.saved, start.earlier = saved, codes[:-1]
-    elif code_changed == "continue":
-        start.saved, start.earlier = saved, codes
-    elif code_changed == "repeat" or force:
-        start_over(folder)
-    else:
-        raise UserError(
-            f"{folder.checkpoint}: was written by other code ({code.differences(codes[-1])} "
-            "differs); go back to that code, or use code_changed=repeat or force=true to start "
-            "over, code_changed=continue to go on (the record then names both)"
-        )
-    return start
+    same = codes[-1].get("sha256") == code.sha256
+    earlier = codes[:-1] if same else codes
+    return Start(folder, identity, code, saved, rows, earlier, [*before, device_name])
+
+
+def _continues(
+    folder: Folder, code: Code, saved: dict[str, Any], code_changed: CodeChanged, force: bool
+) -> bool:
+    """Whether a run goes on from its checkpoint, which other code may have written; UserError."""
+    last = (saved.get("codes") or [{}])[-1]
+    if last.get("sha256") == code.sha256 or code_changed == "continue":
+        return True
+    if code_changed == "repeat" or force:
+        return False
+    raise UserError(
+        f"{folder.checkpoint}: was written by other code ({code.differences(last)} differs); go "
+        "back to that code, or use code_changed=repeat or force=true to start over, "
+        "code_changed=continue to go on (the record then names both)"
+    )
 
 
 def start_over(folder: Folder) -> None:

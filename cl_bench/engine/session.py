@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from time import perf_counter
 from typing import Any, Protocol
 
 from torch import Generator, Tensor
@@ -61,18 +63,36 @@ class Probe(Protocol):
     def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]: ...
 
 
-class Host(Protocol):
-    """What a run needs of the program around it: a clock, rows, checkpoints, requests to stop."""
+class Host:
+    """The program around a run: a clock, rows, checkpoints, requests to stop.
 
-    every: int  # steps between two rows of the training loss
+    This one keeps nothing and never stops a run: for a benchmark, or a run that leaves no folder.
+    `host.RunHost` is that of a run in its folder.
+    """
 
-    def seconds(self) -> float: ...
-    def log(self, row: dict[str, Any]) -> None: ...
-    def advance(self, steps: int) -> None: ...
-    def save(self) -> None: ...
-    def due(self) -> bool: ...
-    def stopping(self) -> bool: ...
-    def stop(self) -> None: ...
+    def __init__(self, seconds: Callable[[], float] = perf_counter, every: int = 100) -> None:
+        self.seconds = seconds
+        self.every = every  # steps between two rows of the training loss
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Keep a row: of a step's loss, of a task's accuracies, of a probe."""
+
+    def advance(self, steps: int) -> None:
+        """So many more steps are done."""
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint within a task."""
+        return False
+
+    def stopping(self) -> bool:
+        """Whether the run is asked to stop."""
+        return False
+
+    def stop(self) -> None:
+        """Stop the run, after its checkpoint."""
 
 
 @dataclass

@@ -22,8 +22,8 @@ from cl_bench.results.record import Records, read_all
 SHOWN = 10  # failed runs that are named at the end
 
 
-def main() -> None:
-    """Exit code 2 and one line where the folder or an option is wrong."""
+def _parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="python -m cl_bench.report",
         description="Compares the finished runs below a folder: report.html, .md, .csv and .tex",
@@ -51,6 +51,12 @@ def main() -> None:
         help="write the rows into a table of results, as results/pmnist.csv, in the place of those "
         "that it has of the same configs (results/README.md)",
     )
+    return parser
+
+
+def main() -> None:
+    """Exit code 2 and one line where the folder or an option is wrong."""
+    parser = _parser()
     options = parser.parse_args()
     root = options.root.expanduser()
     out = options.out.expanduser() if options.out else root

@@ -163,9 +163,8 @@ def kept(path: Path, position: tuple[int, str] | None) -> bytes:
 class Journal:
     """metrics.jsonl: one row a line, on the disk before the next; the truth that wandb mirrors."""
 
-    def __init__(self, path: Path, position: tuple[int, str] | None) -> None:
-        """Keep the rows up to `position`: those after it will be written again."""
-        content = kept(path, position)
+    def __init__(self, path: Path, content: bytes) -> None:
+        """Keep the rows in `content`, with which the file begins; those after it are cut off."""
         self.path, self.sha = path, hashlib.sha256(content)
         self.file = path.open("a+b")
         self.file.truncate(len(content))
