@@ -45,7 +45,7 @@ ONLY = {  # a foreign package and the files that may import it
     "jinja2": {"report/page"},
     "rich": {"results/terminal", "list"},
 }
-ONLY["hydra"] |= {"curvature/penalty", "curvature/by_layer"}  # `get_object`, in their checks
+ONLY["hydra"] |= {"curvature/penalty", "methods/shared/importance"}  # `get_object`, in their checks
 ONLY["hydra"] |= {f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")}
 ONLY["omegaconf"] |= {f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")}
 MACHINE = ("torch.cuda", "torch.autocast", "torch.compile", "torch.manual_seed", "random.seed")

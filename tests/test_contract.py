@@ -350,7 +350,9 @@ def test_anchors_apart_grow_with_the_tasks() -> None:
     for task in stream.tasks:
         method.end_task(task)
         kept.append(checkpoint.nbytes(method))
-    assert kept[2] - kept[1] == 2 * made.flat.theta.numel() * 4 and len(method.penalty.past) == 3
+    assert (
+        kept[2] - kept[1] == 2 * made.flat.theta.numel() * 4 and len(method.penalty.quadratics) == 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.dense import FullFisher
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
-from cl_bench.curvature.penalty import averaged
+from cl_bench.curvature.merging import running_mean
+from cl_bench.curvature.penalty_steps import gradient
 from cl_bench.methods.dlcft import DLCFT
 from cl_bench.models.prepare import prepared
 
@@ -68,17 +69,17 @@ def in_sequence(scenario: str, estimate: Any, by: Any = "tasks") -> Learner:
     """The stream by DLCFT, every task to its exact minimum."""
     made, (stream, member) = start(scenario), tasks(scenario)
     options: Any = 1.0, "explicit", 1, "never", partial(Reservoir, 1, "all"), 1, 0.5
-    method = DLCFT(made, estimate, lambda p, f: averaged(p, f, by), *options)
+    method = DLCFT(made, estimate, lambda p, f: running_mean(p, f, by), *options)
     ever = SCENARIOS[scenario](member, TASKS - 1)
     for task in stream:
         made.begin_task(SCENARIOS[scenario](member, task.id), task.t[:1], ever)
         method.begin_task(task)
         matrix = pull = 0
-        if method.penalty.past:
-            held, strength = method.penalty.past[0], method.penalty.weight
+        if method.penalty.quadratics:
+            held, strength = method.penalty.quadratics[0], method.penalty.factor
             size = made.flat.theta.numel()
             matrix = strength * ref.dense(held.curvature.matvec, size)
-            pull = strength * method.penalty.pull(made.flat.theta.detach())
+            pull = strength * gradient(method.penalty.quadratics, made.flat.theta.detach())
         solve(made, method._new, Batch(task.x, task.y, task.t), matrix=matrix, pull=pull)
         method.end_task(task)
     return made
@@ -131,7 +132,7 @@ def test_a_memory_is_kept_where_competitors_grow(scenario: str, keeps: bool) -> 
         method.begin_task(task)
         method.end_task(task)
     assert method.keeps == keeps and len(method.memory) == 20 * keeps
-    assert method.penalty.weight == (0.25 if keeps else 0.5), "as the second of two tasks"
+    assert method.penalty.factor == (0.25 if keeps else 0.5), "as the second of two tasks"
     assert live.shape == ever.shape
 
 
@@ -150,7 +151,7 @@ def test_the_objective_is_equation_14() -> None:
     made.flat.theta.data.add_(0.1 * torch.randn_like(made.flat.theta))
     theta, before = made.flat.theta.detach().clone().requires_grad_(), made.rng.get_state()
     new = Batch(stream[2].x[:5], stream[2].y[:5], stream[2].t[:5])
-    old, (held,) = method.memory.sample(4), method.penalty.past
+    old, (held,) = method.memory.sample(4), method.penalty.quadratics
     made.rng.set_state(before)
     d = theta - held.anchor
     past = 0.3 * (d @ ref.dense(held.curvature.matvec, len(d)) @ d) + 0.7 * made.loss(theta, old)

@@ -17,7 +17,6 @@ from cl_bench.config.name import config_hash
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream, Task
-from cl_bench.curvature.by_layer import by_layer
 from cl_bench.curvature.dense import Dense
 from cl_bench.engine.evaluation import accuracies
 from cl_bench.methods.shared.capacity import Account, HALRPTask
@@ -276,6 +275,12 @@ def block(found: Any, flat: FlatParams, weight: str) -> Tensor:
     return torch.stack([found.matvec(row) for row in eye])[:, span]
 
 
+def block_sizes(found: Any, made: Learner, names: list[str], size: str) -> Tensor:
+    """The trace or the norm of each weight's own block."""
+    of = found.block_trace if size == "trace" else found.block_norm
+    return torch.stack([of(made.flat.slices[name]) for name in names])
+
+
 @pytest.mark.parametrize("name", [*EXACT, "full", "full_hessian"])
 @pytest.mark.parametrize("kind", ["dense", "conv"])
 def test_a_layers_trace_and_norm_are_its_blocks(name: str, kind: str) -> None:
@@ -283,7 +288,7 @@ def test_a_layers_trace_and_norm_are_its_blocks(name: str, kind: str) -> None:
     found = curvature_of(name, made, task)
     names = [n for n, _ in layers_of(made.flat, made.net.head)]
     blocks = [block(found, made.flat, weight) for weight in names]
-    traces, norms = (by_layer(found, made.flat, names, size) for size in ("trace", "norm"))
+    traces, norms = (block_sizes(found, made, names, size) for size in ("trace", "norm"))
     torch.testing.assert_close(traces, torch.stack([b.trace() for b in blocks]))
     torch.testing.assert_close(norms, torch.stack([b.norm() for b in blocks]))
 
@@ -312,13 +317,13 @@ def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
     names = [n for n, _ in layers_of(made.flat, made.net.head)]
     if kind == "dense":
         for size in ("trace", "norm"):
-            wanted = by_layer(whole, made.flat, names, size)
-            told = by_layer(found, made.flat, names, size)
-            torch.testing.assert_close(told, wanted, rtol=0.05, atol=0.01)
+            wanted = block_sizes(whole, made, names, size)
+            estimated = block_sizes(found, made, names, size)
+            torch.testing.assert_close(estimated, wanted, rtol=0.05, atol=0.01)
         return
-    for weight, told in zip(names, by_layer(found, made.flat, names, "norm"), strict=True):
+    for weight, norm in zip(names, block_sizes(found, made, names, "norm"), strict=True):
         span = made.flat.slices[weight]
-        torch.testing.assert_close(told, (whole.matrix[span, span] @ found.signs[0][span]).norm())
+        torch.testing.assert_close(norm, (whole.matrix[span, span] @ found.signs[0][span]).norm())
 
 
 def test_the_layer_hessian_makes_no_penalty() -> None:
@@ -426,7 +431,7 @@ def test_the_bound_holds_on_a_trained_network() -> None:
     )
     assert float(torch.linalg.eigvalsh(matrix).min()) > 0
     names = [name for name, _ in layers_of(made.flat, made.net.head)]
-    norms = by_layer(Dense(matrix), made.flat, names, "norm")
+    norms = block_sizes(Dense(matrix), made, names, "norm")
 
     def rise(moved: Tensor) -> float:
         return float(made.loss(moved, whole) + 0.01 * moved.square().sum()) - at

@@ -115,7 +115,7 @@ def test_si_credits_the_path(step: str) -> None:
         assert float(path.sum()) == pytest.approx(drop, rel=0.05)
         importance += path.clamp(min=0) / ((fine.flat.theta.detach() - start).square() + 0.1)
         method.end_task(task)
-        torch.testing.assert_close(method.penalty.past[0].curvature.values, importance)
+        torch.testing.assert_close(method.penalty.quadratics[0].curvature.values, importance)
 
 
 @pytest.mark.parametrize("scenario", ["data", "task", "class"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +14,12 @@ from torch import Generator, Tensor
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
 from cl_bench.core.optim import SGD, rate, stability
-from cl_bench.core.types import Task
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.diagonal import Diagonal, Fisher
 from cl_bench.curvature.kfac import EKFAC, KFAC
-from cl_bench.curvature.penalty import Penalty, apart, averaged, decayed
+from cl_bench.curvature.merging import Merging, Quadratic, decayed_sum, one_per_task, running_mean
+from cl_bench.curvature.penalty import Penalty
+from cl_bench.curvature.penalty_steps import gradient, sharpest, sum_of
 
 P = 6
 G = Generator().manual_seed(0)
@@ -28,22 +28,19 @@ WEIGHTS = torch.rand(4, P, generator=G, dtype=torch.float64) + 0.1
 SIZES = (3, 5, 2, 4)
 
 
-def solved(merging: Any, tasks: int, share: Any) -> Tensor:
+def solved(merging: Merging, tasks: int, share: Any) -> Tensor:
     """Tasks 1/2 (x - c)' D (x - c) in a row, each with its penalty solved exactly."""
-    penalty = Penalty(merging, 1.0, "implicit", 1)
+    past: list[Quadratic] = []
     theta = torch.zeros(P, dtype=torch.float64)
     for t in range(tasks):
         new, old = share(t)
         curvature = new * WEIGHTS[t]
         slope = curvature * (theta - CENTRES[t])
-        if penalty.past:
-            slope = slope + old * penalty.pull(theta)
-            curvature = curvature + old * penalty._whole(penalty.past).values
+        if past:
+            slope = slope + old * gradient(past, theta)
+            curvature = curvature + old * sum_of([each.curvature for each in past]).values
         theta = theta - slope / curvature
-        made: Any = SimpleNamespace(flat=SimpleNamespace(theta=theta))
-        n = SIZES[t]
-        task = Task(t, torch.zeros(n, 1), torch.zeros(n), torch.full((n,), t))
-        penalty.add(made, Diagonal(WEIGHTS[t]), task)
+        past = merging(past, Quadratic(Diagonal(WEIGHTS[t]), theta, 1, SIZES[t]))
     return theta
 
 
@@ -59,11 +56,11 @@ def whole(t: int) -> tuple[float, float]:
 @pytest.mark.parametrize("tasks", [1, 2, 3, 4])
 def test_one_anchor_is_joint_training(tasks: int) -> None:
     """Huszar 2018; with means in place of sums where the loss has the same weights (DLCFT)."""
-    torch.testing.assert_close(solved(partial(decayed, decay=1.0), tasks, whole), joint(tasks))
-    mean = partial(averaged, by="tasks")
+    torch.testing.assert_close(solved(partial(decayed_sum, decay=1.0), tasks, whole), joint(tasks))
+    mean = partial(running_mean, by="tasks")
     shares = solved(mean, tasks, lambda t: (1 / (t + 1), t / (t + 1)))
     torch.testing.assert_close(shares, joint(tasks))
-    sizes = partial(averaged, by="samples")
+    sizes = partial(running_mean, by="samples")
     counts = solved(
         sizes,
         tasks,
@@ -73,19 +70,19 @@ def test_one_anchor_is_joint_training(tasks: int) -> None:
 
 
 def test_anchors_apart_are_joint_training_for_two_tasks_only() -> None:
-    torch.testing.assert_close(solved(apart, 2, whole), joint(2))
+    torch.testing.assert_close(solved(one_per_task, 2, whole), joint(2))
     for tasks in (3, 4):
-        assert (solved(apart, tasks, whole) - joint(tasks)).abs().max() > 1e-2
+        assert (solved(one_per_task, tasks, whole) - joint(tasks)).abs().max() > 1e-2
 
 
 def test_count_is_not_joint_training_beside_a_loss_of_weight_one() -> None:
-    found = solved(partial(averaged, by="tasks"), 3, whole)
+    found = solved(partial(running_mean, by="tasks"), 3, whole)
     assert (found - joint(3)).abs().max() > 1e-2
 
 
 def test_other_mergings_are_not() -> None:
     for decay in (0.0, 0.5):
-        found = solved(partial(decayed, decay=decay), 3, whole)
+        found = solved(partial(decayed_sum, decay=decay), 3, whole)
         assert (found - joint(3)).abs().max() > 1e-2
 
 
@@ -95,7 +92,7 @@ def case(
     """A penalty with the curvatures of two tasks, and a learner away from both anchors."""
     made, task = ref.case("mlp")
     made = learner(made.net, optimizer=lambda p: SGD(p, lr, m), transform=made.transform)
-    penalty = Penalty(merging, strength, step, 1)
+    penalty = Penalty(made, merging, strength, step, 1)
     for shift in (0.1, -0.2):
         penalty.add(made, estimate(made, task), task)
         with torch.no_grad():
@@ -103,10 +100,10 @@ def case(
     return penalty, made, task
 
 
-ONE = partial(decayed, decay=1.0)
+ONE = partial(decayed_sum, decay=1.0)
 CASES = [
     (Fisher("exact", None), ONE),
-    (Fisher("exact", None), apart),
+    (Fisher("exact", None), one_per_task),
     (KFAC("exact", None, "diagonal"), ONE),
     (EKFAC("exact", None, "diagonal"), ONE),
 ]
@@ -120,7 +117,7 @@ def test_the_implicit_step_is_the_minimiser(estimate: Estimator, merging: Any) -
     v = made.flat.theta.detach().clone()
     penalty.move(made)
     x = made.flat.theta.detach()
-    slope = 3.0 * penalty.pull(x) + (x - v) / (0.1 / (1 - 0.5))
+    slope = 3.0 * gradient(penalty.quadratics, x) + (x - v) / (0.1 / (1 - 0.5))
     assert slope.abs().max() < 1e-9 and (x - v).abs().max() > 1e-4
 
 
@@ -141,16 +138,16 @@ def test_every_nth_step_for_n_steps(step: str) -> None:
     torch.testing.assert_close(made.flat.theta, other.flat.theta)
     twice, last, _ = case(Fisher("exact", None), "implicit", 0.4, ONE, m=0.0)
     twice.move(last)
-    rare.count = 0
+    rare.steps = 0
     made.flat.grad.zero_()
     with torch.no_grad():
         made.flat.theta.copy_(start)
     for _ in range(2):
         rare.move(made)
     assert made.flat.theta.equal(start), "two of three steps"
-    rare.flush(made)
+    rare.end_task(made)
     torch.testing.assert_close(made.flat.theta, last.flat.theta)
-    rare.flush(made)
+    rare.end_task(made)
     torch.testing.assert_close(made.flat.theta, last.flat.theta)
 
 
@@ -160,22 +157,22 @@ def test_both_steps_have_the_same_fixed_point(estimate: Estimator, merging: Any)
     ends = []
     for step in ("explicit", "implicit"):
         penalty, made, _ = case(estimate, step, 0.5, merging, lr=0.05)
-        push = penalty.pull(made.flat.theta.detach() + 0.3).clone()
+        push = gradient(penalty.quadratics, made.flat.theta.detach() + 0.3).clone()
         for _ in range(4000):
             made.flat.grad.copy_(push)
             penalty.move(made)
-        ends.append(0.5 * penalty.pull(made.flat.theta.detach()) + push)
+        ends.append(0.5 * gradient(penalty.quadratics, made.flat.theta.detach()) + push)
     for end in ends:
         assert end.norm() < 0.05 * push.norm()
 
 
 def test_no_strength_diverges_when_the_step_is_implicit() -> None:
     penalty, made, task = case(Fisher("exact", None), "implicit", 1e12, ONE)
-    values = penalty.past[0].curvature.values
+    values = penalty.quadratics[0].curvature.values
     for _ in range(20):
         made.gradient(next(task.chunks(7)))
         penalty.move(made)
-    away = (made.flat.theta.detach() - penalty.past[0].anchor).abs()
+    away = (made.flat.theta.detach() - penalty.quadratics[0].anchor).abs()
     assert away.isfinite().all() and away[values > 1e-6].max() < 1e-3
 
 
@@ -186,7 +183,7 @@ def test_an_explicit_step_beyond_its_bound_is_refused() -> None:
     bound = 2 * 1.5 / (0.1 * float(found.max_eigenvalue()))
 
     def check(strength: float, where: Any) -> None:
-        penalty = Penalty(ONE, strength, "explicit", 1)
+        penalty = Penalty(where, ONE, strength, "explicit", 1)
         penalty.check(where)
         penalty.add(where, found, task)
         penalty.check(where)
@@ -200,10 +197,10 @@ def test_an_explicit_step_beyond_its_bound_is_refused() -> None:
 
 @pytest.mark.parametrize("estimate", [Fisher("exact", None), KFAC("exact", None, "diagonal")])
 def test_the_bound_of_anchors_apart_is_that_of_their_sum(estimate: Estimator) -> None:
-    penalty, made, _ = case(estimate, "explicit", 0.1, apart)
-    matrices = [ref.dense(p.curvature.matvec, made.flat.theta.numel()) for p in penalty.past]
+    penalty, made, _ = case(estimate, "explicit", 0.1, one_per_task)
+    matrices = [ref.dense(p.curvature.matvec, made.flat.theta.numel()) for p in penalty.quadratics]
     largest = torch.linalg.eigvalsh(torch.stack(matrices).sum(0))[-1]
-    found = penalty._largest(made.flat.theta.detach())
+    found = sharpest(penalty.quadratics, made.flat.theta.detach())
     torch.testing.assert_close(found, largest, rtol=5e-3, atol=0)
 
 

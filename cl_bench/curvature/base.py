@@ -12,10 +12,10 @@ from cl_bench.core.types import Task, to_device_of
 
 
 class Curvature(Protocol):
-    """A (P, P), immutable; vectors are flat (..., P): algebra runs over the last axis.
+    """A symmetric matrix A (P, P) that is never changed; vectors are flat, (..., P).
 
-    A penalty's steps are made of `shrinkage`, `pull_towards_` and `add_matvec_`, which are prepared
-    once a task and make as few passes over memory as the family allows.
+    `shrinkage`, `pull_towards_` and `add_matvec_` are what the steps of a penalty are made of: the
+    first is worked out once a task, the others make few passes over memory.
     """
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -48,6 +48,14 @@ class Curvature(Protocol):
 
     def trace(self) -> Tensor:
         """The sum of the eigenvalues, a scalar."""
+        ...
+
+    def block_trace(self, span: slice) -> Tensor:
+        """The trace, a scalar, of the block A[span, span] of one weight of a layer."""
+        ...
+
+    def block_norm(self, span: slice) -> Tensor:
+        """The Frobenius norm, a scalar, of the block A[span, span] of one weight of a layer."""
         ...
 
     def max_eigenvalue(self) -> Tensor:

@@ -59,6 +59,12 @@ class Dense:
     def trace(self) -> Tensor:
         return self.matrix.trace()
 
+    def block_trace(self, span: slice) -> Tensor:
+        return self.matrix[span, span].trace()
+
+    def block_norm(self, span: slice) -> Tensor:
+        return self.matrix[span, span].norm()
+
     def max_eigenvalue(self) -> Tensor:
         return self.eigen[0][-1]
 

@@ -68,6 +68,12 @@ class Diagonal:
     def trace(self) -> Tensor:
         return self.values.sum(-1)
 
+    def block_trace(self, span: slice) -> Tensor:
+        return self.values[span].sum()
+
+    def block_norm(self, span: slice) -> Tensor:
+        return self.values[span].norm()
+
     def max_eigenvalue(self) -> Tensor:
         return self.values.amax(-1)
 

@@ -22,6 +22,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import Estimator, fork, subset
+from cl_bench.curvature.blocks import Blocks
 from cl_bench.curvature.capture import (
     FLOATS,
     Labels,
@@ -33,7 +34,7 @@ from cl_bench.curvature.capture import (
     unserved,
     visits,
 )
-from cl_bench.curvature.kronecker import Blocks, Corrected, KroneckerFactors
+from cl_bench.curvature.kronecker import Corrected, KroneckerFactors
 from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
 
 

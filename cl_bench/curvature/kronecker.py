@@ -1,73 +1,21 @@
-"""Block-diagonal curvature, a block for each layer; Kronecker-factored blocks.
+"""Kronecker-factored curvature of a layer, and its eigenvalue-corrected form.
 
-With D = [W | b] (out, in + 1), a Kronecker block is scale G (x) A in PyTorch's row-major order of
-D: its product with D is scale G D A, and nothing of the size of the block is ever built.
+With D = [W | b] (out, in + 1), a block is scale G (x) A in PyTorch's row-major order of D: its
+product with D is scale G D A, and nothing of the size of the block is ever built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import stored_as
 from cl_bench.curvature.base import eigh
-
-
-@stored_as("layer_place")
-@dataclass(frozen=True)
-class Place:
-    """Where a layer's [W | b] lies in the flat vector: D (..., out, in or in + 1)."""
-
-    weight: tuple[int, int]
-    bias: tuple[int, int] | None
-    out: int
-
-    @property
-    def size(self) -> int:
-        """Columns of D."""
-        return (self.weight[1] - self.weight[0]) // self.out + (self.bias is not None)
-
-    @classmethod
-    def of(cls, layer: str, flat: FlatParams) -> Place:
-        """The place of the layer of this name."""
-        names = [f"{layer}.{part}" if layer else part for part in ("weight", "bias")]
-        weight, bias = (flat.slices.get(name) for name in names)
-        assert weight is not None
-        spans = (weight.start, weight.stop), None if bias is None else (bias.start, bias.stop)
-        return cls(*spans, flat.shapes[names[0]][0])
-
-    def read(self, v: Tensor) -> Tensor:
-        """D of a flat vector."""
-        parts = v[..., slice(*self.weight)].unflatten(-1, (self.out, -1))
-        if self.bias is None:
-            return parts
-        return torch.cat([parts, v[..., slice(*self.bias), None]], -1)
-
-    def write(self, v: Tensor, d: Tensor) -> None:
-        """Put D back into a flat vector."""
-        if self.bias is not None:
-            v[..., slice(*self.bias)] = d[..., -1]
-            d = d[..., :-1]
-        v[..., slice(*self.weight)].unflatten(-1, (self.out, -1)).copy_(d)
-
-
-class Block(Protocol):
-    """The curvature of one layer, on D."""
-
-    @property
-    def place(self) -> Place: ...
-    def matvec(self, d: Tensor) -> Tensor: ...
-    def solve(self, d: Tensor, damping: float) -> Tensor: ...
-    def merge(self, other: Self, mine: float, theirs: float) -> Self: ...
-    def shrinkage(self, damping: float) -> Block: ...
-    def trace(self) -> Tensor: ...
-    def max_eigenvalue(self) -> Tensor: ...
+from cl_bench.curvature.blocks import Place
 
 
 @stored_as("kronecker_factors")
@@ -116,6 +64,18 @@ class KroneckerFactors:
     def trace(self) -> Tensor:
         return self.scale * self.a.trace() * self.g.trace()
 
+    def weight_trace(self) -> Tensor:
+        """The trace of the weight's part of the block, without the bias."""
+        return self.scale * self._weight_a.trace() * self.g.trace()
+
+    def weight_norm(self) -> Tensor:
+        """The Frobenius norm of the weight's part of the block, without the bias."""
+        return self.scale * self._weight_a.norm() * self.g.norm()
+
+    @property
+    def _weight_a(self) -> Tensor:
+        return self.a[: self.place.inputs, : self.place.inputs]
+
     def max_eigenvalue(self) -> Tensor:
         values_a, _, values_g, _ = self.eigen
         return self.scale * values_a[-1] * values_g[-1]
@@ -160,51 +120,19 @@ class Corrected:
     def trace(self) -> Tensor:
         return self.values.sum()
 
+    def weight_trace(self) -> Tensor:
+        """The trace of the weight's part of the block, without the bias."""
+        return (self.values @ self._weight_overlap.diagonal()).sum()
+
+    def weight_norm(self) -> Tensor:
+        """The Frobenius norm of the weight's part of the block, without the bias."""
+        return ((self.values @ self._weight_overlap.square()) * self.values).sum().sqrt()
+
+    @property
+    def _weight_overlap(self) -> Tensor:
+        """U_A' M U_A with M the projection on the weight's columns: I where there is no bias."""
+        rows = self.basis.eigen[1][: self.place.inputs]
+        return rows.T @ rows
+
     def max_eigenvalue(self) -> Tensor:
         return self.values.amax()
-
-
-@stored_as("kronecker")
-@dataclass(frozen=True)
-class Blocks:
-    """Block-diagonal: a block for each Linear and Conv2d, `rest` (P,) on all other diagonals."""
-
-    blocks: Sequence[Block]
-    rest: Tensor
-
-    def matvec(self, v: Tensor) -> Tensor:
-        out = self.rest * v
-        for block in self.blocks:
-            block.place.write(out, block.matvec(block.place.read(v)))
-        return out
-
-    def quadratic(self, v: Tensor) -> Tensor:
-        return (self.matvec(v) * v).sum(-1)
-
-    def solve(self, v: Tensor, damping: float) -> Tensor:
-        out = v / (self.rest + damping)
-        for block in self.blocks:
-            block.place.write(out, block.solve(block.place.read(v), damping))
-        return out
-
-    def merge(self, other: Self, mine: float, theirs: float) -> Self:
-        pairs = zip(self.blocks, other.blocks, strict=True)
-        blocks = [one.merge(two, mine, theirs) for one, two in pairs]
-        return type(self)(blocks, mine * self.rest + theirs * other.rest)
-
-    def shrinkage(self, damping: float) -> Self:
-        blocks = [block.shrinkage(damping) for block in self.blocks]
-        return type(self)(blocks, self.rest / (self.rest + damping))
-
-    def pull_towards_(self, theta: Tensor, anchor: Tensor) -> None:
-        theta.add_(self.matvec(anchor - theta))
-
-    def add_matvec_(self, out: Tensor, v: Tensor, scale: float) -> None:
-        out.add_(self.matvec(v), alpha=scale)
-
-    def trace(self) -> Tensor:
-        return torch.stack([block.trace() for block in self.blocks]).sum() + self.rest.sum(-1)
-
-    def max_eigenvalue(self) -> Tensor:
-        tops = [block.max_eigenvalue() for block in self.blocks]
-        return torch.stack([*tops, self.rest.amax(-1)]).amax()

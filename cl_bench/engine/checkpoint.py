@@ -31,7 +31,7 @@ from cl_bench.base.files import DamagedError
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import previous
 
-FORMAT = 3  # of the file; another one is refused by its number
+FORMAT = 4  # of the file; another one is refused by its number
 NAME = b"cl_bench checkpoint "
 MARK = NAME + str(FORMAT).encode() + b" sha256 "
 DIGITS = 64  # of a SHA-256

@@ -24,7 +24,8 @@ from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty, Step, averaged, check_options, path_of
+from cl_bench.curvature.merging import Merging, path_of, running_mean
+from cl_bench.curvature.penalty import Penalty, Step, check_options
 from cl_bench.methods.base import Rehearsal
 
 
@@ -49,7 +50,7 @@ class DLCFT(Rehearsal):
         share: Share,
     ) -> None:
         super().__init__(learner, buffer)
-        self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
+        self.estimate, self.penalty = curvature, Penalty(learner, merging, strength, step, every)
         self.share = share
         self.policy, self.replay = memory, replay
         self.keeps = memory == "always"
@@ -59,7 +60,7 @@ class DLCFT(Rehearsal):
     def check(config: dict[str, Any]) -> None:
         """UserError unless merging averages over tasks (eq. 11) and new heads start at 0 (3.3)."""
         check_options(config)
-        if config["method"]["merging"]["_target_"] != path_of(averaged):
+        if config["method"]["merging"]["_target_"] != path_of(running_mean):
             raise UserError(
                 "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a "
                 "mean over tasks; use merging=count or literal"
@@ -86,7 +87,7 @@ class DLCFT(Rehearsal):
         if self.policy == "growing" and not self.tasks:
             self.keeps = growing(self.learner)
         share = self.share if self.keeps else 1.0
-        self.penalty.weight = share * self.tasks / (self.tasks + 1)
+        self.penalty.factor = share * self.tasks / (self.tasks + 1)
         self.penalty.check(self.learner)
 
     def observe(self, batch: Batch) -> Tensor:
@@ -99,7 +100,7 @@ class DLCFT(Rehearsal):
         return loss
 
     def end_task(self, task: Task) -> None:
-        self.penalty.flush(self.learner)
+        self.penalty.end_task(self.learner)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)
         self.tasks += len(task.t.unique())
         if self.keeps:

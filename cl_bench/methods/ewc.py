@@ -19,7 +19,8 @@ from cl_bench.base.bounds import Count, NonNegative
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.penalty import Merging, Penalty, Step, check_options
+from cl_bench.curvature.merging import Merging
+from cl_bench.curvature.penalty import Penalty, Step, check_options
 from cl_bench.methods.base import Method
 
 
@@ -36,7 +37,7 @@ class EWC(Method):
         every: Count,
     ) -> None:
         super().__init__(learner)
-        self.estimate, self.penalty = curvature, Penalty(merging, strength, step, every)
+        self.estimate, self.penalty = curvature, Penalty(learner, merging, strength, step, every)
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
@@ -52,5 +53,5 @@ class EWC(Method):
         return loss
 
     def end_task(self, task: Task) -> None:
-        self.penalty.flush(self.learner)
+        self.penalty.end_task(self.learner)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)

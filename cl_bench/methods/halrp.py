@@ -11,7 +11,7 @@ reference_compat.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,12 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.curvature.base import Estimator
-from cl_bench.curvature.by_layer import LayerHessian, by_layer, check_importance
+from cl_bench.curvature.layer_hessian import LayerHessian
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared import low_rank
 from cl_bench.methods.shared.capacity import Account, HALRPTask, Pruning
+from cl_bench.methods.shared.importance import Importance, check_importance, layer_importances
 from cl_bench.methods.shared.low_rank import Decomposition, Layout, layers_of
-
-Importance = Literal["mean", "trace", "norm", "none", "flat"]
 
 
 class HALRP(Separate):
@@ -236,11 +235,10 @@ class HALRP(Separate):
         if kind in ("none", "flat"):
             return flat.grad.new_ones(len(names))
         found = self.estimate(self.learner, task)
-        worth = by_layer(found, flat, names, "norm" if kind == "norm" else "trace")
+        worth = layer_importances(found, flat, names, kind)
         if not bool(worth.isfinite().all()):
             raise UserError(
                 f"task {task.id}: the curvature of a layer is not finite after method.warm_up="
                 f"{self.warm_up}: lower optimizer.lr, or use another curvature"
             )
-        sizes = [flat.shapes[name].numel() if kind == "mean" else 1 for name in names]
-        return worth / worth.new_tensor(sizes)
+        return worth

@@ -12,7 +12,8 @@ from cl_bench.base.bounds import NonNegative, Positive
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.diagonal import Diagonal
-from cl_bench.curvature.penalty import Penalty, Step, check_options, decayed
+from cl_bench.curvature.merging import decayed_sum
+from cl_bench.curvature.penalty import Penalty, Step, check_options
 from cl_bench.methods.base import Method
 
 
@@ -26,7 +27,7 @@ class SI(Method):
 
     def __init__(self, learner: Learner, strength: NonNegative, xi: Positive, step: Step) -> None:
         super().__init__(learner)
-        self.penalty = Penalty(partial(decayed, decay=1.0), strength, step, every=1)
+        self.penalty = Penalty(learner, partial(decayed_sum, decay=1.0), strength, step, every=1)
         self.xi = xi
         self.omega = torch.zeros_like(learner.flat.grad)
         self.start = learner.flat.theta.detach().clone()
