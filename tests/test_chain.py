@@ -109,7 +109,6 @@ def test_a_plain_step_of_any_network() -> None:
         ("der", ("method.replay=5",), 60 + 11 * 5),
         ("gem", ("buffer.per_task=4",), 60 + 6 * 4),
         ("emcl", (), 60 + 60),
-        ("emcl", ("method.at=mean",), 60),
         ("lwf", (), 60),  # a teacher is asked, not differentiated
         ("ewc", ("curvature.labels=sampled",), 60 + 60),
         ("ewc", ("curvature.labels=exact", "curvature.samples=10"), 60 + 2 * 6 * 10),

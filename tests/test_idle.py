@@ -29,7 +29,8 @@ CLASSES = (  # the bundled digits, cut by class
 DLCFT = ("method=dlcft", "model.pretrained=null")
 HALRP = ("method=halrp", "schedule.epochs=2", "scenario=task", "method.growth=3.0")
 EMCL = ("method=emcl", "optimizer.lr=0.5")
-REPTILE = (*EMCL, "method.inner=plain")  # h is in alpha alone
+READINGS = ("experiment=emcl/readings", "dataset=pmnist5k", "optimizer.lr=0.5")
+REPTILE = (*READINGS, "method.inner=plain")  # h is in alpha alone
 IDLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((), ("scenario.split=class",)),
     ((), ("dataset.order=random",)),
@@ -54,12 +55,12 @@ IDLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("method=lamaml",), ("optimizer.lr=5.0",)),
     (("method=cmaml",), ("method.rate_lr=0.7", "method.batch_norm=whole")),
     (EMCL, ("method.batch_norm=batch",)),
-    ((*EMCL, "method.rule=constant"), ("method.scale=7.0", "method.rates=new")),
-    ((*EMCL, "method.importance=none"), ("method.at=mean", "method.decay=0.1")),
-    ((*EMCL, "method.importance=none"), ("method.start=zero", "method.unit=one")),
+    ((*READINGS, "method.rule=constant"), ("method.scale=7.0", "method.rates=new")),
+    ((*EMCL, "method.importance=none"), ("method.decay=0.1",)),
+    ((*READINGS, "method.importance=none"), ("method.at=mean", "method.start=zero")),
     (
         (*EMCL, "method.inner=modulated"),
-        ("method.steps=tied", "method.prox=9", "method.inner_lr=9"),
+        ("method.prox=9", "method.inner_lr=9", "method.strength=9"),
     ),
     (REPTILE, ("method.strength=9", "method.unit=one", "method.floor=0.5")),
     ((*REPTILE, "method.rule=constant"), ("method.decay=0.1", "method.start=zero")),
@@ -78,7 +79,7 @@ LOUD = [  # the same options where they count
     (("method=lwf", "method.source=buffer"), ("buffer.capacity=7",)),
     ((*DLCFT, "method.memory=always"), ("method.share=0.1",)),
     (EMCL, ("method.decay=0.1",)),
-    (EMCL, ("method.unit=one",)),
+    (READINGS, ("method.unit=one",)),
 ]
 
 

@@ -1,0 +1,166 @@
+"""Other readings of EMCL's text, for `experiment=emcl/readings`: none of them did better.
+
+eta and r of equations 7 and 8 are not printed, eq. 8 as it stands diverges, and where eq. 8 and
+eq. 10 take the same h, it cancels. What came out is in docs/notes/emcl.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.base.bounds import Count, NonNegative, Positive, Share
+from cl_bench.core.inner_loop import By
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
+from cl_bench.methods.emcl import EMCL, mean
+
+Rule = Literal["literal", "bounded", "base", "relative", "constant"]
+
+
+class EMCLReadings(EMCL):
+    """EMCL with an option for each thing that the paper leaves open.
+
+    meta    theta_0 <- theta_0 - alpha * d, d = theta_0 - theta_k (reptile), or
+            strength * h * (theta_0 - theta_k) (closed_form, eq. 10)
+    at      g of the importance: the batch's at theta_0 (batch), the first slice's (first), or the
+            mean of the slices' along the way (mean)
+    start   h begins at zero, at one, or at each parameter's first Omega (first)
+    unit    of h: 1 (one), or its mean; from `floor` up (not with rule=literal)
+    rule    of alpha, from alpha_0 = optimizer.lr
+      literal     alpha <- (scale / h) alpha, batch after batch (eq. 8): it diverges
+      bounded     the same, alpha from floor to 1
+      base        (scale / h) alpha_0
+      relative    alpha_0 min(scale mean(h) / h, 1)
+      constant    alpha_0
+    rates   the meta step takes alpha after this batch (new), or before it (old)
+
+    A parameter at 0 has a Taylor importance of 0, and eq. 10 hardly moves what has none: with
+    meta=closed_form, biases that start at 0 move with rule=base alone, whose h cancels. No entry of
+    theta_0 goes beyond theta_k, but with rule=literal.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        inner: Literal["proximal", "gradient", "plain", "modulated"],
+        inner_lr: NonNegative,
+        prox: NonNegative,
+        strength: NonNegative,
+        importance: Literal["taylor", "si", "none"],
+        decay: Share,
+        scale: NonNegative,
+        passes: Count,
+        slice_size: Count,
+        batch_norm: By,
+        meta: Literal["closed_form", "reptile"],
+        at: Literal["batch", "first", "mean"],
+        start: Literal["first", "zero", "one"],
+        unit: Literal["one", "mean"],
+        rule: Rule,
+        floor: Positive,
+        rates: Literal["new", "old"],
+    ) -> None:
+        self.meta, self.at, self.start, self.unit = meta, at, start, unit
+        self.rule, self.floor, self.rates = rule, floor, rates
+        shared: list[Any] = [inner, inner_lr, prox, strength, importance, decay, scale]
+        shared += [passes, slice_size, batch_norm]
+        super().__init__(learner, *shared)
+        self.h = torch.ones_like(self.h) * (start == "one" or importance == "none")
+        self.along: Tensor | None = None  # the gradient of at=first and at=mean, so far
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        own = config["method"]
+        held, closed = own["inner"] in ("proximal", "gradient"), own["meta"] == "closed_form"
+        constant, none = own["rule"] == "constant", own["importance"] == "none"
+        weighted = held or closed or own["rule"] in ("literal", "bounded", "base")  # h in its unit
+        keys = {
+            "inner_lr": own["inner"] == "modulated",
+            "prox": own["inner"] != "proximal",
+            "strength": not held and not closed,
+            "at": none,
+            **dict.fromkeys(("decay", "start"), none or not (weighted or not constant)),
+            "unit": none or not weighted,
+            "floor": own["rule"] == "literal" or not weighted,
+            **dict.fromkeys(("scale", "rates"), constant),
+        }
+        return {f"method.{key}" for key, idle in keys.items() if idle}
+
+    def _gradient_at_start(self, batch: Batch) -> Tensor | None:
+        """With at=first and at=mean zeros, to which the inner steps add."""
+        if self.at == "batch" or self.importance == "none":
+            return super()._gradient_at_start(batch)
+        self.along = torch.zeros_like(self.h)
+        return self.along
+
+    def _inner_loop(self, batch: Batch, theta_0: Tensor) -> Tensor:
+        if self.along is None:
+            return super()._inner_loop(batch, theta_0)
+        loss = self._watched_steps(batch, theta_0, self.along)
+        self.along = None
+        return loss
+
+    def _watched_steps(self, batch: Batch, theta_0: Tensor, along: Tensor) -> Tensor:
+        """The inner steps one by one, whose gradients are added up in `along`."""
+        theta, losses = self.learner.flat.theta.detach(), []
+        rate = self.alpha if self.inner == "modulated" else self.inner_lr
+        pull = self.strength * self._weights(self.h)
+        for i, some in enumerate(batch.slices(self.slice_size)):
+            part = len(some.y) / len(batch.y)
+            losses.append(part * self.learner.loss_gradient(some))
+            g = self.learner.flat.grad
+            if self.at == "mean" or i == 0:
+                along.add_(g, alpha=part if self.at == "mean" else 1)
+            if self.inner == "gradient":
+                g = g + pull * (theta - theta_0)
+            theta.sub_(g * (rate * self.learner.annealed))
+            if self.inner == "proximal":
+                torch.lerp(theta_0, theta, self._share_kept(self.h), out=theta)
+        return torch.stack(losses).sum()
+
+    def _meta_step(
+        self,
+        theta_0: Tensor,
+        theta_k: Tensor,
+        g: Tensor | None,
+        step: Tensor,
+        h: Tensor,
+        alpha: Tensor,
+        used: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        way, after = theta_0 - theta_k, h
+        if g is not None:
+            omega = (g * (way if self.importance == "si" else theta_0)).abs()
+            after = torch.where(used > 0, self._averaged(omega, h), h)
+        new = torch.where(used > 0, self._ruled(after, alpha), alpha)
+        share = alpha if self.rates == "old" else new
+        share = share * self.strength * self._weights(h) if self.meta == "closed_form" else share
+        share = share if self.rule == "literal" else share.clamp(max=1)
+        return theta_0 - step * share * way, after, new
+
+    def _weights(self, h: Tensor) -> Tensor:
+        h = h / mean(h) if self.unit == "mean" else h
+        return h if self.rule == "literal" else h.clamp(min=self.floor)
+
+    def _averaged(self, omega: Tensor, h: Tensor) -> Tensor:
+        if self.start == "first":
+            return super()._averaged(omega, h)
+        return torch.lerp(omega, h, self.decay)
+
+    def _ruled(self, h: Tensor, alpha: Tensor) -> Tensor:
+        """Eq. 8, as `rule` reads it."""
+        if self.rule == "constant":
+            return alpha
+        if self.rule == "relative":
+            return self._rates(h)
+        share = self.scale / self._weights(h)
+        if self.rule == "literal":
+            return share * alpha
+        return (
+            share * self.first_alpha
+            if self.rule == "base"
+            else (share * alpha).clamp(self.floor, 1)
+        )
