@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -45,6 +47,18 @@ SCENARIOS = {
     "task": scenario.task_il,
     "class": scenario.class_il,
 }
+
+
+def pytest_collection_finish() -> None:
+    """What all tests share is not gone through again by each collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_loss() -> None:
+    """A killed process loses nothing that it has written: no test waits for the disk."""
+    os.fsync = lambda _: None
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +118,8 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
         "deterministic": False,
         "threads": 1,
     }
-    return runtime.start(seed=0, **{**options, **changes})
+    with patch.object(runtime, "_start_over"):  # which collects garbage, for the peak of memory
+        return runtime.start(seed=0, **{**options, **changes})
 
 
 def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) -> MLP:
@@ -200,7 +215,7 @@ def names(group: str) -> list[str]:
 
 def method_for(name: str, made: Learner, *overrides: str) -> Any:
     """conf/method/<name>.yaml on a learner of the test's own."""
-    return build(composed(f"method={name}", *overrides).method, learner=made)
+    return build(_composed((f"method={name}", *overrides)).method, learner=made)
 
 
 def compiles(rt: runtime.Runtime) -> None:
