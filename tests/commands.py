@@ -6,7 +6,6 @@ python tests/commands.py --run    every accepted one as a process of its own, on
 
 from __future__ import annotations
 
-import copy
 import os
 import random
 import re
@@ -15,15 +14,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.override_parser.overrides_parser import OverridesParser
+import conftest
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench.config import compose, errors
+from cl_bench.config import errors
 from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.build import build, make_method, make_stream
 from cl_bench.config.check import check_config
@@ -166,31 +163,13 @@ def _typo(key: str, rng: random.Random) -> str:
 
 
 def composed(command: Command) -> DictConfig:
-    """The config of a command line, as Hydra makes it.
-
-    One option after a base is set in a copy of the base, by the function that Hydra sets it by.
-    """
-    words = tuple(checked_arguments(list(command)))
-    base, option = words[:-1], "".join(words[-1:])
-    if base not in BASES or (CONF / option.lstrip("+~").partition("=")[0]).is_dir():
-        return whole(words)
-    parsed = OverridesParser.create().parse_overrides([option])
-    if parsed[0].is_sweep_override():
-        return whole(words)
-    cfg = copy.deepcopy(whole(base))
-    ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
-    return cfg
-
-
-@cache
-def whole(words: Command) -> DictConfig:
-    """The config of a command line, composed from its groups."""
-    return compose.composed(*words)
+    """The config of a command line, as the command composes it."""
+    return conftest.composed(*checked_arguments(list(command)))
 
 
 def said(command: Command) -> str | None:
     """The one line that a command is refused with; None: it is accepted."""
-    return refusal(lambda: copy.deepcopy(composed(command)))
+    return refusal(lambda: composed(command))
 
 
 def refusal(make: Callable[[], DictConfig]) -> str | None:
@@ -212,7 +191,7 @@ def first_step(command: Command, home: Path) -> float:
     """The loss of the first step of an accepted command, on few images; all is built for it."""
     typed = {word.lstrip("+~").partition("=")[0] for word in command}
     small = [word for word in FEW if word.partition("=")[0] not in typed]
-    cfg = copy.deepcopy(whole((*command, *small, f"data_dir={home}")))
+    cfg = composed((*command, *small, f"data_dir={home}"))
     normalise_floats(cfg, check_config(cfg))
     machine = build(cfg.runtime, seed=0)
     stream = make_stream(cfg, machine)

@@ -16,6 +16,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from forks import Command
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from torch import Generator, nn
 
@@ -198,13 +201,29 @@ def blobs(
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    return compose.composed(*overrides)
+def _of_groups(words: tuple[str, ...]) -> DictConfig:
+    return compose.composed(*words)
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The config of a command line, composed once a process: a copy for each test."""
-    return copy.deepcopy(_composed(overrides))
+    """The config of a command line. The same choice of groups is composed once a process.
+
+    Values are then set in a copy, by the function that Hydra sets them by.
+    """
+    groups = tuple(word for word in overrides if _chooses(word))
+    values = [word for word in overrides if word not in groups]
+    parsed = OverridesParser.create().parse_overrides(values)
+    if any(one.is_sweep_override() or one.is_hydra_override() for one in parsed):
+        return compose.composed(*overrides)
+    cfg = copy.deepcopy(_of_groups(groups))
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+    return cfg
+
+
+def _chooses(word: str) -> bool:
+    """Whether an override chooses an option of a group."""
+    key = word.lstrip("+~").partition("=")[0]
+    return "@" in key or (bool(key) and (CONF / key).is_dir())
 
 
 def names(group: str) -> list[str]:
@@ -215,7 +234,7 @@ def names(group: str) -> list[str]:
 
 def method_for(name: str, made: Learner, *overrides: str) -> Any:
     """conf/method/<name>.yaml on a learner of the test's own."""
-    return build(_composed((f"method={name}", *overrides)).method, learner=made)
+    return build(composed(f"method={name}", *overrides).method, learner=made)
 
 
 def compiles(rt: runtime.Runtime) -> None:
@@ -224,22 +243,16 @@ def compiles(rt: runtime.Runtime) -> None:
     rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
 
 
-def command(*overrides: str, where: Path, **environment: str) -> subprocess.Popen[str]:
+def command(*overrides: str, where: Path, **environment: str) -> Command:
     """`python -m cl_bench.run ...` in its own process, offline, its outputs under `where`."""
     offline = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     cache = str(where.parent / "cache")
     here = {"NETRC": os.devnull, "OMP_NUM_THREADS": "1", "CL_BENCH_DATA": cache}
-    return subprocess.Popen(
-        [sys.executable, "-m", "cl_bench.run", *overrides, f"output_dir={where}"],
-        env={**offline, **here, **environment},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    words = ["cl_bench.run", *overrides, f"output_dir={where}"]
+    return Command(words, ROOT, {**offline, **here, **environment})
 
 
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finished(process: Command) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    out, err = process.communicate()
+    return process.wait(), out, err

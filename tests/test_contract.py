@@ -24,7 +24,6 @@ from conftest import (
     method_for,
     mlp,
     names,
-    resnet,
 )
 from hydra.utils import get_object
 from test_flat import whole
@@ -144,6 +143,25 @@ def begin(folder: Path, rt: Any, **identity: str) -> Start:
     return find(Folder(folder), identity, Code("one", {}), rt.device, "cpu", "stop", False)
 
 
+class NormNet(torch.nn.Module):
+    """Two convolutions with batch norm: (B, 1, 4, 4) -> (B, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(*block(1, 4), *block(4, 6), torch.nn.Flatten())
+        self.head = torch.nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def block(into: int, out: int) -> list[torch.nn.Module]:
+    norm = torch.nn.BatchNorm2d(out)
+    norm._buffers["num_batches_tracked"] = None  # as in this package's own networks
+    conv = torch.nn.Conv2d(into, out, 3, stride=1 if into == 1 else 2, padding=1, bias=False)
+    return [conv, norm, torch.nn.ReLU()]
+
+
 def easy(rt: Any) -> Learner:
     return learner(mlp(), rt)
 
@@ -158,8 +176,7 @@ def tangent(rt: Any) -> Learner:
 def hard(rt: Any) -> Learner:
     """Everything that has a state: batch norm, Adam's moments, draws of the augmentation."""
     transform = Transform([0.2], [0.5], 4, 1, True, None, rt.device)
-    net = resnet(shape=(1, 4, 4))
-    return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.01), 0.01, transform)
+    return learner(NormNet(), rt, lambda p: torch.optim.Adam(p, lr=0.01), 0.01, transform)
 
 
 class Recorder(Host):
@@ -355,10 +372,9 @@ def test_anchors_apart_grow_with_the_tasks() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "scenario"), [("er", "class"), ("halrp", "task"), ("emcl", "data")]
-)
+@pytest.mark.parametrize(("name", "scenario"), [("er", "class"), ("emcl", "data")])
 def test_a_compiled_run_comes_back(name: str, scenario: str, tmp_path: Path) -> None:
+    """By the compiled gradient, and by the compiled inner loop."""
     stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, compiled=True)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import blobs, composed, identity, learner, method_for, mlp
+from scipy.linalg import hadamard
 from torch import Generator, Tensor, nn
 
 from cl_bench.base.exceptions import UserError
@@ -18,6 +19,7 @@ from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.dense import Dense
+from cl_bench.curvature.layer_hessian import LayerProducts
 from cl_bench.engine.evaluation import accuracies
 from cl_bench.methods.shared.capacity import Account, HALRPTask
 from cl_bench.methods.shared.low_rank import (
@@ -306,24 +308,30 @@ def _small(kind: str) -> tuple[Learner, Task]:
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])
 def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
-    """Its products are the raw Hessian's; sizes by 2,000 probes are those of its blocks."""
+    """Its products are the raw Hessian's; its sizes those of the blocks, with exact probes.
+
+    The rows of a Hadamard matrix are signs with a mean of v v' that is the identity, as it is in
+    expectation for the random ones.
+    """
     made, task = _small(kind)
-    probes = 2000 if kind == "dense" else 1
-    found = curvature_of("layer_hessian", made, task, f"curvature.probes={probes}")
+    found = curvature_of("layer_hessian", made, task, "curvature.probes=3")
     whole = curvature_of("full_hessian", made, task, "curvature.negative=raw")
     assert float(torch.linalg.eigvalsh(whole.matrix).min()) < -1e-4
-    for v in found.signs[:2]:
+    assert found.signs.shape == (3, made.flat.grad.numel()) and found.signs.abs().eq(1).all()
+    for v in found.signs:
         torch.testing.assert_close(found.product(v), whole.matvec(v))
     names = [n for n, _ in layers_of(made.flat, made.net.head)]
-    if kind == "dense":
-        for size in ("trace", "norm"):
-            wanted = block_sizes(whole, made, names, size)
-            estimated = block_sizes(found, made, names, size)
-            torch.testing.assert_close(estimated, wanted, rtol=0.05, atol=0.01)
-        return
     for weight, norm in zip(names, block_sizes(found, made, names, "norm"), strict=True):
         span = made.flat.slices[weight]
-        torch.testing.assert_close(norm, (whole.matrix[span, span] @ found.signs[0][span]).norm())
+        seen = (whole.matrix[span, span] @ found.signs[:, span].T).square().sum(0)
+        torch.testing.assert_close(norm, seen.mean().sqrt())
+    if kind == "dense":
+        size = 1 << made.flat.grad.numel().bit_length()
+        signs = torch.from_numpy(hadamard(size)).double()[:, : made.flat.grad.numel()]
+        exact = LayerProducts(found.product, signs)
+        for kind_of_size in ("trace", "norm"):
+            wanted = block_sizes(whole, made, names, kind_of_size)
+            torch.testing.assert_close(block_sizes(exact, made, names, kind_of_size), wanted)
 
 
 def test_the_layer_hessian_makes_no_penalty() -> None:

@@ -7,8 +7,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command, composed, finished, resnet
+from forks import Command
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -184,14 +183,18 @@ def test_a_network_is_pretrained_then_used(tmp_path: Path) -> None:
     data = f"data_dir={tmp_path}", "dataset=folder", "dataset.source.size=8"
     plain = "dataset.transform.mean=[0.0,0.0,0.0]", "dataset.transform.std=[1.0,1.0,1.0]"
     small = "model.width=4", "tracking=none", "schedule.batch_size=4"
-    script = [sys.executable, str(ROOT / "scripts/pretrain.py"), "--out", str(file)]
+    script = [str(ROOT / "scripts/pretrain.py"), "--out", str(file)]
     call = [*script, *data, *plain, *small, "schedule.epochs=2", f"output_dir={tmp_path / 'out'}"]
-    for _ in range(2):
-        ran = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
-        assert ran.returncode == 0, ran.stderr
-    assert "not repeated" in ran.stdout and "use model.pretrained=" in ran.stdout
-    wrong = subprocess.run([*call, "dataset.tasks=2"], capture_output=True, text=True, cwd=ROOT)
-    assert wrong.returncode == 2 and "a backbone needs dataset.tasks=1" in wrong.stderr
+
+    def pretrain(*more: str) -> tuple[int, str, str]:
+        return finished(Command([*call, *more], ROOT, dict(os.environ)))
+
+    assert pretrain()[0] == 0
+    code, out, err = pretrain()
+    assert code == 0, err
+    assert "not repeated" in out and "use model.pretrained=" in out
+    code, _, err = pretrain("dataset.tasks=2")
+    assert code == 2 and "a backbone needs dataset.tasks=1" in err
     leak = "method=finetune", f"model.pretrained={file}", "scenario=data", "dataset.tasks=1"
     code, _, err = finished(command(*data, *plain, *small, *ACTIVE, *leak, where=tmp_path / "leak"))
     assert code == 2 and "it was trained on this very data set" in err

@@ -81,7 +81,7 @@ def test_a_killed_run_is_whole_in_its_one_folder(tmp_path: Path) -> None:
     while not any(tmp_path.rglob("checkpoint.pt")) and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.02)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     assert finished(process)[0] == -signal.SIGKILL, "killed before its end"
     code, _, err = finished(command(*one, where=tmp_path))
     assert code == 0 and ": continues at " in err, err

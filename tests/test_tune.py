@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, composed, finished
+from forks import Command
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from records import write
@@ -339,12 +339,12 @@ def test_runs_end_with_a_search_that_was_killed(tmp_path: Path) -> None:
     """By SIGKILL: its run writes a checkpoint and ends."""
     words = ["method=finetune", "tracking=none", f"output_dir={tmp_path}", "schedule.epochs=5000"]
     words += ["grid=optimizer.lr=0.01,0.1", f"data_dir={tmp_path}"]
-    process = subprocess.Popen([sys.executable, "-m", "cl_bench.tune", *words], cwd=ROOT)
+    process = Command(["cl_bench.tune", *words], ROOT, dict(os.environ))
     until(lambda: any(f.stat().st_size for f in tmp_path.rglob("metrics.jsonl")), "a first row")
     (status,) = tmp_path.rglob("status.json")
     pid = json.loads(status.read_text())["pid"]
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    finished(process)
     until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
     assert json.loads(status.read_text())["state"] == "stopped"
 
