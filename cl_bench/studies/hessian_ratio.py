@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count, Index, Seed
 from cl_bench.base.exceptions import UserError
+from cl_bench.results.page import Page
 from cl_bench.studies.models import MODELS, Model, fitted, hessian
-from cl_bench.studies.page import Page
 
 PUBLISHED = {  # by dimension, at r = log10(n / d) = 0, 0.5, ..., 3 (the note's notebook)
     10: (0.1729, 0.2348, 0.3843, 0.5183, 0.6553, 0.8059, 0.8552),

@@ -23,7 +23,7 @@ from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.products import ggn_product
 from cl_bench.engine.schedule import Schedule
 from cl_bench.methods.lwf import divergence
-from cl_bench.studies.page import Page
+from cl_bench.results.page import Page
 
 Scales = Annotated[
     list[Positive], Field(min_length=2, description="a list of two numbers above 0, or more")

@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Seed
 from cl_bench.base.exceptions import UserError
+from cl_bench.results.page import Page
 from cl_bench.studies.models import MODELS, Model, features, hessian, labelled, trained
-from cl_bench.studies.page import Page
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
