@@ -1,24 +1,18 @@
-"""Records to tables and a page: means, intervals, pairs, published figures, what differs."""
+"""The report: records to rows and tables, the options that differ, baselines, the command."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-from conftest import composed
-from omegaconf import OmegaConf
 from records import lines, some, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import Leaves, leaves
 from cl_bench.report import __main__ as report
-from cl_bench.report import formats, published
-from cl_bench.report.configs import matching_keys
-from cl_bench.report.quantities import ACC, METRICS
+from cl_bench.report import formats
+from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
 from cl_bench.results.record import read_all
@@ -54,7 +48,7 @@ def test_copies_of_a_run_count_once(runs: Path) -> None:
 
 
 def test_other_streams_are_other_tables(tmp_path: Path) -> None:
-    """Two tasks are not twenty; another schedule is told beside everyone's name."""
+    """Two tasks are not twenty; where schedules differ, every row names its own."""
     write(tmp_path, "er", "a", (0.9,), dataset__tasks=2, schedule__epochs=1)
     write(tmp_path, "ewc", "b", (0.5,), dataset__tasks=2, schedule__epochs=5)
     write(tmp_path, "ewc", "c", (0.6,), dataset__tasks=20, schedule__epochs=1)
@@ -70,8 +64,8 @@ def test_best_and_second_are_of_rivals(runs: Path) -> None:
     (own, _) = tables(gather(read_all(runs)), None)
     acc, bwt, forgetting = own.metrics
     assert own.ranks(acc) == own.ranks(bwt) == own.ranks(forgetting) == {0: 1, 1: 2, 2: 2}
-    told = formats.markdown([own])
-    assert "| **60.00 ± 10.00** |" in told and "| _40.00_ |" in told and "| 90.00 ± 0.00 |" in told
+    text = formats.markdown([own])
+    assert "| **60.00 ± 10.00** |" in text and "| _40.00_ |" in text and "| 90.00 ± 0.00 |" in text
     latex = formats.latex([own])
     assert r"er & optimizer.lr=0.1 & 3 & \textbf{\boldmath$60.00 \pm 10.00$}" in latex
     assert r"\underline{$40.00$}" in latex and "joint & optimizer.lr=0.1 & 2 & $90.00" in latex
@@ -100,21 +94,19 @@ def test_classes_of_one_name_are_two_rows(tmp_path: Path) -> None:
     ]
 
 
-def test_what_comes_with_a_part_is_not_told(tmp_path: Path) -> None:
-    """Adam's betas are told by Adam; a learning rate that both have is not."""
+def test_keys_that_come_with_a_target_are_left_out(tmp_path: Path) -> None:
+    """Adam has betas, SGD has none; the learning rate, which both have, is named."""
     adam = {"optimizer___target_": "torch.optim.Adam", "optimizer__betas": [0.9, 0.999]}
     write(tmp_path, "er", "aaa", (0.5,), optimizer__lr=0.1, **adam)
     write(tmp_path, "er", "bbb", (0.5,), optimizer__lr=0.2, optimizer___target_="torch.optim.SGD")
-    told = [row.options for row in gather(read_all(tmp_path))]
-    assert told == ["optimizer=Adam optimizer.lr=0.1", "optimizer=SGD optimizer.lr=0.2"]
+    options = [row.options for row in gather(read_all(tmp_path))]
+    assert options == ["optimizer=Adam optimizer.lr=0.1", "optimizer=SGD optimizer.lr=0.2"]
 
 
 def test_a_baseline_is_one_row(runs: Path) -> None:
     own, search = tables(gather(read_all(runs)), "ewc")
-    told = [line["over ewc"] for line in lines(own)]
-    assert (
-        told[0] == "+15.00 [-48.53, 78.53] (n=2)" and told[2] == "-" and told[1] == "+10.00 (n=1)"
-    )
+    gains = [line["over ewc"] for line in lines(own)]
+    assert gains[:3] == ["+15.00 [-48.53, 78.53] (n=2)", "+10.00 (n=1)", "-"]
     assert own.baseline is not None and search.baseline is not None
     (chosen, _) = tables(gather(read_all(runs)), "er optimizer.lr=0.2")
     assert chosen.baseline is chosen.rows[1]
@@ -130,62 +122,6 @@ def test_an_ambiguous_section_has_no_baseline(runs: Path) -> None:
     own, other, _ = tables(gather(read_all(runs)), "er")
     assert own.baseline is None and "choose one of er optimizer.lr=0.1; er" in own.note
     assert other.baseline is other.rows[0] and "No differences" not in other.note
-
-
-def test_published_figures_stand_beside_their_rows(tmp_path: Path) -> None:
-    """EWC on 20 permutations: 62.32 (EMCL); two epochs are another protocol, 10 tasks no row."""
-    config: dict[str, Any] = {"dataset__tasks": 20, "dataset__train_per_task": 1000}
-    config |= {"schedule__epochs": 1, "schedule__batch_size": 10}
-    config |= {"model___target_": "cl_bench.models.mlp.MLP", "model__hidden": [100, 100]}
-    config |= {"method__curvature___target_": "cl_bench.curvature.diagonal.Fisher"}
-    write(tmp_path, "ewc", "a", (0.6, 0.7), "pmnist/data", **config)
-    write(tmp_path, "ewc", "b", (0.6,), "pmnist/data", **config | {"schedule__epochs": 2})
-    write(tmp_path, "ewc", "c", (0.6,), "pmnist/data", **config | {"dataset__tasks": 10})
-    ten, twenty = tables(gather(read_all(tmp_path)), None)
-    assert ten.section.stream == "dataset.tasks=10" and not ten.published
-    same, other = (twenty.nearest(row) for row in twenty.rows)
-    assert same is not None and same.figure.value == 62.32 and same.differences == []
-    assert same.deviation == pytest.approx(65 - 62.32)
-    assert other is not None and other.differences == ["schedule.epochs=2 (published: 1)"]
-    assert formats.data_frame([twenty])["published ACC"].tolist() == [62.32, 62.32]
-    assert "62.32 ± 1.34 (EMCL, table III, from La-MAML)\\* |" in formats.markdown([twenty])
-
-
-def test_figures_of_another_training_loss_are_told_apart(tmp_path: Path) -> None:
-    """DER masks heads at test time only: no figure beside task-IL, another protocol in class-IL."""
-    config: dict[str, Any] = {"dataset__tasks": 5, "method__buffer__capacity": 200}
-    for scenario, live in (("task", "task_il"), ("class", "class_il")):
-        config["scenario__live"] = {"_target_": f"cl_bench.data.scenario.{live}"}
-        write(tmp_path, "er", "a", (0.9,), f"seqcifar10/{scenario}", **config)
-    of_class, of_task = tables(gather(read_all(tmp_path)), None)
-    assert of_task.section.scenario == "task" and not of_task.published
-    (figure,) = of_class.published
-    assert figure.figure.value == 44.79
-    assert "loss_over=seen (published: all)" in figure.differences
-    for figure in published.figures():
-        said = {**figure.row, **figure.protocol}.get("loss_over")
-        assert (said in ("own", "seen", "all", "unstated")) == (figure.scenario != "data")
-        if figure.source == "DER" and figure.scenario == "task":
-            assert figure.row["loss_over"] == "all"
-
-
-def test_published_files_name_what_exists() -> None:
-    """A figure's dataset, scenario and method compose; its `row` means one key each of theirs."""
-
-    @cache
-    def keys(*overrides: str) -> Leaves:
-        made = OmegaConf.to_container(composed(*overrides), resolve=True)
-        return leaves(cast(dict[str, Any], made))
-
-    quantities = {quantity.name for quantity in METRICS}
-    for figure in published.figures():
-        place = (f"dataset={figure.dataset}", f"scenario={figure.scenario}")
-        own = keys(f"method={figure.method}", *place)
-        assert figure.metric in quantities and -100 < figure.value < 100
-        for key in figure.row.keys() - {"pretrained", "loss_over"}:
-            assert len(matching_keys(key, own)) == 1, (figure, key)
-        for key in figure.protocol.keys() - {"backbone", "model.width", "loss_over"}:
-            assert len(matching_keys(key, own)) == 1, (figure, key)
 
 
 def test_the_command_writes_all_forms(
@@ -217,8 +153,8 @@ def test_a_wrong_option_ends_in_one_line(
     monkeypatch.setattr("sys.argv", ["report", *arguments])
     with pytest.raises(SystemExit) as caught:
         report.main()
-    said = capsys.readouterr().err
-    assert caught.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith(f"error: {line}") and error.count("\n") == 1
     assert not list(runs.glob("report.*"))
 
 

@@ -105,9 +105,9 @@ class OrderGroup:
 
 
 def order_groups(runs: Iterable[Run]) -> tuple[list[OrderGroup], str]:
-    """All groups, and a sentence on the runs whose orders have unlike tasks; empty for none.
+    """All groups of orders, and a sentence on runs that are left out; empty where none is.
 
-    Runs without final accuracies are passed over.
+    Left out are runs whose tasks no other order has. Runs without final accuracies do not count.
     """
     tested = [r for r in runs if r.split == "test" and None not in r.record["accuracy"][-1]]
     groups: list[OrderGroup] = []
@@ -121,9 +121,9 @@ def order_groups(runs: Iterable[Run]) -> tuple[list[OrderGroup], str]:
 
 
 def _under_several_orders(family: list[Run]) -> tuple[list[dict[str, list[Run]]], int]:
-    """Runs of one config and the same tasks by their order, where there are two orders or more.
+    """The runs of each config and set of tasks by their order, where there are several orders.
 
-    Also the number of runs whose config has several orders, of which none other has their tasks.
+    Also the number of runs that are left out: no other order of their config has the same tasks.
     """
     several, alone = [], 0
     for alike in grouped(family, _config_text).values():

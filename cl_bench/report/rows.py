@@ -98,11 +98,11 @@ class Row:
         Where several configs are pooled, a seed's number is their mean, over those seeds that all
         of them have.
         """
-        found: dict[int, dict[str, float | None]] = defaultdict(dict)
+        seeds: dict[int, dict[str, float | None]] = defaultdict(dict)
         for run in self.runs:
-            found[run.seed][run.hash] = quantity.read(run.record)
+            seeds[run.seed][run.hash] = quantity.read(run.record)
         configs = len(self.hashes)
-        whole = {seed: [*own.values()] for seed, own in found.items() if len(own) == configs}
+        whole = {seed: [*by.values()] for seed, by in seeds.items() if len(by) == configs}
         if any(None in values for values in whole.values()):
             return {}
         return {seed: mean(v for v in values if v is not None) for seed, values in whole.items()}
