@@ -120,7 +120,7 @@ def test_a_copy_with_other_results_is_named_and_does_not_count(
     change(old / "record.json", "metrics.ACC", 0.9)
     report.write_report(tmp_path, [], None, tmp_path)
     out, err = capsys.readouterr()
-    assert "55.00 ± 7.07" in out and "1 with other results than another copy" in out
+    assert "55.00 ± 7.07" in out and "1 with other results than the first copy" in out
     line = f"{old}: its results are not those of {tmp_path}/toy/data/er/a/seed0, the same run"
     assert err == f"left out: {line}\n"
     assert escape.markdown(line) in (tmp_path / "report.md").read_text()

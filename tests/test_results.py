@@ -273,11 +273,11 @@ GOOD |= {"unit": "percent", "n": "3"}
         ({"split": "train"}, "split=train: must be test, val or empty"),
         ({"sd": "-1"}, "sd=-1: must be at least 0"),
         ({"sd": "1", "n": "1"}, "sd=1: must be empty where n is 1"),
-        ({"seeds": "0-2"}, "seeds=0-2: must be as 0,1,2"),
+        ({"seeds": "0-2"}, "seeds=0-2: must look like 0,1,2"),
         ({"lower": "0"}, "lower=0, upper=None: do not enclose 1"),
         ({"lower": "2", "upper": "3"}, "lower=2, upper=3: do not enclose 1"),
         ({"published": "1"}, "published, published_source: one of them is missing"),
-        ({"date": "yesterday"}, "date=yesterday: must be as 2026-11-28"),
+        ({"date": "yesterday"}, "date=yesterday: must look like 2026-11-28"),
         ({"table": "u"}, "table=u: the file is that of t"),
     ],
 )
@@ -297,10 +297,14 @@ def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path
     [
         ("toy.txt", [], "--save toy.txt: must be a file <table>.csv"),
         ("own.csv/x.csv", [], "own.csv/x.csv: "),
-        ("own.csv", [], "own.csv: is no table of results"),
-        ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): stands there twice"),
-        ("binary.csv", [], "binary.csv: is no text in UTF-8"),
-        ("pooled.csv", ["--by", "linear"], "--save: er method.linear=true"),
+        ("own.csv", [], "own.csv: is not a table of results"),
+        ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): occurs twice"),
+        ("binary.csv", [], "binary.csv: is not text in UTF-8"),
+        (
+            "pooled.csv",
+            ["--by", "linear"],
+            "--save: er method.linear=true (over optimizer.lr=0.1|0.2): pools several configs",
+        ),
     ],
 )
 def test_saving_elsewhere_is_refused_in_one_line(

@@ -74,7 +74,7 @@ def main() -> None:
 def write_report(root: Path, by: list[str], baseline: str | None, out: Path) -> list[Row]:
     """Print the tables and write them as HTML, Markdown, CSV and LaTeX; returns their rows."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; a report is of the folder that runs are in")
+        raise UserError(f"{root}: no such folder; name the folder that has the runs")
     records = read_all(root)
     rows = gather(records, by)
     if not rows:
@@ -115,7 +115,7 @@ def gaps(records: Records) -> str:
     parts = [f"{number} {visible(state)} (by status.json)" for state, number in states]
     parts += [f"{len(records.damaged)} damaged"] if records.damaged else []
     copies = records.contradicting
-    parts += [f"{len(copies)} with other results than another copy"] if copies else []
+    parts += [f"{len(copies)} with other results than the first copy"] if copies else []
     first = f", the first: {records.damaged[0]}" if records.damaged and not records.runs else ""
     return f"; not in it: {', '.join(parts)}{first}" if parts else ""
 

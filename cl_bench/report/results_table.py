@@ -67,15 +67,17 @@ def read(file: Path) -> list[ResultRow]:
         files.require_regular(file)
         text = file.read_text()
     except UnicodeDecodeError:
-        raise UserError(f"{file}: is no text in UTF-8") from None
+        raise UserError(f"{file}: is not text in UTF-8") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     try:
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
-        raise UserError(f"{file}: is no CSV file ({error})") from None
+        raise UserError(f"{file}: is not a CSV file ({error})") from None
     if not lines or tuple(lines[0]) != COLUMNS:
-        raise UserError(f"{file}: is no table of results; its columns must be {','.join(COLUMNS)}")
+        raise UserError(
+            f"{file}: is not a table of results; its columns must be {','.join(COLUMNS)}"
+        )
     rows: dict[tuple[str, str], ResultRow] = {}
     for number, line in enumerate(lines[1:], start=1):
         try:
@@ -83,7 +85,7 @@ def read(file: Path) -> list[ResultRow]:
         except ValueError as error:
             raise UserError(f"{file}: row {number}: {error}") from None
         if row.key in rows:
-            raise UserError(f"{file}: row {number}: {row.key}: stands there twice")
+            raise UserError(f"{file}: row {number}: {row.key}: occurs twice")
         rows[row.key] = row
     return list(rows.values())
 
@@ -114,8 +116,11 @@ def faults(row: ResultRow, table: str) -> Iterator[str]:
         (row.metric.strip(), "metric: is missing"),
         (row.unit in UNITS, f"unit={row.unit}: must be one of {', '.join(UNITS)}"),
         (row.split in SPLITS, f"split={row.split}: must be test, val or empty"),
-        (_empty_or_like(r"\d+(,\d+)*", row.seeds), f"seeds={row.seeds}: must be as 0,1,2"),
-        (_empty_or_like(r"\d{4}-\d{2}-\d{2}", row.date), f"date={row.date}: must be as 2026-11-28"),
+        (_empty_or_like(r"\d+(,\d+)*", row.seeds), f"seeds={row.seeds}: must look like 0,1,2"),
+        (
+            _empty_or_like(r"\d{4}-\d{2}-\d{2}", row.date),
+            f"date={row.date}: must look like 2026-11-28",
+        ),
         (row.sd is None or row.sd >= 0, f"sd={row.sd}: must be at least 0"),
         (row.sd is None or row.n != 1, f"sd={row.sd}: must be empty where n is 1"),
         (

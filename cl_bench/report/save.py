@@ -40,17 +40,17 @@ def save(rows: Sequence[Row], file: Path) -> int:
     number of rows that the table has now.
     """
     if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
-        raise UserError(f"--save {file}: must be a file <table>.csv, as results/pmnist.csv")
+        raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
     for row in rows:
         if len(row.hashes) > 1:
-            raise UserError(f"--save: {row.name}: is of several configs; leave --by out")
+            raise UserError(f"--save: {row.name}: pools several configs; leave out --by")
     old = read(file) if file.exists() else []
     known = _known_configs(old)
     entries = [_entry(row, known) for row in rows]
     labels = [entry.label for entry in entries]
     twins = sorted({label for label in labels if labels.count(label) > 1})
     if twins:
-        raise UserError(f"--save: two configs would be called {twins[0]}; save them apart")
+        raise UserError(f"--save: two configs have the label {twins[0]}; save them into two tables")
     new = [*_result_rows(entries, file.stem)]
     for line in new:
         fault = next(faults(line, file.stem), None)

@@ -61,6 +61,6 @@ def require_one_config(runs: list[Run], name: str) -> None:
     """Raise UserError where the runs of a row are of several configs."""
     if len({run.hash for run in runs}) > 1:
         raise UserError(
-            f"output_dir: {name} was run there with other values of other keys too; "
-            "choose an output_dir of its own"
+            f"output_dir: {name} was run there with other values of other keys, too; choose "
+            "another output_dir"
         )

@@ -151,7 +151,9 @@ class Curves(SweepPage):
         for run in runs:
             name = f"{self.label(run)} seed {run.seed}"
             if name in curves:
-                raise UserError(f"output_dir: {name} was run there twice; choose one of its own")
+                raise UserError(
+                    f"output_dir: {name} was run there twice; choose another output_dir"
+                )
             journal = [row | row.get("metrics", {}) for row in run.journal()]
             curves[name] = [r for r in journal if self.quantity in r and r["event"] != "step"]
         curves = {name: points for name, points in curves.items() if points}

@@ -170,7 +170,7 @@ def tables(rows: list[Row], baseline: str | None) -> list[Table]:
     sections: dict[Section, list[Row]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
-    matches = {section: _matching(baseline, of) for section, of in sections.items()}
+    matches = {section: _matching(baseline, own) for section, own in sections.items()}
     if baseline is not None and not any(len(found) == 1 for found in matches.values()):
         raise UserError(f"--baseline {baseline!r}: {_no_baseline(matches, rows)}")
     ordered = sorted(sections, key=lambda s: (s.split != "test", s.dataset, s.scenario, s.stream))
@@ -212,5 +212,5 @@ def _matching(baseline: str | None, rows: list[Row]) -> list[Row]:
 def _no_baseline(matches: dict[Section, list[Row]], rows: list[Row]) -> str:
     several = [row.name for found in matches.values() for row in found]
     if several:
-        return f"may be any of {'; '.join(several)}; add what sets it apart"
+        return f"may be any of {'; '.join(several)}; add its options"
     return f"no such row; methods: {', '.join(sorted({row.method for row in rows}))}"
