@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_bench.results.record import FORMAT
+from cl_bench.report.runs import Run, finished_runs
+from cl_bench.report.tables import Table, columns
+from cl_bench.results.record import FORMAT, read_all
 from cl_bench.results.source_code import code_of
 
 LEARNER = code_of([]).files["cl_bench.core.learner"]  # so that the records are of now
@@ -56,3 +58,24 @@ def some(root: Path) -> Path:
     write(root, "joint", "ddd", (0.9, 0.9), optimizer__lr=0.1)
     write(root, "ewc", "eee", (0.8,), optimizer__lr=0.3, evaluation__split="val")
     return root
+
+
+def change(file: Path, place: str, value: Any) -> None:
+    """Put a value at a dotted place of a record."""
+    record = node = json.loads(file.read_text())
+    *groups, last = place.split(".")
+    for group in groups:
+        node = node.setdefault(group, {})
+    node[last] = value
+    file.write_text(json.dumps(record))
+
+
+def runs_below(root: Path) -> list[Run]:
+    """The finished runs below a folder."""
+    return finished_runs(read_all(root))
+
+
+def lines(table: Table) -> list[dict[str, str]]:
+    """The texts of a table's rows, by column."""
+    shown = columns(table)
+    return [{c.name: c.cells[i].text for c in shown} for i in range(len(table.rows))]

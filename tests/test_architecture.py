@@ -32,17 +32,17 @@ ONLY = {  # a foreign package and the files that may import it
         "tune",
         "engine/job",
         "engine/sweep_failures",
-        "studies/sweeps",
+        "report/sweep_page",
         "tuning/axis",
     },
     "omegaconf": {"run", "tune", "engine/job", "engine/execution", "engine/sweep_failures"}
-    | {"studies/sweeps", "tuning/search"},
+    | {"report/sweep_page", "tuning/search"},
     "wandb": {"results/tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers", "report/charts"},
     "PIL": {"data/decode"},
-    "pandas": {"results/folder", "report/__main__", "report/forms", "tune"},
+    "pandas": {"results/folder", "report/__main__", "report/formats", "tune"},
     "matplotlib": {"results/figures", "report/charts"},
-    "jinja2": {"report/page"},
+    "jinja2": {"report/html_page"},
     "rich": {"results/terminal", "list"},
 }
 ONLY["hydra"] |= {"curvature/penalty", "methods/shared/importance"}  # `get_object`, in their checks

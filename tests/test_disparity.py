@@ -1,4 +1,4 @@
-"""What the order of the tasks costs, by tasks' identities, beside what seeds alone cost."""
+"""AOPD and MOPD: what the order of the tasks costs, by the tasks' identities."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from records import write
+from records import runs_below, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.report import forms
-from cl_bench.report.orders import orders
-from cl_bench.report.page import render
+from cl_bench.report import formats
+from cl_bench.report.html_page import html
+from cl_bench.report.orders import disparity, order_summary
+from cl_bench.report.runs import Run
+from cl_bench.report.sweep_pages import OrderTable
 from cl_bench.results.metrics import order_disparity
-from cl_bench.results.order_disparity import disparities
-from cl_bench.results.record import read_all
-from cl_bench.studies.orders import Orders
 
 
 def test_what_an_order_costs(tmp_path: Path) -> None:
@@ -35,16 +34,16 @@ def test_what_an_order_costs(tmp_path: Path) -> None:
             record["stream"] = {"task_identities": identities}
             folder.mkdir(parents=True)
             (folder / "record.json").write_text(json.dumps(record))
-    report = orders(read_all(tmp_path / "toy"))
+    report = order_summary(runs_below(tmp_path / "toy"))
     (row,) = report.rows
     assert report.left_out == ""
     assert (row["orders"], row["seeds"], row["AOPD"], row["MOPD"]) == (2, "2", "10.00", "10.00")
     assert row["ACC"] == "75.00 ± 0.00" and row["options"] == ""
-    assert "| toy | task | er |  | 2 | 2 | 75.00 ± 0.00 | 10.00 | 10.00 |" in forms.markdown(
+    assert "| toy | task | er |  | 2 | 2 | 75.00 ± 0.00 | 10.00 | 10.00 |" in formats.markdown(
         [], report
     )
-    assert r"toy & task & er &  & 2 & 2 & 75.00 $\pm$ 0.00 & 10.00" in forms.latex([], report)
-    assert "<td>75.00 ± 0.00</td><td>10.00</td>" in render([], report, "")
+    assert r"toy & task & er &  & 2 & 2 & 75.00 $\pm$ 0.00 & 10.00" in formats.latex([], report)
+    assert "<td>75.00 ± 0.00</td><td>10.00</td>" in html([], report, "")
     assert 0 < float(row["AOPD of seeds"]) <= float(row["MOPD of seeds"]) < 4
 
 
@@ -59,34 +58,34 @@ def under(
     file.write_text(json.dumps(record))
 
 
-def test_the_study_of_orders_tells_methods_apart(tmp_path: Path) -> None:
+def test_the_page_of_a_sweep_tells_methods_apart(tmp_path: Path) -> None:
     """Methods of one class, too (ewc and l2 are); a method that lacks an order is set apart."""
     for method, drop in (("ewc", 0.3), ("l2", 0.1)):
         under(tmp_path, method, "a", "A", [0.9, 0.9], [0, 1])
         under(tmp_path, method, "b", "B", [0.9, 0.9 - drop], [1, 0])
     under(tmp_path, "si", "a", "A", [0.9, 0.9], [0, 1])
-    page = Orders("", []).page(read_all(tmp_path).runs)
+    page = OrderTable("", []).page(runs_below(tmp_path))
     found = {row["variant"]: (row["orders"], row["AOPD"], row["MOPD"]) for row in page.rows}
     assert found["ewc"] == pytest.approx((2, 15, 30)) and found["l2"] == pytest.approx((2, 5, 10))
     assert page.findings == [
         "least: l2, AOPD 5.00, MOPD 10.00",
         "si: 1 of 2 orders, not to be compared",
     ]
-    split = Orders("", ["scenario.order"]).page(read_all(tmp_path).runs)
+    split = OrderTable("", ["scenario.order"]).page(runs_below(tmp_path))
     assert {row["variant"] for row in split.rows} == {"ewc A", "ewc B", "l2 A", "l2 B", "si A"}
 
 
 def test_orders_of_unlike_tasks_have_no_disparity(tmp_path: Path) -> None:
-    """The first two of three under two orders: the report leaves them out, the study refuses."""
+    """The first two of three under two orders: the report leaves them out, a sweep refuses."""
     under(tmp_path, "er", "a", "A", [0.9, 0.6], [0, 1])
     under(tmp_path, "er", "b", "B", [0.9, 0.6], [1, 2])
-    found = orders(read_all(tmp_path))
+    found = order_summary(runs_below(tmp_path))
     assert found.rows == [] and found.left_out.endswith("(stream.first): er on toy (2 runs).")
-    for told in (forms.markdown, forms.plain, forms.latex):
-        assert "er on toy (2 runs)" in told([], found)
-    assert found.left_out in render([], found, "")
+    for form in (formats.markdown, formats.plain_text, formats.latex):
+        assert "er on toy (2 runs)" in form([], found)
+    assert found.left_out in html([], found, "")
     with pytest.raises(UserError, match="runs under several orders have different tasks"):
-        Orders("", []).page(read_all(tmp_path).runs)
+        OrderTable("", []).page(runs_below(tmp_path))
 
 
 def test_the_floor_is_what_equal_orders_show() -> None:
@@ -94,11 +93,11 @@ def test_the_floor_is_what_equal_orders_show() -> None:
     rng, shown, floors = torch.Generator().manual_seed(0), [], []
     for _ in range(30):
         runs = [0.5 + 0.01 * torch.randn(3, 10, generator=rng) for _ in range(5)]
-        records = [
-            [{"accuracy": [r.tolist()], "stream": {"task_identities": list(range(10))}} for r in f]
-            for f in runs
+        stream = {"task_identities": list(range(10))}
+        orders = [
+            [Run(Path(), {"accuracy": [r.tolist()], "stream": stream}) for r in f] for f in runs
         ]
-        found = disparities(records)
+        found = disparity(orders).values
         shown.append((found["AOPD"], found["MOPD"]))
         floors.append((found["AOPD of seeds"], found["MOPD of seeds"]))
     means = [torch.tensor(values).mean(0) for values in (shown, floors)]

@@ -10,33 +10,22 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from records import some, write
+from records import change, runs_below, some, write
 
 from cl_bench.base import escape
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import errors
 from cl_bench.report import __main__ as report
-from cl_bench.report import forms
+from cl_bench.report import formats
+from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
+from cl_bench.results.page import Page
 from cl_bench.results.record import read_all
-from cl_bench.studies.page import Page
-from cl_bench.studies.sweeps import Grid, Table, Traces
-
-
-def changed(file: Path, place: str, value: Any) -> None:
-    """Put a value at a dotted place of a record."""
-    record = node = json.loads(file.read_text())
-    *groups, last = place.split(".")
-    for group in groups:
-        node = node.setdefault(group, {})
-    node[last] = value
-    file.write_text(json.dumps(record))
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -82,7 +71,7 @@ def test_what_cannot_be_right_is_named_by_its_place(kind: str, tmp_path: Path) -
     write(tmp_path, "er", "a", (0.5, 0.6))
     place, value = WRONG[kind]
     bad, good = sorted(tmp_path.rglob("record.json"))
-    changed(bad, place, value)
+    change(bad, place, value)
     found = read_all(tmp_path)
     (line,) = found.damaged
     assert line.startswith(f"{bad}: is damaged (") and "\n" not in line
@@ -103,7 +92,7 @@ def test_other_files_in_place_of_a_record(tmp_path: Path) -> None:
     assert found.runs == [] and len(found.damaged) == 2
     assert found.damaged[0] == f"{pipe}: not a regular file"
     with pytest.raises(UserError, match=r"no finished run .* not in it: 2 damaged, the first: "):
-        report.write(tmp_path, [], None, tmp_path)
+        report.write_report(tmp_path, [], None, tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_named(
@@ -128,10 +117,10 @@ def test_a_copy_with_other_results_is_named_and_does_not_count(
     shutil.copytree(tmp_path / "toy", tmp_path / "z/same")
     shutil.copytree(tmp_path / "toy", tmp_path / "z/unlike")
     old = tmp_path / "z/unlike/data/er/a/seed0"
-    changed(old / "record.json", "metrics.ACC", 0.9)
-    report.write(tmp_path, [], None, tmp_path)
+    change(old / "record.json", "metrics.ACC", 0.9)
+    report.write_report(tmp_path, [], None, tmp_path)
     out, err = capsys.readouterr()
-    assert "55.00 ± 7.07" in out and "1 with other results than another copy" in out
+    assert "55.00 ± 7.07" in out and "1 with other results than the first copy" in out
     line = f"{old}: its results are not those of {tmp_path}/toy/data/er/a/seed0, the same run"
     assert err == f"left out: {line}\n"
     assert escape.markdown(line) in (tmp_path / "report.md").read_text()
@@ -164,13 +153,11 @@ def test_a_study_is_not_an_unfinished_run(tmp_path: Path) -> None:
 
 
 def test_a_last_row_with_a_gap_has_no_order_disparity(tmp_path: Path) -> None:
-    from cl_bench.report.orders import orders
-
     for place, order in enumerate(("A", "B")):
         write(tmp_path, "er", f"{place}", (0.5,), scenario__order=order)
-    assert len(orders(read_all(tmp_path)).rows) == 1
-    changed(next(tmp_path.rglob("0/seed0/record.json")), "accuracy", [[0.5, None], [None, 0.5]])
-    assert orders(read_all(tmp_path)).rows == []
+    assert len(order_summary(runs_below(tmp_path)).rows) == 1
+    change(next(tmp_path.rglob("0/seed0/record.json")), "accuracy", [[0.5, None], [None, 0.5]])
+    assert order_summary(runs_below(tmp_path)).rows == []
 
 
 LABELS = ["_er", "[er]", "*er", "# er", "a|b", "$x$", "<script>", "=1+1", "@SUM(1)", "\t=1", "-1"]
@@ -185,8 +172,8 @@ def test_labels_are_text_in_every_file(tmp_path: Path, capsys: pytest.CaptureFix
         for file in root.rglob(f"a{place}/seed*/record.json"):
             labels = {"dataset": "".join(LABELS), "scenario": "data", "method": label}
             alone = dict.fromkeys(labels, label)  # a section of its own
-            changed(file, "labels", alone if place >= 14 else labels)
-    report.write(root, [], None, root)
+            change(file, "labels", alone if place >= 14 else labels)
+    report.write_report(root, [], None, root)
     made = {file.suffix: file.read_bytes().decode() for file in root.glob("report.*")}
     assert {".html", ".md", ".csv", ".tex"} == made.keys()
     for text in (*made.values(), *capsys.readouterr()):
@@ -224,28 +211,11 @@ def test_an_error_is_one_line_whatever_it_names() -> None:
     assert errors.explain(error) == r"/x/a\nb\x1b[31m: is a directory"
 
 
-def test_a_studys_page_escapes_what_records_say(tmp_path: Path) -> None:
+def test_a_page_of_results_escapes_what_records_say(tmp_path: Path) -> None:
     rows = [{"variant": "=1|[x](y)", "ACC": -1.5}]
     text = Page("t", ["<b>"], rows, lambda figure: None).write(tmp_path)
     assert r"| =1\|\[x\](y) | -1.5 |" in text and r"- \<b\>" in text
     assert (tmp_path / "table.csv").read_text() == "variant,ACC\n'=1|[x](y),-1.5\n"
-
-
-STUDIES: dict[str, tuple[Callable[[], Any], str]] = {
-    "a text for a number": (lambda: Grid("t", [], "method.odd", {}), "method.odd=x, which is no"),
-    "no accuracy": (lambda: Table("t", ["method.odd"]), "no run there has measured ACC"),
-    "no journal": (lambda: Traces("t", [], "ACC", "linear"), "metrics.jsonl: is missing or dam"),
-}
-
-
-@pytest.mark.parametrize("kind", STUDIES)
-def test_a_study_says_what_it_cannot_use(kind: str, tmp_path: Path) -> None:
-    made, line = STUDIES[kind]
-    write(tmp_path, "er", "a", (0.5,), method__odd="x")
-    changed(next(tmp_path.rglob("record.json")), "metrics.ACC", None)
-    with pytest.raises(UserError) as caught:
-        made().page(read_all(tmp_path).runs)
-    assert line in str(caught.value)
 
 
 def test_files_of_a_row_may_have_unlike_tasks(tmp_path: Path) -> None:
@@ -253,11 +223,11 @@ def test_files_of_a_row_may_have_unlike_tasks(tmp_path: Path) -> None:
     write(tmp_path, "er", "a", (0.5, 0.6), dataset__tasks=2)
     write(tmp_path, "er", "b", (0.5, 0.6), dataset__tasks=3)
     for file in tmp_path.rglob("b/seed*/record.json"):
-        changed(file, "accuracy", [[0.5] * 3] * 3)
-        changed(file, "initial", [0.1] * 3)
-        changed(file, "stream.task_identities", [0, 1, 2])
+        change(file, "accuracy", [[0.5] * 3] * 3)
+        change(file, "initial", [0.1] * 3)
+        change(file, "stream.task_identities", [0, 1, 2])
     (row,) = gather(read_all(tmp_path), ["dataset.tasks"])[:1]
     assert len(row.runs) == 2
-    report.write(tmp_path, ["dataset.tasks"], None, tmp_path)
-    numbers = forms.frame(tables(gather(read_all(tmp_path), ["dataset.tasks"]), None))
+    report.write_report(tmp_path, ["dataset.tasks"], None, tmp_path)
+    numbers = formats.data_frame(tables(gather(read_all(tmp_path), ["dataset.tasks"]), None))
     assert numbers["ACC"].tolist() == pytest.approx([55, 55])

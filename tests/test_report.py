@@ -1,45 +1,26 @@
-"""Records to tables and a page: means, intervals, pairs, published figures, what differs."""
+"""The report: records to rows and tables, the options that differ, baselines, the command."""
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import shutil
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
-import pandas as pd
 import pytest
-from conftest import composed
-from omegaconf import OmegaConf
-from records import some, write
-from scipy.stats import ttest_1samp, ttest_rel
+from records import lines, some, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import Leaves, leaves
 from cl_bench.report import __main__ as report
-from cl_bench.report import forms, published
-from cl_bench.report.configs import fitting
-from cl_bench.report.orders import NONE
-from cl_bench.report.page import render
-from cl_bench.report.rows import METRICS, gather
-from cl_bench.report.statistics import Summary, paired
-from cl_bench.report.tables import Table, columns, tables
+from cl_bench.report import formats
+from cl_bench.report.quantities import ACC
+from cl_bench.report.rows import gather
+from cl_bench.report.tables import tables
 from cl_bench.results.record import read_all
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     return some(tmp_path)
-
-
-def lines(table: Table) -> list[dict[str, str]]:
-    """The texts of a table's rows, by column."""
-    shown = columns(table)
-    return [{c.name: c.cells[i].text for c in shown} for i in range(len(table.rows))]
 
 
 def test_means_over_seeds(runs: Path) -> None:
@@ -52,11 +33,11 @@ def test_means_over_seeds(runs: Path) -> None:
     assert ewc["method"] == "ewc" and ewc["options"] == "optimizer.lr=0.1" and "FWT" not in ewc
     assert joint["later / first"] == "2.00" and joint["gradients"] == "2.0"
     assert search.section.title == "toy, data-incremental, validation split"
-    numbers = forms.frame([own])
+    numbers = formats.data_frame([own])
     assert list(numbers["ACC"]) == pytest.approx([60, 40, 40, 90])
     assert list(numbers["n"]) == [3, 1, 2, 2]
     assert list(numbers["ACC sd"].isna()) == [False, True, False, False]
-    assert "60.00 ± 10.00" in forms.plain([own])
+    assert "60.00 ± 10.00" in formats.plain_text([own])
     assert "All rows: backbone=none." in own.note and "optimizer.lr=0.3" in search.note
     assert json.loads(str(numbers["config"][0]))["method.linear"] is True
 
@@ -67,7 +48,7 @@ def test_copies_of_a_run_count_once(runs: Path) -> None:
 
 
 def test_other_streams_are_other_tables(tmp_path: Path) -> None:
-    """Two tasks are not twenty; another schedule is told beside everyone's name."""
+    """Two tasks are not twenty; where schedules differ, every row names its own."""
     write(tmp_path, "er", "a", (0.9,), dataset__tasks=2, schedule__epochs=1)
     write(tmp_path, "ewc", "b", (0.5,), dataset__tasks=2, schedule__epochs=5)
     write(tmp_path, "ewc", "c", (0.6,), dataset__tasks=20, schedule__epochs=1)
@@ -83,9 +64,9 @@ def test_best_and_second_are_of_rivals(runs: Path) -> None:
     (own, _) = tables(gather(read_all(runs)), None)
     acc, bwt, forgetting = own.metrics
     assert own.ranks(acc) == own.ranks(bwt) == own.ranks(forgetting) == {0: 1, 1: 2, 2: 2}
-    told = forms.markdown([own])
-    assert "| **60.00 ± 10.00** |" in told and "| _40.00_ |" in told and "| 90.00 ± 0.00 |" in told
-    latex = forms.latex([own])
+    text = formats.markdown([own])
+    assert "| **60.00 ± 10.00** |" in text and "| _40.00_ |" in text and "| 90.00 ± 0.00 |" in text
+    latex = formats.latex([own])
     assert r"er & optimizer.lr=0.1 & 3 & \textbf{\boldmath$60.00 \pm 10.00$}" in latex
     assert r"\underline{$40.00$}" in latex and "joint & optimizer.lr=0.1 & 2 & $90.00" in latex
 
@@ -93,8 +74,8 @@ def test_best_and_second_are_of_rivals(runs: Path) -> None:
 def test_rows_of_chosen_keys_say_what_they_average(runs: Path) -> None:
     """Over seeds that all pooled configs have: of er 0.1 (seeds 0-2) and 0.2 (seed 0), one."""
     rows = [row for row in gather(read_all(runs), ["linear"]) if row.section.split == "test"]
-    assert rows[0].differs == "method.linear=true (over optimizer.lr=0.1|0.2)" and len(rows) == 3
-    assert len(rows[0].runs) == 4 and rows[0].by_seed(METRICS[0]) == pytest.approx({0: 45})
+    assert rows[0].options == "method.linear=true (over optimizer.lr=0.1|0.2)" and len(rows) == 3
+    assert len(rows[0].runs) == 4 and rows[0].by_seed(ACC) == pytest.approx({0: 45})
     with pytest.raises(UserError, match=r"--by linaer: no .* did you mean method.linear\?"):
         gather(read_all(runs), ["linaer"])
     with pytest.raises(UserError, match=r"--by x: no config of these runs has it; keys are"):
@@ -107,58 +88,25 @@ def test_rows_of_chosen_keys_say_what_they_average(runs: Path) -> None:
 def test_classes_of_one_name_are_two_rows(tmp_path: Path) -> None:
     for name, target in (("a", "cl_bench.core.optim.SGD"), ("b", "torch.optim.SGD")):
         write(tmp_path, "er", name, (0.5,), optimizer___target_=target)
-    assert [row.differs for row in gather(read_all(tmp_path), ["optimizer"])] == [
+    assert [row.options for row in gather(read_all(tmp_path), ["optimizer"])] == [
         "optimizer=SGD [a]",
         "optimizer=SGD [b]",
     ]
 
 
-def test_what_comes_with_a_part_is_not_told(tmp_path: Path) -> None:
-    """Adam's betas are told by Adam; a learning rate that both have is not."""
+def test_keys_that_come_with_a_target_are_left_out(tmp_path: Path) -> None:
+    """Adam has betas, SGD has none; the learning rate, which both have, is named."""
     adam = {"optimizer___target_": "torch.optim.Adam", "optimizer__betas": [0.9, 0.999]}
     write(tmp_path, "er", "aaa", (0.5,), optimizer__lr=0.1, **adam)
     write(tmp_path, "er", "bbb", (0.5,), optimizer__lr=0.2, optimizer___target_="torch.optim.SGD")
-    told = [row.differs for row in gather(read_all(tmp_path))]
-    assert told == ["optimizer=Adam optimizer.lr=0.1", "optimizer=SGD optimizer.lr=0.2"]
-
-
-def test_intervals_are_students() -> None:
-    """Against SciPy's own; one number has neither spread nor interval."""
-    values = (61.0, 64.0, 58.0, 70.0, 66.0, 59.0)
-    found = Summary(values)
-    assert (found.n, found.mean) == (6, pytest.approx(63)) and found.sd == pytest.approx(4.56, 1e-3)
-    theirs = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert found.interval == pytest.approx((theirs.low, theirs.high))
-    assert Summary((3.0,)).interval is None and Summary((3.0,)).formatted() == "3.00"
-    assert Summary((1.0, 2.0)).interval == pytest.approx((1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2))
-    assert Summary((2.0, 2.0, 2.0)).interval == (2.0, 2.0)
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_intervals_cover_what_their_heading_says(n: int) -> None:
-    """Of normal numbers, 4,000 times: within four standard errors of 95 %."""
-    draws = np.random.default_rng(n).normal(7.0, 3.0, (4_000, n))
-    ends = [Summary(tuple(row)).interval or (0.0, 0.0) for row in draws.tolist()]
-    covered = np.mean([low <= 7.0 <= high for low, high in ends])
-    assert abs(covered - 0.95) < 4 * (0.95 * 0.05 / 4_000) ** 0.5
-
-
-def test_pairs_are_of_equal_seeds() -> None:
-    """Seeds 1 and 2 are in both: gains 1 and 3, whatever the seeds do to both."""
-    found = paired({0: 9.0, 1: 51.0, 2: 13.0}, {1: 50.0, 2: 10.0, 3: 0.0})
-    assert found is not None and (found.n, found.mean) == (2, 2)
-    assert found.interval is not None and paired({0: 1.0}, {1: 1.0}) is None
-    three = paired({1: 51.0, 2: 13.0, 3: 2.0}, {1: 50.0, 2: 10.0, 3: 0.0})
-    theirs = ttest_rel((51.0, 13.0, 2.0), (50.0, 10.0, 0.0)).confidence_interval(0.95)
-    assert three is not None and three.interval == pytest.approx((theirs.low, theirs.high))
+    options = [row.options for row in gather(read_all(tmp_path))]
+    assert options == ["optimizer=Adam optimizer.lr=0.1", "optimizer=SGD optimizer.lr=0.2"]
 
 
 def test_a_baseline_is_one_row(runs: Path) -> None:
     own, search = tables(gather(read_all(runs)), "ewc")
-    told = [line["over ewc"] for line in lines(own)]
-    assert (
-        told[0] == "+15.00 [-48.53, 78.53] (n=2)" and told[2] == "-" and told[1] == "+10.00 (n=1)"
-    )
+    gains = [line["over ewc"] for line in lines(own)]
+    assert gains[:3] == ["+15.00 [-48.53, 78.53] (n=2)", "+10.00 (n=1)", "-"]
     assert own.baseline is not None and search.baseline is not None
     (chosen, _) = tables(gather(read_all(runs)), "er optimizer.lr=0.2")
     assert chosen.baseline is chosen.rows[1]
@@ -174,75 +122,6 @@ def test_an_ambiguous_section_has_no_baseline(runs: Path) -> None:
     own, other, _ = tables(gather(read_all(runs)), "er")
     assert own.baseline is None and "choose one of er optimizer.lr=0.1; er" in own.note
     assert other.baseline is other.rows[0] and "No differences" not in other.note
-
-
-def test_markup_stays_text(tmp_path: Path) -> None:
-    """In all forms."""
-    for name, odd in (("a", "<b>&$x_{1}$"), ("b", "`*|%#~^\\")):
-        write(tmp_path, "er", name, (0.5,), method__odd=odd)
-    found = tables(gather(read_all(tmp_path)), None)
-    told = r"\textless{}b\textgreater{}\&\$x\_\{1\}\$"
-    assert told in forms.latex(found) and "<b>" not in render(found, NONE, "<i>")
-    assert r"method.odd=\<b\>\&\$x\_{1}\$" in forms.markdown(found)
-    write(tmp_path, "er", "c", (0.5,), method__odd="$a{$")  # no mathematics, and no error
-    assert "$a{$" in render(tables(gather(read_all(tmp_path)), None), NONE, "")
-    assert r"\`\*\|%\#\~^\\" in forms.markdown(found)
-
-
-def test_published_figures_stand_beside_their_rows(tmp_path: Path) -> None:
-    """EWC on 20 permutations: 62.32 (EMCL); two epochs are another protocol, 10 tasks no row."""
-    config: dict[str, Any] = {"dataset__tasks": 20, "dataset__train_per_task": 1000}
-    config |= {"schedule__epochs": 1, "schedule__batch_size": 10}
-    config |= {"model___target_": "cl_bench.models.mlp.MLP", "model__hidden": [100, 100]}
-    config |= {"method__curvature___target_": "cl_bench.curvature.diagonal.Fisher"}
-    write(tmp_path, "ewc", "a", (0.6, 0.7), "pmnist/data", **config)
-    write(tmp_path, "ewc", "b", (0.6,), "pmnist/data", **config | {"schedule__epochs": 2})
-    write(tmp_path, "ewc", "c", (0.6,), "pmnist/data", **config | {"dataset__tasks": 10})
-    ten, twenty = tables(gather(read_all(tmp_path)), None)
-    assert ten.section.stream == "dataset.tasks=10" and not ten.published
-    same, other = (twenty.nearest(row) for row in twenty.rows)
-    assert same is not None and same.figure.value == 62.32 and same.other == []
-    assert same.deviation == pytest.approx(65 - 62.32)
-    assert other is not None and other.other == ["schedule.epochs=2 (published: 1)"]
-    assert forms.frame([twenty])["published ACC"].tolist() == [62.32, 62.32]
-    assert "62.32 ± 1.34 (EMCL, table III, from La-MAML)\\* |" in forms.markdown([twenty])
-
-
-def test_figures_of_another_training_loss_are_told_apart(tmp_path: Path) -> None:
-    """DER masks heads at test time only: no figure beside task-IL, another protocol in class-IL."""
-    config: dict[str, Any] = {"dataset__tasks": 5, "method__buffer__capacity": 200}
-    for scenario, live in (("task", "task_il"), ("class", "class_il")):
-        config["scenario__live"] = {"_target_": f"cl_bench.data.scenario.{live}"}
-        write(tmp_path, "er", "a", (0.9,), f"seqcifar10/{scenario}", **config)
-    of_class, of_task = tables(gather(read_all(tmp_path)), None)
-    assert of_task.section.scenario == "task" and not of_task.published
-    (figure,) = of_class.published
-    assert figure.figure.value == 44.79
-    assert "loss_over=seen (published: all)" in figure.other
-    for figure in published.figures():
-        said = {**figure.row, **figure.protocol}.get("loss_over")
-        assert (said in ("own", "seen", "all", "unstated")) == (figure.scenario != "data")
-        if figure.source == "DER" and figure.scenario == "task":
-            assert figure.row["loss_over"] == "all"
-
-
-def test_published_files_name_what_exists() -> None:
-    """A figure's dataset, scenario and method compose; its `row` means one key each of theirs."""
-
-    @cache
-    def keys(*overrides: str) -> Leaves:
-        made = OmegaConf.to_container(composed(*overrides), resolve=True)
-        return leaves(cast(dict[str, Any], made))
-
-    quantities = {quantity.name for quantity in METRICS}
-    for figure in published.figures():
-        place = (f"dataset={figure.dataset}", f"scenario={figure.scenario}")
-        own = keys(f"method={figure.method}", *place)
-        assert figure.metric in quantities and -100 < figure.value < 100
-        for key in figure.row.keys() - {"pretrained", "loss_over"}:
-            assert len(fitting(key, own)) == 1, (figure, key)
-        for key in figure.protocol.keys() - {"backbone", "model.width", "loss_over"}:
-            assert len(fitting(key, own)) == 1, (figure, key)
 
 
 def test_the_command_writes_all_forms(
@@ -274,68 +153,9 @@ def test_a_wrong_option_ends_in_one_line(
     monkeypatch.setattr("sys.argv", ["report", *arguments])
     with pytest.raises(SystemExit) as caught:
         report.main()
-    said = capsys.readouterr().err
-    assert caught.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith(f"error: {line}") and error.count("\n") == 1
     assert not list(runs.glob("report.*"))
-
-
-HOSTILE = "=1+1 [x](http://evil)\n# title\x1b[31m<b>"
-
-
-def test_what_a_record_says_is_text_in_every_form(tmp_path: Path) -> None:
-    """No heading, link, formula, line or colour of its own, in tables and in titles."""
-    write(tmp_path, "er", "a", (0.5, 0.6), place=f"{'x'}/data", method__odd=HOSTILE)
-    write(tmp_path, "er", "b", (0.5,), place="x/data", method__odd=1)
-    for file in tmp_path.rglob("record.json"):
-        record = json.loads(file.read_text())
-        record["labels"]["dataset"] = HOSTILE
-        file.write_text(json.dumps(record))
-    found = tables(gather(read_all(tmp_path)), None)
-    made = [forms.plain(found), forms.markdown(found), forms.csv(forms.frame(found))]
-    made += [forms.latex(found), render(found, NONE, "")]
-    for text in made:
-        assert (
-            "\x1b" not in text
-            and "\n# title" not in text
-            and r"x1b[31m" in text.replace("\\[", "[")
-        )
-    markdown, table = made[1], pd.read_csv(io.StringIO(made[2]))
-    bare = re.sub(r"(?m)^## ", "", markdown)  # our own headings
-    assert not re.search(r"(?<!\\)[\[\]<>#]", bare), markdown
-    assert "://evil" not in markdown
-    assert str(next(iter(table["dataset"]))).startswith("'=1+1")
-    assert next(iter(table["ACC"])) == pytest.approx(55)
-    assert "<b>" not in made[4].partition("</style>")[2].replace("<body>", "")
-
-
-def test_runs_of_different_code_are_marked(tmp_path: Path) -> None:
-    """In every form, with the modules that differ."""
-    write(tmp_path, "er", "a", (0.5, 0.6))
-    write(tmp_path, "ewc", "b", (0.5, 0.6))
-    file = next(tmp_path.rglob("er/a/seed1/record.json"))
-    record = json.loads(file.read_text())
-    record["code"] = {"sha256": "two", "files": {"cl_bench.core.learner": "2"}}
-    file.write_text(json.dumps(record))
-    found = tables(gather(read_all(tmp_path)), None)
-    assert [line["method"] for line in lines(found[0])] == ["er †", "ewc"]
-    for told in (forms.plain(found), forms.markdown(found), render(found, NONE, "")):
-        assert "er †" in told and "made by different code (cl_bench.core.learner)" in told
-    assert r"er$^\dagger$ &" in forms.latex(found) and r"ewc$^\dagger$" not in forms.latex(found)
-    assert list(forms.frame(found)["different code"].fillna("")) == ["cl_bench.core.learner", ""]
-
-
-def test_runs_of_sources_that_were_changed_since_are_marked(tmp_path: Path) -> None:
-    """All seeds by one code, which is not the present one."""
-    write(tmp_path, "er", "a", (0.5, 0.6))
-    write(tmp_path, "ewc", "b", (0.5, 0.6))
-    for file in tmp_path.rglob("er/a/*/record.json"):
-        record = json.loads(file.read_text())
-        record["code"] = {"sha256": "two", "files": {"cl_bench.methods.gone": "2"}}
-        file.write_text(json.dumps(record))
-    (found,) = tables(gather(read_all(tmp_path)), None)
-    assert [line["method"] for line in lines(found)] == ["er ‡", "ewc"]
-    assert "made by sources that were changed since (cl_bench.methods.gone)" in found.note
-    assert list(forms.frame([found])["changed since"].fillna("")) == ["cl_bench.methods.gone", ""]
 
 
 DAMAGED = {

@@ -25,7 +25,7 @@ from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF
 from cl_bench.report import __main__ as report
 from cl_bench.report import commands, results_table
-from cl_bench.report.results_table import COLUMNS, ResultRow, merged, read, written
+from cl_bench.report.results_table import COLUMNS, ResultRow, as_csv, merged, read
 
 FILES = sorted((ROOT / "results").glob("*.csv"))
 OTHER_PROGRAM = "not of cl_bench.run"  # stands in the note of such a command
@@ -64,7 +64,7 @@ def test_every_column_is_explained() -> None:
 def test_every_row_is_right(file: Path) -> None:
     """Each parses; written again it is the same text; an experiment that it names exists."""
     rows = read(file)
-    assert rows and written(rows) == file.read_text()
+    assert rows and as_csv(rows) == file.read_text()
     options = {group: {p.stem for p in (CONF / group).glob("*.yaml")} for group in GROUPS}
     for row in rows:
         for group in GROUPS:
@@ -192,7 +192,7 @@ def record_of(*overrides: str) -> dict[str, Any]:
 )
 def test_a_config_is_traced_back_to_its_command(overrides: tuple[str, ...], command: str) -> None:
     """Which makes a config of the same hash, whatever the typed one was."""
-    assert commands.command_of(record_of(*overrides)) == command
+    assert commands.find_command(record_of(*overrides)) == command
 
 
 def test_no_command_is_found_for_what_no_option_makes() -> None:
@@ -200,10 +200,10 @@ def test_no_command_is_found_for_what_no_option_makes() -> None:
     for key, value in (("_target_", "no.such.module.f"), ("lr", "${oc.env:HOME}"), ("lr", 9.0)):
         record = record_of()
         record["config"]["optimizer"][key] = value
-        assert commands.command_of(record) is None
+        assert commands.find_command(record) is None
     record = record_of()
     record["labels"]["dataset"] = "../x"
-    assert commands.command_of(record) is None
+    assert commands.find_command(record) is None
 
 
 def test_a_config_that_stands_there_keeps_its_label(
@@ -259,12 +259,12 @@ GOOD |= {"unit": "percent", "n": "3"}
         ({"unit": "miles"}, "unit=miles: must be one of percent"),
         ({"split": "train"}, "split=train: must be test, val or empty"),
         ({"sd": "-1"}, "sd=-1: must be at least 0"),
-        ({"sd": "1", "n": "1"}, "sd=1: of one number there is none"),
-        ({"seeds": "0-2"}, "seeds=0-2: must be as 0,1,2"),
+        ({"sd": "1", "n": "1"}, "sd=1: must be empty where n is 1"),
+        ({"seeds": "0-2"}, "seeds=0-2: must look like 0,1,2"),
         ({"lower": "0"}, "lower=0, upper=None: do not enclose 1"),
         ({"lower": "2", "upper": "3"}, "lower=2, upper=3: do not enclose 1"),
         ({"published": "1"}, "published, published_source: one of them is missing"),
-        ({"date": "yesterday"}, "date=yesterday: must be as 2026-11-28"),
+        ({"date": "yesterday"}, "date=yesterday: must look like 2026-11-28"),
         ({"table": "u"}, "table=u: the file is that of t"),
     ],
 )
@@ -284,10 +284,14 @@ def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path
     [
         ("toy.txt", [], "--save toy.txt: must be a file <table>.csv"),
         ("own.csv/x.csv", [], "own.csv/x.csv: "),
-        ("own.csv", [], "own.csv: is no table of results"),
-        ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): stands there twice"),
-        ("binary.csv", [], "binary.csv: is no text in UTF-8"),
-        ("pooled.csv", ["--by", "linear"], "--save: er method.linear=true"),
+        ("own.csv", [], "own.csv: is not a table of results"),
+        ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): occurs twice"),
+        ("binary.csv", [], "binary.csv: is not text in UTF-8"),
+        (
+            "pooled.csv",
+            ["--by", "linear"],
+            "--save: er method.linear=true (over optimizer.lr=0.1|0.2): pools several configs",
+        ),
     ],
 )
 def test_saving_elsewhere_is_refused_in_one_line(

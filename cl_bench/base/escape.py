@@ -1,7 +1,7 @@
 """Text from a record or a path as text: nothing in it is markup, a formula or a command.
 
 Whoever can place a record below a folder that someone reports on chooses its labels and values.
-LaTeX is escaped in `report.forms`, HTML by Jinja.
+LaTeX is escaped in `report.formats`, HTML by Jinja.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""python -m cl_bench.report outputs/: the finished runs below a folder, compared.
+"""Finished runs compared: `python -m cl_bench.report outputs/`, and the pages of sweeps.
 
-Read rows.py (records to rows), statistics.py, published.py, tables.py, then page.py.
---save: results_table.py (the rows of results/<table>.csv), commands.py, save.py.
+Read runs.py (records become runs), quantities.py (the numbers of a run), statistics.py and rows.py
+(runs become rows), then tables.py and html_page.py. sweep_pages.py makes the page of a sweep from
+the same runs and quantities. For --save read results_table.py, commands.py and save.py.
 """

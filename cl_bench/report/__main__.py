@@ -1,4 +1,4 @@
-"""The command: tables on the terminal and as Markdown, CSV, LaTeX and a page."""
+"""The command `python -m cl_bench.report`: tables on the terminal and in files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.command import run_command
 from cl_bench.config.errors import Parser
-from cl_bench.report import forms
-from cl_bench.report.orders import orders
-from cl_bench.report.page import render
+from cl_bench.report import formats
+from cl_bench.report.html_page import html
+from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import Row, gather
+from cl_bench.report.runs import finished_runs, left_out
 from cl_bench.report.tables import tables
 from cl_bench.results.record import Records, read_all
 
-SHOWN = 10  # failed runs that are named at the end
+MAX_FAILURES = 10  # failed runs that are named at the end
 
 
 def _parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         prog="python -m cl_bench.report",
         description="Compares the finished runs below a folder: report.html, .md, .csv and .tex",
@@ -48,8 +48,8 @@ def _parser() -> Parser:
         "--save",
         type=Path,
         metavar="TABLE",
-        help="write the rows into a table of results, as results/pmnist.csv, in the place of those "
-        "that it has of the same configs (results/README.md)",
+        help="write the rows into a table of results such as results/pmnist.csv, in place of its "
+        "rows of the same configs (results/README.md)",
     )
     return parser
 
@@ -61,58 +61,62 @@ def main() -> None:
     root = options.root.expanduser()
     out = options.out.expanduser() if options.out else root
     try:
-        found, rows = write(root, options.by, options.baseline, out)
+        rows = write_report(root, options.by, options.baseline, out)
         if options.save:
-            from cl_bench.report.save import save  # all that a config is checked by: slow to import
+            from cl_bench.report.save import save  # slow to import: it checks configs
 
             file = options.save.expanduser()
-            print(visible(f"{file}: {save(found, rows, file)} rows"))
+            print(visible(f"{file}: {save(rows, file)} rows"))
     except UserError as error:
         parser.exit(2, f"error: {visible(str(error))}\n")
 
 
-def write(root: Path, by: list[str], baseline: str | None, out: Path) -> tuple[Records, list[Row]]:
-    """Print the table and write it in all forms; what was read, and its rows."""
+def write_report(root: Path, by: list[str], baseline: str | None, out: Path) -> list[Row]:
+    """Print the tables and write them as HTML, Markdown, CSV and LaTeX; returns their rows."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; a report is of the folder that runs are in")
-    found = read_all(root)
-    rows = gather(found, by)
+        raise UserError(f"{root}: no such folder; name the folder that has the runs")
+    records = read_all(root)
+    rows = gather(records, by)
     if not rows:
-        raise UserError(f"{root}: no finished run (record.json) below this folder{missing(found)}")
-    made, disparity = tables(rows, baseline), orders(found)
-    left_out = visible([*found.damaged, *found.contradicting])
-    print(forms.plain(made, disparity))
+        raise UserError(f"{root}: no finished run (record.json) below this folder{gaps(records)}")
+    made, orders = tables(rows, baseline), order_summary(finished_runs(records))
+    lines = left_out(records)
+    print(formats.plain_text(made, orders))
     texts = {
-        "html": render(made, disparity, f"cl_bench: {visible(root.resolve().name)}", left_out),
-        "md": forms.markdown(made, disparity, left_out),
-        "csv": forms.csv(forms.frame(made)),
-        "tex": forms.latex(made, disparity),
+        "html": html(made, orders, f"cl_bench: {visible(root.resolve().name)}", lines),
+        "md": formats.markdown(made, orders, lines),
+        "csv": formats.csv_text(formats.data_frame(made)),
+        "tex": formats.latex(made, orders),
     }
-    if disparity.rows:
-        texts["orders.csv"] = forms.csv(pd.DataFrame(disparity.rows))
+    if orders.rows:
+        texts["orders.csv"] = formats.csv_text(pd.DataFrame(orders.rows))
+    _write_files(out, texts)
+    print(visible(f"files: {out}/report.{{{','.join(texts)}}}{gaps(records)}"))
+    for line in lines:
+        print(f"left out: {line}", file=sys.stderr)
+    for line in visible(records.failures[:MAX_FAILURES]):
+        print(f"failed: {line}", file=sys.stderr)
+    return rows
+
+
+def _write_files(out: Path, texts: dict[str, str]) -> None:
     try:
         files.require_writable(out)
         (out / "report.orders.csv").unlink(missing_ok=True)  # of an earlier report
-        for kind, text in texts.items():
-            files.write_text(out / f"report.{kind}", text)
+        for ending, text in texts.items():
+            files.write_text(out / f"report.{ending}", text)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; choose a folder to write to") from None
-    print(visible(f"files: {out}/report.{{{','.join(texts)}}}{missing(found)}"))
-    for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
-    for line in visible(found.failures[:SHOWN]):
-        print(f"failed: {line}", file=sys.stderr)
-    return found, rows
 
 
-def missing(found: Records) -> str:
-    """What a report leaves out; empty: nothing."""
-    states = sorted(found.unfinished.items())
+def gaps(records: Records) -> str:
+    """How many runs a report leaves out, by the reason; empty where it has all."""
+    states = sorted(records.unfinished.items())
     parts = [f"{number} {visible(state)} (by status.json)" for state, number in states]
-    parts += [f"{len(found.damaged)} damaged"] if found.damaged else []
-    copies = found.contradicting
-    parts += [f"{len(copies)} with other results than another copy"] if copies else []
-    first = f", the first: {found.damaged[0]}" if found.damaged and not found.runs else ""
+    parts += [f"{len(records.damaged)} damaged"] if records.damaged else []
+    copies = records.contradicting
+    parts += [f"{len(copies)} with other results than the first copy"] if copies else []
+    first = f", the first: {records.damaged[0]}" if records.damaged and not records.runs else ""
     return f"; not in it: {', '.join(parts)}{first}" if parts else ""
 
 

@@ -1,4 +1,4 @@
-"""Pictures for the page, as data URIs: nothing is fetched, nothing lies beside the page."""
+"""Pictures for the HTML page, as data URIs, so that no file lies beside it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,41 @@ from typing import Any
 
 import numpy as np
 
+from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import Row
-from cl_bench.report.tables import ACC, Table, of
+from cl_bench.report.tables import Table
 from cl_bench.results.figures import picture
 
-MOST = 12  # rows in a picture; the page says which
-
-LABELS = {
+MAX_ROWS = 12  # in a picture
+MAX_LABEL = 44  # characters in a legend
+AXES = {
     "train s": "training, seconds",
     "peak MiB": "peak memory, MiB",
     "gradients": "gradients per training image",
 }
 
 
-def chosen(table: Table) -> list[Row]:
-    """The rows that are drawn: those of the highest ACC, in the table's order."""
-    known = [(found.mean, row) for row in table.rows if (found := of(ACC)(row))]
-    ranked = [row for _, row in sorted(known, key=lambda pair: -pair[0])[:MOST]]
-    return [row for row in table.rows if row in ranked]
+def drawn_rows(table: Table) -> list[Row]:
+    """The rows with the highest ACC, in the table's order."""
+    measured = [(found.mean, row) for row in table.rows if (found := row.summary(ACC))]
+    best = [row for _, row in sorted(measured, key=lambda pair: -pair[0])[:MAX_ROWS]]
+    return [row for row in table.rows if row in best]
 
 
 def matrices(row: Row) -> np.ndarray:
-    """(n, T, T) in percent, NaN where nothing was measured; of runs with equally many tasks."""
-    found = [np.array(run["accuracy"], dtype=float) for run in row.runs]
-    return 100 * np.stack([m for m in found if m.shape == found[0].shape])
+    """The accuracy matrices (n, T, T) of a row's runs in percent, NaN where not measured.
+
+    Only of the runs that have as many tasks as the first one.
+    """
+    found = [np.array(run.record["accuracy"], dtype=float) for run in row.runs]
+    return 100 * np.stack([matrix for matrix in found if matrix.shape == found[0].shape])
 
 
 def curves(rows: list[Row]) -> str | None:
-    """ACC of the tasks so far after each task, a band of one standard deviation; None: unknown."""
+    """ACC of the tasks so far after each task, with a band of one standard deviation.
+
+    None where no row has a complete lower triangle.
+    """
     drawn = {}
     for place, row in enumerate(rows):
         every = matrices(row)
@@ -47,13 +54,13 @@ def curves(rows: list[Row]) -> str | None:
     if not drawn:
         return None
 
-    def fill(figure: Any) -> None:
+    def draw(figure: Any) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes = figure.add_subplot(xlabel="after task", ylabel="ACC of the tasks so far (%)")
         for place, values in drawn.items():
             tasks, middle, colour = range(values.shape[1]), values.mean(0), f"C{place % 10}"
-            style = {"color": colour, "label": _cut(rows[place].name), "marker": "o", "ms": 3}
+            style = {"color": colour, "label": _label(rows[place]), "marker": "o", "ms": 3}
             axes.plot(tasks, middle, "-" if place < 10 else "--", **style)
             if len(values) > 1:
                 sd = values.std(0, ddof=1)
@@ -62,71 +69,71 @@ def curves(rows: list[Row]) -> str | None:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper", fontsize=8)
 
-    return svg(fill, (8, 4))
+    return svg(draw, (8, 4))
 
 
 def against_costs(table: Table, rows: list[Row]) -> str | None:
-    """ACC against seconds, memory and gradients, each row a point with its standard deviation."""
-    quantities = [quantity for quantity in table.costs if quantity.name in LABELS]
+    """ACC against seconds, memory and gradients: a point for each row, with standard deviations."""
+    quantities = [quantity for quantity in table.costs if quantity.name in AXES]
     if not rows or not quantities:
         return None
 
-    def fill(figure: Any) -> None:
+    def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
         panels[0].set_ylabel("ACC (%)")
         points = {}
         for axes, quantity in zip(panels, quantities, strict=True):
             costs = []
             for place, row in enumerate(rows):
-                found, cost = of(ACC)(row), of(quantity)(row)
-                if found is not None and cost is not None:
+                acc, cost = row.summary(ACC), row.summary(quantity)
+                if acc is not None and cost is not None:
                     style = {"fmt": "o" if place < 10 else "s", "color": f"C{place % 10}"}
-                    style |= {"xerr": cost.sd, "yerr": found.sd}
-                    points[place] = axes.errorbar(cost.mean, found.mean, **style)
+                    style |= {"xerr": cost.sd, "yerr": acc.sd}
+                    points[place] = axes.errorbar(cost.mean, acc.mean, **style)
                     costs.append(cost.mean)
             wide = min(costs, default=0) > 0 and max(costs) > 20 * min(costs)
             axes.set_xscale("log" if wide else "linear")
             if not wide:
                 axes.ticklabel_format(axis="x", useOffset=False)
-            axes.set_xlabel(LABELS[quantity.name])
+            axes.set_xlabel(AXES[quantity.name])
             axes.grid(alpha=0.3)
-        names = [_cut(rows[place].name) for place in points]
+        names = [_label(rows[place]) for place in points]
         figure.legend(points.values(), names, loc="outside right upper", fontsize=8)
 
-    return svg(fill, (11, 3.6))
+    return svg(draw, (11, 3.6))
 
 
-def _cut(name: str, most: int = 44) -> str:
-    """A label of the legend, which leaves out those that begin with an underscore."""
-    name = f" {name}" if name.startswith("_") else name
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _label(row: Row) -> str:
+    """A row's label in the legend, cut; matplotlib hides labels that begin with an underscore."""
+    name = f" {row.name}" if row.name.startswith("_") else row.name
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
 
 
 def heat_map(row: Row) -> str:
-    """R, averaged over the runs, a pixel an entry; viridis from 0 to 100 %."""
+    """The mean accuracy matrix of a row's runs, a pixel for each entry; viridis, 0 to 100 %."""
     from matplotlib import colormaps
     from matplotlib.image import imsave
 
     file = BytesIO()
     values = matrices(row).mean(0)
     imsave(file, colormaps["viridis"](np.ma.masked_invalid(values) / 100), format="png")
-    return _uri("image/png", file.getvalue())
+    return _data_uri("image/png", file.getvalue())
 
 
-def svg(fill: Callable[[Any], None], size: tuple[float, float]) -> str:
-    """One picture; its text stays text."""
+def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
+    """An SVG picture of `size` inches; its text stays text, its bytes are the same each time."""
     import matplotlib
 
-    same: dict[Any, Any] = {
+    options: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "cl_bench",
         "text.parse_math": False,
     }
-    with matplotlib.rc_context(same), warnings.catch_warnings():
+    with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has its own
-        content = picture(fill, size, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", content)
+        content = picture(draw, size, format="svg", metadata={"Date": None})
+    return _data_uri("image/svg+xml", content)
 
 
-def _uri(kind: str, content: bytes) -> str:
+def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{b64encode(content).decode()}"

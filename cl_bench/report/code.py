@@ -1,32 +1,34 @@
-"""Which rows of a table were made by different code, or by sources that were changed since."""
+"""Which modules differ between the runs of a row, or have changed since its runs were made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
+from cl_bench.report.runs import Run
 from cl_bench.results.source_code import changed_since
 
-SHOWN = 3  # modules that are named
+MAX_NAMED = 3  # modules
 
 
-def unlike(runs: list[dict[str, Any]]) -> str:
-    """Where runs were made by different code, the modules that differ; else nothing."""
-    codes = [run.get("code") or {} for run in runs]
-    parts = any("parts" in code for code in codes)
+def differing_modules(runs: list[Run]) -> str:
+    """The modules that differ where runs were made by different code; empty otherwise."""
+    codes = [run.record.get("code") or {} for run in runs]
+    parts = any("parts" in code for code in codes)  # code that changed while a run was resumed
     if len({code.get("sha256") for code in codes}) < 2 and not parts:
         return ""
     files = [code.get("files") or {} for code in codes]
-    names = sorted({name for own in files for name in own})
-    return _named(n for n in names if len({str(own.get(n)) for own in files}) > 1) or "within a run"
+    names = sorted({name for hashes in files for name in hashes})
+    differing = [n for n in names if len({str(hashes.get(n)) for hashes in files}) > 1]
+    return _listed(differing) or "within a run"
 
 
-def changed(runs: list[dict[str, Any]]) -> str:
-    """The modules that made some of the runs, and are not as they were then; else nothing."""
-    return _named(sorted({name for run in runs for name in changed_since(run.get("code") or {})}))
+def changed_modules(runs: list[Run]) -> str:
+    """The modules that made some of the runs and have changed since; empty where none has."""
+    codes = [run.record.get("code") or {} for run in runs]
+    return _listed(sorted({name for code in codes for name in changed_since(code)}))
 
 
-def _named(modules: Iterable[str]) -> str:
+def _listed(modules: Iterable[str]) -> str:
     names = list(modules)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

@@ -1,8 +1,8 @@
-"""Which config a command makes, and which command makes a config.
+"""The command that makes a config, and the config that a command makes.
 
 A command is what is typed after `python -m cl_bench.run -m`. A record holds a config, not what was
-typed: the command that is found for it is proven, as it makes a config of the same hash. Nothing
-that a record names is looked up: the classes of its config must be those of the options in conf/.
+typed. The command that is found for it is checked: it makes a config of the same hash. No name in a
+record is looked up; the classes of its config must be those of the options in conf/.
 """
 
 from __future__ import annotations
@@ -19,32 +19,28 @@ from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, PLACES, SILENT, Leaves, leaves, resolved
-from cl_bench.report.rows import Record
+from cl_bench.report.runs import Record
 
-PARTS = ("curvature", "merging", "buffer")  # of a method, typed as groups of their own
+METHOD_PARTS = ("curvature", "merging", "buffer")  # of a method, typed as groups of their own
 LABELS = ("dataset", "scenario", "method")
-OTHERS = tuple(group for group in (*GROUPS, *OPTIONAL) if group not in (*LABELS, "tracking"))
-WITHIN = re.compile(rf"^method\.(?=({'|'.join(PARTS)})\.)")
+OTHER_GROUPS = tuple(g for g in (*GROUPS, *OPTIONAL) if g not in (*LABELS, "tracking"))
+METHOD_PREFIX = re.compile(rf"^method\.(?=({'|'.join(METHOD_PARTS)})\.)")
 
 
-def words(command: str) -> list[str]:
-    """The overrides of a command that say which config it is: all but the seed and the places.
+def overrides_of(command: str) -> list[str]:
+    """The overrides of a command that decide its config: all but the seed and the folders.
 
-    UserError where a quotation mark is not closed.
+    Raises UserError where a quotation mark is not closed.
     """
-    ignored = {*PLACES, *SILENT} - {*PARTS}
+    ignored = {*PLACES, *SILENT} - {*METHOD_PARTS}
     try:
         return [word for word in shlex.split(command) if word.partition("=")[0] not in ignored]
     except ValueError as error:
         raise UserError(f"{command}: {error}") from None
 
 
-def hash_of(command: str) -> str | None:
-    """The hash of a command's config; None where it is refused, a sweep, or of another program."""
-    return _hash_of(words(command))
-
-
-def _hash_of(overrides: list[str]) -> str | None:
+def hash_of(overrides: list[str]) -> str | None:
+    """The hash of the config that overrides make; None where they are refused, or are a sweep."""
     try:
         cfg = composed(*overrides)
         normalise_floats(cfg, check_config(cfg))
@@ -55,68 +51,75 @@ def _hash_of(overrides: list[str]) -> str | None:
         return None
 
 
-def command_of(record: Record) -> str | None:
-    """A command, without a seed, that makes a record's config; None where none is found."""
+def find_command(record: Record) -> str | None:
+    """A command, without a seed, that makes the config of a record; None where none is found."""
     labels, wanted = record["labels"], record["hash"]
-    there = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in LABELS}
-    if any(labels[group] not in there[group] for group in LABELS):
+    options = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in LABELS}
+    if any(labels[group] not in options[group] for group in LABELS):
         return None
     chosen = [f"{group}={labels[group]}" for group in LABELS]
     try:
-        chosen = _overrides(chosen, _flat(record["config"]))
+        chosen = _overrides(chosen, _typed_leaves(record["config"]))
     except Exception as error:
         if errors.explain(error) is None:
             raise
         return None
-    if _hash_of(chosen) != wanted:
+    if hash_of(chosen) != wanted:
         return None
-    shorter = [word for word in chosen if not word.startswith("scenario=")]
-    return shlex.join(shorter if _hash_of(shorter) == wanted else chosen)  # datasets bring theirs
+    shorter = [word for word in chosen if not word.startswith("scenario=")]  # datasets choose one
+    return shlex.join(shorter if hash_of(shorter) == wanted else chosen)
 
 
 def _overrides(chosen: list[str], goal: Leaves) -> list[str]:
-    """What leads from these options to a config: options of other groups, then values.
+    """The overrides that lead from these options to a config: options of other groups, then values.
 
-    UserError where the config names a class that these options do not bring, or an interpolation.
+    Raises UserError where the config names a class that these options do not have, or has an
+    interpolation.
     """
-    here = _flat(resolved(composed(*chosen)))
-    for group in OTHERS:
-        keys = [key for key in {*here, *goal} if key == group or key.startswith(f"{group}.")]
-        if any(here.get(key) != goal.get(key) for key in keys if key.endswith("_target_")):
-            chosen, here = _nearest(group, chosen, here, goal)
+    config = _composed_leaves(chosen)
+    for group in OTHER_GROUPS:
+        keys = [k for k in {*config, *goal} if k == group or k.startswith(f"{group}.")]
+        if any(config.get(k) != goal.get(k) for k in keys if k.endswith("_target_")):
+            chosen, config = _nearest_option(group, chosen, config, goal)
     for key, value in goal.items():
-        if ("._" in f".{key}" and here.get(key, ...) != value) or "${" in str(value):
+        if ("._" in f".{key}" and config.get(key, ...) != value) or "${" in str(value):
             raise UserError(f"{key}={value}: of no option")
-    return [*chosen, *_values(here, goal)]
+    return [*chosen, *_value_overrides(config, goal)]
 
 
-def _nearest(group: str, chosen: list[str], here: Leaves, goal: Leaves) -> tuple[list[str], Leaves]:
-    """The choice with that option of a group which differs least from a config."""
-    tried = [(chosen, here)]
+def _nearest_option(
+    group: str, chosen: list[str], config: Leaves, goal: Leaves
+) -> tuple[list[str], Leaves]:
+    """The choice with the option of a group whose config differs in the fewest keys from `goal`."""
+    tried = [(chosen, config)]
     for file in sorted((CONF / group).glob("*.yaml")):
         more = [*chosen, f"{group}={file.stem}"]
-        tried.append((more, _flat(resolved(composed(*more)))))
+        tried.append((more, _composed_leaves(more)))
 
-    def unlike(found: tuple[list[str], Leaves]) -> int:
-        keys = {key for key in (*found[1], *goal) if key.startswith(group)}
-        return sum(found[1].get(key, ...) != goal.get(key, ...) for key in keys)
+    def differing(choice: tuple[list[str], Leaves]) -> int:
+        keys = {key for key in (*choice[1], *goal) if key.startswith(group)}
+        return sum(choice[1].get(key, ...) != goal.get(key, ...) for key in keys)
 
-    return min(tried, key=unlike)
+    return min(tried, key=differing)
 
 
-def _flat(config: dict[str, Any]) -> Leaves:
+def _composed_leaves(overrides: list[str]) -> Leaves:
+    return _typed_leaves(resolved(composed(*overrides)))
+
+
+def _typed_leaves(config: dict[str, Any]) -> Leaves:
     """The values of a config by the keys that they are typed with."""
-    return {WITHIN.sub("", key): value for key, value in leaves(config).items()}
+    return {METHOD_PREFIX.sub("", key): value for key, value in leaves(config).items()}
 
 
-def _values(here: Leaves, goal: Leaves) -> Iterator[str]:
-    """The keys in which two configs differ, as overrides that lead from the one to the other."""
-    for key in sorted({*here, *goal}):
+def _value_overrides(config: Leaves, goal: Leaves) -> Iterator[str]:
+    """The overrides that lead from one config to another."""
+    for key in sorted({*config, *goal}):
         if key not in goal:
             yield f"~{key}"
-        elif key not in here:
+        elif key not in config:
             yield f"+{key}={typed(goal[key])}"
-        elif here[key] != goal[key]:
+        elif config[key] != goal[key]:
             yield f"{key}={typed(goal[key])}"
 
 

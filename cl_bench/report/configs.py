@@ -12,55 +12,56 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config.nodes import Leaves
 
 
-def varied(configs: Sequence[Leaves]) -> list[str]:
-    """The keys in which configs are not all alike.
+def varying_keys(configs: Sequence[Leaves]) -> list[str]:
+    """The keys whose values are not the same in all configs, sorted.
 
-    Without those that come with a part that is shown (`optimizer.betas` of Adam): only some configs
-    have them, and these the same value.
+    Keys that only come with a `_target_` which varies itself are left out, such as
+    `optimizer.betas` where some configs have Adam: those that have them agree on the value.
     """
-    keys = {key for config in configs for key in config}
-    unlike = [k for k in sorted(keys) if len({str(c.get(k)) for c in configs}) > 1]
-    return [k for k in unlike if not _comes_along(k, unlike, configs)]
+    every = {key for config in configs for key in config}
+    keys = [k for k in sorted(every) if len({str(config.get(k)) for config in configs}) > 1]
+    return [key for key in keys if not _comes_with_target(key, keys, configs)]
 
 
-def _comes_along(key: str, unlike: list[str], configs: Sequence[Leaves]) -> bool:
-    own = {str(config[key]) for config in configs if key in config}
-    part = f"{key.rpartition('.')[0]}._target_"
-    return part in unlike and len(own) == 1 and any(key not in config for config in configs)
+def _comes_with_target(key: str, varying: list[str], configs: Sequence[Leaves]) -> bool:
+    values = {str(config[key]) for config in configs if key in config}
+    target = f"{key.rpartition('.')[0]}._target_"
+    return target in varying and len(values) == 1 and any(key not in c for c in configs)
 
 
-def formatted(config: Leaves, keys: Iterable[str]) -> str:
-    """Overrides, but of keys that it does not have: `curvature=KFAC optimizer.lr=0.1`."""
-    return " ".join(f"{short(key)}={shown(config[key])}" for key in keys if key in config)
+def format_overrides(config: Leaves, keys: Iterable[str]) -> str:
+    """The values of these keys that a config has: `curvature=KFAC optimizer.lr=0.1`."""
+    found = [key for key in keys if key in config]
+    return " ".join(f"{short_key(key)}={format_value(config[key])}" for key in found)
 
 
-def short(key: str) -> str:
-    """A key as it is typed: a group's target by the group's name, a part of a method by its own."""
-    own = re.sub(r"^method\.(?=\w+\.)", "", key)
-    return own.split(".")[-2] if own.endswith("._target_") else own
+def short_key(key: str) -> str:
+    """A key as it is typed: `curvature` for `method.curvature._target_`."""
+    typed = re.sub(r"^method\.(?=\w+\.)", "", key)
+    return typed.split(".")[-2] if typed.endswith("._target_") else typed
 
 
-def shown(value: Any) -> str:
-    """A value as an override has it; of a class, its name alone."""
+def format_value(value: Any) -> str:
+    """A value as it is typed; of a class of cl_bench or PyTorch the name alone."""
     if isinstance(value, str) and value.startswith(("cl_bench.", "torch.")):
         return value.rsplit(".", 1)[-1]
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def resolved(key: str, known: set[str]) -> str:
-    """The one key of the configs that `key` means."""
-    chosen = fitting(key, known)
-    if len(chosen) == 1:
-        return chosen[0]
-    if chosen:
-        raise UserError(f"--by {key}: may mean {' or '.join(sorted(chosen))}; write it out")
+def resolve_key(key: str, known: set[str]) -> str:
+    """The key of the configs that `--by key` means; UserError unless there is exactly one."""
+    matches = matching_keys(key, known)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"--by {key}: may mean {' or '.join(sorted(matches))}; write it out")
     near = get_close_matches(key, known, n=3, cutoff=0.5)
-    there = f"did you mean {' or '.join(near)}?" if near else "keys are those of config.yaml"
-    raise UserError(f"--by {key}: no config of these runs has it; {there}")
+    hint = f"did you mean {' or '.join(near)}?" if near else "keys are those of config.yaml"
+    raise UserError(f"--by {key}: no config of these runs has it; {hint}")
 
 
-def fitting(key: str, known: Iterable[str]) -> list[str]:
-    """The keys that `key` may mean: itself, a group's target, those that end with it."""
+def matching_keys(key: str, known: Iterable[str]) -> list[str]:
+    """The keys that `key` may mean: itself, a group's `_target_`, or those that end with it."""
     if key in known:
         return [key]
     ends = [k for k in known if f".{k}".removesuffix("._target_").endswith(f".{key}")]

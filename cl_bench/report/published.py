@@ -1,14 +1,15 @@
-"""Published figures and which of our rows they stand beside: cl_bench/published/*.csv.
+"""Published figures, and the rows that they can be compared with: cl_bench/published/*.csv.
 
-A line's `row` says which runs are meant (`dataset.tasks=10 curvature=KFAC`: all must hold), its
-`protocol` what else the paper did (`schedule.epochs=20`): where that does not hold, the figure is
-shown, with what differs. A key that a config does not have counts as null. `kind`: what
-`spread` is, sd or sem (of the mean).
+The column `row` of a line says which runs it is compared with (`dataset.tasks=10 curvature=KFAC`:
+all conditions must hold). The column `protocol` says what else the paper did
+(`schedule.epochs=20`); where that does not hold, the figure is shown with what differs. A key that
+a config does not have counts as null. `kind` is that of `spread`: sd, or sem (standard error of the
+mean).
 
 `loss_over` says which classes the training loss compares: the task's `own`, those `seen` so far,
 or `all` of the head (`unstated` where a paper does not say). DER's task-incremental figures come
-from a loss over all classes with the others masked at test time only; a run here masks them in
-training, too, so that these figures have `loss_over=all` in their `row` and stand beside none.
+from a loss over all classes with the others masked at test time only. A run of cl_bench masks them
+in training, too; these figures have `loss_over=all` in their `row`, so that no run matches them.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from typing import Any
 
 import yaml
 
-from cl_bench.config.nodes import leaves
-from cl_bench.report.configs import fitting, shown
-from cl_bench.report.rows import METRICS, Record, Row
-from cl_bench.report.statistics import summary
+from cl_bench.report.configs import format_value, matching_keys
+from cl_bench.report.quantities import metric
+from cl_bench.report.rows import Row
+from cl_bench.report.runs import Run
 
-LOSS_OVER = {"task_il": "own", "class_il": "seen", "data_il": "all"}  # by what `live` is
+# the classes that the loss compares, by the function that is the scenario's `live`
+LOSS_OVER = {"task_il": "own", "class_il": "seen", "data_il": "all"}
+TEXTS = ("source", "table", "dataset", "scenario", "method", "metric", "kind")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the CSV files."""
+    """A published figure: a line of the CSV files."""
 
     source: str
     table: str
@@ -53,23 +56,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A published figure for one of our rows."""
+class Comparison:
+    """A row with a published figure."""
 
     row: Row
     figure: Figure
-    ours: float  # mean, in percent
-    other: list[str]  # what our runs do otherwise
+    ours: float  # mean over the seeds, in percent
+    differences: list[str]  # between the protocols, as far as they are known
 
     @property
     def deviation(self) -> float:
-        """Ours - published, in percentage points."""
+        """Ours minus published, in percentage points."""
         return self.ours - self.figure.value
 
 
 @cache
 def figures() -> list[Figure]:
-    """All published figures that ship with the package."""
+    """All published figures that the package has."""
     found = []
     for file in sorted(files("cl_bench.published").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".csv"):
@@ -78,9 +81,8 @@ def figures() -> list[Figure]:
 
 
 def _figure(line: dict[str, str]) -> Figure:
-    text = ("source", "table", "dataset", "scenario", "method", "metric", "kind")
     return Figure(
-        **{name: line[name] for name in text},
+        **{name: line[name] for name in TEXTS},
         row=_conditions(line["row"]),
         protocol=_conditions(line["protocol"]),
         value=float(line["value"]),
@@ -92,46 +94,46 @@ def _conditions(text: str) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in (c.split("=", 1) for c in text.split())}
 
 
-def published_for(rows: list[Row]) -> list[Beside]:
-    """For each row the figures that are meant for it, those of the nearest protocol first."""
-    quantities = {quantity.name: quantity for quantity in METRICS}
+def comparisons(rows: list[Row]) -> list[Comparison]:
+    """Each row with the figures that it can be compared with, the nearest protocol first."""
     found = []
     for row in rows:
         fits = []
         for figure in figures():
-            if not _meant(figure, row):
-                continue
-            ours = summary([*row.by_seed(quantities[figure.metric]).values()])
+            ours = row.summary(metric(figure.metric)) if _applies(figure, row) else None
             if ours is not None:
-                fits.append(Beside(row, figure, ours.mean, _unmet(figure.protocol, row)))
-        found += sorted(fits, key=lambda fit: len(fit.other))
+                fits.append(Comparison(row, figure, ours.mean, _unmet(figure.protocol, row)))
+        found += sorted(fits, key=lambda fit: len(fit.differences))
     return found
 
 
-def _meant(figure: Figure, row: Row) -> bool:
-    place = (row.section.dataset, row.section.scenario, row.section.split, row.method)
+def _applies(figure: Figure, row: Row) -> bool:
+    ours = (row.section.dataset, row.section.scenario, row.section.split, row.method)
     theirs = (figure.dataset, figure.scenario, "test", figure.method)
-    return place == theirs and not _unmet(figure.row, row)
+    return ours == theirs and not _unmet(figure.row, row)
 
 
 def _unmet(conditions: dict[str, Any], row: Row) -> list[str]:
-    """Those that do not hold in all runs, as what is there instead."""
+    """The conditions that do not hold in all runs: `schedule.epochs=2 (published: 1)`."""
     found = []
     for key, wanted in conditions.items():
-        have = {there(key, run) for run in row.runs}
-        if have != {shown(wanted)}:
-            found.append(f"{key}={'|'.join(sorted(have))} (published: {shown(wanted)})")
+        values = {_value_at(key, run) for run in row.runs}
+        if values != {format_value(wanted)}:
+            ours = "|".join(sorted(values))
+            found.append(f"{key}={ours} (published: {format_value(wanted)})")
     return found
 
 
-def there(key: str, run: Record) -> str:
-    """What a run has there; `backbone`: the data that it was pre-trained on, or none."""
+def _value_at(key: str, run: Run) -> str:
+    """A value of a run's config, or of what the record says of the loss and the backbone.
+
+    `backbone` is the data that it was pre-trained on, or none; `pretrained` whether there is one.
+    """
     if key == "loss_over":
-        live = there("scenario.live", run)
+        live = _value_at("scenario.live", run)
         return LOSS_OVER.get(live, live)
     if key in ("backbone", "pretrained"):
-        backbone = run.get("backbone")
+        backbone = run.record.get("backbone")
         name = backbone["data"]["name"] if backbone else "none"
-        return name if key == "backbone" else shown(backbone is not None)
-    config = leaves(run["config"])
-    return "|".join(shown(config[name]) for name in fitting(key, config)) or "null"
+        return name if key == "backbone" else format_value(backbone is not None)
+    return "|".join(format_value(run.config[k]) for k in matching_keys(key, run.config)) or "null"

@@ -1,6 +1,6 @@
 """Measured results as data: a file results/<table>.csv has one row for each config and metric.
 
-results/README.md says what each column holds. What is not known stays empty.
+results/README.md explains the columns. What is not known stays empty.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ResultRow:
     """One metric of one config. Numbers keep the digits that they were written with."""
 
     table: str  # the name of the file
-    row: str  # what sets the config apart within its table
+    row: str  # tells the config from the others of its table
     command: str  # the overrides after `python -m cl_bench.run -m`, or `python ...` in full
     dataset: str
     scenario: str
@@ -52,8 +52,8 @@ class ResultRow:
     note: str
 
     @property
-    def place(self) -> tuple[str, str]:
-        """What a later measurement of the same thing replaces."""
+    def key(self) -> tuple[str, str]:
+        """Label and metric, which occur once in a table."""
         return self.row, self.metric
 
 
@@ -67,77 +67,84 @@ def read(file: Path) -> list[ResultRow]:
         files.require_regular(file)
         text = file.read_text()
     except UnicodeDecodeError:
-        raise UserError(f"{file}: is no text in UTF-8") from None
+        raise UserError(f"{file}: is not text in UTF-8") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     try:
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
-        raise UserError(f"{file}: is no CSV file ({error})") from None
+        raise UserError(f"{file}: is not a CSV file ({error})") from None
     if not lines or tuple(lines[0]) != COLUMNS:
-        raise UserError(f"{file}: is no table of results; its columns must be {','.join(COLUMNS)}")
-    found: list[ResultRow] = []
-    places: set[tuple[str, str]] = set()
+        raise UserError(
+            f"{file}: is not a table of results; its columns must be {','.join(COLUMNS)}"
+        )
+    rows: dict[tuple[str, str], ResultRow] = {}
     for number, line in enumerate(lines[1:], start=1):
         try:
-            found.append(_row(line, file.stem))
+            row = _parse(line, file.stem)
         except ValueError as error:
             raise UserError(f"{file}: row {number}: {error}") from None
-        if found[-1].place in places:
-            raise UserError(f"{file}: row {number}: {found[-1].place}: stands there twice")
-        places.add(found[-1].place)
-    return found
+        if row.key in rows:
+            raise UserError(f"{file}: row {number}: {row.key}: occurs twice")
+        rows[row.key] = row
+    return list(rows.values())
 
 
-def _row(line: list[str], table: str) -> ResultRow:
+def _parse(line: list[str], table: str) -> ResultRow:
     """A line of a file; ValueError says what is wrong with it."""
     if len(line) != len(COLUMNS):
         raise ValueError(f"has {len(line)} cells, not {len(COLUMNS)}")
-    cells: dict[str, Any] = {n: _bare(text) for n, text in zip(COLUMNS, line, strict=True)}
+    cells: dict[str, Any] = {n: _unescaped(text) for n, text in zip(COLUMNS, line, strict=True)}
     cells |= {name: _number(name, cells[name]) for name in NUMBERS}
     if cells["mean"] is None:
         raise ValueError("mean: is missing")
-    if not _like(r"[1-9][0-9]*", cells["n"]):
+    if not _empty_or_like(r"[1-9][0-9]*", cells["n"]):
         raise ValueError(f"n={cells['n']}: must be a positive integer")
     cells["n"] = int(cells["n"]) if cells["n"] else None
-    found = ResultRow(**cells)
-    wrong = next(faults(found, table), None)
-    if wrong is not None:
-        raise ValueError(wrong)
-    return found
+    row = ResultRow(**cells)
+    fault = next(faults(row, table), None)
+    if fault is not None:
+        raise ValueError(fault)
+    return row
 
 
 def faults(row: ResultRow, table: str) -> Iterator[str]:
-    """What cannot be right in a row of a table."""
+    """The reasons why a row cannot be right in a table of this name."""
     rules = [
         (row.table == table, f"table={row.table}: the file is that of {table}"),
         (row.row.strip(), "row: is missing"),
         (row.metric.strip(), "metric: is missing"),
         (row.unit in UNITS, f"unit={row.unit}: must be one of {', '.join(UNITS)}"),
         (row.split in SPLITS, f"split={row.split}: must be test, val or empty"),
-        (_like(r"\d+(,\d+)*", row.seeds), f"seeds={row.seeds}: must be as 0,1,2"),
-        (_like(r"\d{4}-\d{2}-\d{2}", row.date), f"date={row.date}: must be as 2026-11-28"),
+        (_empty_or_like(r"\d+(,\d+)*", row.seeds), f"seeds={row.seeds}: must look like 0,1,2"),
+        (
+            _empty_or_like(r"\d{4}-\d{2}-\d{2}", row.date),
+            f"date={row.date}: must look like 2026-11-28",
+        ),
         (row.sd is None or row.sd >= 0, f"sd={row.sd}: must be at least 0"),
-        (row.sd is None or row.n != 1, f"sd={row.sd}: of one number there is none"),
-        (_encloses(row), f"lower={row.lower}, upper={row.upper}: do not enclose {row.mean}"),
+        (row.sd is None or row.n != 1, f"sd={row.sd}: must be empty where n is 1"),
+        (
+            _interval_encloses_mean(row),
+            f"lower={row.lower}, upper={row.upper}: do not enclose {row.mean}",
+        ),
         (
             (row.published is None) == (not row.published_source),
             "published, published_source: one of them is missing",
         ),
         (
             row.published_spread is None or row.published is not None,
-            "published_spread: of no published value",
+            "published_spread: needs a published value",
         ),
     ]
     yield from (text for right, text in rules if not right)
 
 
-def _like(pattern: str, text: str) -> bool:
+def _empty_or_like(pattern: str, text: str) -> bool:
     return not text or re.fullmatch(pattern, text) is not None
 
 
-def _encloses(row: ResultRow) -> bool:
-    """Whether the interval holds the mean, or neither of its ends is known."""
+def _interval_encloses_mean(row: ResultRow) -> bool:
+    """True also where neither end of the interval is known."""
     if row.lower is None or row.upper is None:
         return row.lower is row.upper
     return row.lower <= row.mean <= row.upper
@@ -155,13 +162,13 @@ def _number(name: str, text: str) -> Decimal | None:
     return value
 
 
-def _bare(text: str) -> str:
+def _unescaped(text: str) -> str:
     """A cell without the apostrophe that keeps a spreadsheet from computing it."""
     escaped = text[:1] == "'" and len(text) > 2 and text[1:].lstrip()[:1] in FORMULA
     return text[1:] if escaped else text
 
 
-def written(rows: Iterable[ResultRow]) -> str:
+def as_csv(rows: Iterable[ResultRow]) -> str:
     """The text of a file with these rows."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -172,16 +179,16 @@ def written(rows: Iterable[ResultRow]) -> str:
 
 
 def write(file: Path, rows: Iterable[ResultRow]) -> None:
-    """Replace a whole file; UserError where that is not possible."""
+    """Replace the whole file; UserError where that is not possible."""
     try:
         files.require_writable(file.parent)
-        files.write_text(file, written(rows))
+        files.write_text(file, as_csv(rows))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; choose a file to write to") from None
 
 
 def merged(old: Iterable[ResultRow], new: Iterable[ResultRow]) -> list[ResultRow]:
-    """Rows of both; a new one stands in the place of the old one of its row label and metric."""
-    found = {row.place: row for row in old}
-    found.update((row.place, row) for row in new)
-    return list(found.values())
+    """The rows of both; a new row takes the place of the old one with its key."""
+    rows = {row.key: row for row in old}
+    rows.update((row.key, row) for row in new)
+    return list(rows.values())

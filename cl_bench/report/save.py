@@ -1,40 +1,31 @@
-"""Finished runs as rows of results/<table>.csv: `python -m cl_bench.report --save <file>`."""
+"""Rows of a report as rows of results/<table>.csv: `python -m cl_bench.report --save <file>`."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.nodes import leaves
-from cl_bench.report.commands import command_of, hash_of, typed, words
-from cl_bench.report.published import Beside, published_for
+from cl_bench.report.commands import find_command, hash_of, overrides_of, typed
+from cl_bench.report.orders import ORDER, OrderGroup, disparity, order_groups
+from cl_bench.report.published import Comparison, comparisons
+from cl_bench.report.quantities import COSTS, METRICS
 from cl_bench.report.results_table import NAME, ResultRow, faults, merged, read, write
-from cl_bench.report.rows import COSTS, METRICS, Record, Row
+from cl_bench.report.rows import Row
+from cl_bench.report.runs import Run
 from cl_bench.report.statistics import Summary
-from cl_bench.report.tables import of
-from cl_bench.results.order_disparity import DISPARITIES, disparities
-from cl_bench.results.record import Records
-
-UNITS = {"train s": "seconds", "later / first": "ratio", "gradients": "count"}
-UNITS |= {"peak MiB": "MiB", "state MiB": "MiB"}
-ORDER = "scenario.order"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a row's metrics have in common."""
+class Entry:
+    """A row of the report, and what its metrics have in common in the table."""
 
     row: Row
     label: str
@@ -42,134 +33,132 @@ class Saved:
     date: str
 
 
-def save(found: Records, rows: Sequence[Row], file: Path) -> int:
-    """Write all rows to a table, in the place of those that it has of the same; how many it has.
+def save(rows: Sequence[Row], file: Path) -> int:
+    """Write the rows into a table, in place of those of the same label and metric.
 
-    A config whose command stands in the table keeps that row's label and command.
+    A config whose command is in the table already keeps that row's label and command. Returns the
+    number of rows that the table has now.
     """
     if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
-        raise UserError(f"--save {file}: must be a file <table>.csv, as results/pmnist.csv")
+        raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
     for row in rows:
-        if len({run["hash"] for run in row.runs}) > 1:
-            raise UserError(f"--save: {row.name}: is of several configs; leave --by out")
+        if len(row.hashes) > 1:
+            raise UserError(f"--save: {row.name}: pools several configs; leave out --by")
     old = read(file) if file.exists() else []
-    known = _known(old)
-    saved = [_saved(row, known, found) for row in rows]
-    labels = [one.label for one in saved]
+    known = _known_configs(old)
+    entries = [_entry(row, known) for row in rows]
+    labels = [entry.label for entry in entries]
     twins = sorted({label for label in labels if labels.count(label) > 1})
     if twins:
-        raise UserError(f"--save: two configs would be called {twins[0]}; save them apart")
-    beside, new = published_for(list(rows)), list[ResultRow]()
-    for one in saved:
-        new += _metrics(one, beside, file.stem)
-    new += [line for group in _orders(saved) for line in _of_orders(group, file.stem)]
+        raise UserError(f"--save: two configs have the label {twins[0]}; save them into two tables")
+    new = [*_result_rows(entries, file.stem)]
     for line in new:
-        wrong = next(faults(line, file.stem), None)
-        if wrong is not None:
-            raise UserError(f"--save: {line.row}: {wrong}")
+        fault = next(faults(line, file.stem), None)
+        if fault is not None:
+            raise UserError(f"--save: {line.row}: {fault}")
     every = merged(old, new)
     write(file, every)
     return len(every)
 
 
-def _known(old: Iterable[ResultRow]) -> dict[tuple[str, str], tuple[str, str]]:
-    """Label and command of each config and split that a table has."""
+def _known_configs(old: Iterable[ResultRow]) -> dict[tuple[str, str], tuple[str, str]]:
+    """The label and the command of each config hash and split that a table has."""
     found: dict[tuple[str, str], tuple[str, str]] = {}
-    hashes = cache(hash_of)
+    hashes: dict[str, str | None] = {}
     for line in old:
-        own = hashes(line.command) if line.command and not _foreign(line.command) else None
-        if own is not None:
-            found.setdefault((own, line.split), (line.row, line.command))
+        if not line.command or line.command.startswith("python "):  # of another program
+            continue
+        if line.command not in hashes:
+            hashes[line.command] = hash_of(overrides_of(line.command))
+        name = hashes[line.command]
+        if name is not None:
+            found.setdefault((name, line.split), (line.row, line.command))
     return found
 
 
-def _foreign(command: str) -> bool:
-    """Whether a command is one of another program than cl_bench.run."""
-    return command.startswith("python ")
-
-
-def _saved(row: Row, known: dict[tuple[str, str], tuple[str, str]], found: Records) -> Saved:
-    """A row with its label, its command and the day of its last run."""
-    first, seeds = row.runs[0], ",".join(str(run["seed"]) for run in row.runs)
-    label, command = known.get((first["hash"], row.section.split), ("", ""))
+def _entry(row: Row, known: dict[tuple[str, str], tuple[str, str]]) -> Entry:
+    """A row with its label, its command and its date."""
+    first = row.runs[0]
+    label, command = known.get((first.hash, row.section.split), ("", ""))
     if not label:
-        command = command_of(first) or ""
-        label = command or f"{row.name} [{first['hash']}]"
+        command = find_command(first.record) or ""
+        label = command or f"{row.name} [{first.hash}]"
     if command:
-        own = [word for word in shlex.split(command) if not word.startswith("seed=")]
-        command = shlex.join([*own, f"seed={seeds}"])
-    return Saved(row, label, command, _day(row, found))
+        words = [word for word in shlex.split(command) if not word.startswith("seed=")]
+        command = shlex.join([*words, f"seed={_seeds(row.runs)}"])
+    return Entry(row, label, command, max(map(_end_date, row.runs)))
 
 
-def _day(row: Row, found: Records) -> str:
-    """The day on which the last run of a row ended, where its folder says so."""
-    names = {(run["hash"], run["seed"]) for run in row.runs}
-    days = [""]
-    for folder, run in found.runs:
-        if (run["hash"], run["seed"]) in names:
-            try:
-                time = str(files.read_json(folder / "status.json").get("time", ""))
-            except (DamagedError, OSError):
-                continue
-            days += re.findall(r"^\d{4}-\d{2}-\d{2}", time)
-    return max(days)
+def _seeds(runs: Iterable[Run]) -> str:
+    return ",".join(str(seed) for seed in sorted({run.seed for run in runs}))
 
 
-def _metrics(one: Saved, beside: list[Beside], table: str) -> Iterator[ResultRow]:
-    """A line for each quantity that the runs of a row have."""
-    for quantity in (*METRICS, *COSTS):
-        found = of(quantity)(one.row)
-        if found is None:
-            continue
-        fits = [fit.figure for fit in beside if fit.row is one.row and not fit.other]
-        figure = next((fit for fit in fits if fit.metric == quantity.name), None)
-        line = _line(one, table, quantity.name, found, UNITS.get(quantity.name, "percent"))
-        if figure is not None:
-            kind = " (spread: SEM)" if figure.spread is not None and figure.kind == "sem" else ""
-            line["published"] = number(figure.value)
-            line["published_spread"] = number(figure.spread)
-            line["published_source"] = f"{figure.source}, table {figure.table}{kind}"
-        yield ResultRow(**line)
+def _end_date(run: Run) -> str:
+    """The day on which a run ended; empty where its status.json does not say."""
+    try:
+        time = str(files.read_json(run.folder / "status.json").get("time", ""))
+    except (DamagedError, OSError):
+        return ""
+    found = re.match(r"\d{4}-\d{2}-\d{2}", time)
+    return found[0] if found else ""
 
 
-def _line(one: Saved, table: str, metric: str, found: Summary, unit: str) -> dict[str, Any]:
-    """The cells of a row of the table, without a published figure."""
-    row, section = one.row, one.row.section
+def _result_rows(entries: list[Entry], table: str) -> Iterator[ResultRow]:
+    """A row for each metric and cost of each entry, then those over the orders of the tasks."""
+    published = comparisons([entry.row for entry in entries])
+    for entry in entries:
+        for quantity in (*METRICS, *COSTS):
+            found = entry.row.summary(quantity)
+            if found is not None:
+                line = _result_row(entry, table, quantity.name, quantity.unit, found)
+                yield _with_published(line, entry.row, published)
+    groups, _ = order_groups(run for entry in entries for run in entry.row.runs)
+    for group in groups:
+        yield from _order_rows(group, entries, table)
+
+
+def _result_row(entry: Entry, table: str, metric: str, unit: str, found: Summary) -> ResultRow:
+    """One metric of an entry, without a published figure."""
+    row, section = entry.row, entry.row.section
     lower, upper = found.interval or (None, None)
-    own = [f"config {row.runs[0]['hash']}"]
-    own += [f"backbone {name}" for name in _told(row, "backbone", "name")]
-    own += [f"made by different code: {row.other_code}"] if row.other_code else []
-    own += [] if one.command else ["no command: none was found that makes this config"]
-    return {
-        "table": table,
-        "row": one.label,
-        "command": one.command,
-        "dataset": section.dataset,
-        "scenario": section.scenario,
-        "method": row.method,
-        "split": section.split,
-        "metric": metric,
-        "mean": number(found.mean),
-        "sd": number(found.sd),
-        "n": found.n,
-        "seeds": ",".join(str(run["seed"]) for run in row.runs),
-        "lower": number(lower),
-        "upper": number(upper),
-        "unit": unit,
-        "device": "; ".join(_told(row, "measured", "device")),
-        "commit": "; ".join(_told(row, "measured", "commit")),
-        "versions": "; ".join(_versions(row)),
-        "date": one.date,
-        "published": None,
-        "published_spread": None,
-        "published_source": "",
-        "note": "; ".join(own),
-    }
+    return ResultRow(
+        table=table,
+        row=entry.label,
+        command=entry.command,
+        dataset=section.dataset,
+        scenario=section.scenario,
+        method=row.method,
+        split=section.split,
+        metric=metric,
+        mean=Decimal(f"{found.mean:.10g}"),
+        sd=ten_digits(found.sd),
+        n=found.n,
+        seeds=_seeds(row.runs),
+        lower=ten_digits(lower),
+        upper=ten_digits(upper),
+        unit=unit,
+        device="; ".join(_recorded(row, "measured", "device")),
+        commit="; ".join(_recorded(row, "measured", "commit")),
+        versions="; ".join(_versions(row)),
+        date=entry.date,
+        published=None,
+        published_spread=None,
+        published_source="",
+        note="; ".join(_notes(entry)),
+    )
 
 
-def _told(row: Row, part: str, name: str) -> list[str]:
-    """What the records say there, each once."""
-    values = [(run.get(part) or {}).get(name) for run in row.runs]
+def _notes(entry: Entry) -> list[str]:
+    modules = entry.row.differing_modules
+    notes = [f"config {entry.row.runs[0].hash}"]
+    notes += [f"backbone {name}" for name in _recorded(entry.row, "backbone", "name")]
+    notes += [f"made by different code: {modules}"] if modules else []
+    return notes + ([] if entry.command else ["no command: none was found that makes this config"])
+
+
+def _recorded(row: Row, part: str, name: str) -> list[str]:
+    """The values that the runs have in a part of their records, each once."""
+    values = [(run.record.get(part) or {}).get(name) for run in row.runs]
     return list(dict.fromkeys(str(visible(value)) for value in values if value is not None))
 
 
@@ -177,47 +166,45 @@ def _versions(row: Row) -> list[str]:
     """`python 3.11.2, torch 2.10.0, ...`, each once."""
     every = []
     for run in row.runs:
-        measured = run["measured"]
-        own = {"python": measured.get("python"), **(measured.get("versions") or {})}
-        every.append(", ".join(f"{k} {v}" for k, v in own.items() if v is not None))
+        measured = run.record["measured"]
+        versions = {"python": measured.get("python"), **(measured.get("versions") or {})}
+        every.append(", ".join(f"{k} {v}" for k, v in versions.items() if v is not None))
     return list(dict.fromkeys(text for text in every if text))
 
 
-def _orders(saved: list[Saved]) -> list[list[Saved]]:
-    """Test rows whose configs differ in the order of the tasks alone, where there are several."""
-    groups: dict[str, list[Saved]] = defaultdict(list)
-    for one in saved:
-        config = leaves(one.row.runs[0]["config"])
-        if ORDER in config and one.row.section.split == "test":
-            rest = {key: value for key, value in config.items() if key != ORDER}
-            place = one.row.section.dataset, one.row.section.scenario, one.row.method
-            groups[json.dumps([place, rest], sort_keys=True, default=str)].append(one)
-    return [group for group in groups.values() if len(group) > 1]
+def _with_published(line: ResultRow, row: Row, published: list[Comparison]) -> ResultRow:
+    """The row with the published figure of the same protocol, where there is one."""
+    same = [c.figure for c in published if c.row is row and not c.differences]
+    figure = next((figure for figure in same if figure.metric == line.metric), None)
+    if figure is None:
+        return line
+    kind = " (spread: SEM)" if figure.spread is not None and figure.kind == "sem" else ""
+    return replace(
+        line,
+        published=ten_digits(figure.value),
+        published_spread=ten_digits(figure.spread),
+        published_source=f"{figure.source}, table {figure.table}{kind}",
+    )
 
 
-def _of_orders(group: list[Saved], table: str) -> Iterator[ResultRow]:
+def _order_rows(group: OrderGroup, entries: list[Entry], table: str) -> Iterator[ResultRow]:
     """ACC, AOPD and MOPD over the orders of a config; n counts the orders."""
-    runs: list[list[Record]] = [one.row.runs for one in group]
-    if any(None in run["accuracy"][-1] for own in runs for run in own):
-        return
-    try:
-        found, first = disparities(runs), group[0]
-    except UserError:  # stream.first leaves them unlike tasks
-        return
-    every = ",".join(typed(leaves(own[0]["config"])[ORDER]) for own in runs)
-    kept = [w for w in words(first.command) if not w.startswith(f"{ORDER}=")]
-    label = shlex.join([*(kept or [first.label]), f"{ORDER}={every}"])
-    seeds = ",".join(str(seed) for seed in sorted({run["seed"] for own in runs for run in own}))
-    command = f"{label} seed={seeds}" if kept else ""
-    one = Saved(first.row, label, command, max(own.date for own in group))
-    for name, values in {"ACC": found["ACC"], **{n: [found[n]] for n in DISPARITIES}}.items():
-        if None not in values:
-            numbers = Summary(tuple(100 * value for value in values))
-            line = _line(one, table, name, numbers, "percent")
-            line |= {"n": len(group), "seeds": seeds, "note": f"over {len(group)} orders of tasks"}
-            yield ResultRow(**line)
+    runs = [run for alike in group.orders.values() for run in alike]
+    parts = [entry for entry in entries if not {*runs}.isdisjoint(entry.row.runs)]
+    orders = ",".join(typed(alike[0].config.get(ORDER)) for alike in group.orders.values())
+    words = [w for w in overrides_of(parts[0].command) if not w.startswith(f"{ORDER}=")]
+    label = shlex.join([*(words or [parts[0].label]), f"{ORDER}={orders}"])
+    seeds = _seeds(runs)
+    command = f"{label} seed={seeds}" if words else ""
+    entry = Entry(parts[0].row, label, command, max(part.date for part in parts))
+    found = disparity(group.orders.values())
+    singles = {name: Summary((v,)) for name, v in found.values.items() if v is not None}
+    note = f"over {len(group.orders)} orders of tasks"
+    for name, values in ({"ACC": found.acc} | singles).items():
+        line = _result_row(entry, table, name, "percent", values)
+        yield replace(line, n=len(group.orders), seeds=seeds, note=note)
 
 
-def number(value: float | None) -> Decimal | None:
-    """A number with ten digits, as the table keeps it."""
+def ten_digits(value: float | None) -> Decimal | None:
+    """A number with the digits that the table keeps."""
     return None if value is None else Decimal(f"{value:.10g}")

@@ -1,4 +1,4 @@
-"""Mean, spread and intervals of a few seeds."""
+"""Mean, standard deviation and confidence interval of a few numbers, usually one a seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 LEVEL = 0.95
-METHOD = "95 % t interval"  # the heading of its column
-CAVEAT = (
+INTERVAL = "95 % t interval"  # the heading of its column
+INTERVAL_NOTE = (
     "Intervals are Student's t intervals of the mean, from two seeds on: they cover 95 % where "
     "the seeds' numbers are independent and normal. Equal numbers give an interval without width, "
     "which shows that no spread was seen, not that there is none."
@@ -17,7 +17,7 @@ CAVEAT = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one number a seed."""
+    """One or more numbers, summarised."""
 
     values: tuple[float, ...]
 
@@ -31,12 +31,15 @@ class Summary:
 
     @property
     def sd(self) -> float | None:
-        """With n - 1; None of one number."""
+        """Standard deviation with n - 1; None for a single number."""
         return stdev(self.values) if self.n > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """mean -+ t sd / sqrt(n), t the 97.5 % quantile of Student's with n - 1; None of one."""
+        """mean -+ t sd / sqrt(n), with t the 97.5 % quantile of Student's t with n - 1 degrees.
+
+        None for a single number.
+        """
         if self.sd is None:
             return None
         from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats starts slowly
@@ -44,21 +47,26 @@ class Summary:
         half = float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.sd / self.n**0.5
         return self.mean - half, self.mean + half
 
-    def formatted(self, digits: int = 2, between: str = " ± ") -> str:
+    def formatted(self, digits: int = 2, plus_minus: str = " ± ") -> str:
         """`71.20 ± 0.31`."""
-        spread = "" if self.sd is None else f"{between}{self.sd:.{digits}f}"
+        spread = "" if self.sd is None else f"{plus_minus}{self.sd:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"
 
 
 def summary(values: Sequence[float]) -> Summary | None:
-    """None: of nothing."""
+    """The summary of the values; None where there are none."""
     return Summary(tuple(values)) if values else None
 
 
-def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Summary | None:
-    """Of ours - baseline over the seeds that both have; None: they have none in common.
+def mean_and_sd(name: str, found: Summary | None) -> dict[str, float | None]:
+    """Two columns of a table, `name` and `name sd`."""
+    return {name: found and found.mean, f"{name} sd": found and found.sd}
 
-    Seeds fix initial weights and the order of samples: what they do to both cancels.
+
+def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Summary | None:
+    """The differences ours - baseline, over the seeds that both have; None where there are none.
+
+    A seed fixes the initial weights and the order of samples of both, so that their effect cancels.
     """
     seeds = sorted(ours.keys() & baseline.keys())
     return summary([ours[seed] - baseline[seed] for seed in seeds])

@@ -1,4 +1,4 @@
-"""Three models on vectors for studies of the Taylor expansion: linear, logistic, a small MLP."""
+"""Small models of vectors, whose Hessian is cheap: linear and logistic regression, and an MLP."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HIDDEN = 8
 
 @dataclass(frozen=True)
 class Model:
-    """theta (P,), x (n, d) -> (n,); its mean loss; what data it is tried on."""
+    """A function of its parameters (P,) and inputs (n, d), with its training and its data."""
 
     name: str
-    size: Callable[[int], int]  # of d inputs
-    output: Callable[[Tensor, Tensor], Tensor]
-    regression: bool
-    width: float  # of the uniform features about 0
+    size: Callable[[int], int]  # d -> P
+    output: Callable[[Tensor, Tensor], Tensor]  # theta (P,), x (n, d) -> (n,)
+    regression: bool  # else binary classification
+    width: float  # features are uniform in [-width, width]
     lr: float
     steps: int
 
@@ -48,7 +48,10 @@ MODELS = {
 
 
 def trained(model: Model, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Full-batch gradient descent from theta; a quadratic's by its Gram matrix."""
+    """The parameters (P,) after full-batch gradient descent from theta.
+
+    Steps of linear regression use the Gram matrix, which is made once.
+    """
     if model.regression:
         gram, target = 2 * x.T @ x / len(x), 2 * x.T @ y / len(x)
         for _ in range(model.steps):
@@ -61,25 +64,25 @@ def trained(model: Model, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def hessian(model: Model, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """(P, P): rows by reverse mode twice."""
+    """The Hessian of the mean loss (P, P), its rows by reverse mode twice."""
     slope = torch.func.grad(lambda th: model.loss(th, x, y))
     return torch.func.jacrev(slope)(theta).detach()
 
 
 def features(model: Model, count: int, d: int, rng: Generator) -> Tensor:
-    """(count, d), uniform about zero."""
+    """Features (count, d), uniform about zero."""
     return model.width * (2 * torch.rand(count, d, generator=rng, dtype=torch.float64) - 1)
 
 
 def labelled(model: Model, x: Tensor, truth: Tensor, rng: Generator) -> Tensor:
-    """x'truth and normal noise, or a draw with these log-odds."""
+    """Labels (n,): x'truth with normal noise, or drawn with x'truth as log-odds."""
     if model.regression:
         return x @ truth + torch.randn(len(x), generator=rng, dtype=torch.float64)
     return (torch.rand(len(x), generator=rng, dtype=torch.float64) < (x @ truth).sigmoid()).double()
 
 
 def fitted(model: Model, d: int, count: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """theta trained on the last four fifths of `count` samples; all of x and y."""
+    """Parameters trained on the last four fifths of `count` samples, and all samples x and y."""
     x = features(model, count, d, rng)
     truth = 2 * torch.randn(d, generator=rng, dtype=torch.float64)
     y = labelled(model, x, truth, rng)

@@ -1,8 +1,9 @@
-"""Is the Taylor expansion's error dominated by dropping the off-diagonal (Yang 2022, 3.1)?
+"""Errors of the old loss's Taylor expansion, with and without off-diagonal terms (Yang 2022, 3.1).
 
-The note finds it always is, for linear regression: there the loss is quadratic and the expansion
-exact, so the question is empty. Here the note's experiment, then the same tasks for logistic
-regression and an MLP, with the new task's displacement scaled from small to whole.
+The note finds that dropping the off-diagonal always costs more than the expansion itself. But it
+looks at linear regression, whose loss is quadratic: there the expansion is exact. This study
+repeats the note's experiment, and then takes logistic regression and an MLP on the same tasks. The
+displacement of the parameters by a new task is scaled by the factors SCALES.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Seed
 from cl_bench.base.exceptions import UserError
+from cl_bench.results.page import Page
 from cl_bench.studies.models import MODELS, Model, features, hessian, labelled, trained
-from cl_bench.studies.page import Page
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -31,7 +32,11 @@ def study(
     repeats: Count,
     seed: Seed,
 ) -> Page:
-    """Tasks see `drawn` features drawn with replacement; the truth drifts between tasks."""
+    """Train each model on the tasks in turn, and expand each task's loss while the next is learned.
+
+    A task sees `drawn` features, drawn with replacement from `dimension`. The true parameters move
+    by a normal step of width `drift` between tasks.
+    """
     if tasks < 2 or not drawn >= 1 or dimension < 1:
         raise UserError("study=taylor_error: needs two tasks, a feature drawn and one to draw from")
     rows, options = [], (dimension, drawn, tasks, drift)
@@ -66,7 +71,7 @@ def study(
 def _errors(
     model: Model, samples: int, d: int, drawn: int, tasks: int, drift: float, rng: Generator
 ) -> list[tuple[float, float, float]]:
-    """(scale, |L - T| / L, |T_diag - T| / L) for each transition and scale of its displacement."""
+    """(scale, |L - T| / L, |T_diag - T| / L) for each pair of successive tasks and each scale."""
     truth = 2 * torch.rand(d, generator=rng, dtype=torch.float64) - 1
     theta = 0.3 * torch.randn(model.size(d), generator=rng, dtype=torch.float64)
     found: list[tuple[float, float, float]] = []
@@ -75,7 +80,8 @@ def _errors(
         x, y = _task(model, samples, d, drawn, truth, rng)
         after = trained(model, theta, x, y)
         if before is not None:
-            found += [(s, *_compared(model, theta, s * (after - theta), *before)) for s in SCALES]
+            move = after - theta
+            found += [(s, *_relative_errors(model, theta, s * move, *before)) for s in SCALES]
         theta, before = after, (x, y)
         truth = truth + drift * torch.randn(d, generator=rng, dtype=torch.float64)
     return found
@@ -90,9 +96,10 @@ def _task(
     return x, labelled(model, x, truth if model.regression else 4 * truth, rng)
 
 
-def _compared(
+def _relative_errors(
     model: Model, theta: Tensor, move: Tensor, x: Tensor, y: Tensor
 ) -> tuple[float, float]:
+    """|L - T| / L and |T_diag - T| / L at theta + move, for the loss of (x, y)."""
     actual = model.loss(theta + move, x, y)
     start, slope = model.loss(theta, x, y), torch.func.grad(model.loss)(theta, x, y)
     matrix = hessian(model, theta, x, y)

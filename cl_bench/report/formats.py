@@ -1,0 +1,158 @@
+"""Tables as text: for the terminal, as Markdown, as CSV and as LaTeX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from cl_bench.base.escape import cell
+from cl_bench.base.escape import markdown as escaped
+from cl_bench.report.orders import NO_ORDERS, ORDERS_NOTE, OrderSummary
+from cl_bench.report.quantities import COSTS, METRICS, Quantity
+from cl_bench.report.rows import Row
+from cl_bench.report.statistics import INTERVAL_NOTE, Summary, mean_and_sd
+from cl_bench.report.tables import MIXED_CODE, NOTE, Cell, Table, columns
+from cl_bench.results.page import markdown_table
+
+ORDERS_TITLE = "Order of the tasks"
+
+
+def plain_text(tables: list[Table], orders: OrderSummary = NO_ORDERS) -> str:
+    """The tables for a terminal."""
+    parts = []
+    for table in tables:
+        texts = {column.name: [cell.text for cell in column.cells] for column in columns(table)}
+        grid = pd.DataFrame(texts).to_string(index=False)
+        parts.append(f"{table.section.title}\n{table.note}\n{grid}")
+    if orders.rows:
+        grid = pd.DataFrame(orders.rows).to_string(index=False)
+        parts.append(f"{ORDERS_TITLE}\n{ORDERS_NOTE}\n{grid}")
+    return "\n\n".join(filter(None, [*parts, orders.left_out]))
+
+
+def data_frame(tables: list[Table]) -> pd.DataFrame:
+    """All numbers, a line for each row: mean, sd and interval of each quantity."""
+    lines = [_line(table, row) for table in tables for row in table.rows]
+    return pd.DataFrame(lines).dropna(axis="columns", how="all")
+
+
+def _line(table: Table, row: Row) -> dict[str, Any]:
+    section = table.section
+    line: dict[str, Any] = {"dataset": section.dataset, "scenario": section.scenario}
+    line |= {"split": section.split, "stream": section.stream}
+    line |= {"method": row.method, "options": row.options, "n": row.seeds}
+    line |= {"different code": row.differing_modules or None}
+    line |= {"changed since": row.changed_modules or None}
+    for quantity in (*METRICS, *COSTS):
+        line |= _numbers(quantity.name, row.summary(quantity))
+    if table.baseline is not None:
+        line |= {"baseline": table.baseline.name}
+        line |= _numbers("ACC - baseline", table.gain(row))
+    if (found := table.nearest(row)) is not None:
+        line |= {"published ACC": found.figure.value, "published": found.figure.formatted()}
+        line |= {"other protocol": "; ".join(found.differences)}
+    return line | {"configs": " ".join(row.hashes), "config": json.dumps(row.config, default=str)}
+
+
+def _numbers(name: str, found: Summary | None) -> dict[str, float | None]:
+    low, high = (found and found.interval) or (None, None)
+    return mean_and_sd(name, found) | {f"{name} low": low, f"{name} high": high}
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, in which no text is a formula to a spreadsheet."""
+    return frame.map(cell).to_csv(index=False)
+
+
+def markdown(
+    tables: list[Table], orders: OrderSummary = NO_ORDERS, left_out: Sequence[str] = ()
+) -> str:
+    """A heading and a table for each section; the best in bold, the second best in italics."""
+    parts = []
+    for table in tables:
+        shown = columns(table)
+        lines = zip(*([_marked(cell) for cell in column.cells] for column in shown), strict=True)
+        grid = markdown_table([escaped(column.name) for column in shown], lines)
+        parts += [f"## {escaped(table.section.title)}", escaped(table.note), grid]
+    parts += [escaped(NOTE), INTERVAL_NOTE]
+    if orders.rows:
+        lines = _texts(orders, escaped)
+        parts += [f"## {ORDERS_TITLE}", ORDERS_NOTE, markdown_table(orders.heads, lines)]
+    parts += [escaped(orders.left_out)]
+    if left_out:
+        parts += ["## Left out", "\n".join(f"- {escaped(line)}" for line in left_out)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _texts(orders: OrderSummary, escape: Callable[[str], str]) -> list[list[str]]:
+    return [[escape(str(value)) for value in row.values()] for row in orders.rows]
+
+
+def _marked(found: Cell) -> str:
+    text = escaped(found.text)
+    return {1: f"**{text}**", 2: f"_{text}_"}.get(found.rank or 0, text)
+
+
+ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+ESCAPES |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+ESCAPES |= {"±": r"$\pm$", "†": r"$\dagger$"}
+ESCAPES |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+def latex(tables: list[Table], orders: OrderSummary = NO_ORDERS) -> str:
+    """Tables of booktabs with the metrics; the best in bold, the second best underlined."""
+    parts = [r"% \usepackage{booktabs}", *(_latex_table(table) for table in tables)]
+    if orders.rows:
+        caption = _latex_text(f"{ORDERS_TITLE}. {ORDERS_NOTE}")
+        shape = "l" * 4 + "r" * (len(orders.heads) - 4)
+        parts.append(_booktabs(caption, shape, orders.heads, _texts(orders, _latex_text)))
+    parts += [_latex_text(orders.left_out)] if orders.left_out else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(table: Table) -> str:
+    ranks = {quantity.name: table.ranks(quantity) for quantity in table.metrics}
+    has_options = any(row.options for row in table.rows)
+    heads = ["Method", *(["Options"] if has_options else []), "$n$", *ranks]
+    lines = []
+    for place, row in enumerate(table.rows):
+        mark = r"$^\dagger$" if row.differing_modules else ""
+        line = [_latex_text(row.method) + mark]
+        line += [_latex_text(row.options)] if has_options else []
+        line += [str(row.seeds)]
+        line += [
+            _latex_number(row.summary(quantity), quantity, ranks[quantity.name].get(place))
+            for quantity in table.metrics
+        ]
+        lines.append(line)
+    shape = "l" * (1 + has_options) + "r" * (1 + len(ranks))
+    caption = rf"{_latex_text(table.section.title)}, in percent: mean $\pm$ standard deviation "
+    caption += "over $n$ seeds."
+    mixed = "; ".join(sorted({row.differing_modules for row in table.rows} - {""}))
+    caption += rf" $^\dagger$: {MIXED_CODE} ({_latex_text(mixed)})." if mixed else ""
+    return _booktabs(caption, shape, heads, lines)
+
+
+def _booktabs(caption: str, shape: str, heads: list[str], lines: Iterable[list[str]]) -> str:
+    begin = [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}"]
+    begin += [rf"\begin{{tabular}}{{{shape}}}", r"\toprule"]
+    head, *body = (" & ".join(line) + r" \\" for line in [heads, *lines])
+    body = [f"{{}}{line}" if line[0] in "[*" else line for line in body]  # no option of \\
+    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*begin, head, r"\midrule", *body, *end])
+
+
+def _latex_number(found: Summary | None, quantity: Quantity, rank: int | None) -> str:
+    if found is None:
+        return "--"
+    number = "$" + found.formatted(quantity.digits, r" \pm ") + "$"
+    if rank == 1:
+        return f"\\textbf{{\\boldmath{number}}}"
+    return f"\\underline{{{number}}}" if rank == 2 else number
+
+
+def _latex_text(text: str) -> str:
+    return "".join(ESCAPES.get(letter, letter) for letter in text)

@@ -1,0 +1,66 @@
+"""The report as one HTML file that needs no server, no network and no file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from cl_bench import __version__
+from cl_bench.report import charts
+from cl_bench.report.orders import ORDERS_NOTE, OrderSummary
+from cl_bench.report.published import Comparison
+from cl_bench.report.rows import Row
+from cl_bench.report.statistics import INTERVAL_NOTE
+from cl_bench.report.tables import NOTE, Table, columns
+
+
+def html(
+    tables: list[Table], orders: OrderSummary, title: str, left_out: Sequence[str] = ()
+) -> str:
+    """All tables with their pictures and published figures."""
+    source = files("cl_bench.report").joinpath("page.html.j2").read_text()
+    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return jinja.from_string(source).render(
+        title=title,
+        version=__version__,
+        notes=f"{NOTE} {INTERVAL_NOTE}",
+        sections=[_section(table) for table in tables],
+        orders=orders,
+        orders_note=ORDERS_NOTE,
+        left_out=left_out,
+        runs=sum(len(row.runs) for table in tables for row in table.rows),
+    )
+
+
+def _section(table: Table) -> dict[str, Any]:
+    drawn, shown = charts.drawn_rows(table), columns(table)
+    return {
+        "title": table.section.title,
+        "note": table.note,
+        "columns": shown,
+        "rows": list(zip(*(column.cells for column in shown), strict=True)),
+        "not_drawn": len(table.rows) - len(drawn),
+        "curves": charts.curves(drawn),
+        "costs": charts.against_costs(table, drawn),
+        "maps": [_map(row) for row in drawn],
+        "published": [_comparison(found) for found in table.published],
+    }
+
+
+def _map(row: Row) -> dict[str, Any]:
+    tasks = len(row.runs[0].record["accuracy"])
+    return {"name": row.name, "picture": charts.heat_map(row), "tasks": tasks}
+
+
+def _comparison(found: Comparison) -> dict[str, str]:
+    return {
+        "row": found.row.name,
+        "metric": found.figure.metric,
+        "ours": f"{found.ours:.2f}",
+        "published": found.figure.formatted(),
+        "deviation": f"{found.deviation:+.2f}",
+        "differences": "; ".join(found.differences) or "nothing that is known",
+    }

@@ -1,0 +1,66 @@
+"""What the pages of all sweeps share: a Hydra callback that reads the runs and writes the page."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from cl_bench.base import files
+from cl_bench.base.escape import visible
+from cl_bench.base.exceptions import UserError
+from cl_bench.report.configs import format_value
+from cl_bench.report.runs import Run, finished_runs, left_out
+from cl_bench.results.page import Page
+from cl_bench.results.record import at, read_all
+
+
+class SweepPage(Callback):
+    """A page made of all finished runs below output_dir.
+
+    `variant`: the keys of the config whose values name a row or a curve.
+    """
+
+    def __init__(self, title: str, variant: list[str]) -> None:
+        self.title, self.variant = title, variant
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write the page and print it; nothing where no run is finished."""
+        folder = files.absolute(config.output_dir)
+        records = read_all(folder)
+        for line in left_out(records):
+            print(f"left out: {line}", file=sys.stderr)
+        try:
+            if runs := finished_runs(records):
+                print(self.page(runs).write(folder) + visible(f"files: {folder.resolve()}"))
+        except UserError as error:
+            print(f"error: {visible(str(error))}", file=sys.stderr)
+
+    def page(self, runs: list[Run]) -> Page:
+        """The page of these runs; UserError where they do not make one."""
+        raise NotImplementedError
+
+    def label(self, run: Run) -> str:
+        """The run's values of the `variant` keys, as far as it has them."""
+        values = [config_value(run, key) for key in self.variant]
+        return " ".join(value for value in values if value is not None)
+
+
+def config_value(run: Run, key: str) -> str | None:
+    """A value of a run's config as a text, of a `_target_` the last part; None: it has none."""
+    value = at(run.record["config"], key)
+    if value is None:
+        return None
+    text = format_value(value)
+    return text.rpartition(".")[2] if key.endswith("_target_") else text
+
+
+def require_one_config(runs: list[Run], name: str) -> None:
+    """Raise UserError where the runs of a row are of several configs."""
+    if len({run.hash for run in runs}) > 1:
+        raise UserError(
+            f"output_dir: {name} was run there with other values of other keys, too; choose "
+            "another output_dir"
+        )
