@@ -329,7 +329,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     ],
 )
 def test_fits(value: Any, hint: Any, good: bool) -> None:
-    assert (option_types.fault(value, hint) is None) is good
+    assert (option_types.unmet_requirement(value, hint) is None) is good
 
 
 def test_the_hash_names_what_can_change_a_number() -> None:

@@ -235,10 +235,10 @@ def test_a_page_that_was_removed_is_made_again(
     cfg = composed(*ask, "study.extension_dimension=0")
     plain, folder = check_config(cfg), Folder(tmp_path)
     plan = Plan(cfg, plain, config_hash(cfg), ["", "", ""], folder, code_of(targets(plain)))
-    job.study(plan)
+    job.run_study(plan)
     first = capsys.readouterr().out
     (tmp_path / "page.md").unlink()
-    job.study(plan)
+    job.run_study(plan)
     assert capsys.readouterr().out == first and (tmp_path / "page.md").is_file()
 
 

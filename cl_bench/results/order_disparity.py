@@ -1,4 +1,4 @@
-"""What the order of the tasks costs, from the records of runs under several orders."""
+"""Order-normalised performance disparity (AOPD, MOPD) from records of runs in several orders."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.results.metrics import order_disparity
 
 Record = dict[str, Any]
-DEALS = 1000
+RESAMPLES = 1000
 DISPARITIES = ("AOPD", "MOPD", "AOPD of seeds", "MOPD of seeds")
 
 
 def disparities(orders: list[list[Record]]) -> dict[str, Any]:
-    """AOPD and MOPD, as fractions, of a list of seeds for each order; tasks by their identity.
+    """AOPD and MOPD in [0, 1] of the runs in several orders; `orders` has a list of seeds for each.
 
-    An order's seeds are averaged first. `of seeds` is what there would be if orders were all alike
-    (`_floor`; None: an order has one seed). ACC is each order's own. UserError where the orders
-    have different tasks, as `stream.first` leaves them.
+    The seeds of an order are averaged first. `AOPD of seeds` and `MOPD of seeds` are the values to
+    expect if the order made no difference (`_disparity_of_seeds`); None where an order has one
+    seed. `ACC` has a value for each order. Raises UserError where the orders have different tasks,
+    as with `stream.first`.
     """
     if len({tuple(sorted(identities(record))) for seeds in orders for record in seeds}) > 1:
         raise UserError(
@@ -29,7 +30,7 @@ def disparities(orders: list[list[Record]]) -> dict[str, Any]:
         )
     finals = [torch.stack([_by_identity(record) for record in seeds]) for seeds in orders]
     aopd, mopd = order_disparity(torch.stack([seeds.mean(0) for seeds in finals]))
-    floor = _floor(finals) if min(map(len, finals)) > 1 else (None, None)
+    floor = _disparity_of_seeds(finals) if min(map(len, finals)) > 1 else (None, None)
     counts = sorted({len(seeds) for seeds in orders})
     return {
         "seeds": "-".join(map(str, sorted({counts[0], counts[-1]}))),
@@ -38,28 +39,29 @@ def disparities(orders: list[list[Record]]) -> dict[str, Any]:
     }
 
 
-def _floor(finals: list[Tensor]) -> tuple[float, float]:
-    """AOPD and MOPD of as many orders and seeds whose runs differ by their seeds alone.
+def _disparity_of_seeds(finals: list[Tensor]) -> tuple[float, float]:
+    """AOPD and MOPD that would be found if runs differed by their seeds only.
 
-    Deviations of runs from their order's mean, of (seeds, T) for each order and as wide as those
-    of single runs, dealt out anew 1,000 times; the mean.
+    `finals` has accuracies (seeds, T) for each order. The deviations of all runs from the mean of
+    their order, scaled by sqrt(n / (n - 1)) for n seeds, are shuffled among the orders 1,000 times;
+    the result is the mean over the shuffles.
     """
-    wide = [(len(f) / (len(f) - 1)) ** 0.5 * (f - f.mean(0)) for f in finals]
-    pooled, counts = torch.cat(wide), [len(f) for f in finals]
+    deviations = [(len(f) / (len(f) - 1)) ** 0.5 * (f - f.mean(0)) for f in finals]
+    pooled, counts = torch.cat(deviations), [len(f) for f in finals]
     rng, found = Generator().manual_seed(0), []
-    for _ in range(DEALS):
-        dealt = pooled[torch.randperm(len(pooled), generator=rng)].split(counts)
-        found.append(order_disparity(torch.stack([part.mean(0) for part in dealt])))
+    for _ in range(RESAMPLES):
+        parts = pooled[torch.randperm(len(pooled), generator=rng)].split(counts)
+        found.append(order_disparity(torch.stack([part.mean(0) for part in parts])))
     aopd, mopd = torch.tensor(found).mean(0).tolist()
     return aopd, mopd
 
 
 def _by_identity(record: Record) -> Tensor:
-    """(T,): the final accuracy of each task, wherever it stood."""
+    """(T,): the final accuracy of each task, sorted by the identity of the task."""
     pairs = zip(identities(record), record["accuracy"][-1], strict=True)
     return torch.tensor([value for _, value in sorted(pairs)])
 
 
 def identities(record: Record) -> list[int]:
-    """Which task stood at each place: of those that were learned."""
+    """The identity of the task at each position of the run's order."""
     return record["stream"]["task_identities"][: len(record["accuracy"][-1])]

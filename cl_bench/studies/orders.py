@@ -9,7 +9,7 @@ from typing import Any
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.results.order_disparity import DISPARITIES, disparities
-from cl_bench.results.record import at
+from cl_bench.results.record import value_or_none
 from cl_bench.studies.page import Page
 from cl_bench.studies.sweeps import Study
 from cl_bench.studies.values import Record, moments, require_one
@@ -26,7 +26,7 @@ class Orders(Study):
         for _, record in found:
             if None in record["accuracy"][-1]:
                 raise UserError(f"output_dir: {record['labels']['method']} lacks final accuracies")
-            order = str(at(record["config"], "scenario.order"))
+            order = str(value_or_none(record["config"], "scenario.order"))
             method = record["labels"]["method"]
             cells[f"{method} {self.label(record)}".rstrip()][order].append(record)
         rows = [self._row(name, cells[name]) for name in sorted(cells)]
@@ -52,7 +52,7 @@ class Orders(Study):
         row |= {k: None if found[k] is None else 100 * found[k] for k in DISPARITIES}
         records = [record for seeds in orders.values() for record in seeds]
         for key in ("metrics.BWT", "method.growth"):
-            values = [at(record, key) for record in records]
+            values = [value_or_none(record, key) for record in records]
             known = [100 * value for value in values if value is not None]
             row[key.rpartition(".")[2]] = mean(known) if known else None
         return row

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
-from cl_bench.results.record import at, read_all
+from cl_bench.results.record import read_all, value_or_none
 from cl_bench.studies.page import Page
 from cl_bench.studies.values import Record, journal, moments, number, require_one, word
 
@@ -67,7 +67,7 @@ class Grid(Study):
             lambda: defaultdict(list)
         )
         for _, record in found:
-            split = at(record["config"], "evaluation.split")
+            split = value_or_none(record["config"], "evaluation.split")
             key = (self.label(record), number(record, self.x))
             if (acc := record["metrics"]["ACC"]) is not None:
                 cells[key][split].append(100 * acc)
@@ -146,7 +146,7 @@ class Table(Study):
             known = (record["metrics"][name] for record in cell)
             row |= moments(name, [100 * value for value in known if value is not None])
         for beside in self.also:
-            values = [at(record, beside) for record in cell]
+            values = [value_or_none(record, beside) for record in cell]
             row |= moments(beside.rpartition(".")[2], [100 * v for v in values if v is not None])
         return row | {"gradients": cell[0].get("gradients_per_sample"), "n": len(cell)}
 

@@ -8,14 +8,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.results.record import at
+from cl_bench.results.record import value_or_none
 
 Record = dict[str, Any]
 
 
 def number(record: Record, key: str) -> float:
     """A number of a run's config; NaN where it has none."""
-    value = at(record["config"], key)
+    value = value_or_none(record["config"], key)
     if not isinstance(value, int | float | None):
         raise UserError(f"output_dir: a run there has {key}={value}, which is no number")
     return float("nan") if value is None else float(value)
@@ -47,7 +47,7 @@ def moments(name: str, values: list[float]) -> dict[str, float | None]:
 
 def word(record: Record, key: str) -> str | None:
     """A value of a run's config, of a path its last part; None where it has none."""
-    value = at(record["config"], key)
+    value = value_or_none(record["config"], key)
     if value is None:
         return None
     return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
