@@ -58,9 +58,9 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"scenario.live._target_={plain['scenario']['live']['_target_']}: belongs "
             f"to another scenario than scenario.name={name}; use scenario=<option>"
         )
-    serves = get_object(plain["method"]["_target_"]).scenarios
-    if name not in serves:
-        raise UserError(f"scenario={name}: the method serves {', '.join(serves)}")
+    usable = get_object(plain["method"]["_target_"]).scenarios
+    if name not in usable:
+        raise UserError(f"scenario={name}: the method can be used with {', '.join(usable)}")
     if split != "class" and (name == "data") != (plain["dataset"]["heads"] == "shared"):
         wanted = "shared" if name == "data" else "apart"
         raise UserError(

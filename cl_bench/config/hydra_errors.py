@@ -68,15 +68,15 @@ def _not_parsed(override: str, reason: str) -> str:
     ASCII are not part of it.
     """
     key, assigned, value = override.partition("=")
-    wrong = f"{override}: is not <key>=<value>"
+    wrong = f"{override}: is not one argument <key>=<value>"
     if not KEY.fullmatch(key):
         return f"{wrong}: a key is letters, digits and _, its parts joined by dots"
     if not assigned or value[:1] in ("", "="):
         return wrong if GRAMMAR.match(reason) else f"{wrong}, {reason}"
     hint = "" if GRAMMAR.match(reason) else f" ({reason})"
     return (
-        f"{wrong}{hint}: quote a value twice that has one of ~ ( ) [ ] {{ }} , : = ^, a space or a "
-        f"letter beyond ASCII: {quoted(key, value)}"
+        f"{wrong}{hint}: a value with one of ~ ( ) [ ] {{ }} , : = ^, a space or a letter beyond "
+        f"ASCII must be quoted twice, {quoted(key, value)}"
     )
 
 

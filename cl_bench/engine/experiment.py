@@ -16,7 +16,7 @@ from cl_bench.engine.session import Session
 def run(session: Session) -> None:
     """Train and test on all tasks that are left; the results are in `session.progress`."""
     stream, progress, host, probe = session.stream, session.progress, session.host, session.probe
-    last = stream.tasks[max(progress.done - 1, 0)]
+    last = stream.tasks[max(progress.done - 1, 0)]  # learned last; the first before training
     live = stream.live(last.id if progress.done else 0)
     session.learner.reveal(live, last.t.unique(), stream.ever)
     if not progress.done and not progress.step:
