@@ -1,12 +1,12 @@
 """cl-bench run | list | tune | report: the four commands of this package under one name.
 
-    cl-bench run     method=er dataset=pmnist    one run, or with -m a sweep of runs
-    cl-bench list    [group ...]                 what can be chosen, a line each
+    cl-bench run     method=er dataset=pmnist    make a run, or with -m a sweep of runs
+    cl-bench list    [group ...]                 list the options of each group
     cl-bench tune    'grid=<key>=<a>,<b>' ...    search hyper-parameters on held-out training images
     cl-bench report  [folder] [--by KEY ...]     tables and a page of the finished runs in a folder
 
-`cl-bench <command> --help` explains each; `python -m cl_bench.<command>` is the same. Completion of
-a run's options in bash: eval "$(cl-bench -sc install=bash)"
+`cl-bench <command> --help` explains a command; `python -m cl_bench.<command>` does the same as
+`cl-bench <command>`. To complete the options of a run in bash: eval "$(cl-bench -sc install=bash)"
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ COMPLETION = ("-sc", "--shell-completion")
 
 
 def main() -> None:
-    """Hand over to the command that is named first."""
+    """Call the command that is the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(__doc__)
     elif name in COMPLETION:
-        line = os.environ.get("COMP_LINE", "")
+        line = os.environ.get("COMP_LINE", "")  # the line to complete, as Hydra expects it
         os.environ["COMP_LINE"] = line.replace(" run ", " ", 1)
         import_module("cl_bench.run").cli()
     elif name in COMMANDS:

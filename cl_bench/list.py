@@ -1,4 +1,4 @@
-"""python -m cl_bench.list [group ...]: what can be chosen, a line each, from the configs."""
+"""python -m cl_bench.list [group ...]: lists the options of each group, with a line on each."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ GROUPS = (
     *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model"),
     *("criterion", "optimizer", "schedule", "probe", "experiment"),
 )
+HELP = f"""python -m cl_bench.list [group ...]
+
+List the options of each group, with a line on each; of methods also the scenarios that they can be
+used in and the groups that they use. Without a group, all groups but experiment are listed.
+
+Groups: {", ".join(GROUPS)}"""
 
 
 def headline(file: Path) -> str:
-    """The first sentence of a config's comment, or all of it where that has none."""
+    """The first sentence of the comment at the top of a YAML file."""
     lines = [x for x in file.read_text().splitlines() if not x.startswith("# @package")]
     comment = [x.removeprefix("#").strip() for x in takewhile(lambda x: x.startswith("#"), lines)]
     text = re.sub(r"(\w-)\n", r"\1", "\n".join(comment)).replace("\n", " ")
@@ -33,16 +39,16 @@ def headline(file: Path) -> str:
 
 
 def options(group: str) -> Iterator[tuple[str, str]]:
-    """Each option of a group with its line."""
+    """The name and the headline of each option of a group."""
     root = CONF / group
     for file in sorted(root.rglob("*.yaml")):
         yield file.relative_to(root).with_suffix("").as_posix(), headline(file)
 
 
-def serves(method: str) -> tuple[str, str]:
-    """The scenarios that a method serves, and the groups that it makes use of.
+def scenarios_and_groups(method: str) -> tuple[str, str]:
+    """The scenarios that a method can be used in, and the groups that it uses, each as a text.
 
-    Both are read from the files, not from the classes: PyTorch is not loaded for a listing.
+    Both are read from the source files, so that PyTorch need not be imported.
     """
     text = _with_bases(CONF / "method" / f"{method}.yaml")
     used = [group for group in ("curvature", "merging", "buffer") if f"${{{group}}}" in text]
@@ -51,7 +57,7 @@ def serves(method: str) -> tuple[str, str]:
 
 
 def _with_bases(file: Path) -> str:
-    """The text of a config, after those of the options of its group that it builds on."""
+    """The text of a method's YAML file, with the texts of the options in its defaults before it."""
     text = file.read_text()
     bases = re.findall(r"^  - (\w+)(?:@method)?$", text, flags=re.MULTILINE)
     others = [file.with_name(f"{base}.yaml") for base in bases if base != "_self_"]
@@ -59,7 +65,7 @@ def _with_bases(file: Path) -> str:
 
 
 def _scenarios(module: str, name: str) -> tuple[str, ...]:
-    """The `scenarios` of a class of ours: its own, or those of the class that it extends."""
+    """The class attribute `scenarios`, of the class itself or of its base class."""
     tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
     (cls,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     for node in cls.body:
@@ -70,27 +76,30 @@ def _scenarios(module: str, name: str) -> tuple[str, ...]:
 
 
 def table(group: str) -> Table:
-    """One group."""
-    made = Table(title=group, box=None, title_justify="left", padding=(0, 2, 0, 0))
-    made.add_column(no_wrap=True)
+    """The options of one group as a table."""
+    rows = Table(title=group, box=None, title_justify="left", padding=(0, 2, 0, 0))
+    rows.add_column(no_wrap=True)
     for head in ("scenarios", "uses") if group == "method" else ():
-        made.add_column(head, no_wrap=True)
-    made.add_column()
+        rows.add_column(head, no_wrap=True)
+    rows.add_column()
     for name, headline_of in options(group):
-        made.add_row(name, *(serves(name) if group == "method" else ()), escape(headline_of))
-    return made
+        rows.add_row(
+            name, *(scenarios_and_groups(name) if group == "method" else ()), escape(headline_of)
+        )
+    return rows
 
 
 def main() -> None:
-    asked = sys.argv[1:] or [g for g in GROUPS if g != "experiment"]
-    if {"-h", "--help"} & set(asked):
-        print(f"python -m cl_bench.list [group ...], of {', '.join(GROUPS)}")
+    """List the groups that the command line names; without any, all groups but experiment."""
+    groups = sys.argv[1:] or [g for g in GROUPS if g != "experiment"]
+    if {"-h", "--help"} & set(groups):
+        print(HELP)
         return
-    for group in asked:
+    for group in groups:
         if group not in GROUPS:
             raise UserError(f"{group}: no such group; there are {', '.join(GROUPS)}")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    for group in asked:
+    for group in groups:
         console.print(table(group))
 
 

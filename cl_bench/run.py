@@ -1,4 +1,4 @@
-"""python -m cl_bench.run method=ewc dataset=pmnist: one run, from its config to its record."""
+"""python -m cl_bench.run method=ewc dataset=pmnist: makes one run, or shows a finished one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from cl_bench.engine import sweep_failures
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float:
-    """One run, or the report of one that is done; returns ACC, a sweep's objective."""
-    sweeping, planned = HydraConfig.get().mode is RunMode.MULTIRUN, None
-    worker = sweeping and follow_parent()
-    try:
-        from cl_bench.engine import job  # PyTorch is loaded once Hydra has composed the config
+    """Make one run, or show a finished one; returns ACC, the objective of a sweep.
 
-        planned = job.plan(cfg)
-        return job.run(planned) if cfg.get("study") is None else job.study(planned)
+    A job of a sweep returns NaN after an error, so that the other jobs are run.
+    """
+    sweeping, plan = HydraConfig.get().mode is RunMode.MULTIRUN, None
+    worker = sweeping and end_with_parent()
+    try:
+        from cl_bench.engine import (
+            job,
+        )  # a config that cannot be composed is refused without PyTorch
+
+        plan = job.make_plan(cfg)
+        return job.run(plan) if cfg.get("study") is None else job.run_study(plan)
     except StopRun as stop:
         if worker:
             os._exit(128 + stop.number)
@@ -37,17 +42,17 @@ def main(cfg: DictConfig) -> float:
         line = errors.explain(error)
         if line is not None:
             print(f"error: {line}", file=sys.stderr)
-        release(error)
-        if sweeping:  # the other jobs go on
-            sweep_failures.note(line or repr(error), planned and planned.folder.path)
+        release_frames(error)
+        if sweeping:
+            sweep_failures.write_note(line or repr(error), plan and plan.folder.path)
             return float("nan")
         if line is None:
             raise
         sys.exit(2)
 
 
-def follow_parent() -> bool:
-    """Let a process that Joblib started for a sweep end with the sweep; False in any other."""
+def end_with_parent() -> bool:
+    """Tie a worker process of Joblib to its sweep, and return True; False in another process."""
     parent = int(os.environ.get(PARENT, os.getpid()))
     launcher = HydraConfig.get().launcher._target_
     if parent == os.getpid() or not launcher.endswith(".JoblibLauncher"):
@@ -56,8 +61,8 @@ def follow_parent() -> bool:
     return True
 
 
-def release(error: BaseException) -> None:
-    """Let go of what a failed run holds: a sweep keeps its errors, and with them their frames."""
+def release_frames(error: BaseException) -> None:
+    """Free the memory of a failed run: the error, which a sweep keeps, refers to its variables."""
     for link in errors.exception_chain(error):
         traceback.clear_frames(link.__traceback__)
 

@@ -1,16 +1,16 @@
-"""What the framework costs: ratios within one run, against a loop written by hand.
+"""Measures the overhead of the framework and of methods over a training loop in plain PyTorch.
 
     python scripts/bench.py                        # the embedded digits: no download
-    python scripts/bench.py dataset=pmnist         # any dataset, any override of cl_bench.run
+    python scripts/bench.py dataset=pmnist         # any data set, any override of cl_bench.run
     python scripts/bench.py dataset=seqcifar100 dataset.tasks=20 --tasks 2
-    python scripts/bench.py dataset=pmnist --curvature   # backends, penalties, curvlinops
-    python scripts/bench.py --linearized --tasks 3       # the tangent model (CIFAR-100)
+    python scripts/bench.py dataset=pmnist --curvature   # curvatures, penalties, curvlinops
+    python scripts/bench.py --linearized --tasks 3       # linearised networks (CIFAR-100)
     python scripts/bench.py --lowrank --tasks 3 schedule.epochs=5   # HALRP (CIFAR-100)
     python scripts/bench.py dataset=pmnist --online --tasks 3    # replay, projection, meta-learning
 
-Each round trains one task by the bare loop and by every contender in turn, so that a slow moment
-of the machine falls on all of them; the ratio is that of the medians over the rounds. One thread
-on the CPU: for nets this small a second one only waits.
+In each round one task is trained by the plain loop and by each contender in turn, so that a slow
+moment of the machine affects all of them. The ratios are those of the medians over the rounds. The
+CPU runs with one thread, since such small networks gain nothing from a second one.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from cl_bench.engine import checkpoint
 
 
 def positive(text: str) -> int:
-    """An argument that counts."""
+    """The value of an argument that must be a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be an integer, at least 1")
     return int(text)
 
 
 def training(overrides: list[str], tasks: int, compiled: bool) -> None:
-    """Steps of the bare loop against the project's, and of each method against finetune."""
+    """Compare the training loop with the plain one, and each method with finetune."""
     base = ["runtime.threads=1", *overrides]
     plain = Contender("method=finetune", *base)
     bare = Bare(plain, composed(*base))
@@ -51,21 +51,21 @@ def training(overrides: list[str], tasks: int, compiled: bool) -> None:
     for name in ("er", "agem", "ewc"):
         contenders[name] = Contender(f"method={name}", *base)
     chosen = plain.stream.tasks[:tasks]
-    ends: dict[str, float] = {}
-    for name in ("er", "agem", "ewc"):  # a past to replay, project on and stay close to
+    after: dict[str, float] = {}  # seconds of what a method does after a task
+    for name in ("er", "agem", "ewc"):  # so that there is a past task to replay or protect
         contenders[name].train(chosen[0])
-        ends[name] = contenders[name].finish(chosen[0])
+        after[name] = contenders[name].finish(chosen[0])
     seconds = rounds(chosen, {"bare": bare.train, **{n: c.train for n, c in contenders.items()}})
     samples = len(chosen[0])
     print(f"\ntraining, {samples} samples a task, median of {len(chosen)} tasks")
     print(f"{'':20}{'samples/s':>12}{'of bare':>10}{'cost / finetune':>17}{'state MiB':>11}")
     for name, value in seconds.items():
-        state = checkpoint.nbytes(contenders[name].method) / 2**20 if name != "bare" else 0
+        state = checkpoint.state_bytes(contenders[name].method) / 2**20 if name != "bare" else 0
         print(
             f"{name:20}{samples / value:12.0f}{seconds['bare'] / value:10.2f}"
             f"{value / seconds['finetune']:17.2f}{state:11.2f}"
         )
-    for name, value in ends.items():
+    for name, value in after.items():
         print(
             f"after a task: {name} {value:.3f} s, {value / seconds['finetune']:.2f} of its training"
         )
@@ -73,10 +73,10 @@ def training(overrides: list[str], tasks: int, compiled: bool) -> None:
 
 
 def testing(plain: Contender, bare: Bare, chosen: list[Task]) -> None:
-    """The same test sets in batches of 1,000."""
+    """Compare evaluation with the plain one, on the same test sets in batches of 1,000."""
     tests = [plain.stream.tests[task.id] for task in chosen]
-    sizes = {"bare": bare, "cl_bench": plain}
-    seconds = rounds(tests, {n: (lambda t, r=r: r.evaluate(t, 1000)) for n, r in sizes.items()})
+    runners = {"bare": bare, "cl_bench": plain}
+    seconds = rounds(tests, {n: (lambda t, r=r: r.evaluate(t, 1000)) for n, r in runners.items()})
     print(f"\nevaluation in batches of 1,000, median of {len(tests)} test sets")
     for name, value in seconds.items():
         ratio = seconds["bare"] / value
@@ -84,7 +84,7 @@ def testing(plain: Contender, bare: Bare, chosen: list[Task]) -> None:
 
 
 def process(overrides: list[str]) -> None:
-    """A whole run as a user starts it."""
+    """Measure a whole run as a user starts it, and the same command again."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "cl_bench.run", f"output_dir={folder}", *overrides]
         started = time.perf_counter()
@@ -99,15 +99,24 @@ def process(overrides: list[str]) -> None:
 
 
 def main() -> None:
-    parser = Parser(description="The framework's cost")
-    parser.add_argument("overrides", nargs="*", help="as for cl_bench.run")
-    parser.add_argument("--tasks", type=positive, default=10, help="rounds")
+    """Run the benchmark that the command line asks for."""
+    parser = Parser(description="Measure the overhead of the framework and of methods.")
+    parser.add_argument("overrides", nargs="*", help="those of cl_bench.run")
+    parser.add_argument(
+        "--tasks", type=positive, default=10, help="number of rounds, one task each"
+    )
     parser.add_argument("--no-compile", action="store_true", help="skip runtime.compile=true")
-    parser.add_argument("--no-process", action="store_true", help="skip the whole process")
-    parser.add_argument("--curvature", action="store_true", help="curvature and penalties instead")
-    parser.add_argument("--linearized", action="store_true", help="the tangent model instead")
-    parser.add_argument("--online", action="store_true", help="the single-pass methods instead")
-    parser.add_argument("--lowrank", action="store_true", help="HALRP instead")
+    parser.add_argument(
+        "--no-process", action="store_true", help="skip the measurement of a whole run"
+    )
+    parser.add_argument(
+        "--curvature", action="store_true", help="measure curvatures and penalties instead"
+    )
+    parser.add_argument(
+        "--linearized", action="store_true", help="measure linearised networks instead"
+    )
+    parser.add_argument("--online", action="store_true", help="measure single-pass methods instead")
+    parser.add_argument("--lowrank", action="store_true", help="measure HALRP instead")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
     if args.online:

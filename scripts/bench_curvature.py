@@ -1,4 +1,4 @@
-"""Curvature and penalties as ratios within one run: `bench.py --curvature`."""
+"""Measures curvatures and penalties relative to training (`bench.py --curvature`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from contenders import Contender, composed, rounds
 
-from cl_bench.config.build import build, make_network, without
+from cl_bench.config.build import build, make_network, without_keys
 from cl_bench.core.criteria import CrossEntropy
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
@@ -40,13 +40,13 @@ PENALTIES = {
 
 
 def curvature(overrides: list[str], tasks: int) -> None:
-    """Backends against an epoch of training, penalties against a plain step, Fisher and a loop."""
+    """Compare curvatures with an epoch of training, and the per-sample Fisher with a loop."""
     base = ["runtime.threads=1", *overrides]
     plain = Contender("method=finetune", *base)
     learner, chosen = plain.method.learner, plain.stream.tasks[:tasks]
     plain.train(chosen[0])
 
-    def passes(estimate: Any) -> Callable[[Task], float]:
+    def timed(estimate: Any) -> Callable[[Task], float]:
         def run(task: Task) -> float:
             started = plain.machine.seconds()
             estimate(learner, task)
@@ -55,20 +55,20 @@ def curvature(overrides: list[str], tasks: int) -> None:
         return run
 
     made = {n: build(composed(*base, *o).curvature) for n, o in BACKENDS.items()}
-    runners = {"an epoch of training": plain.train, **{n: passes(e) for n, e in made.items()}}
+    runners = {"an epoch of training": plain.train, **{n: timed(e) for n, e in made.items()}}
     seconds = rounds(chosen, runners)
     print(f"\none pass over {len(chosen[0])} samples, median of {len(chosen)} tasks")
     for name, value in seconds.items():
         print(f"{name:32}{value:9.3f} s{value / seconds['an epoch of training']:9.2f} epochs")
     few = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt"))
     loop = looped_fisher(plain, few)
-    fast = statistics.median(passes(made["diag_fisher labels=empirical"])(few) for _ in range(5))
+    fast = statistics.median(timed(made["diag_fisher labels=empirical"])(few) for _ in range(5))
     print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
     steps(base, chosen)
 
 
 def looped_fisher(plain: Contender, task: Task) -> float:
-    """Seconds for a backward pass a sample, in Python."""
+    """Seconds to estimate the diagonal Fisher by one backward pass per sample, in a Python loop."""
     learner = plain.method.learner
     total, started = torch.zeros_like(learner.flat.grad), plain.machine.seconds()
     for single in next(task.chunks(len(task))).slices(1):
@@ -79,7 +79,7 @@ def looped_fisher(plain: Contender, task: Task) -> float:
 
 
 def steps(base: list[str], chosen: list[Task]) -> None:
-    """Training steps with a penalty against those without."""
+    """Compare training steps with a penalty to steps without one."""
     plain = Contender("method=finetune", *base)
     contenders = {n: Contender(*o, "method.strength=1e-6", *base) for n, o in PENALTIES.items()}
     for contender in contenders.values():
@@ -93,7 +93,7 @@ def steps(base: list[str], chosen: list[Task]) -> None:
 
 
 def growth() -> None:
-    """A task's whole time, its curvature included, over the 100 tasks of manypmnist."""
+    """Measure how the time of a task and its curvature grows over 100 tasks (manypmnist)."""
     print("\n100 tasks: median time of the last five over that of the second to the sixth")
     base = ["dataset=manypmnist", "runtime.threads=1", "optimizer.lr=0.01"]
     apart = "merging=apart", "method.step=explicit", "method.strength=0.01"
@@ -107,7 +107,7 @@ def growth() -> None:
 
 
 def against_curvlinops(samples: int) -> None:
-    """K-FAC with sampled labels of a folded ResNet-18 (11.2 M parameters), both on one thread."""
+    """Compare K-FAC of a ResNet-18 (11.2 M parameters, batch norm folded) with curvlinops."""
     import warnings
 
     warnings.simplefilter("ignore")
@@ -137,13 +137,13 @@ def against_curvlinops(samples: int) -> None:
 
 
 def folded_resnet(samples: int) -> tuple[Any, Learner, Task, Any]:
-    """The machine, a learner, a task of random images, the K-FAC estimator."""
+    """The machine, a learner of a ResNet-18, a task of random images, and the K-FAC estimator."""
     data = "dataset=seqcifar100", "model=resnet18", "model.norm=folded", "runtime.threads=1"
     cfg = composed(*data, "curvature=kfac")
     machine = build(cfg.runtime, seed=0)
     net = machine.place(make_network(cfg.model, (3, 32, 32), 100))
     transform = build(cfg.dataset.transform, device=machine.device)
-    optimizer = build(without(cfg.optimizer, "weight_decay"))
+    optimizer = build(without_keys(cfg.optimizer, "weight_decay"))
     learner = Learner(net, CrossEntropy(), optimizer, 0.0, transform, machine)
     learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]), None)
     x = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8)

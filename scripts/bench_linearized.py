@@ -1,4 +1,4 @@
-"""A linearized network against the network itself, as ratios within one run: `--linearized`."""
+"""Compares a linearised network with the network itself (`bench.py --linearized`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTORED = ("kfac", "tkfac", "ekfac")
 
 
 def linearized(overrides: list[str], tasks: int) -> None:
-    """A step and a test of each; the curvature's pass and its memory on the linearized one."""
+    """Compare steps and tests; on the linearised network also curvatures and their memory."""
     base = [*COMMON, "dataset.train_per_task=512", *overrides]
     nets = {name: Contender("method=finetune", *base, *keys) for name, keys in NETWORKS.items()}
     chosen = nets["non-linear"].stream.tasks[:tasks]
@@ -40,12 +40,12 @@ def linearized(overrides: list[str], tasks: int) -> None:
         passes = rounds(chosen, {"pass": finishing(made)})["pass"]
         step = rounds(chosen, {"step": made.train})["step"]
         ratio, cost = passes / seconds["linearized"], step / seconds["linearized"]
-        state = checkpoint.nbytes(made.method) / 2**20
+        state = checkpoint.state_bytes(made.method) / 2**20
         print(f"{name}: a pass {ratio:.2f} epochs, a step with it {cost:.2f}, {state:.1f} MiB kept")
 
 
 def finishing(made: Contender) -> Any:
-    """The seconds of what comes after a task, on a task that was begun."""
+    """A function that returns the seconds of the work after a task, such as its curvature."""
 
     def run(task: Task) -> float:
         made.method.learner.reveal(made.stream.live(task.id), task.t[:1], made.stream.ever)

@@ -1,4 +1,4 @@
-"""HALRP against plain training of the same epochs, as ratios within one run: `--lowrank`."""
+"""Compares HALRP with finetune for the same number of epochs (`bench.py --lowrank`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMMON = ["experiment=halrp/protocol/cifar100_split", "runtime.threads=1"]
 
 
 def lowrank(overrides: list[str], tasks: int) -> None:
-    """A whole task, with all that comes before, within and after it; and a test."""
+    """Compare whole tasks, with the work before and after training, and tests."""
     base = [*COMMON, *overrides]
     runners = {name: Contender(f"method={name}", *base) for name in ("finetune", "halrp")}
     plain = runners["finetune"]
@@ -28,12 +28,12 @@ def lowrank(overrides: list[str], tasks: int) -> None:
 
 
 def whole(made: Contender) -> Callable[[Task], float]:
-    """The seconds of a task from its beginning to its end."""
+    """A function that returns the seconds of a whole task."""
     return lambda task: made.train(task) + made.finish(task)
 
 
 def tested(made: Contender) -> Callable[[Task], float]:
-    """The seconds of a second test: the task's network is there."""
+    """A function that returns the seconds of a second test, for which the network is built."""
 
     def run(test: Task) -> float:
         made.evaluate(test, 256)

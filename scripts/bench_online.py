@@ -1,4 +1,4 @@
-"""What the single-pass methods cost beside a plain step: a sample, and a gradient evaluation."""
+"""Measures the cost of single-pass methods per sample and per gradient (`bench.py --online`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPILED = ("emcl", "mer")
 
 
 def online(overrides: list[str], tasks: int, compiled: bool) -> None:
-    """Tasks after two others: memories, anchors and importances are there; their upkeep counts."""
+    """Measure whole tasks after two others, so that each method has a memory or a penalty."""
     base = ["runtime.threads=1", *overrides]
     running = {name: Contender(f"method={name}", *base) for name in PLAIN}
     if compiled:

@@ -1,4 +1,4 @@
-"""What the benchmarks let run against each other, and how they take turns."""
+"""The contenders of the benchmarks, and the rounds in which they take turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cl_bench.engine.session import Host, Progress, Session
 
 
 class Contender:
-    """One method on its own network, trained by the project's loop."""
+    """A method with its own network, trained by the loop of this package."""
 
     def __init__(self, *overrides: str) -> None:
         cfg = composed(*overrides)
@@ -26,24 +26,24 @@ class Contender:
         self.stream = make_stream(cfg, self.machine)
         self.method = make_method(cfg, self.machine, self.stream)
         self.schedule, self.evaluation = build(cfg.schedule), build(cfg.evaluation)
-        self.host = Host(self.machine.seconds, every=10**9)
+        self.host = Host(self.machine.seconds, log_every=10**9)
         self.end_task, self.method.end_task = self.method.end_task, lambda task: None
 
     def train(self, task: Task) -> float:
-        """Seconds for the steps of one task, without what comes after its last."""
+        """Train on one task, without the method's `end_task`; returns the seconds."""
         progress, order = Progress.start(self.stream), self.machine.order
         rest = self.schedule, self.evaluation, order, progress, self.host
         experiment.learn(Session(self.method, self.stream, *rest), task)
         return progress.train_seconds[-1]
 
     def finish(self, task: Task) -> float:
-        """Seconds for what comes after the last step of a task: a curvature, a memory."""
+        """Call the method's `end_task`, such as its curvature; returns the seconds."""
         started = self.machine.seconds()
         self.end_task(task)
         return self.machine.seconds() - started
 
     def evaluate(self, test: Task, size: int) -> float:
-        """Seconds to test on one task."""
+        """Test on one task; returns the seconds."""
         self.method.learner.reveal(self.stream.live(test.id), test.t.unique(), self.stream.ever)
         started = self.machine.seconds()
         accuracies(self.method, [test], size)
@@ -51,7 +51,7 @@ class Contender:
 
 
 class Bare:
-    """The loop that anybody would write: the same tensors, network, loss and optimizer."""
+    """A plain PyTorch loop with the same data, network, loss and optimizer as its `twin`."""
 
     def __init__(self, twin: Contender, cfg: DictConfig) -> None:
         self.machine, stream = twin.machine, twin.stream
@@ -63,6 +63,7 @@ class Bare:
         self.masked = not bool(stream.live(0).all())
 
     def train(self, task: Task) -> float:
+        """Train on one task; returns the seconds."""
         started = self.machine.seconds()
         order = torch.randperm(len(task)).to(task.y.device)
         own = self.stream.live(task.id)[task.id].nonzero().flatten()
@@ -80,6 +81,7 @@ class Bare:
 
     @torch.inference_mode()
     def evaluate(self, test: Task, size: int) -> float:
+        """Test on one task; returns the seconds."""
         started = self.machine.seconds()
         self.net.eval()
         hits = torch.zeros((), dtype=torch.long, device=test.y.device)
@@ -91,8 +93,8 @@ class Bare:
 
 
 def rounds(tasks: list[Task], runners: dict[str, Callable[[Task], float]]) -> dict[str, float]:
-    """The median seconds of each runner over the tasks, all runners in turn on each."""
-    for run in runners.values():  # warm: allocator, kernels, compiled graphs
+    """The median seconds of each runner over the tasks; on each task all runners take turns."""
+    for run in runners.values():  # warm up: allocator, kernels, compiled graphs
         run(tasks[0])
     taken: dict[str, list[float]] = {name: [] for name in runners}
     for task in tasks:

@@ -1,10 +1,10 @@
-"""Write docs/options: a page for each group of conf/, with all of its options and their keys.
+"""Writes docs/options: a page for each group of conf/, with all of its options and their keys.
 
     python scripts/docs.py [--out FOLDER]
 
-Everything on these pages comes from the code: headline, keys, values and comments from the YAML
-file of an option, types and bounds from the signature of its `_target_`, and that target's
-docstring. Edit those, and run the command again; tests/test_docs.py finds pages that are old.
+The pages are made from the YAML file of each option (headline, keys, values and comments), and from
+the signature and the docstring of its `_target_` (types, bounds and explanations). Edit those and
+run the command again. tests/test_docs.py fails where a page is out of date.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from hydra.utils import get_object
 
 from cl_bench.config import option_types
 from cl_bench.config.nodes import CONF
-from cl_bench.config.schema import PLAIN
+from cl_bench.config.schema import KEYS_WITHOUT_TARGET
 from cl_bench.list import headline
 
 ROOT = Path(__file__).parents[1]
-FOLDER = {"launcher": CONF / "hydra/launcher"}  # of a group's files, where its name is not it
-ABOUT = {  # what the options of a group decide
-    "method": "How a network learns from one batch, and what it keeps of the tasks that are over.",
+FOLDERS = {"launcher": CONF / "hydra/launcher"}  # of groups whose folder has another name
+ABOUT = {  # what each group decides
+    "method": "How a network learns from a batch, and what it keeps of past tasks.",
     "dataset": "The images, how they are cut into tasks, and how an image is augmented.",
-    "scenario": "Which classes compete with each other for a sample, and the order of the tasks.",
+    "scenario": "Which classes compete for a sample, and the order of the tasks.",
     "model": "The network, its initial weights, and whether it is pre-trained or linearised.",
     "criterion": "The loss of one sample.",
     "optimizer": "The step along the gradient, and weight decay.",
     "schedule": "Epochs, batch size and learning-rate decay within a task.",
-    "curvature": "The matrix that says how much each parameter matters for a task that is over.",
+    "curvature": "The matrix that says how much each parameter matters for a past task.",
     "merging": "How the curvatures of several tasks are added up.",
-    "buffer": "Which samples of the past a replay method keeps.",
+    "buffer": "Which samples of past tasks a replay method keeps.",
     "evaluation": "Which tasks are tested after each task, and on which images.",
     "stream": "Whether the tasks come one after the other or all at once.",
-    "probe": "What is measured beside the accuracy while a run trains. There may be none.",
+    "probe": "What is measured besides the accuracy while a run trains; none by default.",
     "runtime": "Device, precision, compilation and threads.",
-    "tracking": "Where the rows of a run are mirrored.",
-    "study": "Experiments on one network that are no single run. There may be none.",
-    "experiment": "Published protocols, and sweeps that leave a page of their own.",
-    "launcher": "Where the runs of a sweep are executed: `hydra/launcher=<option>`.",
+    "tracking": "Where a run is logged, besides the files in its folder.",
+    "study": "Experiments on one network, in place of a run; none by default.",
+    "experiment": "Published protocols, and sweeps that write a page of results.",
+    "launcher": "Where the jobs of a sweep are executed: `hydra/launcher=<option>`.",
 }
 KEY = re.compile(r"^( *)([\w./@]+): *(.*)$")
 VALUE = re.compile(r"^(.*?)(?:(?:^|\s+)#\s*(.*))?$")
-UNSEEN = ("_target_", "_partial_")
-UNSEEN_PLACES = ("defaults", "hydra.mode", "hydra.callbacks")
+HIDDEN_KEYS = ("_target_", "_partial_")
+HIDDEN_PARTS = ("defaults", "hydra.mode", "hydra.callbacks")
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Key:
 
 @dataclass
 class Option:
-    """One YAML file of a group, with what it takes over from the files that it extends."""
+    """One YAML file of a group, with the keys of the files that it extends."""
 
     group: str
     name: str
@@ -80,12 +80,13 @@ class Option:
 
 
 def entries(text: str) -> Iterator[tuple[str, Key]]:
-    """Each key of a YAML text that has a value, dotted, with its comment."""
+    """Each dotted key of a YAML text with its value and its comment, which an empty line ends."""
     above: list[tuple[int, str]] = []
     last: Key | None = None
     for line in text.splitlines():
         match = KEY.match(line)
         if match is None:
+            last = last if line.strip() else None
             if last is not None and line.lstrip().startswith("#"):
                 last.comment = f"{last.comment} {line.strip().lstrip('# ')}".strip()
             continue
@@ -98,22 +99,22 @@ def entries(text: str) -> Iterator[tuple[str, Key]]:
 
 
 def read(group: str, name: str) -> Option:
-    """An option, with all that it extends."""
-    option = Option(group, name, FOLDER.get(group, CONF / group) / f"{name}.yaml")
+    """The option in a YAML file, with all that it extends."""
+    option = Option(group, name, FOLDERS.get(group, CONF / group) / f"{name}.yaml")
     text = option.file.read_text()
     for default in yaml.safe_load(text).get("defaults", []):
-        _take_over(option, default)
+        _add_default(option, default)
     prefix = "" if "@package _global_" in text else f"{group}."
     prefix = "hydra.launcher." if group == "launcher" else prefix
     for key, entry in entries(text):
-        if not key.startswith(UNSEEN_PLACES):
+        if not key.startswith(HIDDEN_PARTS):
             before = option.keys.get(prefix + key, entry)
             option.keys[prefix + key] = Key(entry.value, entry.comment or before.comment)
     return option
 
 
-def _take_over(option: Option, default: Any) -> None:
-    """One entry of an option's list of defaults."""
+def _add_default(option: Option, default: Any) -> None:
+    """Add one entry of an option's list of defaults."""
     (key, value), *_ = default.items() if isinstance(default, dict) else [(None, default)]
     if key is not None and key.startswith("override /"):
         option.chosen[key.removeprefix("override /").partition("@")[0]] = value
@@ -130,18 +131,17 @@ def _take_over(option: Option, default: Any) -> None:
             option.chosen = found.chosen | option.chosen
 
 
-def bounds(hint: Any) -> str:
-    """What an option's value must be, in words."""
-    words = option_types.spelled(hint)
-    stated = map(option_types._spelled_bounds, option_types._annotated(hint))
-    found = [bound.removeprefix("a text that is ") for bound in dict.fromkeys(stated) if bound]
-    return ", ".join([words, *found])
+def type_and_bounds(hint: Any) -> str:
+    """A type with its bounds, in words."""
+    bounds = dict.fromkeys(option_types.bounds_in_words(hint))
+    words = [bound.removeprefix("a text that is ") for bound in bounds]
+    return ", ".join([option_types.type_in_words(hint), *words])
 
 
-def kind(option: Option, path: str) -> str:
-    """The type of a key by the signature of the target of its node; nothing where none says it."""
-    if path in PLAIN:
-        return bounds(PLAIN[path])
+def type_of(option: Option, path: str) -> str:
+    """The type of a key in words, from the signature of its node's target; empty where unknown."""
+    if path in KEYS_WITHOUT_TARGET:
+        return type_and_bounds(KEYS_WITHOUT_TARGET[path])
     value, (node, _, name) = option.keys[path].value, path.rpartition(".")
     if value.startswith("${") and value[2:-1] in ABOUT:
         return f"chosen by the group [{value[2:-1]}]({value[2:-1]}.md)"
@@ -151,28 +151,28 @@ def kind(option: Option, path: str) -> str:
     made = get_object(target)
     made = made.__init__ if inspect.isclass(made) else made
     hint = typing.get_type_hints(made, include_extras=True).get(name)
-    return "" if option_types.plain(hint) is None else bounds(hint)
+    return "" if option_types.yaml_type(hint) is None else type_and_bounds(hint)
 
 
 def escaped(text: str) -> str:
-    """A comment for a table's cell; what begins with alternatives to the value begins with `or`."""
+    """A comment for the cell of a table; at its start, `| ` (other values) becomes `or `."""
     text = re.sub(r"^\| ", "or ", text).replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def table(option: Option) -> list[str]:
-    """The keys of an option, a row each."""
+    """The table of an option's keys."""
     rows = [
-        f"| `{path}` | `{key.value}` | {kind(option, path)} | {escaped(key.comment)} |"
+        f"| `{path}` | `{key.value}` | {type_of(option, path)} | {escaped(key.comment)} |"
         for path, key in option.keys.items()
-        if path.rpartition(".")[2] not in UNSEEN
+        if path.rpartition(".")[2] not in HIDDEN_KEYS
     ]
     head = ["| key | value | type | comment |", "|---|---|---|---|"]
     return [*head, *rows, ""] if rows else []
 
 
 def section(option: Option) -> list[str]:
-    """An option: its headline, what it builds on and chooses, and its keys."""
+    """The section on an option: its headline, what it extends and chooses, and its keys."""
     lines = [f"## {option.name}", "", escaped(headline(option.file)).rstrip(".") + ".", ""]
     if option.extends:
         lines += ["It extends " + ", ".join(f"`{name}`" for name in option.extends) + ".", ""]
@@ -190,7 +190,7 @@ def section(option: Option) -> list[str]:
 
 
 def explained(group: str, options: list[Option]) -> list[str]:
-    """The docstrings of the targets of a group, each once."""
+    """The section with the docstrings of a group's targets."""
     lines = []
     nodes = [group + part for part in ("", ".source", ".transform")]
     for target in dict.fromkeys(option.target(node) for node in nodes for option in options):
@@ -201,8 +201,8 @@ def explained(group: str, options: list[Option]) -> list[str]:
 
 
 def page(group: str) -> str:
-    """The page of a group."""
-    folder = FOLDER.get(group, CONF / group)
+    """The page on a group."""
+    folder = FOLDERS.get(group, CONF / group)
     names = sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.rglob("*.yaml"))
     options = [read(group, name) for name in names]
     lines = [f"# {group}", "", ABOUT[group], "", *(x for o in options for x in section(o))]
@@ -210,10 +210,10 @@ def page(group: str) -> str:
 
 
 def root_page() -> str:
-    """The keys of conf/config.yaml that belong to no group, and the options that it chooses."""
+    """The first page: all groups with their defaults, and the keys of no group."""
     text = (CONF / "config.yaml").read_text()
     config = Option("config", "config", CONF / "config.yaml")
-    config.keys = {k: v for k, v in entries(text) if "." not in k and k in PLAIN}
+    config.keys = {k: v for k, v in entries(text) if "." not in k and k in KEYS_WITHOUT_TARGET}
     defaults = [d for d in yaml.safe_load(text)["defaults"] if isinstance(d, dict)]
     chosen = [(g, o) for d in defaults for g, o in d.items() if g in ABOUT]
     rows = [f"| [{g}]({g}.md) | {f'`{o}`' if o else 'none'} | {ABOUT[g]} |" for g, o in chosen]
@@ -229,7 +229,7 @@ def root_page() -> str:
 
 
 def write(folder: Path) -> None:
-    """All pages, in place of those that are there."""
+    """Replace all pages in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("*.md"):
         file.unlink()
@@ -239,6 +239,7 @@ def write(folder: Path) -> None:
 
 
 def main() -> None:
+    """Write all pages."""
     parser = argparse.ArgumentParser(description="Write the pages of docs/options from conf/.")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/options", help="another folder")
     write(parser.parse_args().out)

@@ -1,6 +1,6 @@
-"""What mkdocs calls while it builds the site: equations as MathML, docstrings with their columns.
+"""Hooks of mkdocs: they turn equations into MathML and docstrings into Markdown.
 
-Browsers draw MathML by themselves: the site needs no script for its equations, and no network.
+Browsers display MathML without a script, so the site needs no network.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ COLUMNS = re.compile(r"\S {2,}\S|^ {2,}\S", re.MULTILINE)
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Replace each equation of a page by MathML, with its LaTeX as the text for a reader."""
+    """Replace each equation of a page by MathML that has the LaTeX as its title."""
 
-    def drawn(match: re.Match[str]) -> str:
+    def to_mathml(match: re.Match[str]) -> str:
         tag, opening, latex = match.groups()
         display = "block" if opening == "[" else "inline"
         made = convert(html.unescape(latex), display=display)
         return f'<{tag} class="equation" title="{html.escape(latex, quote=True)}">{made}</{tag}>'
 
-    return EQUATION.sub(drawn, content)
+    return EQUATION.sub(to_mathml, content)
 
 
 def as_markdown(docstring: str) -> str:
-    """A plain docstring as Markdown: paragraphs in columns as they are, the rest escaped."""
+    """A docstring as Markdown: paragraphs with columns become code blocks, others are escaped."""
     parts = []
     for paragraph in docstring.split("\n\n"):
         if COLUMNS.search(paragraph):
@@ -40,13 +40,13 @@ def as_markdown(docstring: str) -> str:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    """Code as it is; a character that Markdown would take for its own, escaped."""
+    """Code between backticks unchanged; another character escaped for Markdown."""
     text = match[0]
     return text if text.startswith("`") else "&lt;" if text == "<" else f"\\{text}"
 
 
 class Columns(Extension):
-    """Hand mkdocstrings the docstrings as Markdown."""
+    """An extension of griffe that gives mkdocstrings the docstrings as Markdown."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:

@@ -1,10 +1,10 @@
-"""A backbone for `model.pretrained`: a run of all classes at once, and its network as one file.
+"""Pre-trains a backbone for `model.pretrained` on all classes at once, and writes it to a file.
 
     python scripts/pretrain.py --out backbone.safetensors [--half] [overrides]
 
-The overrides are those of `python -m cl_bench.run experiment=pretrain` (DLCFT's recipe on
-ImageNet32): another data set (`dataset=folder dataset.source.path=...`), network
-(`model=reduced_resnet18`), length (`schedule.epochs=30`), precision (`runtime.precision=bf16`).
+The overrides are those of `python -m cl_bench.run experiment=pretrain`, which is DLCFT's recipe on
+ImageNet32. They may choose another data set (`dataset=folder dataset.source.path=...`), network
+(`model=reduced_resnet18`), length (`schedule.epochs=30`) or precision (`runtime.precision=bf16`).
 The same command continues a run that was stopped.
 """
 
@@ -23,11 +23,11 @@ from cl_bench.config.command import run_command
 from cl_bench.config.errors import Parser
 from cl_bench.engine import checkpoint
 from cl_bench.engine.execution import Plan
-from cl_bench.engine.job import plan, run
+from cl_bench.engine.job import make_plan, run
 from cl_bench.models.pretrained import Provenance, save
 from cl_bench.results.record import RunRecord
 
-PLAIN = {  # what every run can start from, tested on data of its own
+REQUIRED = {  # so that every run can start from the backbone
     "dataset.tasks": 1,
     "evaluation.split": "test",
     "model.norm": "batch",
@@ -35,13 +35,14 @@ PLAIN = {  # what every run can start from, tested on data of its own
     "model.head_mode": "bilinear",
 }
 RECIPE = ("model", "criterion", "optimizer", "schedule", "runtime", "seed")
-SHAPED = ("_target_", "width", "hidden", "activation")  # what a backbone needs of a network
+SHAPE = ("_target_", "width", "hidden", "activation")  # keys that a model must share with it
 
 
 def main() -> None:
+    """Parse the command line, train and write the backbone."""
     parser = Parser(usage=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--half", action="store_true", help="in half precision")
+    parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     asked, overrides = parser.parse_known_args()
     if asked.out.suffix != ".safetensors":
         parser.error(f"--out {asked.out}: must end in .safetensors")
@@ -49,39 +50,39 @@ def main() -> None:
 
 
 def pretrain(overrides: list[str], out: Path, half: bool) -> None:
-    """The run, where it is not done yet, and its file."""
-    planned = composed(overrides)
+    """Make the run unless it is finished, and write its network to `out`."""
+    planned = plan(overrides)
     run(planned)
     export(planned, out, half)
 
 
-def composed(overrides: list[str]) -> Plan:
-    """The run that the overrides describe."""
+def plan(overrides: list[str]) -> Plan:
+    """The run of these overrides; UserError where no backbone can come of it."""
     cfg = compose.composed("experiment=pretrain", *overrides, with_hydra=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra
-    for key, wanted in PLAIN.items():
+    for key, wanted in REQUIRED.items():
         if OmegaConf.select(cfg, key) != wanted:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: a backbone needs {key}={wanted}")
-    return plan(cfg)
+    return make_plan(cfg)
 
 
 def export(planned: Plan, out: Path, half: bool) -> None:
-    """The network of a finished run, from its checkpoint, and what its record says."""
+    """Write the network of a finished run, from its checkpoint, with its provenance."""
     cfg, record = planned.cfg, planned.folder.finished(planned.hash, planned.cfg.seed)
     machine = build(cfg.runtime, seed=cfg.seed)
     method = make_method(cfg, machine, make_stream(cfg, machine))
     identity = {"config": planned.hash, "seed": cfg.seed}
-    held = checkpoint.load(planned.folder.checkpoint, machine.device, identity)
-    assert record is not None and held is not None
-    checkpoint.restore(method, held)
-    save(method.learner.net, facts(record, out.stem), out, half)
+    state = checkpoint.load(planned.folder.checkpoint, machine.device, identity)
+    assert record is not None and state is not None
+    checkpoint.restore(method, state)
+    save(method.learner.net, provenance(record, out.stem), out, half)
     print(f"backbone: {out}, {out.stat().st_size / 2**20:.1f} MiB; use model.pretrained={out}")
 
 
-def facts(record: RunRecord, name: str) -> Provenance:
-    """No path and no place of the machine: it may be published."""
+def provenance(record: RunRecord, name: str) -> Provenance:
+    """What is stored with a backbone; it names no path, so that it can be published."""
     plain, stream = record.config, record.stream
     transform = plain["dataset"]["transform"]
     origin = record.backbone and record.backbone["sha256"]
@@ -90,7 +91,7 @@ def facts(record: RunRecord, name: str) -> Provenance:
     known = {key: stream["provenance"][key] for key in ("layout", "order", "resize")}
     return Provenance(
         name=name,
-        model={key: plain["model"][key] for key in SHAPED if key in plain["model"]},
+        model={key: plain["model"][key] for key in SHAPE if key in plain["model"]},
         transform={key: transform[key] for key in ("mean", "std")},
         data={"name": name_of_data(plain), **{key: stream[key] for key in kept}, **known},
         recipe={key: plain[key] for key in RECIPE} | {"transform": transform, "from": origin},
@@ -101,7 +102,7 @@ def facts(record: RunRecord, name: str) -> Provenance:
 
 
 def name_of_data(plain: dict[str, Any]) -> str:
-    """The data set, or the folder that it was read from."""
+    """The name of the data set, or of the folder that it was read from."""
     path = plain["dataset"]["source"].get("path")
     return plain["dataset"]["name"] if path is None else Path(path).name
 

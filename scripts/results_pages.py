@@ -1,4 +1,4 @@
-"""The pages of docs/results and the README's table, made from the files in results/.
+"""Writes the pages of docs/results and the README's table from the files in results/.
 
 python scripts/results_pages.py
 """
@@ -19,16 +19,16 @@ from cl_bench.base.files import write_text
 from cl_bench.report.results_table import ResultRow, read
 
 ROOT = Path(__file__).parents[1]
-IN_README = "pmnist"  # the table that stands there
+IN_README = "pmnist"  # the table in the README
 START = f"<!-- results/{IN_README}.csv, by scripts/results_pages.py -->"
 END = "<!-- end of results -->"
 MOVED = "carried over from "
 MADE = "<!-- made by scripts/results_pages.py: change results/{}, not this page -->"
-Group = list[ResultRow]  # the metrics of one row label
+Group = list[ResultRow]  # the results with one row label, one for each metric
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """The text of every file that is made from results/; the README with its table replaced."""
+    """The text of each file that is made from results/: the pages, and the README."""
     titles = yaml.safe_load((root / "results/titles.yaml").read_text())
     tables = {file.stem: read(file) for file in sorted((root / "results").glob("*.csv"))}
     unknown = sorted({*titles} - {*tables})
@@ -50,7 +50,7 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def index(about: dict[str, dict[str, str]]) -> str:
-    """The list of all tables."""
+    """The first page: a list of all tables."""
     lines = [f"- [{about[name]['title']}]({name}.md)" for name in about]
     return "\n".join(
         [
@@ -71,7 +71,7 @@ def index(about: dict[str, dict[str, str]]) -> str:
 
 
 def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
-    """One table of results as a page."""
+    """The page on one table of results."""
     groups = grouped(rows)
     parts = [MADE.format(f"{name}.csv"), f"# {about['title']}"]
     parts += [about["text"]] if about["text"] else []
@@ -83,7 +83,7 @@ def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
 
 
 def grouped(rows: Iterable[ResultRow]) -> list[Group]:
-    """The rows of each label, in the order of the file."""
+    """The results grouped by their row label, in the order of the file."""
     found: dict[str, Group] = {}
     for row in rows:
         found.setdefault(row.row, []).append(row)
@@ -91,40 +91,42 @@ def grouped(rows: Iterable[ResultRow]) -> list[Group]:
 
 
 def wide_table(groups: list[Group], metrics: list[str]) -> str:
-    """A line for each row label, a column for each metric."""
+    """A table with a line for each row label and a column for each metric."""
     every = [row for group in groups for row in group]
-    beside = [m for m in metrics if any(r.published is not None for r in every if r.metric == m)]
+    compared = [m for m in metrics if any(r.published is not None for r in every if r.metric == m)]
     units = {row.metric: row.unit for row in every}
     intervals = [m for m in metrics if m == "ACC" and any(row.lower is not None for row in every)]
     split = len({row.split for row in every}) > 1
     heads = ["row", *(["split"] if split else []), "n", *(heading(m, units[m]) for m in metrics)]
-    heads += [f"95 % interval of {m}" for m in intervals] + [f"published {m}" for m in beside]
+    heads += [f"95 % interval of {m}" for m in intervals] + [f"published {m}" for m in compared]
     lines = []
     for group in groups:
-        own = {row.metric: row for row in group}
+        by_metric = {row.metric: row for row in group}
         cells = [label(group[0].row), *([group[0].split] if split else []), count(group)]
-        cells += [measured(own[m]) if m in own else "" for m in metrics]
-        cells += [interval(own[m]) if m in own else "" for m in intervals]
-        cells += [published(own[m]) if m in own else "" for m in beside]
+        cells += [measured(by_metric[m]) if m in by_metric else "" for m in metrics]
+        cells += [interval(by_metric[m]) if m in by_metric else "" for m in intervals]
+        cells += [published(by_metric[m]) if m in by_metric else "" for m in compared]
         lines.append(cells)
     return table(heads, lines)
 
 
 def long_table(rows: list[ResultRow]) -> str:
-    """A line for each number: where rows have few metrics in common."""
+    """A table with a line for each number, for rows that have few metrics in common."""
     lines = [[label(r.row), markdown(visible(r.metric)), measured(r)] for r in rows]
     return table(["row", "quantity", "value"], lines)
 
 
 def short_table(rows: list[ResultRow]) -> str:
-    """What the README shows: test rows, with the ACC of papers."""
+    """The README's table: results on test images, with the published ACC."""
     lines = []
     for group in grouped(row for row in rows if row.split == "test"):
-        own = {row.metric: row for row in group}
-        if "ACC" not in own:
+        by_metric = {row.metric: row for row in group}
+        if "ACC" not in by_metric:
             continue
-        cells = [measured(own[m]) if m in own else "" for m in ("gradients", "ACC", "BWT")]
-        lines.append([label(group[0].row), count(group), *cells, published(own["ACC"])])
+        cells = [
+            measured(by_metric[m]) if m in by_metric else "" for m in ("gradients", "ACC", "BWT")
+        ]
+        lines.append([label(group[0].row), count(group), *cells, published(by_metric["ACC"])])
     return table(["options", "n", "gradients", "ACC", "BWT", "published ACC"], lines)
 
 
@@ -135,12 +137,12 @@ def table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def heading(metric: str, unit: str) -> str:
-    """A metric with its unit, where its name does not say it."""
+    """The heading of a metric's column, with (%) where the unit is percent."""
     return f"{markdown(visible(metric))} (%)" if unit == "percent" else markdown(visible(metric))
 
 
 def label(text: str) -> str:
-    """Options as code, words as words: `method=ewc`, on validation."""
+    """A row label in Markdown: options as code, other words as text."""
     options, comma, rest = visible(text).partition(", ")
     if any("=" not in word for word in options.split()) or re.search(r"[`|]", options):
         return markdown(visible(text))
@@ -148,7 +150,7 @@ def label(text: str) -> str:
 
 
 def count(group: Group) -> str:
-    """The n of a label's metrics."""
+    """The numbers of seeds n of a row label, joined by commas where its metrics differ."""
     return ", ".join(dict.fromkeys(str(row.n) for row in group if row.n is not None))
 
 
@@ -173,7 +175,7 @@ def published(row: ResultRow) -> str:
 
 
 def digits(value: Decimal | None, unit: str) -> str:
-    """A number as it was written down, but with no more digits than say something."""
+    """A number; of many digits, two decimals in percent and else four significant digits stay."""
     if value is None:
         return ""
     if len(value.as_tuple().digits) > 4 and unit == "percent":
@@ -182,7 +184,7 @@ def digits(value: Decimal | None, unit: str) -> str:
 
 
 def commands(groups: list[Group]) -> str:
-    """The commands of all rows, each below its label."""
+    """The commands of all rows, each below the labels of its rows."""
     found: dict[str, list[str]] = {}
     for group in groups:
         for command in dict.fromkeys(row.command for row in group if row.command):
@@ -195,20 +197,20 @@ def commands(groups: list[Group]) -> str:
 
 
 def notes(groups: list[Group]) -> list[str]:
-    """What must be known of the rows, where the numbers came from, and what they were made with."""
-    said: dict[str, list[str]] = {}
+    """The section with the notes on the rows, and the device, commit, versions and date."""
+    noted: dict[str, list[str]] = {}
     moved: dict[str, None] = {}
     for group in groups:
         for text in dict.fromkeys(row.note for row in group):
             parts = [part for part in text.split("; ") if part]
             moved |= {p.removeprefix(MOVED): None for p in parts if p.startswith(MOVED)}
-            own = "; ".join(part for part in parts if not part.startswith(MOVED))
-            if own:
-                said.setdefault(own, []).append(label(group[0].row))
+            note = "; ".join(part for part in parts if not part.startswith(MOVED))
+            if note:
+                noted.setdefault(note, []).append(label(group[0].row))
     lines = []
-    for text, names in said.items():
-        whom = "All rows" if len(names) == len(groups) > 1 else "; ".join(names)
-        lines.append(f"- {whom}: {markdown(visible(text))}.")
+    for text, names in noted.items():
+        which = "All rows" if len(names) == len(groups) > 1 else "; ".join(names)
+        lines.append(f"- {which}: {markdown(visible(text))}.")
     lines += (
         [f"- Carried over from {', '.join(f'`{visible(m)}`' for m in moved)}."] if moved else []
     )
@@ -220,7 +222,7 @@ def notes(groups: list[Group]) -> list[str]:
 
 
 def main() -> None:
-    """Write every file that differs, and name it."""
+    """Write each file whose text has changed, and print its name."""
     try:
         made = pages(ROOT)
     except UserError as error:

@@ -1,9 +1,9 @@
-"""python scripts/same_results.py REVISION: are this tree's results those of another revision?
+"""python scripts/same_results.py REVISION: compares the results of this tree with a revision's.
 
-Runs a dozen small configs, which touch every part of the package, once by each of the two sources,
-and compares records: the accuracy matrices and the SHA-256 of all parameters. It is what a commit
-that says "changes results: no" shows. `--keys old=new,...` gives keys of a config that have another
-name here; `--data DIR` a folder with MNIST/ and cifar100/ for the configs that need them.
+A dozen small configs, which together use every part of the package, are run with both sources. The
+accuracy matrices and the SHA-256 of the final parameters must be equal. Run it before a commit that
+says "Changes results: no". `--keys old=new,...` lists config keys that were renamed since, and
+`--data DIR` names a folder with MNIST/ and cifar100/, which some configs need.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ CONFIGS = {
 
 
 def main() -> None:
+    """Run and compare all configs; the exit code is 1 where one differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("revision", help="a commit, or a folder with another checkout")
-    parser.add_argument("--keys", default="", metavar="OLD=NEW,...")
+    parser.add_argument("--keys", default="", metavar="OLD=NEW,...", help="renamed config keys")
     parser.add_argument("--data", help="data_dir of the runs")
-    parser.add_argument("--only", help="run configs whose name has this in it")
+    parser.add_argument("--only", help="run only configs whose name contains this")
     asked = parser.parse_args()
     renamed = dict(pair.split("=") for pair in asked.keys.split(",") if pair)
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def checkout(revision: str, folder: Path) -> Path:
-    """A folder with the sources of a revision."""
+    """A folder with the sources of a revision, cloned to `folder` unless it is a folder itself."""
     if Path(revision).is_dir():
         return Path(revision).absolute()
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
@@ -77,11 +78,14 @@ def checkout(revision: str, folder: Path) -> Path:
 
 
 def outcome(sources: Path, words: list[str], where: Path, killed: bool) -> str:
-    """What a run proves: theta's hash and the accuracies; of a study its table; or its error."""
+    """The result of a run: theta's hash and the accuracies, the table of a study, or the error.
+
+    With `killed`, the run is killed as soon as it has written a checkpoint, and then continued.
+    """
     command = [sys.executable, "-m", "cl_bench.run", *words, f'output_dir="{where}"']
     environment = {**os.environ, "PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1"}
     quiet = subprocess.DEVNULL
-    if killed:  # as soon as a checkpoint is there
+    if killed:
         process = subprocess.Popen(
             command, env=environment, cwd=sources, stdout=quiet, stderr=quiet
         )

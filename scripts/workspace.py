@@ -1,7 +1,8 @@
-"""python scripts/workspace.py <entity> [<project>]: saves a wandb view that compares methods.
+"""python scripts/workspace.py <entity> [<project>]: saves a wandb workspace that compares methods.
 
-Seeds are one line with its spread: ACC over the tasks, the table of summaries, cost, the accuracy
-matrices. Needs a wandb key, and wandb-workspaces (pip install -e ".[workspace]").
+It shows ACC over the tasks, the metrics at the end, cost, and accuracy matrices; the seeds of a
+config are one line with its standard deviation. Needs a wandb key, and the package wandb-workspaces
+(pip install -e ".[workspace]").
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SUMMARY = ("ACC", "BWT", "forgetting", "LA", "gradients_per_sample", "peak_mib")
 
 
 def over_tasks(metric: str, title: str) -> Any:
-    """Mean and standard deviation over a group's seeds."""
+    """A plot of a metric over the tasks: mean and standard deviation over the seeds of a config."""
     return panels.LinePlot(
         title=title,
         x="task",
@@ -32,7 +33,7 @@ def over_tasks(metric: str, title: str) -> Any:
 
 
 def bars(metric: str) -> Any:
-    """A bar a group."""
+    """A bar plot of a final metric, with a bar for each config."""
     return panels.BarPlot(
         title=metric,
         metrics=[panels.SummaryMetric(metric)],
@@ -42,7 +43,7 @@ def bars(metric: str) -> Any:
 
 
 def view(entity: str, project: str) -> workspaces.Workspace:
-    """The view, not saved yet; runs are grouped by their config, seeds apart."""
+    """The workspace, not saved yet; the seeds of a config are a group."""
     curves = [over_tasks("ACC", "ACC after each task"), over_tasks("BWT", "BWT after each task")]
     cost = panels.ScatterPlot(
         title="ACC against gradients per training image",
@@ -73,10 +74,11 @@ def view(entity: str, project: str) -> workspaces.Workspace:
 
 
 def main() -> None:
-    parser = Parser(description="Saves a wandb view that compares methods")
+    """Save the workspace and print its address."""
+    parser = Parser(description="Save a wandb workspace that compares methods.")
     parser.add_argument("entity")
     parser.add_argument("project", nargs="?", default="cl_bench")
-    parser.add_argument("--show", action="store_true", help="print it as JSON; save nothing")
+    parser.add_argument("--show", action="store_true", help="print it as JSON instead of saving it")
     options = parser.parse_args()
     made = view(options.entity, options.project)
     if options.show:
@@ -84,7 +86,7 @@ def main() -> None:
         return
     try:
         print(made.save().url)
-    except Exception as error:  # wandb's errors have no base of their own
+    except Exception as error:  # wandb's errors have no common base class
         reason = str(error).splitlines()[0]
         sys.exit(f"wandb did not save it: {reason}; `wandb login`, and check entity and project")
 

@@ -199,7 +199,7 @@ def first_step(command: Command, home: Path) -> float:
     task, progress, host = stream.tasks[0], Progress.start(stream), Host()
     method.learner.reveal(stream.live(task.id), task.t.unique(), stream.ever)
     rest = schedule, build(cfg.evaluation), machine.order, progress, host
-    experiment.begin(Session(method, stream, *rest), task)
+    experiment.prepare_task(Session(method, stream, *rest), task)
     return method.observe(next(task.batches(schedule.batch_size, machine.order))).item()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,18 +32,18 @@ COMMANDS = {"__init__", "__main__", "run", "list", "tune"}  # modules at the top
 ONLY = {  # a foreign package and the files that may import it
     "hydra": {
         "run",
-        "tune",
         "engine/job",
         "engine/sweep_failures",
         "report/sweep_page",
         "tuning/axis",
+        "tuning/command",
     },
-    "omegaconf": {"run", "tune", "engine/job", "engine/execution", "engine/sweep_failures"}
-    | {"report/sweep_page", "tuning/search"},
+    "omegaconf": {"run", "engine/job", "engine/execution", "engine/sweep_failures"}
+    | {"report/sweep_page", "tuning/search", "tuning/command"},
     "wandb": {"results/tracking"},
     "numpy": {"data/decode", "data/pickles", "data/readers", "report/charts"},
     "PIL": {"data/decode"},
-    "pandas": {"results/folder", "report/__main__", "report/formats", "tune"},
+    "pandas": {"results/folder", "report/__main__", "report/formats", "tuning/command"},
     "matplotlib": {"results/figures", "report/charts"},
     "jinja2": {"report/html_page"},
     "rich": {"results/terminal", "list"},
@@ -147,15 +150,30 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert length - documented.count("\n") <= 45, f"{name_of(path)}: {node.name} {length}"
 
 
-def test_start_up_is_lean() -> None:
-    """What a run needs at its end, or not at all, is not imported at its start."""
-    import subprocess
-    import sys
+HEAVY = ("wandb", "matplotlib", "pandas", "torchvision", "sklearn", "PIL")
+QUICK = [  # commands that end before a run is built
+    ("cl_bench.run", "method=nope"),
+    ("cl_bench.run", "--help"),
+    ("cl_bench.list",),
+    ("cl_bench.tune", "--help"),
+]
 
-    heavy = ("wandb", "matplotlib", "pandas", "torchvision", "sklearn", "PIL", "rich")
-    code = f"import sys, cl_bench.run; print([m for m in {heavy!r} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_a_quick_command_imports_no_pytorch(words: tuple[str, ...]) -> None:
+    assert not imported(*words) & {"torch", "numpy", *HEAVY}
+
+
+def test_a_run_is_refused_without_heavy_imports() -> None:
+    """A wrong value is looked up in a signature, which needs PyTorch, but nothing else."""
+    assert not imported("cl_bench.run", "optimizer.lr=abc") & {"rich", *HEAVY}
+
+
+def imported(*words: str) -> set[str]:
+    """The packages that a command imports."""
+    run = [sys.executable, "-X", "importtime", "-m", *words]
+    times = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT).stderr
+    return set(re.findall(r"^import time:.*\| +(\w+)$", times, re.MULTILINE))
 
 
 def test_there_is_no_utils() -> None:

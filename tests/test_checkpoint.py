@@ -86,7 +86,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: Any) -> None:
 
     for name, content in (("a.pt", pickle.dumps(Evil(), 2)), ("b.pt", b"")):
         sha = hashlib.sha256(content).hexdigest().encode()
-        (tmp_path / name).write_bytes(checkpoint.MARK + sha + b"\n" + content)
+        (tmp_path / name).write_bytes(checkpoint.HEADER + sha + b"\n" + content)
         with pytest.raises(UserError, match=r"cannot be read .* nothing was changed"):
             checkpoint.load(tmp_path / name, CPU, {})
     assert "executed" not in capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_a_damaged_file_gives_way_to_the_one_before(tmp_path: Path, capsys: Any)
         checkpoint.save({"value": number, "identity": {}}, file)
     whole = file.read_bytes()
     assert (checkpoint.load(file, CPU, {}) or {})["value"] == 2
-    places = [0, len(checkpoint.MARK), len(checkpoint.MARK) + checkpoint.DIGITS]
+    places = [0, len(checkpoint.HEADER), len(checkpoint.HEADER) + checkpoint.SHA_DIGITS]
     places += torch.linspace(100, len(whole) - 1, 20).int().tolist()
     for place in places:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"c\.pt: is of seed 0, this run has seed 1"):
         checkpoint.load(file, CPU, {"config": "aaa", "seed": 1})
     checkpoint.save({"value": 1}, tmp_path / "d.pt")
-    with pytest.raises(UserError, match="does not say which run it is of"):
+    with pytest.raises(UserError, match="does not say of which run it is"):
         checkpoint.load(tmp_path / "d.pt", CPU, {})
 
 
@@ -158,10 +158,10 @@ def test_a_failed_save_leaves_the_last_one(
 
 def test_bytes_of_state() -> None:
     made = learner(mlp())
-    assert checkpoint.nbytes(method_for("finetune", made)) == 0
+    assert checkpoint.state_bytes(method_for("finetune", made)) == 0
     method = method_for("er", made, "buffer.capacity=20")
     method.memory.add(batch(3))
-    assert checkpoint.nbytes(method) == 20 * (16 + 8 + 8)
+    assert checkpoint.state_bytes(method) == 20 * (16 + 8 + 8)
 
 
 def test_another_layout_is_refused() -> None:

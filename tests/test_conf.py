@@ -127,13 +127,13 @@ BAD = [
     ("optimizer.weight_decay=x", "optimizer.weight_decay=x: must be a number", []),
     ("dataset.tasks=0", "dataset.tasks=0: must be between 1 and 10000", []),
     ("dataset.order=up", "must be one of natural, random, superclass, uniform", []),
-    ("dataset.transform.mean=0", "dataset.transform.mean=0: must be a list of a number", []),
+    ("dataset.transform.mean=0", "dataset.transform.mean=0: must be a list of numbers", []),
     ("evaluation.when=later", "must be one of seen, final, all", []),
     ("evaluation.holdout=1.5", "evaluation.holdout=1.5: must be above 0 and below 1", []),
     ("runtime.device=tpu", "runtime.device=tpu: must be one of auto, cpu, cuda", []),
     ("runtime.threads=0", "runtime.threads=0: must be between 1 and 1024", []),
     ("model.activation=swish", "must be one of relu, leaky_relu, elu, gelu, tanh", []),
-    ("model.hidden=[100,x]", "model.hidden=[100, 'x']: must be a list of an integer", []),
+    ("model.hidden=[100,x]", "model.hidden=[100, 'x']: must be a list of integers", []),
     (
         "+method.lamda=3",
         "method.lamda: no such key; method has curvature, merging, strength",
@@ -143,7 +143,7 @@ BAD = [
     ("method._target_=cl_bench.methods.no.No", "method._target_=cl_bench.methods.no.No: ", []),
     (
         "method.buffer=ring",
-        "method.buffer=ring: is chosen by its group; use buffer=ring",
+        "method.buffer=ring: is chosen by the group; use buffer=ring",
         ["method=er"],
     ),
     ("stream.first=21", "stream.first=21: the stream has 20 tasks", []),
@@ -261,7 +261,7 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
     from cl_bench.methods.er import ER
 
     monkeypatch.setattr(ER, "scenarios", ("task", "class"))
-    with pytest.raises(UserError, match="scenario=data: the method serves task, class"):
+    with pytest.raises(UserError, match="scenario=data: the method can be used with task, class"):
         check_config(composed("method=er"))
 
 
@@ -283,11 +283,14 @@ HYDRA = [
     ("datset=x", "datset: no such key; there are buffer, cache_dir, code_changed, criterion"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, cache_dir"),
     ("method==er", "method==er"),
-    ("method", "method: no <key>=<value>, each an argument of its own"),
-    ("method=er stream.first=2", "method=er stream.first=2: no <key>=<value>, each an argument"),
-    ("experiment/halrp=orders", "experiment/halrp=<option> is typed experiment=halrp/<option>"),
+    ("method", "method: is not one argument <key>=<value>"),
+    (
+        "method=er stream.first=2",
+        "method=er stream.first=2: is not one argument <key>=<value>: a value",
+    ),
+    ("experiment/halrp=orders", "experiment/halrp=<option> is written experiment=halrp/<option>"),
     ("model=nope/x", "model=nope/x: no such model; there are alexnet"),
-    ("method.x=a b^c", "is quoted twice, 'method.x=\"a b^c\"'"),
+    ("method.x=a b^c", "must be quoted twice, 'method.x=\"a b^c\"'"),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such hydra/launcher; there are cores"),
 ]
 
@@ -329,7 +332,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     ],
 )
 def test_fits(value: Any, hint: Any, good: bool) -> None:
-    assert (option_types.fault(value, hint) is None) is good
+    assert (option_types.unmet_requirement(value, hint) is None) is good
 
 
 def test_the_hash_names_what_can_change_a_number() -> None:

@@ -38,13 +38,13 @@ from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import Evaluation, accuracies
 from cl_bench.engine.host import RunHost
-from cl_bench.engine.resume import Start, UnusableError, find
+from cl_bench.engine.resume import Start, UnusableError, find_start
 from cl_bench.engine.schedule import Schedule
 from cl_bench.engine.session import Host, Progress, Session
 from cl_bench.models.linearized import Linearized
 from cl_bench.probes.spectrum_and_neighbours import KNN, MaxEigenvalue
 from cl_bench.results.folder import Folder
-from cl_bench.results.record import plain
+from cl_bench.results.record import json_value
 from cl_bench.results.source_code import Code
 from cl_bench.results.tracking import Null
 
@@ -119,7 +119,7 @@ class Run:
         self.left = self.stop_at
         parts = SCHEDULE, EVALUATION, rt.order, self.progress, host, self.probe
         session = Session(self.method, self.stream, *parts)
-        with nullcontext() if self.folder is None else host.shown(STEPS, self.name):
+        with nullcontext() if self.folder is None else host.progress_bar(STEPS, self.name):
             experiment.run(session)
         assert torch.get_rng_state().equal(global_state), "a draw from the global generator"
         return self
@@ -140,7 +140,7 @@ class Run:
 
 def begin(folder: Path, rt: Any, **identity: str) -> Start:
     """What a run in this folder starts from; all by the same code."""
-    return find(Folder(folder), identity, Code("one", {}), rt.device, "cpu", "stop", False)
+    return find_start(Folder(folder), identity, Code("one", {}), rt.device, "cpu", "stop", False)
 
 
 class NormNet(torch.nn.Module):
@@ -183,7 +183,7 @@ class Recorder(Host):
     """A host without a folder, whose rows are the run's."""
 
     def __init__(self, run: Run, rt: Any) -> None:
-        super().__init__(rt.seconds, every=5)
+        super().__init__(rt.seconds, log_every=5)
         self.run = run
 
     def log(self, row: dict[str, Any]) -> None:
@@ -248,7 +248,7 @@ def test_runs_and_repeats(
     torch.testing.assert_close(*matrices, rtol=0, atol=0, equal_nan=True)
     losses = [row["loss"] for row in one.rows if row["event"] == "step"]
     assert losses and all(loss == loss for loss in losses)
-    assert one.rows == plain(two.rows)
+    assert one.rows == json_value(two.rows)
     assert name == "joint" or one.rows[-1]["metrics"]["LA"] > 0.3, "blobs are easy to learn"
     made = one.method.learner
     assert whole(made.flat, made.net)
@@ -353,7 +353,7 @@ def test_what_a_method_keeps_does_not_grow(name: str) -> None:
         patch.setattr(
             experiment,
             "measure",
-            lambda run, row: (kept.append(checkpoint.nbytes(run.method)), measure(run, row)),
+            lambda run, row: (kept.append(checkpoint.state_bytes(run.method)), measure(run, row)),
         )
         Run(name, "data" if serves(name, "data") else "task")()
     grows = name in ("agem", "gem", "distill", "halrp", "apd", "independent")
@@ -366,10 +366,9 @@ def test_anchors_apart_grow_with_the_tasks() -> None:
     kept = []
     for task in stream.tasks:
         method.end_task(task)
-        kept.append(checkpoint.nbytes(method))
-    assert (
-        kept[2] - kept[1] == 2 * made.flat.theta.numel() * 4 and len(method.penalty.quadratics) == 3
-    )
+        kept.append(checkpoint.state_bytes(method))
+    assert kept[2] - kept[1] == 2 * made.flat.theta.numel() * 4
+    assert len(method.penalty.quadratics) == 3
 
 
 @pytest.mark.parametrize(("name", "scenario"), [("er", "class"), ("emcl", "data")])
@@ -421,7 +420,7 @@ def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StopRun):
         Run("er", "data", folder=tmp_path, stop_at=3)()
     with pytest.raises(UnusableError, match="was written with data blobs, now it is other"):
-        begin(tmp_path, machine()).require(data="other")
+        begin(tmp_path, machine()).require_same(data="other")
     with pytest.raises(UserError, match=r"checkpoint.pt: is of device cpu, this run has device c"):
         begin(tmp_path, machine(), device="cuda")
 

@@ -33,7 +33,7 @@ from cl_bench.methods.shared.low_rank import (
     topk_mask,
 )
 from cl_bench.models.convnet import ConvNet
-from cl_bench.results.record import sha256
+from cl_bench.results.record import sha256_of
 
 PLAIN = ("method.growth=null", "method.l1=0.0", "method.l2=0.0")
 SMALL: dict[str, Any] = {
@@ -492,7 +492,7 @@ def test_its_weights_are_those_of_all_tasks(name: str) -> None:
         method, _ = learned(made, stream, name, *(PLAIN if name == "halrp" else ()), epochs=epochs)
         nets = [network.theta for _, network in method.networks()]
         assert len(nets) == 3 and all(n.equal(method.network(t).theta) for t, n in enumerate(nets))
-        hashes.append(sha256(nets))
+        hashes.append(sha256_of(nets))
     assert hashes[0] != hashes[1] == hashes[2]
 
 

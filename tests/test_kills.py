@@ -50,8 +50,8 @@ def planned(name: str, where: Path, data: Path) -> Plan:
 
 def executed(plan: Plan) -> dict[str, Any]:
     """The record of a run, without what differs between two runs of one config."""
-    plan.folder.prepare()
-    execution.execute(plan)
+    plan.folder.require_writable()
+    execution.train_and_record(plan)
     return proved(plan.folder)
 
 
@@ -78,7 +78,7 @@ def within_task(number: int) -> Callable[[pytest.MonkeyPatch], None]:
                 raise Killed
 
         patch.setattr(RunHost, "advance", advance)
-        patch.setattr(RunHost, "due", lambda host: True)
+        patch.setattr(RunHost, "checkpoint_due", lambda host: True)
 
     return patched
 
@@ -126,7 +126,7 @@ BOUNDARIES = (
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the pictures of a run nor the memory of the one before it matter here."""
-    monkeypatch.setattr(figures, "drawn", lambda *_: {})
+    monkeypatch.setattr(figures, "draw_run", lambda *_: {})
     monkeypatch.setattr(runtime, "_start_over", lambda device: None)
 
 

@@ -24,7 +24,7 @@ from cl_bench.config.check import check_config
 from cl_bench.models import pretrained
 from cl_bench.models.pretrained import Provenance
 from cl_bench.models.resnet import TorchvisionResNet18
-from cl_bench.results.terminal import described
+from cl_bench.results.terminal import describe_backbone
 
 MODEL = {"_target_": "cl_bench.models.resnet.ResNet18", "width": 4, "activation": "relu"}
 SEEN = {"mean": [0.0] * 3, "std": [1.0] * 3}
@@ -86,8 +86,10 @@ def test_mistakes_are_one_line_before_any_data(tmp_path: Path) -> None:
 
 def test_another_activation_is_told() -> None:
     facts = {"name": "a", "model": MODEL, "data": {"name": "b"}, "accuracy": 0.5}
-    assert "its activation was relu, now it is tanh" in described(facts, {"activation": "tanh"})
-    assert described(facts, MODEL) == "a, pre-trained on b (test accuracy 50.00 %)"
+    assert "its activation was relu, now it is tanh" in describe_backbone(
+        facts, {"activation": "tanh"}
+    )
+    assert describe_backbone(facts, MODEL) == "a, pre-trained on b (test accuracy 50.00 %)"
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:

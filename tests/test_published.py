@@ -156,8 +156,8 @@ class Drops(MLP):
 def test_a_model_that_needs_storage_is_not_counted() -> None:
     model = check_config(composed())["model"]
     own = {**model, "_target_": f"{__name__}.Drops", "rate": 0.1}
-    assert size.parameters(model, (1, 28, 28), 10) == 89610
-    assert size.parameters(own, (1, 28, 28), 10) is None
+    assert size.count_parameters(model, (1, 28, 28), 10) == 89610
+    assert size.count_parameters(own, (1, 28, 28), 10) is None
 
 
 def test_as_many_as_there_are_may_be_asked_for() -> None:

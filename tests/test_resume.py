@@ -25,7 +25,7 @@ from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.core import runtime
 from cl_bench.engine import checkpoint, execution, job
-from cl_bench.engine.execution import Plan, guarded
+from cl_bench.engine.execution import Plan
 from cl_bench.results import folder
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import Code
@@ -43,8 +43,8 @@ def half_done(plan: Plan) -> Folder:
     with pytest.MonkeyPatch.context() as patch:
         after_checkpoint(1)(patch)
         with pytest.raises(Killed):
-            plan.folder.prepare()
-            execution.execute(plan)
+            plan.folder.require_writable()
+            execution.train_and_record(plan)
     return plan.folder
 
 
@@ -56,7 +56,7 @@ def changed(plan: Plan, **keys: Any) -> Plan:
         node = cfg[group] if name else cfg
         node[name or group] = value
     plain = check_config(cfg)
-    return replace(plan, cfg=cfg, plain=plain, hash=config_hash(cfg))
+    return replace(plan, cfg=cfg, resolved=plain, hash=config_hash(cfg))
 
 
 def edited(plan: Plan) -> Plan:
@@ -77,12 +77,12 @@ def test_a_checkpoint_of_another_config_or_seed_is_refused(
     half_done(other)
     before = {p: p.read_bytes() for p in plan.folder.path.iterdir() if p.is_file()}
     with pytest.raises(UserError, match=r"checkpoint\.pt: is of (config|seed) .*this run has"):
-        execution.execute(plan)
+        execution.train_and_record(plan)
     assert before == {p: p.read_bytes() for p in plan.folder.path.iterdir() if p.is_file()}
-    execution.execute(changed(plan, force=True))
+    execution.train_and_record(changed(plan, force=True))
     again = replace(plan, folder=Folder(plan.folder.path.parent / "clean"))
-    again.folder.prepare()
-    execution.execute(again)
+    again.folder.require_writable()
+    execution.train_and_record(again)
     assert proved(plan.folder) == proved(again.folder)
 
 
@@ -114,9 +114,9 @@ def test_a_checkpoint_that_cannot_be_is_refused(
     checkpoint.save(state, file)
     rows = plan.folder.metrics.read_bytes()
     with pytest.raises(UserError, match=r"checkpoint\.pt: .*nothing was changed: force=true"):
-        execution.execute(plan)
+        execution.train_and_record(plan)
     assert plan.folder.metrics.read_bytes() == rows and not plan.folder.record.exists()
-    execution.execute(changed(plan, force=True))
+    execution.train_and_record(changed(plan, force=True))
     assert plan.folder.record.exists(), "it has started over"
 
 
@@ -126,10 +126,10 @@ def test_rows_that_are_not_the_checkpoints_are_refused(plan: Plan) -> None:
     for content in (rows[:-5], rows.replace(b"0.", b"1.", 1), b""):
         plan.folder.metrics.write_bytes(content)
         with pytest.raises(UserError, match=r"metrics\.jsonl: its first \d+ bytes are not those"):
-            execution.execute(plan)
+            execution.train_and_record(plan)
         assert plan.folder.metrics.read_bytes() == content
     plan.folder.metrics.write_bytes(rows + b'{"half a r')
-    execution.execute(plan)
+    execution.train_and_record(plan)
     assert plan.folder.metrics.read_bytes().startswith(rows)
 
 
@@ -139,7 +139,7 @@ def test_other_code_is_told_in_the_same_line(
     job.run(plan)
     stamp = plan.folder.record.stat().st_mtime_ns
     job.run(plan)
-    assert "done before, not repeated (force=true repeats)" in capsys.readouterr().out
+    assert "done before, not repeated (force=true repeats it)" in capsys.readouterr().out
     job.run(edited(plan))
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "er on pmnist5k" in x]
     assert "done before by other code (cl_bench.methods.er differs), not repeated" in line
@@ -154,9 +154,9 @@ def test_other_code_does_not_continue_a_run_unasked(plan: Plan) -> None:
     half_done(plan)
     rows = plan.folder.metrics.read_bytes()
     with pytest.raises(UserError, match=r"written by other code \(cl_bench\.methods\.er differs\)"):
-        execution.execute(edited(plan))
+        execution.train_and_record(edited(plan))
     assert plan.folder.metrics.read_bytes() == rows
-    execution.execute(changed(edited(plan), code_changed="continue"))
+    execution.train_and_record(changed(edited(plan), code_changed="continue"))
     code = json.loads(plan.folder.record.read_text())["code"]
     assert code["parts"] == [plan.code.sha256, "other"]
     assert code["sha256"] not in code["parts"], "it is neither's result"
@@ -165,24 +165,24 @@ def test_other_code_does_not_continue_a_run_unasked(plan: Plan) -> None:
 def test_a_refusal_changes_no_status(plan: Plan) -> None:
     """Neither of a run that was stopped, nor of a folder that had none."""
     half_done(plan)
-    plan.folder.mark("stopped")
+    plan.folder.set_status("stopped")
     before = plan.folder.status()
     with pytest.raises(UserError, match="written by other code"):
-        guarded(edited(plan), execution.execute)
+        job.run_with_status(edited(plan), execution.train_and_record)
     assert plan.folder.status() == before
     nowhere = changed(plan, dataset__name="other")
     source = {"_target_": "cl_bench.data.source.folder", "path": "/nope", "size": 8}
     nowhere.cfg.dataset.source = {**source, "data_dir": "/", "cache_dir": None}
     fresh = replace(nowhere, folder=Folder(plan.folder.path.parent / "fresh"))
-    fresh.folder.prepare()
+    fresh.folder.require_writable()
     with pytest.raises(UserError):
-        guarded(fresh, execution.execute)
+        job.run_with_status(fresh, execution.train_and_record)
     assert not list(fresh.folder.path.iterdir())
 
 
 def test_other_code_starts_over_where_that_is_wanted(plan: Plan) -> None:
     half_done(plan)
-    execution.execute(changed(edited(plan), code_changed="repeat"))
+    execution.train_and_record(changed(edited(plan), code_changed="repeat"))
     code = json.loads(plan.folder.record.read_text())["code"]
     assert code["sha256"] == "other" and "parts" not in code
 
@@ -268,20 +268,20 @@ def test_a_full_disk_costs_one_line_and_nothing_else(
     module: Any, name: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half_done(plan)
-    plan.folder.mark("running")
+    plan.folder.set_status("running")
     with monkeypatch.context() as patch:
         patch.setattr(module, name, full)
         if name == "write_json":
-            patch.setattr(plan.folder.__class__, "mark", lambda *_, **__: None)
+            patch.setattr(plan.folder.__class__, "set_status", lambda *_, **__: None)
         with pytest.raises(UserError) as caught:
-            guarded(plan, execution.execute)
+            job.run_with_status(plan, execution.train_and_record)
     line = errors.explain(caught.value)
     assert line == (
         "/x/y: No space left on device; the last checkpoint is safe, the same command continues "
         "from it"
     )
     assert name == "write_json" or plan.folder.status()["state"] == "failed"
-    assert guarded(plan, execution.execute) is not None, "there is room again"
+    assert job.run_with_status(plan, execution.train_and_record) is not None, "there is room again"
 
 
 @pytest.mark.parametrize("name", ["accuracy.png", "accuracy.csv", "record.json", "checkpoint.pt"])
@@ -303,7 +303,7 @@ def test_where_writing_fails_the_file_is_named(
     try:
         with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
             patch.setattr(files, "replacing", limited)
-            guarded(plan, execution.execute)
+            job.run_with_status(plan, execution.train_and_record)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -324,9 +324,9 @@ def test_a_removed_folder_costs_one_line(plan: Plan, monkeypatch: pytest.MonkeyP
 
     save = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", removed)
-    plan.folder.prepare()
+    plan.folder.require_writable()
     with pytest.raises(UserError, match=r"checkpoint.pt: No such file .* its folder was removed"):
-        guarded(plan, execution.execute)
+        job.run_with_status(plan, execution.train_and_record)
 
 
 def test_a_second_signal_while_a_file_is_written_is_a_stop(
@@ -340,13 +340,13 @@ def test_a_second_signal_while_a_file_is_written_is_a_stop(
         save(state, path)
 
     monkeypatch.setattr(checkpoint, "save", twice)
-    plan.folder.prepare()
+    plan.folder.require_writable()
     with pytest.raises(StopRun):
-        guarded(plan, execution.execute)
+        job.run_with_status(plan, execution.train_and_record)
     assert plan.folder.status()["state"] == "stopped"
     assert "the same command continues" in capsys.readouterr().err
     monkeypatch.undo()
-    assert guarded(plan, execution.execute) is not None
+    assert job.run_with_status(plan, execution.train_and_record) is not None
 
 
 def test_a_stop_that_a_library_wraps_is_a_stop(plan: Plan) -> None:
@@ -356,9 +356,9 @@ def test_a_stop_that_a_library_wraps_is_a_stop(plan: Plan) -> None:
         except BaseException:
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
 
-    plan.folder.prepare()
+    plan.folder.require_writable()
     with pytest.raises(StopRun):
-        guarded(plan, wrapped)  # type: ignore[arg-type]
+        job.run_with_status(plan, wrapped)
     assert plan.folder.status()["state"] == "stopped"
 
 
@@ -384,6 +384,6 @@ def test_where_no_file_can_be_made_nothing_is_begun(tmp_path: Path) -> None:
     assert not cache.exists()
     for where in (Path("/proc/nope"), tmp_path / ("n" * 300)):
         with pytest.raises(OSError) as caught:
-            Folder(where).prepare()
+            Folder(where).require_writable()
         line = errors.explain(caught.value)
         assert line is not None and line.startswith(f"{where}: ") and "\n" not in line

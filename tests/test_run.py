@@ -121,7 +121,7 @@ WRONG = [
     ("method.nope=1", "error: method.nope: no such key"),
     ("seed=abc", "error: seed=abc: must be an integer"),
     ("dataset.heads=apart", "error: dataset.heads=apart: with dataset.split=permutation"),
-    ("stream=joint", "error: stream=joint: stream=joint is method=joint, and no other"),
+    ("stream=joint", "error: stream=joint: stream=joint and method=joint need each other"),
 ]
 
 
@@ -157,7 +157,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     while not list(tmp_path.rglob("metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     code, _, err = finished(command(*LONG, where=tmp_path))
-    assert code == 2 and "another process is at this run" in err
+    assert code == 2 and "another process is working on this run" in err
     assert finished(first)[0] == 0
 
 

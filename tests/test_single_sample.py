@@ -109,11 +109,11 @@ def test_runs_that_come_down_to_one_sample(case: str, tmp_path: Path, data: Path
     cfg = composed(*words)
     plain = check_config(cfg)
     plan = Plan(cfg, plain, "x", ["pmnist5k", "task", case], Folder(tmp_path / "a"), code_of([]))
-    plan.folder.prepare()
-    execution.execute(plan)
+    plan.folder.require_writable()
+    execution.train_and_record(plan)
     again = replace(plan, folder=Folder(tmp_path / "b"))
-    again.folder.prepare()
-    execution.execute(again)
+    again.folder.require_writable()
+    execution.train_and_record(again)
     assert proved(plan.folder) == proved(again.folder)
 
 

@@ -147,8 +147,8 @@ def test_every_configs_code_is_found() -> None:
 
 def test_a_run_of_several_codes_is_no_ones_result() -> None:
     now = Code("c", {"m": "3"})
-    assert now.joined([]) == {"sha256": "c", "files": {"m": "3"}, "packages": {}}
-    joined = now.joined([{"sha256": "a"}, {"sha256": "b"}])
+    assert now.with_earlier([]) == {"sha256": "c", "files": {"m": "3"}, "packages": {}}
+    joined = now.with_earlier([{"sha256": "a"}, {"sha256": "b"}])
     assert joined["parts"] == ["a", "b", "c"] and joined["sha256"] not in "abc"
 
 
@@ -165,13 +165,13 @@ def test_a_commit_is_clean_only_without_untracked_files(
     (package / "results").mkdir()
     (package / "results/source_code.py").write_text("")
     monkeypatch.setattr(source_code, "__file__", str(package / "results/source_code.py"))
-    assert source_code.commit() is None
+    assert source_code.git_commit() is None
     git("init", "-q")
     git("add", "-A")
     git("commit", "-qm", "one")
-    clean = source_code.commit()
+    clean = source_code.git_commit()
     assert clean is not None and len(clean) == 40
     (tmp_path / "outputs").write_text("not a source")
-    assert source_code.commit() == clean
+    assert source_code.git_commit() == clean
     (package / "anchor.py").write_text("sign = 1")
-    assert source_code.commit() == f"{clean}-dirty"
+    assert source_code.git_commit() == f"{clean}-dirty"

@@ -134,20 +134,20 @@ def test_a_study_is_one_command(tmp_path: Path) -> None:
 def test_a_study_is_not_done_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Unless its page was removed; it is printed each time."""
     study = plan(tmp_path, *RATIO)
-    job.study(study)
+    job.run_study(study)
     first = capsys.readouterr().out
     made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    job.study(study)
+    job.run_study(study)
     assert capsys.readouterr().out == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
     (tmp_path / "page.md").unlink()
-    job.study(study)
+    job.run_study(study)
     assert capsys.readouterr().out == first and (tmp_path / "page.md").is_file()
 
 
 def test_a_study_on_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "experiment=prior_vs_distillation", "study.scales=[0.01,0.02]"
-    job.study(plan(tmp_path / "two", *small))
+    job.run_study(plan(tmp_path / "two", *small))
     assert "gradients of both objectives at w0" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"needs two tasks and two scales or more$"):
-        job.study(plan(tmp_path / "one", *small, "dataset.tasks=1"))
+        job.run_study(plan(tmp_path / "one", *small, "dataset.tasks=1"))

@@ -134,21 +134,21 @@ def test_mode_auto_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking._chosen("auto") == "offline"
-    assert tracking._chosen("disabled") == "disabled"
+    assert tracking._resolve_mode("auto") == "offline"
+    assert tracking._resolve_mode("disabled") == "disabled"
     import wandb
 
     host = wandb.Settings().base_url.partition("//")[2]
     (tmp_path / "netrc").write_text(f"machine {host} login user password {'a' * 40}\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert tracking._chosen("auto") == "online"
+    assert tracking._resolve_mode("auto") == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert tracking._chosen("auto") == "offline"
+    assert tracking._resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("NETRC", str(tmp_path / "other"))
-    assert tracking._chosen("auto") == "offline"
+    assert tracking._resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    assert tracking._chosen("auto") == "online"
+    assert tracking._resolve_mode("auto") == "online"
 
 
 def test_no_answer_means_offline(

@@ -24,40 +24,42 @@ from cl_bench import tune
 from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config import tuned
 from cl_bench.config.name import config_hash
-from cl_bench.tuning import trials
-from cl_bench.tuning.search import Axis, Search, Trial
+from cl_bench.tuning import command, optuna_search, trials
+from cl_bench.tuning.axis import Axis
+from cl_bench.tuning.search import Search
+from cl_bench.tuning.trials import Trial
 
 GRID = "grid=method.strength=1,20 optimizer.lr=0.03,0.1,0.3"
 
 
 def axis(text: str) -> Axis:
     (parsed,) = OverridesParser.create().parse_overrides([text])
-    return Axis.of(parsed)
+    return Axis.from_override(parsed)
 
 
 def test_a_grid_is_the_product_of_its_values() -> None:
-    search = Search.of(["method=ewc", GRID, "first=2", "seeds=0,3"])
+    search = Search.parse(["method=ewc", GRID, "first=2", "seeds=0,3"])
     points = search.points()
     assert len(points) == 6 and points[0] == {"method.strength": "1", "optimizer.lr": "0.03"}
     assert points[5] == {"method.strength": "20", "optimizer.lr": "0.3"}
-    command = search.command(points[1], 3)
-    assert command[0] == "method=ewc" and "evaluation.split=val" in command
-    assert command[-3:] == ["method.strength=1", "optimizer.lr=0.1", "seed=3"]
-    assert "stream.first=2" in command
+    words = search.overrides_of(points[1], 3)
+    assert words[0] == "method=ewc" and "evaluation.split=val" in words
+    assert words[-3:] == ["method.strength=1", "optimizer.lr=0.1", "seed=3"]
+    assert "stream.first=2" in words
 
 
 def test_axes_are_hydras_sweeps() -> None:
     assert axis("method.x=range(1,4)").values == ("1", "2", "3")
-    assert axis("merging=sum,apart").draw(0.5) == "apart"
+    assert axis("merging=sum,apart").value_at(0.5) == "apart"
     line = axis("optimizer.lr=interval(1,3)")
-    assert line.draw(0.0) == "1" and line.draw(0.5) == "2"
+    assert line.value_at(0.0) == "1" and line.value_at(0.5) == "2"
     log = axis("optimizer.lr=tag(log,interval(0.01,1))")
-    assert log.log and log.draw(0.5) == "0.1"
+    assert log.log and log.value_at(0.5) == "0.1"
 
 
 def test_random_points_are_the_same_at_every_start() -> None:
     asked = ["strategy=random", "trials=5", "grid=optimizer.lr=tag(log,interval(0.01,1))"]
-    one, two = (Search.of(asked).points() for _ in range(2))
+    one, two = (Search.parse(asked).points() for _ in range(2))
     assert one == two and len(one) == 5
     assert all(0.01 <= float(point["optimizer.lr"]) < 1 for point in one)
 
@@ -66,27 +68,39 @@ WRONG = [
     ([], "grid: missing"),
     (["grid=optimizer.lr=0.1"], "optimizer.lr=0.1 has one value"),
     (["grid=optimizer.lr=interval(0.1,1)"], "strategy=grid cannot enumerate"),
-    (["grid=optimizer.lr=interval(1,0.1)", "strategy=random"], "an interval rises"),
-    ([GRID, "method=ewc", "optimizer.lr=0.1"], "optimizer.lr is set elsewhere"),
+    (
+        ["grid=optimizer.lr=interval(1,0.1)", "strategy=random"],
+        "an interval has finite ends and rises",
+    ),
+    ([GRID, "method=ewc", "optimizer.lr=0.1"], "optimizer.lr is also set by an override"),
     ([GRID, "method=ewc", "strategy=best"], "strategy=best: must be one of grid, random, optuna"),
     ([GRID, "method=ewc", "first=0"], "first=0: must be an integer, at least 1"),
     ([GRID, "method=ewc", "seeds=a"], "seeds=a: must be an integer, at least 0"),
-    ([GRID, "method=ewc", "evaluation.split=test"], "evaluation.split: the search sets it itself"),
-    (["grid=optimizer.lr=0.1,1 optimizer.lr=2,3"], "optimizer.lr stands in it twice"),
-    (["grid=optimizer.lr=0.1,0.1"], "are one config: a value stands there twice"),
-    ([GRID, "method=ewc", "seeds=0,0"], "seeds=0,0: each seed counts once"),
-    (["grid=method.strength=1,1.0", "method=ewc"], "are one config: a value stands there twice"),
+    (
+        [GRID, "method=ewc", "evaluation.split=test"],
+        "evaluation.split: is set by the search itself",
+    ),
+    (["grid=optimizer.lr=0.1,1 optimizer.lr=2,3"], "optimizer.lr is listed twice"),
+    (["grid=optimizer.lr=0.1,0.1"], "are the same config: a value is listed twice"),
+    ([GRID, "method=ewc", "seeds=0,0"], "seeds=0,0: a seed is listed twice"),
+    (["grid=method.strength=1,1.0", "method=ewc"], "are the same config: a value is listed twice"),
     (["grid=method.beta=0.1,1", "method=mer", "method.algorithm=6"], "or makes no difference"),
     (["grid=method.strength=1,2,-3", "method=ewc"], "method.strength=-3: must be at least 0"),
     (["grid=method.replay=interval(1,5)", "method=mer", "strategy=optuna"], "be an integer"),
-    (["grid=optimizer.lr=interval(0,inf)", "strategy=random"], "an interval rises"),
+    (
+        ["grid=optimizer.lr=interval(0,inf)", "strategy=random"],
+        "an interval has finite ends and rises",
+    ),
     (["grid='optimizer.lr=1,2"], "grid='optimizer.lr=1,2: no closing quotation"),
     ([GRID, "method=ewc", "jobs=2", "jobs=3"], "jobs: is given twice, 2 and 3"),
     ([GRID, "method=ewc", "jobs=" + 5000 * "9"], "must be an integer, at least 1"),
     ([GRID, "method=ewc", "trials=5"], "trials=5: strategy=grid runs all points"),
-    ([GRID, "method=ewc", "strategy=optuna", "jobs=2"], "jobs=2: optuna runs one point after"),
-    ([GRID, "method=ewc", "++seed=1"], "seed: the search sets it itself"),
-    ([GRID, "method=ewc", "+optimizer.lr=1"], "optimizer.lr is set elsewhere"),
+    (
+        [GRID, "method=ewc", "strategy=optuna", "jobs=2"],
+        "jobs=2: strategy=optuna runs one point after",
+    ),
+    ([GRID, "method=ewc", "++seed=1"], "seed: is set by the search itself"),
+    ([GRID, "method=ewc", "+optimizer.lr=1"], "optimizer.lr is also set by an override"),
     (["grid=curvature=kfac,full"], "curvature is a group; search once for each of its options"),
     (["grid=method.strength=-1,1", "method=ewc"], "method.strength=-1: must be at least 0"),
 ]
@@ -95,7 +109,7 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[w[1] for w in WRONG])
 def test_what_is_refused_before_anything_runs(arguments: list[str], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        Search.of(arguments)
+        Search.parse(arguments)
     assert said in str(caught.value)
 
 
@@ -104,12 +118,12 @@ def searched(
 ) -> dict[str, Any]:
     """What is written when the runs answer with `score` of their point."""
 
-    def tried(search: Search, point: dict[str, str], *_: Any) -> Trial:
+    def run_trial(search: Search, point: dict[str, str], *_: Any) -> Trial:
         return Trial(point, [score(point)] * len(search.seeds))
 
-    monkeypatch.setattr(tune, "tried", tried)
-    monkeypatch.setattr(trials, "tried", tried)
-    monkeypatch.setattr(tune, "CONF", where)
+    monkeypatch.setattr(optuna_search, "run_trial", run_trial)
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    monkeypatch.setattr(command, "CONF", where)
     monkeypatch.setattr(sys, "argv", ["tune", *arguments])
     tune.main()
     (file,) = where.rglob("*.yaml")
@@ -155,7 +169,7 @@ def test_optuna_asks_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_tuned_values_yield_to_what_is_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tuned.place(tmp_path, "pmnist5k", "data", "ewc")
+    file = tuned.values_file(tmp_path, "pmnist5k", "data", "ewc")
     cfg = composed("method=ewc", "optimizer.lr=0.5")
     with pytest.raises(UserError, match=r"nothing was tuned for pmnist5k/data/ewc \(there is none"):
         tuned.apply(cfg, file, [])
@@ -163,7 +177,7 @@ def test_tuned_values_yield_to_what_is_typed(
     values = {"method.strength": 7, "optimizer.lr": 0.2}
 
     def write(values: dict[str, Any], *overrides: str) -> None:
-        under = tuned.under(composed("method=ewc", *overrides), values)
+        under = tuned.conditions(composed("method=ewc", *overrides), values)
         found = {"values": values, "evidence": {"under": under}}
         file.write_text(OmegaConf.to_yaml(OmegaConf.create(found)))
 
@@ -186,7 +200,7 @@ def test_tuned_values_yield_to_what_is_typed(
     with pytest.raises(UserError, match="does not say what it was found with; tune again"):
         tuned.apply(cfg, file, [])
     write({**values, "method.no": 7})
-    with pytest.raises(UserError, match=r"has method\.no, which this config has not"):
+    with pytest.raises(UserError, match=r"has method\.no, which this config does not have"):
         tuned.apply(cfg, file, [])
 
 
@@ -195,11 +209,11 @@ def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     where = f"output_dir={tmp_path / ('x' * 150)}"
     arguments = ["method=finetune", "tracking=none", "dataset.tasks=2", where]
     arguments += ["dataset.train_per_task=60", "first=1", "grid=optimizer.lr=0.1,1e9"]
-    search = Search.of(arguments)
-    trials = tune.enumerated(search, lambda trial: None)
-    assert trials[0].accuracies[0] > 0.2 and trials[0].error is None
-    assert trials[1].error == "diverged"
-    assert trials[1].score == -math.inf
+    search = Search.parse(arguments)
+    ran = trials.run_points(search, lambda trial: None)
+    assert ran[0].accuracies[0] > 0.2 and ran[0].error is None
+    assert ran[1].error == "diverged"
+    assert ran[1].score == -math.inf
 
 
 class Runs:
@@ -207,7 +221,7 @@ class Runs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, str, str]) -> None:
         self.answers, self.count = list(answers), 0
-        monkeypatch.setattr(trials.Processes, "answer", self)
+        monkeypatch.setattr(trials.Processes, "run", self)
         monkeypatch.setattr(trials, "POLL", 0.0)
 
     def __call__(self, overrides: list[str]) -> tuple[int, str, str]:
@@ -216,7 +230,7 @@ class Runs:
 
 
 DIVERGED = (2, "", "error: training diverged in task 0: the loss is nan at step 6; lower it\n")
-LOCKED = (2, "", "error: /x/seed0: another process is at this run\n")
+LOCKED = (2, "", "error: /x/seed0: another process is working on this run\n")
 FAILURES = {
     "a traceback": (1, "", "ValueError: a bug\n"),
     "killed": (-9, "", ""),
@@ -238,7 +252,7 @@ def done(tmp_path: Path) -> tuple[int, str, str]:
 
 
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tune, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(command, "CONF", tmp_path / "conf")
     words = ["tune", "method=ewc", "grid=optimizer.lr=0.1,1"]
     monkeypatch.setattr(sys, "argv", words)
     return tmp_path / "conf/tuned_values/pmnist5k/data/ewc.yaml"
@@ -254,7 +268,7 @@ def test_a_locked_run_is_waited_for(
     tune.main()
     assert runs.count == 4 and file.is_file()
     said = capsys.readouterr().err
-    assert said.count("/x/seed0: another process is at this run: waiting for it") == 1
+    assert said.count("/x/seed0: another process is working on this run: waiting for it") == 1
 
 
 def test_a_point_that_diverged_is_no_evidence(
@@ -265,7 +279,7 @@ def test_a_point_that_diverged_is_no_evidence(
 ) -> None:
     file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, DIVERGED, done)
     tune.main()
-    assert "training diverged at 1 of 2 points, which are no evidence" in capsys.readouterr().out
+    assert "training diverged at 1 of 2 points, which are skipped" in capsys.readouterr().out
     found = OmegaConf.to_object(OmegaConf.load(file))
     assert found["values"] == {"optimizer.lr": 1}  # type: ignore[index,call-overload]
     assert found["evidence"]["trials"][1]["ACC"] == "diverged"  # type: ignore[index,call-overload]
@@ -286,7 +300,9 @@ def test_another_failure_stops_the_search(
 ) -> None:
     """It says nothing of the point: better values may be there."""
     file, _ = asked(tmp_path, monkeypatch), Runs(monkeypatch, done, FAILURES[kind])
-    with pytest.raises(UserError, match="nothing was written, the same command goes on") as caught:
+    with pytest.raises(
+        UserError, match="nothing was written, the same command continues the search"
+    ) as caught:
         tune.main()
     assert "\n" not in str(caught.value) and "optimizer.lr=1" in str(caught.value)
     assert not file.exists()
@@ -303,7 +319,7 @@ def test_a_failure_ends_the_runs_beside_it(tmp_path: Path, monkeypatch: pytest.M
         stopped.append(processes.ended.wait(60))
         return -15, "", ""
 
-    monkeypatch.setattr(trials.Processes, "answer", answer)
+    monkeypatch.setattr(trials.Processes, "run", answer)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "jobs=2"])
     with pytest.raises(UserError, match=r"optimizer.lr=1 .*\(exit code 1\): ValueError: a bug"):
         tune.main()
@@ -319,13 +335,13 @@ def test_processes_end_when_they_are_stopped(
     monkeypatch.setattr(sys, "executable", str(waiting))
     processes = trials.Processes()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(processes.answer, [])
+        answer = pool.submit(processes.run, [])
         while not processes.running:
             assert not answer.done()
         processes.stop()
         assert answer.result() == (-signal.SIGTERM, "", "")
     with pytest.raises(UserError, match="the search has ended"):
-        processes.answer([])
+        processes.run([])
 
 
 def test_a_signal_ends_a_search_and_its_runs() -> None:
@@ -392,7 +408,7 @@ def test_optuna_is_told_of_failures(
         samplers=SimpleNamespace(TPESampler=lambda seed: None),
         logging=SimpleNamespace(set_verbosity=lambda _: None, ERROR=0),
     )
-    monkeypatch.setattr(tune, "import_module", lambda name: optuna)
+    monkeypatch.setattr(optuna_search, "import_module", lambda name: optuna)
     asked(tmp_path, monkeypatch)
     Runs(monkeypatch, DIVERGED, done)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "strategy=optuna", "trials=2"])
@@ -402,8 +418,10 @@ def test_optuna_is_told_of_failures(
 
 @pytest.mark.parametrize("text", ["", "values: [1]", "values: {a: 1}\nevidence: 5", "{", "\x00"])
 def test_a_damaged_file_of_values_is_named(text: str, tmp_path: Path) -> None:
-    file = tuned.place(tmp_path, "pmnist5k", "data", "ewc")
+    file = tuned.values_file(tmp_path, "pmnist5k", "data", "ewc")
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    with pytest.raises(UserError, match=r"ewc\.yaml is damaged; tune again, or type the values$"):
+    with pytest.raises(
+        UserError, match=r"ewc\.yaml is damaged; tune again, or set the values as overrides$"
+    ):
         tuned.apply(composed("method=ewc"), file, [])

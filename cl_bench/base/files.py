@@ -131,7 +131,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a whole file by `content` as JSON; NaN is refused (`record.plain` makes it null)."""
+    """Replace a whole file by `content` as JSON; NaN is refused (see `record.json_value`)."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

@@ -1,7 +1,7 @@
-"""A config before a run: composed, checked, named, and turned into objects.
+"""A config before a run: composed, checked, named by a hash, and turned into objects.
 
-`check.check_config` says whether a config is right (`schema`: keys, types and bounds; `interfaces`,
-`combinations`, `size`, `optimizer_trial`: what does not go together), `name.config_hash` names it,
-`build` makes objects of its nodes, `compose` composes one without a command line, `errors` puts
-Hydra's and OmegaConf's errors into one line.
+Start with `check.check_config`, which refuses a wrong config: `schema` checks keys, types and
+bounds, `interfaces` what a class can do, `combinations`, `size` and `optimizer_trial` what does not
+go together. `name.config_hash` names a config, `build` makes the objects of a run from it,
+`compose` composes one from overrides, and `errors` explains an error in one line.
 """

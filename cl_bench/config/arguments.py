@@ -1,4 +1,4 @@
-"""The words of a command line, checked before Hydra sees them: it would not explain them all."""
+"""Refuses command lines to which Hydra would answer with a traceback, or not at all."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from cl_bench.base.files import absolute
 from cl_bench.config.nodes import CONF, OPTIONAL
 
 MAY_BE_NULL = (*OPTIONAL, "experiment")
-SEVERAL = ("experiment",)  # groups of which a list of options may be chosen
+LISTABLE = ("experiment",)  # groups of which several options may be chosen at once
 MULTIRUN = ("-m", "--multirun")
 FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")  # options that name a folder
 SHELLS = ("bash", "zsh", "fish")
 
 
 def checked_arguments(words: list[str]) -> list[str]:
-    """The words of a command line as Hydra takes them; UserError for what it would not explain.
+    """The words of a command line, as Hydra accepts them.
 
-    `-m` is put behind all overrides where it stands between them: Hydra would stop at it.
+    A `-m` between two overrides is moved behind them, since Hydra would refuse it there. Raises
+    UserError for an unknown option, an argument without a key, an unknown option of a group, a
+    sweep without values, or a missing folder of configs.
     """
     parser = get_args_parser()
     known = sorted(o for a in parser._actions for o in a.option_strings)
@@ -53,22 +55,22 @@ def checked_arguments(words: list[str]) -> list[str]:
 
 
 def _check_options(parser: ArgumentParser, words: list[str]) -> None:
-    """UserError for what argparse and Hydra would refuse, with their usage or a traceback."""
+    """Raise UserError for options that argparse or Hydra would refuse in several lines."""
 
     def refuse(message: str) -> NoReturn:
-        behind = "; options stand before all overrides or behind them"
-        raise UserError(message + (behind if message.startswith("unrecognized") else ""))
+        place = "; options stand before all overrides or behind them"
+        raise UserError(message + (place if message.startswith("unrecognized") else ""))
 
     parser.error = refuse  # type: ignore[method-assign]
     if "--version" in words:
         return
     found = parser.parse_args(words)
-    kinds = ("run", "multirun", "cfg", "info", "shell_completion")
-    typed = [f"--{kind.replace('_', '-')}" for kind in kinds if getattr(found, kind)]
-    if len(typed) > 1:
-        raise UserError(f"{' '.join(typed)}: only one of them serves in a command")
+    actions = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{action.replace('_', '-')}" for action in actions if getattr(found, action)]
+    if len(given) > 1:
+        raise UserError(f"{' '.join(given)}: a command takes only one of them")
     if found.resolve and not (found.cfg or found.help):
-        raise UserError("--resolve: serves with --cfg or --help only")
+        raise UserError("--resolve: needs --cfg or --help")
     if found.experimental_rerun and not Path(found.experimental_rerun).is_file():
         raise UserError(f"--experimental-rerun {found.experimental_rerun}: no such file")
     shell = next(iter(found.overrides), "").partition("=")[2]
@@ -77,35 +79,38 @@ def _check_options(parser: ArgumentParser, words: list[str]) -> None:
 
 
 def _check_choice(group: str, value: str) -> None:
-    """UserError where a group is given no name of an option: Hydra would not name the group."""
+    """Raise UserError where the value of a group cannot be the name of one of its options.
+
+    Hydra's own message for a number, a list, true, false or null would not name the group.
+    """
     known = bool(group) and (CONF / group).is_dir()
     if not known and not ("/" in group and value == "null"):
         return
-    several = value.startswith("[") and group in SEVERAL
+    several = value.startswith("[") and group in LISTABLE
     if not several and re.fullmatch(r"[-+]?[\d.]+(e\d+)?|[\[{].*|true|false|null", value, re.I):
-        without = f"; leave it out for none, or ~{group}" if group in MAY_BE_NULL else ""
-        raise UserError(f"{group}={value}: no such {group}{_there(group)}{without}")
+        without = f"; for none leave it out, or ~{group}" if group in MAY_BE_NULL else ""
+        raise UserError(f"{group}={value}: no such {group}{_known_options(group)}{without}")
 
 
 def _check_sweep(word: str) -> None:
-    """UserError where a sweep over a key has no values: Hydra would end without a job."""
+    """Raise UserError where a sweep has no values: Hydra would end without running a job."""
     try:
         override = OverridesParser.create().parse_override(word)
     except (hydra.errors.HydraException, RecognitionException):
-        return  # Hydra refuses it when it reads it
+        return  # Hydra's own refusal follows
     try:
         values = _swept(override)
     except Exception as error:
         raise UserError(f"{word}: no values to sweep over ({one_line(error)})") from None
     if values is not None and not values:
-        raise UserError(f"{word}: has no values; a sweep is over one at least")
+        raise UserError(f"{word}: has no values; a sweep needs at least one")
     if override.is_choice_sweep():
         for each in values or []:
             _check_choice(override.key_or_group, each)
 
 
 def _swept(override: Override) -> list[Any] | None:
-    """The values that an override sweeps over, of a range the first; None: it is no sweep."""
+    """The values that an override sweeps over (of a range the first); None where it has one."""
     value = override.value()
     if isinstance(value, Glob):
         configs = (CONF / override.key_or_group).glob("*.yaml")
@@ -117,13 +122,13 @@ def _swept(override: Override) -> list[Any] | None:
     return None
 
 
-def _there(group: str) -> str:
+def _known_options(group: str) -> str:
     options = sorted(e.stem for e in (CONF / group).glob("*.yaml"))
     return f"; there are {', '.join(options)}" if options else ""
 
 
 def _check_folders(words: list[str]) -> None:
-    """UserError where an option names a folder of configs that is not there: Hydra would go on."""
+    """Raise UserError where a folder of configs does not exist: Hydra would ignore it."""
     for place, word in enumerate(words):
         option, assigned, value = word.partition("=")
         if option in FOLDERS:

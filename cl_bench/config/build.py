@@ -1,4 +1,4 @@
-"""What a run is made of, built from its config: the stream; network, learner and method."""
+"""Builds the objects of a run from its config: the stream of tasks, the network, the method."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from cl_bench.core.types import Stream
 
 
 def build(node: DictConfig, **extra: Any) -> Any:
-    """The object that a node describes; the only call of `instantiate`."""
+    """The object that a node describes: its `_target_`, called with the node's keys and `extra`."""
     made = instantiate(node, _convert_="all")
     return made(**extra) if extra else made
 
 
-def parameters(node: DictConfig) -> list[str]:
-    """The names of what the node's target takes."""
+def parameter_names(node: DictConfig) -> list[str]:
+    """The names of the parameters of the node's `_target_`."""
     return list(inspect.signature(get_object(node._target_)).parameters)
 
 
-def without(node: DictConfig, *keys: str) -> DictConfig:
-    """The node, resolved, but for these keys."""
+def without_keys(node: DictConfig, *keys: str) -> DictConfig:
+    """A resolved copy of the node that lacks these keys."""
     return OmegaConf.create({k: v for k, v in resolved(node).items() if k not in keys})
 
 
 def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
-    """The tasks on the device, as the method will meet them."""
+    """The stream of tasks in the order of `scenario.order`, with its images on the device.
+
+    With evaluation.split=val, held-out training images take the place of the test sets.
+    """
     from cl_bench.data.orders import ordered
     from cl_bench.data.stream import validation
 
@@ -48,19 +51,22 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
 
 
 def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network that is trained, from the model's own keys and those of every model."""
+    """The network for images of `shape` (C, H, W): built, pre-trained and prepared as `model` says.
+
+    The class gets the model's own keys; `prepared` gets those that every model has (`PREPARED`).
+    """
     from cl_bench.models.prepare import PREPARED, prepared
     from cl_bench.models.pretrained import chosen
 
-    own = build(without(model, *PREPARED), shape=shape, num_classes=num_classes)
+    net = build(without_keys(model, *PREPARED), shape=shape, num_classes=num_classes)
     keys: dict[str, Any] = {str(key): model[key] for key in PREPARED}
     keys["pretrained"] = chosen({str(key): value for key, value in model.items()})
     with_head = model.get("head_init") == "pretrained"
-    return prepared(own, torch.zeros(1, *shape), with_head=with_head, **keys)
+    return prepared(net, torch.zeros(1, *shape), with_head=with_head, **keys)
 
 
-def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:
-    """What is known of the backbone that the network starts from, if it starts from one."""
+def read_backbone_info(cfg: DictConfig) -> dict[str, Any] | None:
+    """The provenance of the pre-trained backbone; None where the network has none."""
     from cl_bench.models.pretrained import backbone_info, chosen
 
     name = chosen({str(key): value for key, value in cfg.model.items()})
@@ -68,13 +74,13 @@ def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
-    """Network, learner and method in their first state."""
+    """The method with its learner and network, as they are before the first step."""
     from cl_bench.core.learner import Learner
 
     shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
-    stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # fits, or says why not
+    stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # refuses a crop too large
     net = make_network(cfg.model, tuple(shape), stream.num_classes)
-    optimizer = without(cfg.optimizer, "weight_decay")
+    optimizer = without_keys(cfg.optimizer, "weight_decay")
     learner = Learner(
         net=machine.place(net),
         criterion=build(cfg.criterion),
@@ -87,7 +93,7 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
 
 
 def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:
-    """UserError where the backbone has already learned the stream's own data."""
+    """Raise UserError where the backbone was pre-trained on the stream's own data."""
     if backbone is not None and backbone["data"].get("sha256") == stream.description["sha256"]:
         raise UserError(
             f"model.pretrained={backbone['name']}: it was trained on this very data set, "

@@ -1,4 +1,4 @@
-"""Which groups of a config go together; nothing is loaded to find out."""
+"""Refuses options that are valid each on its own, but not together; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cl_bench.data import scenario
 from cl_bench.data.orders import permutation
 from cl_bench.models import prepare
 
-LIVE = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
+COMPETING = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
 
 
 def check(plain: dict[str, Any]) -> None:
-    """UserError where groups of a resolved config, each of them right, do not go together."""
+    """Raise UserError where two groups of a resolved config do not go together."""
     _check_optimizer(plain)
     _check_data(plain)
     _check_model(plain)
@@ -53,14 +53,14 @@ def _check_data(plain: dict[str, Any]) -> None:
     data.check(plain)
     name, split = plain["scenario"]["name"], plain["dataset"]["split"]
     live = get_object(plain["scenario"]["live"]["_target_"])
-    if live in LIVE.values() and LIVE.get(name) is not live:
+    if live in COMPETING.values() and COMPETING.get(name) is not live:
         raise UserError(
-            f"scenario.live._target_={plain['scenario']['live']['_target_']}: another scenario's "
-            f"than scenario.name={name}; use scenario=<option>"
+            f"scenario.live._target_={plain['scenario']['live']['_target_']}: belongs "
+            f"to another scenario than scenario.name={name}; use scenario=<option>"
         )
-    serves = get_object(plain["method"]["_target_"]).scenarios
-    if name not in serves:
-        raise UserError(f"scenario={name}: the method serves {', '.join(serves)}")
+    usable = get_object(plain["method"]["_target_"]).scenarios
+    if name not in usable:
+        raise UserError(f"scenario={name}: the method can be used with {', '.join(usable)}")
     if split != "class" and (name == "data") != (plain["dataset"]["heads"] == "shared"):
         wanted = "shared" if name == "data" else "apart"
         raise UserError(
@@ -100,16 +100,16 @@ def _check_model(plain: dict[str, Any]) -> None:
 
 
 def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
-    kind = get_object(curvature["_target_"])
+    estimator = get_object(curvature["_target_"])
     squared = get_object(plain["criterion"]["_target_"]).squared
-    if squared and kind.uses_true_labels(curvature):
+    if squared and estimator.uses_true_labels(curvature):
         option = "diag_fisher, labels=empirical" if "labels" in curvature else "diag_batched"
         raise UserError(
             f"curvature={option}: with a squared loss it is made of residuals, which vanish as the "
             "fit improves; use diag_fisher with labels=sampled or exact"
         )
     penalized = get_object(plain["method"]["_target_"]).curvature_is_penalty
-    matrix, raw = kind.penalty, kind.may_be_negative(curvature)
+    matrix, raw = estimator.penalty, estimator.may_be_negative(curvature)
     if penalized and not matrix:
         raise UserError(
             "curvature=layer_hessian: it tells the layers' sizes (method=halrp) and makes no "

@@ -1,4 +1,4 @@
-"""How every command of this package runs: one line and exit code 2 for the user's mistakes."""
+"""What all commands of this package share: one-line errors, exit codes, and signals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from cl_bench.base.signals import end_with
 from cl_bench.config import errors, hydra_errors
 from cl_bench.config.arguments import checked_arguments
 
-PARENT = "CL_BENCH_PARENT"  # the process that a sweep's workers, or a search's runs, end with
+PARENT = "CL_BENCH_PARENT"  # environment: the process with which a worker or a run of it ends
 
 
 def run_command(work: Callable[[], object], takes_overrides: bool = True) -> None:
-    """Call `work`; a refusal becomes one line on stderr and exit code 2, a signal ends the process.
+    """Call `work` as the main function of a command.
 
-    `takes_overrides`: sys.argv is a command line of Hydra's, which is checked first.
+    An error of the user's, the disk or the memory becomes one line on stderr and exit code 2;
+    another error keeps its traceback. A signal that stopped a run ends the process by that signal.
+    With `takes_overrides`, sys.argv is a command line of Hydra's, which is checked first.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function
     if os.environ.get(PARENT) == str(os.getppid()):
@@ -35,7 +37,7 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
         os.kill(os.getpid(), stop.number)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # whoever reads this command's output has ended: `| head`
+    except BrokenPipeError:  # the reader of this command's output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -43,8 +45,8 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
 
 
 def _refuse(error: Exception) -> NoReturn:
-    """One line where the error is not one of the code; the error itself elsewhere."""
-    line = hydra_errors.of_own_options(error, sys.argv[1:]) or errors.explain(error)
+    """Print one line and exit with code 2; raise the error where it is one of the code."""
+    line = hydra_errors.explain_hydra_keys(error, sys.argv[1:]) or errors.explain(error)
     if line is None:
         raise error
     print(f"error: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A config as the command line would compose it, for what has no command line of Hydra's."""
+"""Composes a config from overrides, as `python -m cl_bench.run` does from its command line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cl_bench.config.nodes import CONF
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """The config of these overrides; `with_hydra`: with Hydra's own part, below `hydra`."""
+    """The config of these overrides; `with_hydra` adds Hydra's own settings under `hydra`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=with_hydra)
 
 
-def choices(overrides: Sequence[str]) -> tuple[str, str, str]:
-    """The options that are chosen of the groups dataset, scenario and method."""
-    found = composed(*overrides, with_hydra=True).hydra.runtime.choices
-    return found["dataset"], found["scenario"], found["method"]
+def chosen_options(overrides: Sequence[str]) -> tuple[str, str, str]:
+    """The names of the options that overrides choose of dataset, scenario and method."""
+    choices = composed(*overrides, with_hydra=True).hydra.runtime.choices
+    return choices["dataset"], choices["scenario"], choices["method"]

@@ -1,4 +1,4 @@
-"""An error in one line, where the user, the disk or the machine is at fault."""
+"""Explains an error in one line where the user, the disk or the memory is its cause."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for what is no error of the code; None for what is."""
+    """One line for an error that the user, the disk or the memory caused; None for another one."""
     line = _line(error)
     return None if line is None else visible(line)
 
@@ -24,20 +24,24 @@ def _line(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
-    for explanation in (hydra_errors.explain_key, hydra_errors.explain_composition, _of_machine):
+    for explain_one in (
+        hydra_errors.explain_key,
+        hydra_errors.explain_composition,
+        _explain_resources,
+    ):
         for link in chain:
-            if not _wraps(link) and (line := explanation(link)) is not None:
+            if not _is_wrapper(link) and (line := explain_one(link)) is not None:
                 return line
     return None
 
 
-def _wraps(error: BaseException) -> bool:
-    """Whether an error of Hydra's stands for another one, which is explained instead."""
+def _is_wrapper(error: BaseException) -> bool:
+    """Whether Hydra raised this error because of another one, which says more."""
     return type(error).__name__ == "InstantiationException" and error.__cause__ is not None
 
 
-def _of_machine(error: BaseException) -> str | None:
-    """A line for a full disk, a folder that cannot be written, too little memory."""
+def _explain_resources(error: BaseException) -> str | None:
+    """A line for a full disk, a folder that cannot be written, or too little memory."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if not isinstance(error, MemoryError | RuntimeError):
@@ -52,14 +56,14 @@ def _of_machine(error: BaseException) -> str | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals are one line, without the usage before it."""
+    """An argument parser that prints a refusal in one line, without its usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help lists the options\n")
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, what caused that; each once, as a chain may lead back."""
+    """The error, its cause, the cause of that and so on; each once, as a chain may be a loop."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -72,7 +76,10 @@ def is_storage(error: BaseException) -> bool:
     return any(isinstance(link, OSError) and link.filename for link in exception_chain(error))
 
 
-def stop_of(error: BaseException) -> BaseException | None:
-    """The request to stop behind an error, also where a library made another error of it."""
+def stop_request(error: BaseException) -> BaseException | None:
+    """The StopRun or KeyboardInterrupt in the chain of an error; None where there is none.
+
+    A library may have raised an error of its own in answer to it.
+    """
     links = exception_chain(error)
     return next((e for e in links if isinstance(e, StopRun | KeyboardInterrupt)), None)

@@ -1,4 +1,4 @@
-"""What the target of each group must be able to do, before it is built: its methods by name."""
+"""Refuses a `_target_` that lacks a method or an attribute which the run needs of its group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cl_bench.curvature.diagonal import PerSample
 from cl_bench.curvature.kfac import Factored
 from cl_bench.methods.base import Method, Rehearsal, Separate
 
-RULES = (
+CLAIMS = (  # what a method says about the configs that it can be used in
     "check",
     "unused",
     "scenarios",
@@ -24,8 +24,8 @@ RULES = (
     "forbids_weight_decay",
     "curvature_is_penalty",
 )
-NEEDED: dict[str, tuple[str, ...]] = {
-    "method": ("begin_task", "observe", "end_task", "predict", "networks", "capacity", *RULES),
+NEEDED: dict[str, tuple[str, ...]] = {  # methods and attributes of what a group makes
+    "method": ("begin_task", "observe", "end_task", "predict", "networks", "capacity", *CLAIMS),
     "buffer": ("begin_task", "end_task", "add", "sample", "most_rows"),
     "curvature": ("__call__", "check", "linear", "penalty", "may_be_negative"),
     "criterion": ("__call__", "with_slope", "hessian_root", "squared"),
@@ -41,7 +41,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "dataset.transform": ("draw", "view"),
     "probe": ("__call__",),
 }
-READ: dict[str, tuple[str, ...]] = {  # options of a node that the program reads itself
+REQUIRED_KEYS: dict[str, tuple[str, ...]] = {  # keys that are read from the config directly
     "dataset": (
         *("name", "source", "split", "heads", "tasks", "order", "train_per_task", "fraction"),
         *("seed", "transform"),
@@ -52,43 +52,43 @@ READ: dict[str, tuple[str, ...]] = {  # options of a node that the program reads
     "schedule": ("epochs", "batch_norm", "warm_up"),
     "runtime": ("compile",),
 }
-CLASSES = ("method", "model", "criterion", "curvature", "buffer", "optimizer")
+MUST_BE_CLASSES = ("method", "model", "criterion", "curvature", "buffer", "optimizer")
 BASES = (Method, Rehearsal, Separate, Buffer, Estimator, PerSample, Factored, Small)
 
 
 def check(key: str, node: dict[str, Any]) -> None:
-    """UserError where what a node makes lacks something that its place calls.
+    """Raise UserError where the object of a node at `key` lacks what its group needs.
 
-    A class makes its instances; a function what its return annotation says.
+    A class makes instances of itself, a function what its return annotation says.
     """
-    place = key if key in NEEDED else key.rpartition(".")[2] if key.startswith("method.") else key
-    needed = NEEDED.get(place, ())
+    group = key if key in NEEDED else key.rpartition(".")[2] if key.startswith("method.") else key
+    needed = NEEDED.get(group, ())
     target = get_object(node["_target_"])
     made = target if inspect.isclass(target) else _returned(target)
-    if place in CLASSES and not inspect.isclass(target):
+    if group in MUST_BE_CLASSES and not inspect.isclass(target):
         raise UserError(
-            f"{key}._target_={node['_target_']}: must be a class, whose attributes say what it "
-            f"serves; use one of conf/{place}"
+            f"{key}._target_={node['_target_']}: must be a class, since its attributes are "
+            f"read before it is built; use one of conf/{group}"
         )
     if inspect.isclass(target) and (getattr(target, "_is_protocol", False) or target in BASES):
         raise UserError(
-            f"{key}._target_={node['_target_']}: is a base class, which cannot serve itself; use "
-            f"one of conf/{place.partition('.')[0]}"
+            f"{key}._target_={node['_target_']}: is a base class; use one of its subclasses in "
+            f"conf/{group.partition('.')[0]}"
         )
     lacking = [name for name in needed if not _has(made, name)]
     lacking += ["observe"] if getattr(made, "observe", None) is Method.observe else []
     if lacking:
         raise UserError(
-            f"{key}._target_={node['_target_']}: cannot serve as {place}: it lacks "
-            f"{', '.join(lacking)}; use one of conf/{place.partition('.')[0]}, or see their classes"
+            f"{key}._target_={node['_target_']}: cannot serve as {group}: it lacks "
+            f"{', '.join(lacking)}; use one of conf/{group.partition('.')[0]}, or see their classes"
         )
-    for name in READ.get(key, ()):
+    for name in REQUIRED_KEYS.get(key, ()):
         if name not in node:
-            raise UserError(f"{key}.{name}: missing; a {key} has {', '.join(READ[key])}")
+            raise UserError(f"{key}.{name}: missing; a {key} has {', '.join(REQUIRED_KEYS[key])}")
 
 
 def _returned(function: Any) -> Any:
-    """The class of what a function returns; object where it does not say."""
+    """The class in a function's return annotation; object where it has none."""
     try:
         return typing.get_type_hints(function).get("return", object)
     except Exception:  # a foreign annotation may be any text

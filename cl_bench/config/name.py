@@ -1,4 +1,4 @@
-"""The name of a config: a hash of all that can change a number of its runs."""
+"""The hash that names a config: of every key that can change a number of its runs."""
 
 from __future__ import annotations
 
@@ -8,38 +8,49 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cl_bench.config import idle
-from cl_bench.config.build import parameters
+from cl_bench.config.build import parameter_names
 from cl_bench.config.nodes import PLACES, SILENT, resolved, target_nodes
-from cl_bench.config.option_types import is_real
-from cl_bench.config.schema import PLAIN, at, reals
+from cl_bench.config.option_types import is_float
+from cl_bench.config.schema import KEYS_WITHOUT_TARGET, float_options, required_value
+from cl_bench.config.unused_options import unused_keys
 from cl_bench.models.pretrained import identity
 
 
 def normalise_floats(cfg: DictConfig, plain: dict[str, Any]) -> None:
-    """Cast ints to float for float options, in both, so that 1 and 1.0 have one hash."""
-    places = [f"{key}.{name}" for key, node in target_nodes(plain, "") for name in reals(node)]
-    for place in (*places, *(key for key, hint in PLAIN.items() if is_real(hint))):
-        group, _, name = place.rpartition(".")
-        homes = (at(plain, group), OmegaConf.select(cfg, group)) if group else (plain, cfg)
-        for node in homes:
+    """Cast ints to float for float options, so that 1 and 1.0 have one hash.
+
+    Both forms of the config are changed in place: `cfg`, and `plain`, the same one resolved.
+    """
+    nodes = list(target_nodes(plain, ""))
+    keys = [f"{key}.{name}" for key, node in nodes for name in float_options(node)]
+    keys += [key for key, hint in KEYS_WITHOUT_TARGET.items() if is_float(hint)]
+    for key in keys:
+        group, _, name = key.rpartition(".")
+        both = (plain, cfg)
+        if group:
+            both = (required_value(plain, group), OmegaConf.select(cfg, group))
+        for node in both:
             if type(node[name]) is int:
                 node[name] = float(node[name])
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """The name of a config: a hash of all that can change a number, but the seed."""
+    """Ten hexadecimal digits that name a config: the hash of every key that can change a number.
+
+    The seed is left out, and so are places of files, options that only show or store something
+    (`nodes.SILENT`), and options that make no difference here (`unused_options`).
+    """
     same = cfg.copy()
-    anywhere = [p for p in PLACES if p != "data_dir" or "path" not in cfg.dataset.source]
+    places = [p for p in PLACES if p != "data_dir" or "path" not in cfg.dataset.source]
     with open_dict(same):
-        same.update(dict.fromkeys(anywhere, 0))
+        same.update(dict.fromkeys(places, 0))
     kept = {k: v for k, v in resolved(same).items() if k not in SILENT}
-    idle_keys = idle.unused(kept, list(target_nodes(kept, "")))
-    for key in sorted(idle_keys, key=len, reverse=True):  # a part before the whole
+    unused = unused_keys(kept, list(target_nodes(kept, "")))
+    for key in sorted(unused, key=len, reverse=True):  # `a.b.c` before `a.b`
         group, _, name = key.rpartition(".")
-        at(kept, group).pop(name, None)
-    if kept.get("study") and "learner" not in parameters(cfg.study):
-        kept = {"study": kept["study"]}  # made of its own numbers
+        required_value(kept, group).pop(name, None)
+    if kept.get("study") and "learner" not in parameter_names(cfg.study):
+        kept = {"study": kept["study"]}  # it uses no other part of the config
     else:
         kept["model"]["pretrained"] = identity(kept["model"])
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]

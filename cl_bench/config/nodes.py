@@ -1,4 +1,4 @@
-"""The groups of a config, its nodes with a `_target_`, and its leaves."""
+"""The parts of a config: its groups, its nodes with a `_target_`, and its leaves."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench.base import files
 
 PACKAGE = Path(__file__).parents[1]
-CONF = PACKAGE.parent / "conf"  # of a clone; of an installed package it lies within
+CONF = PACKAGE.parent / "conf"  # in a clone; an installed package has it inside
 CONF = CONF if (CONF / "config.yaml").exists() else PACKAGE / "conf"
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
 GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "method")
-OPTIONAL = ("probe", "study")  # groups of which there may be none
-EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+OPTIONAL = ("probe", "study")  # groups that a config may lack
+EXTRAS = {  # hydra/launcher=<key> needs pip install -e ".[<value>]"
+    "joblib": "joblib",
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+    "ray": "ray",
+}
 PLACES = ("seed", "output_dir", "data_dir", "cache_dir")  # may differ between runs of one config
-SILENT = ("tracking", "log_every", "save_every", "save_network", "force", "tuned")  # no numbers
-SILENT += (
-    "code_changed",
-    "curvature",
-    "merging",
-    "buffer",
-)  # a method that uses them holds them itself
+SILENT = (  # keys that change no number; a method that uses the last three has copies of them
+    *("tracking", "log_every", "save_every", "save_network", "force", "tuned", "code_changed"),
+    *("curvature", "merging", "buffer"),
+)
 Leaves = dict[str, Any]  # `method.strength` to its value
 OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain dictionaries, lists and values, without interpolations."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
 def targets(plain: dict[str, Any]) -> list[Any]:
-    """The classes and functions that a resolved config's numbers are made by."""
+    """The classes and functions named by a resolved config's `_target_`s, but those of SILENT."""
     nodes = [node for key, node in target_nodes(plain, "") if key.split(".")[0] not in SILENT]
     return [get_object(node["_target_"]) for node in nodes]
 
 
 def target_nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each node with a `_target_` in the node at `key`, itself first, with its own dotted key."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield key, node
@@ -49,7 +53,7 @@ def target_nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def leaves(config: dict[str, Any]) -> Leaves:
-    """What of a config can change a number, but the seed."""
+    """The values of a resolved config by their dotted keys, without those of PLACES and SILENT."""
     return {
         key: value
         for key, value in _leaves(config, "")

@@ -1,4 +1,4 @@
-"""Whether a plain value of a config may go where a type is written, and what it must be if not."""
+"""Checks the value of an option against its type annotation, and puts such a type into words."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 
 SCALARS = (int, float, bool, str, NoneType)
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+PLURALS = {int: "integers", float: "numbers", str: "texts"}
+SIDES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+LARGEST = 2**31 - 1  # integers are sizes and counts of things in memory
+SMALL, LARGE = 1e-30, 1e15  # in size, unless 0: float32 holds the product of two such numbers
 
 
-LARGEST = 2**31 - 1  # of an integer: a size, or a count of what is in memory
-SMALL, LARGE = 1e-30, 1e15  # of a number but 0: products of two of them are numbers of float32
+def unmet_range(value: Any) -> str | None:
+    """What a number must be to be usable in float32, in words; None where it is usable.
 
-
-def unusable(value: Any) -> str | None:
-    """What a number must be, in words, to be computed with in float32; None where it can be."""
+    Of a list the first unusable number counts.
+    """
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not isfinite(number):
             return "finite"
@@ -32,48 +35,51 @@ def unusable(value: Any) -> str | None:
     return None
 
 
-def fault(value: Any, hint: Any) -> str | None:
-    """What a value must be and is not, in words; None: it may go where `hint` is written.
+def unmet_requirement(value: Any, hint: Any) -> str | None:
+    """What a value must be to have the type `hint`, in words; None where it has it.
 
-    A node that makes an object may go wherever an object is asked for. An integer may go for a
-    number with a fraction, and a list for a tuple of its length.
+    A node with a `_target_` is accepted for any type that is more than plain values, an integer for
+    a float, and a list for a tuple of its length.
     """
-    own = plain(hint)
+    own = yaml_type(hint)
     if isinstance(value, dict) and "_target_" in value:
-        objects = hint is Any or own != hint
-        return None if objects else spelled(hint)
+        takes_objects = hint is Any or own != hint
+        return None if takes_objects else type_in_words(hint)
     if own is None:
-        return f"a node with a _target_ that makes {spelled(hint)}"
-    if unusable(value) == "finite" and "number" in spelled(own):
+        return f"a node with a _target_ that makes {type_in_words(hint)}"
+    if unmet_range(value) == "finite" and "number" in type_in_words(own):
         return "finite"
     try:
-        adapter(own).validate_json(json.dumps(value), strict=True)
+        type_adapter(own).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        bounds = [found for e in error.errors() if (found := _bound(own, e)) is not None]
-        return bounds[0] if bounds else spelled(own)
+        bounds = [bound for e in error.errors() if (bound := _violated_bound(own, e)) is not None]
+        return bounds[0] if bounds else type_in_words(own)
     return None
 
 
-def plain(hint: Any) -> Any:
-    """What of a type a config can say in plain values; None: only a node with a `_target_` can."""
+def yaml_type(hint: Any) -> Any:
+    """The part of a type that values of YAML can have: of `list[int] | Tensor` the list.
+
+    None where there is no such part, so that only a node with a `_target_` has the type.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint in SCALARS or origin is Literal:
         return hint
     if origin is Annotated:
-        inner = plain(args[0])
+        inner = yaml_type(args[0])
         return None if inner is None else Annotated[inner, *args[1:]]
     if origin in (Union, UnionType):
-        kept = [own for arg in args if (own := plain(arg)) is not None]
+        kept = [own for arg in args if (own := yaml_type(arg)) is not None]
         return Union[tuple(kept)] if kept else None  # noqa: UP007
     if origin in (list, Sequence, tuple, dict):
-        own = [arg if arg is Ellipsis else plain(arg) for arg in args]
+        own = [arg if arg is Ellipsis else yaml_type(arg) for arg in args]
         generic: Any = origin
         return None if None in own else generic[tuple(own)]
     return None
 
 
-def adapter(hint: Any) -> TypeAdapter:
-    """What checks a value against a type; made once for each type, as that is slow."""
+def type_adapter(hint: Any) -> TypeAdapter:
+    """Pydantic's validator of a type; cached, since it takes long to build."""
     try:
         return _cached_adapter(hint)
     except TypeError:  # an annotation that cannot be hashed
@@ -85,34 +91,35 @@ def _cached_adapter(hint: Any) -> TypeAdapter:
     return TypeAdapter(hint)
 
 
-def accepts(hint: Any, value: Any) -> bool:
-    return hint is not None and fault(value, hint) is None
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a value has the type `hint`."""
+    return unmet_requirement(value, hint) is None
 
 
-def _bound(hint: Any, error: Any) -> str | None:
-    """The bounds that a number is outside of, in words; None where its type is another one."""
-    kinds = ("greater_than", "less_than", "too_short", "pattern")
-    if not any(kind in error["type"] for kind in kinds):
+def _violated_bound(hint: Any, error: Any) -> str | None:
+    """The first bounds of a type, in words, if a validation error is about a bound; else None."""
+    about_bounds = ("greater_than", "less_than", "too_short", "pattern")
+    if not any(words in error["type"] for words in about_bounds):
         return None
-    return next(
-        (requirement for requirement in map(_spelled_bounds, _annotated(hint)) if requirement), None
-    )
+    return next(iter(bounds_in_words(hint)), None)
 
 
-def _annotated(hint: Any) -> Iterator[tuple[Any, ...]]:
-    """The annotations of a type and of those within it."""
+def bounds_in_words(hint: Any) -> list[str]:
+    """The bounds of a type and of the types within it, such as `at least 0 and below 1`."""
+    return [words for annotations in _annotations(hint) if (words := _words_of(annotations))]
+
+
+def _annotations(hint: Any) -> Iterator[tuple[Any, ...]]:
+    """The annotations of each `Annotated` type in a type, from the outside to the inside."""
     if typing.get_origin(hint) is Annotated:
         yield typing.get_args(hint)[1:]
     if typing.get_origin(hint) is not Literal:
         for arg in typing.get_args(hint):
-            yield from _annotated(arg)
+            yield from _annotations(arg)
 
 
-SIDES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-
-
-def _spelled_bounds(annotations: tuple[Any, ...]) -> str:
-    """`at least 0 and below 1`; or what the annotation says of itself."""
+def _words_of(annotations: tuple[Any, ...]) -> str:
+    """The bounds in the annotations of one type; empty where they have none."""
     for annotation in annotations:
         if requirement := getattr(annotation, "description", None):
             return requirement
@@ -124,24 +131,25 @@ def _spelled_bounds(annotations: tuple[Any, ...]) -> str:
     return " and ".join(f"{SIDES[side]} {value}" for side, value in sides.items())
 
 
-def is_real(hint: Any) -> bool:
-    """Whether an integer becomes a number with a fraction here: 1 and 1.0 are one value."""
+def is_float(hint: Any) -> bool:
+    """Whether a type has floats and no integers, so that 1 and 1.0 mean the same."""
     args = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = [typing.get_args(a)[0] if typing.get_origin(a) is Annotated else a for a in args]
-    return float in kinds and int not in kinds
+    types = [typing.get_args(a)[0] if typing.get_origin(a) is Annotated else a for a in args]
+    return float in types and int not in types
 
 
-def spelled(hint: Any) -> str:
-    """A type in words."""
+def type_in_words(hint: Any) -> str:
+    """A type in words, without its bounds: `a number or null`, `a list of integers`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return spelled(args[0])
+        return type_in_words(args[0])
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, UnionType):
-        return " or ".join(spelled(arg) for arg in args)
+        return " or ".join(type_in_words(arg) for arg in args)
     if origin is tuple:
-        return f"a list of {len(args)} values, each {spelled(args[0])}"
+        return f"a list of {len(args)} values, each {type_in_words(args[0])}"
     if origin in (list, Sequence):
-        return "a list of " + spelled(args[0])
+        item = typing.get_args(args[0])[0] if typing.get_origin(args[0]) is Annotated else args[0]
+        return "a list of " + PLURALS.get(item, f"values, each {type_in_words(item)}")
     return WORDS.get(hint, "null" if hint is NoneType else getattr(hint, "__name__", str(hint)))

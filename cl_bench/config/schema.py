@@ -1,7 +1,7 @@
-"""The schema of a config: each `_target_`'s signature says which keys a node has, of which values.
+"""Checks the keys and values of a config by the signatures of its `_target_`s.
 
-Types and bounds stand in the constructor (`bounds`); `option_types` checks values against them.
-What a group's target must be able to do stands in `interfaces`. Nothing here loads data.
+A node has the keys that its target takes, of the types and bounds (`base/bounds.py`) that are
+annotated there. `option_types` checks one value against one type.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
 from cl_bench.models.prepare import PREPARED
 
-# what run.py hands to a partial node beside what the config says
-CodeChanged = Literal["stop", "repeat", "continue"]  # what is done where other code made a run
-SUPPLIED = {
+CodeChanged = Literal["stop", "repeat", "continue"]  # the values of the key `code_changed`
+SUPPLIED = {  # arguments that the run hands to a node with `_partial_: true`
     "dataset": ("scenario", "device"),
     "dataset.transform": ("device",),
     "scenario.live": ("classes", "now"),
@@ -38,7 +37,7 @@ SUPPLIED = {
     "study": ("seed", "learner", "stream", "order", "schedule"),
     "tracking": ("config", "group", "name", "identity", "folder", "job_type", "tags"),
 }
-PLAIN: dict[str, Any] = {  # keys that no constructor has
+KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no signature
     "seed": Seed,
     "output_dir": Text,
     "data_dir": Text,
@@ -56,11 +55,13 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "optimizer.weight_decay": NonNegative,
     **{f"model.{key}": hint for key, hint in PREPARED.items()},
 }
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # a wrong target is refused here, once
+logging.getLogger("hydra.utils").setLevel(
+    logging.CRITICAL
+)  # else it repeats our refusal of a target
 
 
-def at(plain: dict[str, Any], key: str) -> Any:
-    """What stands at a key such as `dataset.source._target_`; UserError where nothing does."""
+def required_value(plain: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key (`dataset.source._target_`); UserError where it is missing."""
     node: Any = plain
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -70,23 +71,25 @@ def at(plain: dict[str, Any], key: str) -> Any:
 
 
 def check_keys(key: str, node: dict[str, Any], known: list[str]) -> None:
-    """UserError where a node has a key that is not known, or lacks one that may not be null."""
+    """Raise UserError where a node has an unknown key, or lacks one that may not be null."""
     where = f"{key}." if key else ""
     for name in node:
         if name not in known:
             raise UserError(f"{where}{name}: no such key; there are {', '.join(known)}")
     for name in known:
-        if node.get(name) is None and not option_types.accepts(PLAIN.get(f"{where}{name}"), None):
-            state = "null: must have a value" if name in node else ": missing"
-            raise UserError(f"{where}{name}{'=' if name in node else ''}{state}")
+        hint = KEYS_WITHOUT_TARGET.get(f"{where}{name}")
+        may_be_null = hint is not None and option_types.has_type(None, hint)
+        if node.get(name) is None and not may_be_null:
+            state = "=null: must have a value" if name in node else ": missing"
+            raise UserError(f"{where}{name}{state}")
 
 
 def check_node(key: str, node: dict[str, Any]) -> None:
-    """UserError where a `_target_` does not exist, or cannot be called with the node's keys."""
+    """Raise UserError where a `_target_` does not exist or does not take the node's keys."""
     path = node["_target_"]
     if not isinstance(path, str) or not path:
         raise UserError(
-            f"{key}._target_={typed(path)}: must be the dotted path of a class or a function"
+            f"{key}._target_={as_yaml(path)}: must be the dotted path of a class or a function"
         )
     try:
         target = get_object(path)
@@ -97,7 +100,11 @@ def check_node(key: str, node: dict[str, Any]) -> None:
         raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
     _check_reserved(key, node)
     parameters = _parameters(key, node, target)
-    given = {k: v for k, v in node.items() if not k.startswith("_") and f"{key}.{k}" not in PLAIN}
+    given = {
+        k: v
+        for k, v in node.items()
+        if not k.startswith("_") and f"{key}.{k}" not in KEYS_WITHOUT_TARGET
+    }
     _check_parameters(key, node["_target_"], parameters, list(given))
     hints = _hints(target)
     for name, value in given.items():
@@ -107,7 +114,7 @@ def check_node(key: str, node: dict[str, Any]) -> None:
 def _check_parameters(
     key: str, target: str, parameters: dict[str, inspect.Parameter], given: list[str]
 ) -> None:
-    """UserError where a target does not take what it is given, or lacks what it needs."""
+    """Raise UserError where a target does not take a given key, or needs one that is missing."""
     supplied = SUPPLIED.get(key, ())
     known = [n for n in parameters if n not in supplied]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -119,10 +126,10 @@ def _check_parameters(
             )
         for name in given:
             if name in supplied:
-                raise UserError(f"{key}.{name}: is given by the run itself; leave it out")
+                raise UserError(f"{key}.{name}: is set by the run itself; leave it out")
             if name not in parameters:
-                there = ", ".join(known) or "none"
-                raise UserError(f"{key}.{name}: no such key; {key} has {there}")
+                names = ", ".join(known) or "none"
+                raise UserError(f"{key}.{name}: no such key; {key} has {names}")
     for name in known:
         p = parameters[name]
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in given:
@@ -130,16 +137,16 @@ def _check_parameters(
 
 
 def _check_reserved(key: str, node: dict[str, Any]) -> None:
-    """UserError for Hydra's own keys, but `_target_` and `_partial_` as its place needs it."""
+    """Raise UserError for keys of Hydra's that begin with _, and a wrong value of `_partial_`."""
     for name, value in node.items():
         if name.startswith("_") and name not in ("_target_", "_partial_"):
             raise UserError(
-                f"{key}.{name}={typed(value)}: of these keys only _target_ and _partial_ serve"
+                f"{key}.{name}={as_yaml(value)}: only _target_ and _partial_ may begin with _"
             )
     wanted = key in SUPPLIED
     if node.get("_partial_", False) is not wanted:
-        value = typed(node.get("_partial_"))
-        raise UserError(f"{key}._partial_={value}: must be {typed(wanted)} here")
+        value = as_yaml(node.get("_partial_"))
+        raise UserError(f"{key}._partial_={value}: must be {as_yaml(wanted)} here")
 
 
 def _parameters(key: str, node: dict[str, Any], target: Any) -> dict[str, inspect.Parameter]:
@@ -153,33 +160,33 @@ def _parameters(key: str, node: dict[str, Any], target: Any) -> dict[str, inspec
 
 
 def _hints(target: Callable) -> dict[str, Any]:
-    """The types of a target's parameters, with their bounds."""
-    made_by = target.__init__ if inspect.isclass(target) else target
+    """The types of a target's parameters by name, with their bounds."""
+    function = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(made_by, include_extras=True)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # a foreign target's annotations may be any text
         return {}
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
-    """UserError where a config's value does not fit what is written in a signature."""
-    requirement = option_types.fault(value, hint) or option_types.unusable(value)
+    """Raise UserError where the value at a key does not have the type `hint`."""
+    requirement = option_types.unmet_requirement(value, hint) or option_types.unmet_range(value)
     if requirement is None:
         return
     group = key.rpartition(".")[2]
     if group in ("curvature", "merging", "buffer"):
         option = value if isinstance(value, str) else "<option>"
-        raise UserError(f"{key}={typed(value)}: is chosen by its group; use {group}={option}")
-    raise UserError(f"{key}={typed(value)}: must be {requirement}")
+        raise UserError(f"{key}={as_yaml(value)}: is chosen by the group; use {group}={option}")
+    raise UserError(f"{key}={as_yaml(value)}: must be {requirement}")
 
 
-def typed(value: Any) -> str:
-    """A value as it is written in a config."""
+def as_yaml(value: Any) -> str:
+    """A value as it is written in YAML: null, true, false; others as Python writes them."""
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def reals(node: dict[str, Any]) -> list[str]:
-    """The options of a node that take a fraction, and no integer of their own."""
+def float_options(node: dict[str, Any]) -> list[str]:
+    """The options of a node whose type is float, and not int."""
     hints = _hints(get_object(node["_target_"]))
-    return [name for name in node if option_types.is_real(hints.get(name))]
+    return [name for name in node if option_types.is_float(hints.get(name))]

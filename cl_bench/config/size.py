@@ -1,4 +1,4 @@
-"""How large a network is, before it is built: whether a curvature and the machine can hold it."""
+"""Refuses configs whose images, buffer, network or curvature would not fit into memory."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from cl_bench.data.check import shape_and_classes
 from cl_bench.data.published import Contents, published
 from cl_bench.models.prepare import PREPARED
 
-COPIES = 3  # of the parameters at least: as they are built, as one vector, and its gradient
-BYTES = 4  # of a float32
+COPIES = 3  # of the parameters, at least: the network as built, theta, and its gradient
+BYTES = 4  # of one float32
 
 
 def check(plain: dict[str, Any]) -> None:
-    """UserError where what a resolved config needs is too large for its curvature or the machine.
+    """Raise UserError where a resolved config needs too much memory for the machine or curvature.
 
-    Where the data is not known before it is read, neither is the network.
+    Nothing is checked of data whose shape is not known before it is read.
     """
     dataset, method = plain["dataset"], plain["method"]
     contents, known = published(dataset["source"]), shape_and_classes(dataset)
     if contents is not None:
-        _require(f"dataset.tasks={dataset['tasks']}: their images", _stream(dataset, contents))
+        _require(
+            f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
+        )
         if "buffer" in method:
             _check_buffer(method["buffer"], dataset["tasks"], prod(contents.shape))
     if known is not None:
-        count = parameters(plain["model"], *known)
+        count = count_parameters(plain["model"], *known)
         if count is not None:
             _require(f"model: {count:,} parameters", COPIES * BYTES * count)
         if count is not None and "curvature" in method:
@@ -55,30 +57,32 @@ def _check_curvature(curvature: dict[str, Any], count: int) -> None:
 
 
 def _require(what: str, wanted: int) -> None:
-    """UserError where the machine has less memory than so many bytes."""
-    there = runtime.memory()
-    if there is not None and wanted > there:
+    """Raise UserError where `wanted` bytes are more than the memory of the machine."""
+    available = runtime.memory()
+    if available is not None and wanted > available:
         raise UserError(
             f"{what} take at least {wanted / 2**30:,.0f} GiB, this machine has "
-            f"{there / 2**30:,.0f}; use less"
+            f"{available / 2**30:,.0f}; use fewer or smaller ones"
         )
 
 
-def _stream(dataset: dict[str, Any], contents: Contents) -> int:
-    """The bytes of all tasks, a byte a value: where pixels are changed each has its own images."""
-    there, count = contents.images or 0, dataset["train_per_task"]
-    train, test = round(dataset["fraction"] * there) if count is None else count, contents.test
+def _stream_bytes(dataset: dict[str, Any], contents: Contents) -> int:
+    """The bytes of all images as uint8; each task of permuted or rotated pixels has its own."""
+    images, count = contents.images or 0, dataset["train_per_task"]
+    train, test = round(dataset["fraction"] * images) if count is None else count, contents.test
     if dataset["split"] in ("permutation", "rotation"):
-        images = dataset["tasks"] * (train + sum(test or ()))
+        total = dataset["tasks"] * (train + sum(test or ()))
     else:
-        images = there + sum(test or ())
-    return images * prod(contents.shape)
+        total = images + sum(test or ())
+    return total * prod(contents.shape)
 
 
-def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> int | None:
-    """The number of parameters of a resolved `model` that are trained; nothing is allocated.
+def count_parameters(
+    model: dict[str, Any], shape: tuple[int, int, int], num_classes: int
+) -> int | None:
+    """The number of trained parameters of a resolved `model`, without allocating them.
 
-    None where the model cannot be built without storage: one that reads a tensor's values.
+    None where the model cannot be built on the meta device, because it reads values of tensors.
     """
     own = {key: value for key, value in model.items() if key not in PREPARED}
     make = instantiate(OmegaConf.create(own), _convert_="all")

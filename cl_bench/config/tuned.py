@@ -1,7 +1,7 @@
-"""Values that `python -m cl_bench.tune` has found, and where they lie: `tuned=true` uses them.
+"""Puts the values that `python -m cl_bench.tune` has found into a config (`tuned=true`).
 
-conf/tuned_values/<dataset>/<scenario>/<method>.yaml holds `values` and the evidence.
-(A folder conf/tuned would be a group to Hydra, and tuned=true an option of it.)
+conf/tuned_values/<dataset>/<scenario>/<method>.yaml holds `values` and the evidence for them.
+(Hydra would take a folder conf/tuned for a group, and tuned=true for one of its options.)
 """
 
 from __future__ import annotations
@@ -16,46 +16,49 @@ from yaml import YAMLError
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import Leaves, leaves
+from cl_bench.config.nodes import Leaves, leaves, resolved
 
-NAME = "tuned_values"
-UNDER = ("method.", "model.", "criterion.", "optimizer.", "schedule.")
-
-
-def place(conf: Path, dataset: str, scenario: str, method: str) -> Path:
-    """The file of one choice of the three."""
-    return conf / NAME / dataset / scenario / f"{method}.yaml"
+FOLDER = "tuned_values"
+CONDITIONS = ("method.", "model.", "criterion.", "optimizer.", "schedule.")
 
 
-def apply(cfg: DictConfig, file: Path, typed: Iterable[str]) -> None:
-    """Put the file's values into the config, but for the keys that were typed.
+def values_file(conf: Path, dataset: str, scenario: str, method: str) -> Path:
+    """The file with the tuned values of a method on a dataset in a scenario."""
+    return conf / FOLDER / dataset / scenario / f"{method}.yaml"
 
-    UserError where they were found for another curvature, model or option of the method.
+
+def apply(cfg: DictConfig, file: Path, overrides: Iterable[str]) -> None:
+    """Put the values of a file into the config, except for keys that `overrides` set.
+
+    Raises UserError where there is no such file, or where the values were found with other options
+    of the method, curvature, model, criterion, optimizer or schedule.
     """
     if not file.is_file():
         known = sorted(p.relative_to(file.parents[2]) for p in file.parents[2].rglob("*.yaml"))
-        there = ", ".join(str(p.with_suffix("")) for p in known) or "none yet"
+        tuned = ", ".join(str(p.with_suffix("")) for p in known) or "none yet"
         wanted = f"{file.parents[1].name}/{file.parent.name}/{file.stem}"
         raise UserError(
-            f"tuned=true: nothing was tuned for {wanted} (there is {there}); "
+            f"tuned=true: nothing was tuned for {wanted} (there is {tuned}); "
             f"python -m cl_bench.tune method={file.stem} dataset={file.parents[1].name} "
             "'grid=<key>=<values>' does it"
         )
-    own = {override.split("=")[0].lstrip("+~") for override in typed}
+    overridden = {override.split("=")[0].lstrip("+~") for override in overrides}
     values, evidence = _read(file)
-    _refuse_others(file, under(cfg, values), evidence.get("under"))
-    values = {key: value for key, value in values.items() if key not in own}
+    _require_same(file, conditions(cfg, values), evidence.get("under"))
+    values = {key: value for key, value in values.items() if key not in overridden}
     print("tuned:", *(f"{key}={value}" for key, value in values.items()), f"({file})")
     for key, value in values.items():
         if OmegaConf.select(cfg, key, default=cfg) is cfg:
-            raise UserError(f"tuned=true: {file} has {key}, which this config has not")
+            raise UserError(f"tuned=true: {file} has {key}, which this config does not have")
         with open_dict(cfg):
             OmegaConf.update(cfg, key, value)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values and their evidence; UserError where the file does not hold both."""
-    damaged = UserError(f"tuned=true: {file} is damaged; tune again, or type the values")
+    """The values of a file and their evidence; UserError where it does not hold both."""
+    damaged = UserError(
+        f"tuned=true: {file} is damaged; tune again, or set the values as overrides"
+    )
     try:
         files.require_regular(file)
         found: Any = OmegaConf.to_container(OmegaConf.load(file))
@@ -69,19 +72,20 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return values, evidence
 
 
-def under(cfg: DictConfig, values: Collection[str]) -> Leaves:
-    """What the values may depend on: method, model, loss and optimization, but for themselves."""
-    found = leaves(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return {k: v for k, v in found.items() if k.startswith(UNDER) and k not in values}
+def conditions(cfg: DictConfig, values: Collection[str]) -> Leaves:
+    """The options that tuned values depend on: those of CONDITIONS without the tuned keys."""
+    found = leaves(resolved(cfg))
+    return {k: v for k, v in found.items() if k.startswith(CONDITIONS) and k not in values}
 
 
-def _refuse_others(file: Path, here: Leaves, there: Leaves | None) -> None:
+def _require_same(file: Path, here: Leaves, there: Leaves | None) -> None:
+    """Raise UserError where the conditions of this run are not those of the tuned values."""
     if there is None:
         raise UserError(f"tuned=true: {file} does not say what it was found with; tune again")
     keys = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     if keys:
         then, now = (" ".join(f"{key}={part.get(key)}" for key in keys) for part in (there, here))
         raise UserError(
-            f"tuned=true: {file} was found with {then}, this run has {now}; tune it for that, or "
-            "type the values"
+            f"tuned=true: {file} was found with {then}, this run has {now}; tune again with these, "
+            "or set the values as overrides"
         )

@@ -1,6 +1,7 @@
-"""One run: the protocol, what surrounds it, and how it goes on after a stop.
+"""One run, from its checked config to its record.
 
-Start with `experiment`, the training loop that is the same for every method. `execution` builds a
-run from its config and writes its record; `session` holds its rows, checkpoints and progress bar;
-`checkpoint` and `resume` let it continue where it stopped.
+Start with `experiment`, the training loop that is the same for every method. `job` decides whether
+a run is made or shown, `execution` builds it and writes its record, `session` holds what the loop
+works with, and `host` writes its rows and checkpoints. `checkpoint` and `resume` let it continue
+where it was stopped.
 """

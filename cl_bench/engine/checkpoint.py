@@ -1,15 +1,15 @@
-"""The file of a run's state: written whole or not at all, checked before anything is loaded.
+"""Writes and reads checkpoints: the whole state of a run in one file with a checksum.
 
-The file is one line, MARK and the SHA-256 of what follows it, then what `torch.save` writes of
-plain values and tensors; it is read with weights_only. Its parts:
+The file begins with a line that has the format number and the SHA-256 of the rest. The rest is a
+dictionary of plain values and tensors, written by `torch.save` and read with weights_only:
 
-identity    which run it is of: hash of the config, seed, device, and of the data
+identity    of which run it is: config hash, seed, kind of device, hashes of data and backbone
 codes       the codes that made the run so far, the oldest first (`source_code.Code`)
-devices     the names of the devices that it ran on
-progress    tasks and steps that are over, the accuracies and seconds so far
-generators  the states of the run's generators
-journal     how many bytes of metrics.jsonl belong to it, and their SHA-256
-learner     weights, batch norm's statistics, the optimizer (`Learner.state_dict`)
+devices     the names of the devices that the run was on
+progress    finished tasks and steps, accuracies and seconds so far (`Progress.state_dict`)
+generators  the states of the run's random number generators
+journal     how many bytes of metrics.jsonl belong to the checkpoint, and their SHA-256
+learner     weights, statistics of batch norm, the optimizer's state (`Learner.state_dict`)
 method      the method's state (`core.state`)
 """
 
@@ -31,30 +31,31 @@ from cl_bench.base.files import DamagedError
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import previous
 
-FORMAT = 4  # of the file; another one is refused by its number
-NAME = b"cl_bench checkpoint "
-MARK = NAME + str(FORMAT).encode() + b" sha256 "
-DIGITS = 64  # of a SHA-256
+FORMAT = 4  # files of another format are refused
+MAGIC = b"cl_bench checkpoint "
+HEADER = MAGIC + str(FORMAT).encode() + b" sha256 "
+SHA_DIGITS = 64
 
 
 def state_of(method: Method) -> dict[str, Any]:
-    """The learner's and the method's state, as plain values."""
+    """The states of the learner and the method, as plain values and tensors."""
     return {"learner": method.learner.state_dict(), "method": method.state_dict()}
 
 
 def restore(method: Method, state: dict[str, Any]) -> None:
-    """Put `state_of` back, in place."""
+    """Load the states from a checkpoint into the learner and the method, in place."""
     method.learner.load_state_dict(state["learner"])
     method.load_state_dict(state["method"])
 
 
-def nbytes(method: Method) -> int:
-    """Bytes of tensors that the method keeps between steps, beside the network itself."""
-    held = {t.data_ptr(): t for t in _tensors(method.state_dict())}  # shared ones once
-    return sum(t.numel() * t.element_size() for t in held.values())
+def state_bytes(method: Method) -> int:
+    """The bytes of all tensors that the method keeps between steps, without the network."""
+    distinct = {t.data_ptr(): t for t in _tensors(method.state_dict())}
+    return sum(t.numel() * t.element_size() for t in distinct.values())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -66,12 +67,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Replace the checkpoint; the one before it is kept beside it (`Folder.previous`)."""
+    """Write a checkpoint whole or not at all; the one before it is kept as `Folder.previous`."""
     with files.replacing(path) as file:
-        file.write(MARK + b"0" * DIGITS + b"\n")
+        file.write(HEADER + b"0" * SHA_DIGITS + b"\n")
         hashed = _Hashed(file)
         torch.save(state, cast(BinaryIO, hashed))
-        file.seek(len(MARK))
+        file.seek(len(HEADER))
         file.write(hashed.sha.hexdigest().encode())
         files.flush(file)
         if path.exists():
@@ -79,7 +80,7 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 class _Hashed:
-    """A file to write to that hashes what it is given."""
+    """A file object for writing that also hashes what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha = file, hashlib.sha256()
@@ -93,13 +94,13 @@ class _Hashed:
 
 
 def load(path: Path, device: torch.device, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole and of this run; None where there is none at all.
+    """The newest checkpoint that is whole and of this run; None where there is none.
 
-    `wanted` is what its `identity` must say (config, seed, device). A file that fails is named on
-    stderr and the previous one is used. UserError where all that are there fail; no file is
-    changed then.
+    `wanted` has the entries that its `identity` must have (config, seed, device). A newest file
+    that is damaged or of another run is reported on stderr, and the previous one is used. Raises
+    UserError, and changes no file, where no file that is there can be used.
     """
-    complaints = []
+    faults = []
     for candidate in (path, previous(path)):
         try:
             state = _read(candidate, device)
@@ -107,23 +108,23 @@ def load(path: Path, device: torch.device, wanted: dict[str, Any]) -> dict[str, 
         except FileNotFoundError:
             continue
         except DamagedError as error:
-            complaints.append(str(error))
+            faults.append(str(error))
             continue
-        if complaints:
-            print(f"{complaints[0]}; continues from {candidate.name}", file=sys.stderr)
+        if faults:
+            print(f"{faults[0]}; continues from {candidate.name}", file=sys.stderr)
         return state
-    if complaints:
-        raise UserError(f"{'; '.join(complaints)}; nothing was changed: force=true starts over")
+    if faults:
+        raise UserError(f"{'; '.join(faults)}; nothing was changed: force=true starts over")
     return None
 
 
 def _read(file: Path, device: torch.device) -> dict[str, Any]:
-    """The state in a file whose checksum holds."""
+    """The content of a checkpoint; DamagedError where its format or its checksum is wrong."""
     files.require_regular(file)
     content = file.read_bytes()
-    start = len(MARK) + DIGITS + 1
-    if not content.startswith(MARK):
-        other = content[len(NAME) :].split(b" ")[0] if content.startswith(NAME) else b""
+    start = len(HEADER) + SHA_DIGITS + 1
+    if not content.startswith(HEADER):
+        other = content[len(MAGIC) :].split(b" ")[0] if content.startswith(MAGIC) else b""
         if other.isdigit():
             raise DamagedError(
                 f"{file}: has checkpoint format {other.decode()}, this version of cl_bench reads "
@@ -131,22 +132,22 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
             )
         raise DamagedError(f"{file}: is not a checkpoint of cl_bench")
     sha = hashlib.sha256(memoryview(content)[start:]).hexdigest()
-    if content[len(MARK) : start] != sha.encode() + b"\n":
+    if content[len(HEADER) : start] != sha.encode() + b"\n":
         raise DamagedError(f"{file}: is damaged (its content does not match its checksum)")
     body = io.BytesIO(memoryview(content)[start:])
-    del content  # a large network's checkpoint is in memory once
+    del content  # a large checkpoint is not kept in memory twice
     try:
         return torch.load(body, map_location=device, weights_only=True)
-    except Exception as error:  # a file that was made to look whole: any of many errors
+    except Exception as error:  # torch.load raises many kinds, on a file with a forged checksum
         raise DamagedError(f"{file}: cannot be read ({type(error).__name__})") from None
 
 
 def _require_identity(file: Path, state: Any, wanted: dict[str, Any]) -> None:
-    """DamagedError where a checkpoint is another run's."""
+    """Raise DamagedError where a checkpoint is of another run."""
     identity = state.get("identity") if isinstance(state, dict) else None
     if not isinstance(identity, dict):
-        raise DamagedError(f"{file}: does not say which run it is of")
+        raise DamagedError(f"{file}: does not say of which run it is")
     for name, value in wanted.items():
         if identity.get(name) != value:
-            there = identity.get(name)
-            raise DamagedError(f"{file}: is of {name} {there}, this run has {name} {value}")
+            found = identity.get(name)
+            raise DamagedError(f"{file}: is of {name} {found}, this run has {name} {value}")

@@ -1,4 +1,4 @@
-"""What is tested after each task, and how well a method does on it."""
+"""Which tasks are tested after each task, and the accuracies on their test sets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from cl_bench.methods.base import Method
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured after each task.
+    """Which tasks are tested, on which images.
 
-    when=seen   the tasks so far and the next one, and all before training: all metrics
-    when=final  the task just learned and, after the last, all of them: ACC, BWT and LA
-    when=all    the full square
+    when=seen   after each task: the tasks so far and the next one; before training: all but the
+                first. All metrics are defined.
+    when=final  after each task: that task; after the last one: all. ACC, BWT and LA are defined.
+    when=all    all tasks after each task, and before training: every entry of the matrix
+
+    split=val   a stratified share `holdout` of each task's training images is held out and takes
+                the place of its test images, for tuning
     """
 
     when: Literal["seen", "final", "all"]
@@ -30,11 +34,11 @@ class Evaluation:
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """Options that make no difference where the others are as they are."""
+        """`holdout` with split=test, where nothing is held out."""
         return set() if options["split"] == "val" else {"holdout"}
 
     def columns(self, row: int, stream: Stream) -> list[int]:
-        """The tasks to test after task `row` (-1: before training)."""
+        """The tasks to test after task `row`; -1 is before training."""
         tasks = len(stream.tests)
         if self.when == "all" or row == tasks - 1:
             return list(range(tasks))
@@ -47,24 +51,25 @@ class Evaluation:
 
 @torch.no_grad()
 def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
-    """The share of each test set that is classified correctly; one wait for the device in all.
+    """The share of each test set that is classified correctly.
 
-    UserError where a parameter or a logit is not finite: such a network has no accuracy.
+    The device is synchronised once, at the end. Raises UserError where a parameter or a logit is
+    not finite.
     """
     learner = method.learner
     counts: list[Tensor] = []
-    known: dict[object, Tensor] = {}  # data-IL: one test set for all tasks is tested once
+    known: dict[object, Tensor] = {}  # data-IL: tasks share a test set, which is tested once
     with learner.evaluating():
         for test in tests:
             key = id(test) if learner.heads.masked else test.place
             if key not in known:
                 known[key] = _counts(method, test, batch_size)
             counts.append(known[key])
-    lost = (~learner.flat.theta.isfinite()).sum()
-    *found, (lost, _) = torch.stack([*counts, torch.stack([lost, lost])]).tolist()
+    bad = (~learner.flat.theta.isfinite()).sum()
+    *found, (bad, _) = torch.stack([*counts, torch.stack([bad, bad])]).tolist()
     now = 0 if learner.task is None else learner.task.id
-    if lost:
-        raise diverged(f"{lost} of {learner.flat.theta.numel()} parameters are not finite", now)
+    if bad:
+        raise diverged(f"{bad} of {learner.flat.theta.numel()} parameters are not finite", now)
     for (_, infinite), test in zip(found, tests, strict=True):
         if infinite:
             raise diverged(f"logits of {infinite} images of task {test.id} are not finite", now)
@@ -72,12 +77,12 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
 
 
 def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
-    """(2,): how many of a test set are classified correctly, how many have logits not finite."""
+    """(2,): the numbers of images classified correctly, and with a logit that is not finite."""
     learner, counts = method.learner, torch.zeros(2, dtype=torch.long, device=test.y.device)
     for batch in test.chunks(batch_size):
         logits = method.predict(batch)
-        lost = ~logits.isfinite().all(-1)
+        bad = ~logits.isfinite().all(-1)
         if learner.heads.masked:
             logits = logits.masked_fill(~learner.heads.live[batch.t], -torch.inf)
-        counts += torch.stack([(logits.argmax(-1) == batch.y).sum(), lost.sum()])
+        counts += torch.stack([(logits.argmax(-1) == batch.y).sum(), bad.sum()])
     return counts

@@ -1,12 +1,11 @@
-"""A run that is to be made: built from its config, run, and recorded; or a study's page."""
+"""Makes a planned run or study: builds its objects, trains, and writes the results."""
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,10 +16,10 @@ from cl_bench.base.signals import Stop
 from cl_bench.config import errors
 from cl_bench.config.build import (
     build,
-    make_backbone,
     make_method,
     make_stream,
-    parameters,
+    parameter_names,
+    read_backbone_info,
     refuse_leak,
 )
 from cl_bench.core.runtime import Runtime
@@ -28,89 +27,69 @@ from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint, experiment, resume, trained
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.session import Progress, Session
-from cl_bench.results import figures, record, source_code
+from cl_bench.results import figures
 from cl_bench.results.folder import Folder
-from cl_bench.results.record import RunRecord
-from cl_bench.results.source_code import Code
+from cl_bench.results.record import FORMAT, LABELS, RunRecord, json_value, sha256_of
+from cl_bench.results.source_code import Code, software_versions
+from cl_bench.results.tracking import Sink
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts: its config, its name, its place."""
+    """A run before it starts: its checked config, its hash, its folder and its code."""
 
     cfg: DictConfig
-    plain: dict[str, Any]  # the config, resolved and checked
+    resolved: dict[str, Any]  # the same config as plain values
     hash: str
-    labels: list[str]  # dataset, scenario, method, as chosen
+    labels: list[str]  # the chosen options of dataset, scenario and method
     folder: Folder
-    code: Code  # the sources that the run is made of
+    code: Code  # the code that would make the run now
 
     @property
     def title(self) -> str:
+        """`ewc on pmnist, data-incremental`."""
         dataset, scenario, method = self.labels
         return f"{method} on {dataset}, {scenario}-incremental"
 
 
-def conduct(planned: Plan) -> None:
-    """Hand the study what it asks for: a seed, or a learner with its stream and schedule."""
-    cfg = planned.cfg
+def make_study(plan: Plan) -> None:
+    """Make a study, which is a function that returns a page, and write the page.
+
+    The study is called with those of these arguments that it has parameters for: seed, learner,
+    stream, order (the generator of the order of samples) and schedule.
+    """
+    cfg = plan.cfg
     machine = build(cfg.runtime, seed=cfg.seed)
-    asked, given = parameters(cfg.study), {"seed": cfg.seed}
-    if "learner" in asked:
+    names, arguments = parameter_names(cfg.study), {"seed": cfg.seed}
+    if "learner" in names:
         stream = make_stream(cfg, machine)
-        given |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
-        given |= {"order": machine.order, "schedule": build(cfg.schedule)}
-    files.write_text(planned.folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    page = build(cfg.study, **{k: v for k, v in given.items() if k in asked})
-    page.write(planned.folder.path)
-    planned.folder.mark("done", code=asdict(planned.code))
+        arguments |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
+        arguments |= {"order": machine.order, "schedule": build(cfg.schedule)}
+    files.write_text(plan.folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    page = build(cfg.study, **{k: v for k, v in arguments.items() if k in names})
+    page.write(plan.folder.path)
+    plan.folder.set_status("done", code=asdict(plan.code))
 
 
-def guarded(planned: Plan, work: Callable[[Plan], RunRecord | None]) -> RunRecord | None:
-    """`work`, with the folder's status telling how it went, whatever happens."""
-    folder, before = planned.folder, planned.folder.status()
-    folder.mark("running")
-    try:
-        return work(planned)
-    except BaseException as error:
-        stop = errors.stop_of(error)
-        if stop is None:
-            if isinstance(error, UserError) and error.before_training:
-                folder.restore(before)
-                raise
-            line = errors.explain(error)
-            folder.mark_if_possible("failed", line or traceback.format_exc())
-            if line is None:
-                print(f"{planned.title} failed: {error!r} ({folder.path})", file=sys.stderr)
-            elif errors.is_storage(error):
-                raise UserError(f"{line}; {folder.safe()}") from error
-            raise
-        if folder.status().get("state") != "done":
-            folder.mark_if_possible("stopped")
-            print(f"stopped; {folder.safe()} ({folder.path})", file=sys.stderr)
-        raise stop from None
+def train_and_record(plan: Plan) -> RunRecord:
+    """Train what is left of a run, from its checkpoint if there is one, and write its results.
 
-
-def execute(planned: Plan) -> RunRecord:
-    """Run what is left to run of a plan, and leave its record.
-
-    UserError where the folder has a checkpoint that is not this run's; with force=true the run
-    starts over then.
+    Raises UserError where the checkpoint does not fit the run; force=true starts over instead.
     """
     try:
-        return _execute(planned)
+        return _continue_or_start(plan)
     except resume.UnusableError as error:
-        if not planned.cfg.force:
+        if not plan.cfg.force:
             raise UserError(
-                f"{planned.folder.checkpoint}: {error}; nothing was changed: force=true starts over"
+                f"{plan.folder.checkpoint}: {error}; nothing was changed: force=true starts over"
             ) from None
-        resume.start_over(planned.folder)
-        return _execute(planned)
+        resume.start_over(plan.folder)
+        return _continue_or_start(plan)
 
 
 @contextmanager
-def before_training() -> Iterator[None]:
-    """Refusals inside are those of a run that has not begun."""
+def refusals_before_training() -> Iterator[None]:
+    """Mark each UserError that is raised inside as raised before training."""
     try:
         yield
     except resume.UnusableError:
@@ -124,109 +103,119 @@ def before_training() -> Iterator[None]:
         raise refusal from None
 
 
-def _execute(planned: Plan) -> RunRecord:
-    cfg, folder = planned.cfg, planned.folder
-    with before_training():
+def _continue_or_start(plan: Plan) -> RunRecord:
+    """Build the run, load its checkpoint if there is one, train, and write the results."""
+    cfg, folder = plan.cfg, plan.folder
+    with refusals_before_training():
         machine = build(cfg.runtime, seed=cfg.seed)
-        identity = {"config": planned.hash, "seed": cfg.seed, "device": machine.device.type}
-        where = machine.device, machine.machine_info()["device"]
-        start = resume.find(folder, identity, planned.code, *where, cfg.code_changed, cfg.force)
+        identity = {"config": plan.hash, "seed": cfg.seed, "device": machine.device.type}
+        device = machine.device, machine.machine_info()["device"]
+        start = resume.find_start(folder, identity, plan.code, *device, cfg.code_changed, cfg.force)
         files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        stream, backbone = make_stream(cfg, machine), make_backbone(cfg)
+        stream, backbone = make_stream(cfg, machine), read_backbone_info(cfg)
         refuse_leak(stream, backbone)
-        start.require(
+        start.require_same(
             data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
         )
-    with make_sink(planned) as sink, Stop() as stop:
+    with make_sink(plan) as sink, Stop() as stop:
         sink.describe(stream.description)
-        with before_training():
-            session, host = _session(planned, machine, stream, sink, stop, start)
+        with refusals_before_training():
+            session, host = _build_session(plan, machine, stream, sink, stop, start)
         total = sum(session.schedule.steps(task) for task in stream.tasks)
-        with host.shown(total, planned.title):
+        with host.progress_bar(total, plan.title):
             experiment.run(session)
         with stop.holding():
-            outcome = conclude(planned, session, machine, backbone, start)
-            pictures = figures.drawn(session.progress.matrix, f"{planned.title}, seed {cfg.seed}")
-            if cfg.save_network:
-                trained.write(session.method, folder.path)
-            folder.finish(outcome)  # from here on the run is done, whatever becomes of the rest
-            paths = folder.write_pictures(pictures)
-        sink.finish(outcome, paths)
-    return outcome
+            record = make_record(plan, session, machine, backbone, start)
+            pictures = _write_results(plan, session, record)
+        sink.finish(record, pictures)
+    return record
 
 
-def _session(
-    planned: Plan,
+def _build_session(
+    plan: Plan,
     machine: Runtime,
     stream: Stream,
-    sink: Any,
+    sink: Sink,
     stop: Stop,
     start: resume.Start,
 ) -> tuple[Session, RunHost]:
-    """The run, built and put to where its checkpoint left it; and its host."""
-    cfg, progress = planned.cfg, Progress.start(stream)
+    """The session of a run, in the state of its checkpoint, and its host."""
+    cfg, progress = plan.cfg, Progress.start(stream)
     method = make_method(cfg, machine, stream)
     start.resume(method, progress, machine)
-    often = cfg.log_every, cfg.save_every
-    host = RunHost(planned.folder, machine, method, progress, sink, stop, *often, start)
+    intervals = cfg.log_every, cfg.save_every
+    host = RunHost(plan.folder, machine, method, progress, sink, stop, *intervals, start)
     schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
     probe = cfg.get("probe") and build(cfg.probe)
     order = machine.order
     return Session(method, stream, schedule, evaluation, order, progress, host, probe), host
 
 
-def make_sink(planned: Plan) -> Any:
-    """Where rows are mirrored."""
-    dataset, scenario, method = planned.labels
+def make_sink(plan: Plan) -> Sink:
+    """The sink for the rows of a run, with the run's name and group in wandb."""
+    dataset, scenario, method = plan.labels
     return build(
-        planned.cfg.tracking,
-        config={**planned.plain, "hash": planned.hash},
-        group="/".join([*planned.labels, planned.hash]),
-        name=f"{method}-{dataset}-s{planned.cfg.seed}",
-        identity=f"{planned.hash}-s{planned.cfg.seed}",
-        folder=planned.folder.path,
-        job_type=scenario if planned.cfg.evaluation.split == "test" else "tune",
-        tags=planned.labels,
+        plan.cfg.tracking,
+        config={**plan.resolved, "hash": plan.hash},
+        group="/".join([*plan.labels, plan.hash]),
+        name=f"{method}-{dataset}-s{plan.cfg.seed}",
+        identity=f"{plan.hash}-s{plan.cfg.seed}",
+        folder=plan.folder.path,
+        job_type=scenario if plan.cfg.evaluation.split == "test" else "tune",
+        tags=plan.labels,
     )
 
 
-def conclude(
-    planned: Plan,
+def _write_results(plan: Plan, session: Session, record: RunRecord) -> dict[str, Path]:
+    """Write network, record and pictures; returns the paths of the pictures by name.
+
+    Whatever may fail comes before the record, with which the run is finished.
+    """
+    title = f"{plan.title}, seed {plan.cfg.seed}"
+    pictures = figures.draw_run(session.progress.matrix, title)
+    if plan.cfg.save_network:
+        trained.write(session.method, plan.folder.path)
+    plan.folder.finish(record)
+    return plan.folder.write_pictures(pictures)
+
+
+def make_record(
+    plan: Plan,
     session: Session,
     machine: Runtime,
     backbone: dict[str, Any] | None,
     start: resume.Start,
 ) -> RunRecord:
-    """The record of a run whose last task is learned."""
+    """The record of a run that was trained on all of its tasks."""
     method, stream, progress = session.method, session.stream, session.progress
     return RunRecord(
-        format=record.FORMAT,
-        labels=dict(zip(record.LABELS, planned.labels, strict=True)),
-        config=planned.plain,
-        hash=planned.hash,
-        seed=planned.cfg.seed,
-        code=planned.code.joined(start.earlier),
+        format=FORMAT,
+        labels=dict(zip(LABELS, plan.labels, strict=True)),
+        config=plan.resolved,
+        hash=plan.hash,
+        seed=plan.cfg.seed,
+        code=plan.code.with_earlier(start.earlier),
         stream={
             **stream.description,
             "train_images": [len(task) for task in stream.tasks],
             "test_images": [len(test) for test in stream.tests],
         },
-        accuracy=record.plain(progress.matrix.values.tolist()),
-        initial=record.plain(progress.matrix.initial.tolist()),
-        metrics=record.plain(progress.matrix.summary()),
+        accuracy=json_value(progress.matrix.values.tolist()),
+        initial=json_value(progress.matrix.initial.tolist()),
+        metrics=json_value(progress.matrix.summary()),
         parameters=method.learner.flat.theta.numel(),
-        state_bytes=checkpoint.nbytes(method),
-        theta_sha256=record.sha256(network.theta for _, network in method.networks()),
+        state_bytes=checkpoint.state_bytes(method),
+        theta_sha256=sha256_of(network.theta for _, network in method.networks()),
         measured={
             "train_seconds": progress.train_seconds,
             "eval_seconds": progress.eval_seconds,
             "peak_mib": machine.peak_mib(),
             **machine.machine_info(),
             "device": ", then ".join(start.devices),
-            **source_code.software(),
+            **software_versions(),
         },
         backbone=backbone,
         gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
         method=method.capacity(),
-        forgetting_of_task=record.plain(progress.matrix.forgetting_of_task.tolist()),
+        forgetting_of_task=json_value(progress.matrix.forgetting_of_task.tolist()),
     )

@@ -1,4 +1,4 @@
-"""The protocol, the same for every method: for each task begin, observe, end, test."""
+"""The training loop, the same for every method: begin a task, observe its batches, end it, test."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cl_bench.engine.session import Session
 
 
 def run(session: Session) -> None:
-    """Run what is left of the stream; `session.progress` is kept up to date, and is the outcome."""
+    """Train and test on all tasks that are left; the results are in `session.progress`."""
     stream, progress, host, probe = session.stream, session.progress, session.host, session.probe
-    now = stream.tasks[max(progress.done - 1, 0)]
-    live = stream.live(now.id if progress.done else 0)
-    session.learner.reveal(live, now.t.unique(), stream.ever)
+    last = stream.tasks[max(progress.done - 1, 0)]  # learned last; the first before training
+    live = stream.live(last.id if progress.done else 0)
+    session.learner.reveal(live, last.t.unique(), stream.ever)
     if not progress.done and not progress.step:
         measure(session, -1)
     for task in stream.tasks[progress.done :]:
@@ -28,17 +28,17 @@ def run(session: Session) -> None:
             _probe(session, task)
         progress.done, progress.step, progress.order = progress.done + 1, 0, None
         host.save()
-        if host.stopping() and progress.done < len(stream.tasks):
+        if host.stop_requested() and progress.done < len(stream.tasks):
             host.stop()
 
 
 def learn(session: Session, task: Task) -> None:
-    """Train on one task, from its beginning or from the step that the checkpoint holds."""
+    """Train on one task, from its first step or from that of the checkpoint."""
     progress, schedule, host = session.progress, session.schedule, session.host
     every = session.probe.every if session.probe is not None else None
     before = progress.train_seconds.pop() if progress.order is not None else 0.0
     started = host.seconds()
-    begin(session, task)
+    prepare_task(session, task)
     last = schedule.steps(task)
     batches = task.batches(schedule.batch_size, session.order, schedule.epochs, progress.step)
     for batch in batches:
@@ -49,9 +49,9 @@ def learn(session: Session, task: Task) -> None:
         progress.step += 1
         progress.steps += 1
         host.advance(1)
-        if progress.steps % host.every == 0 or progress.step == last:
+        if progress.steps % host.log_every == 0 or progress.step == last:
             _log_loss(session, loss, task)
-        if host.stopping() or host.due():
+        if host.stop_requested() or host.checkpoint_due():
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(session)
             progress.train_seconds.pop()
@@ -61,19 +61,24 @@ def learn(session: Session, task: Task) -> None:
     progress.train_seconds.append(before + host.seconds() - started)
 
 
-def begin(session: Session, task: Task) -> None:
-    """What comes before a task's first step, or before the next one of a run that continues."""
+def prepare_task(session: Session, task: Task) -> None:
+    """Set learner and method to the task, before its first step or the next one after a resume.
+
+    At its beginning, the state of the order generator is noted, the head may be fitted, and the
+    method's `begin_task` is called. After a resume the generator is set to the noted state, so that
+    `Task.batches` can skip the batches that were seen, and `begin_task` is not called again.
+    """
     learner, stream, progress = session.learner, session.stream, session.progress
-    now = stream.live(task.id), task.t.unique(), stream.ever
+    classes = stream.live(task.id), task.t.unique(), stream.ever
     learner.task = task
     frozen = session.schedule.batch_norm == "frozen" and progress.done > 0
     if progress.order is not None:
         session.order.set_state(progress.order)
-        learner.reveal(*now)
+        learner.reveal(*classes)
         learner.train(frozen)
         return
     progress.order = session.order.get_state()
-    learner.begin_task(*now)
+    learner.begin_task(*classes)
     learner.train(frozen)
     if session.schedule.warm_up == "head":
         fit_head(learner, task, new_classes(stream, task))
@@ -81,7 +86,10 @@ def begin(session: Session, task: Task) -> None:
 
 
 def measure(session: Session, row: int) -> None:
-    """Fill one row of the accuracy matrix and log it; -1 is before training."""
+    """Test after task `row`, and fill that row of the accuracy matrix; -1 is before training.
+
+    A task is tested only if all of its classes compete already.
+    """
     stream, progress, host = session.stream, session.progress, session.host
     started = host.seconds()
     competing = (session.learner.heads.live | ~stream.classes).all(1).tolist()
@@ -103,22 +111,22 @@ def measure(session: Session, row: int) -> None:
 
 
 def _save(session: Session) -> float:
-    """A checkpoint within a task, and the end where one is asked for; returns its seconds."""
+    """Write a checkpoint within a task, and stop where that is requested; returns the seconds."""
     host = session.host
     before = host.seconds()
     host.save()
-    if host.stopping():
+    if host.stop_requested():
         host.stop()
     return host.seconds() - before
 
 
 def _probe(session: Session, task: Task) -> float:
-    """One measurement by the probe, logged; returns its seconds, which are no training."""
+    """Measure by the probe and log it; returns the seconds, which do not count as training."""
     learner, host = session.learner, session.host
     assert session.probe is not None
-    before, counted = host.seconds(), learner.evaluated
+    before, gradients = host.seconds(), learner.evaluated
     found = session.probe(learner, session.stream, task)
-    learner.evaluated = counted
+    learner.evaluated = gradients  # those of the probe do not count
     host.log({"event": "probe", "task": task.id, "step": session.progress.steps} | found)
     return host.seconds() - before
 

@@ -1,7 +1,8 @@
-"""The head of a new task before the rest of the network moves.
+"""Fits the head of a new task before the rest of the network is trained (schedule.warm_up=head).
 
-LwF's warm-up (Li & Hoiem 2016, arXiv:1606.09282, section 3); linear probing before fine-tuning
-(Kumar et al. 2022, arXiv:2202.10054). What SI counts begins after it.
+It is the warm-up step of LwF (Li & Hoiem 2016, arXiv:1606.09282, section 3), and linear probing
+before fine-tuning (Kumar et al. 2022, arXiv:2202.10054). It comes before `Method.begin_task`, so
+SI's path integral begins after it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Stream, Task
 
-STEPS = 200  # of L-BFGS at most; it stops where the loss does
+MAX_STEPS = 200  # of L-BFGS, which stops earlier where it has converged
 
 
 def new_classes(stream: Stream, task: Task) -> Tensor:
@@ -25,12 +26,13 @@ def new_classes(stream: Stream, task: Task) -> Tensor:
 
 
 def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
-    """Put the head's rows of the classes `new` (K,) bool where the task's loss over them is lowest.
+    """Fit the rows of the head for the classes `new` (K,) bool, with all else fixed, in place.
 
-    min over these rows, all else as it is, of the mean loss + |W|^2 / 2N for N images: convex, by
-    L-BFGS, without augmentation, on what the head will read when training starts: where batch norm
-    trains, on batches' own statistics. The other classes do not compete: against rows that stay, a
-    cross-entropy on images of new classes alone has no minimum.
+    Minimises the mean loss + |W|^2 / 2N over the rows W of the new classes and their biases, for
+    the N images of the task without augmentation. The problem is convex and solved by L-BFGS. Only
+    the new classes compete: against fixed rows of other classes, which no image of the task has, a
+    cross-entropy has no minimum. Batch norm is in the mode of training, so that the head is fitted
+    to the features that it will get.
     """
     if not bool(new.any()):
         return
@@ -39,7 +41,7 @@ def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
     live = learner.heads.live[task.t] & new
     weight, bias, rows = head.weight.detach(), head.bias.detach(), new.nonzero().squeeze(1)
     w, b = (v[rows].clone().requires_grad_() for v in (weight, bias))
-    solver = torch.optim.LBFGS([w, b], max_iter=STEPS, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([w, b], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         solver.zero_grad()
@@ -54,9 +56,9 @@ def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
 
 
 def _features(learner: Learner, task: Task) -> Tensor:
-    """(N, d): what the head reads in the present mode; batch norm's running statistics stay."""
-    kept = [(buffer, buffer.clone()) for buffer in learner.net.buffers()]
+    """(N, d): the inputs of the head in the present mode; no running statistic is changed."""
+    saved = [(buffer, buffer.clone()) for buffer in learner.net.buffers()]
     found = torch.cat([learner.features(batch) for batch in task.chunks(256)])
-    for buffer, before in kept:
+    for buffer, before in saved:
         buffer.copy_(before)
     return found.to(learner.flat.theta.dtype)

@@ -1,4 +1,4 @@
-"""The program around a run: its rows, checkpoints, progress bar, and requests to stop."""
+"""The host of a run in its folder: rows, checkpoints, the progress bar, and stopping by signals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from cl_bench.methods.base import Method
 from cl_bench.results.folder import Folder, Journal
 from cl_bench.results.tracking import Sink
 
-QUIET = 30.0  # seconds between two lines of news where there is no progress bar
+NEWS_SECONDS = 30.0  # between two lines of news, where there is no progress bar
 
 
 class RunHost(Host):
-    """The host of a run in its folder; the journal begins with the rows of `start`."""
+    """Writes the rows and checkpoints of a run into its folder, and stops the run by a signal.
+
+    metrics.jsonl begins with the rows of `start`; later rows of an interrupted attempt are removed.
+    """
 
     def __init__(
         self,
@@ -34,22 +37,22 @@ class RunHost(Host):
         progress: Progress,
         sink: Sink,
         stop: Stop,
-        every: int,
+        log_every: int,
         save_every: float,
         start: Start,
     ) -> None:
-        super().__init__(machine.seconds, every)
+        super().__init__(machine.seconds, log_every)
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
-        self.sink, self.stop_request = sink, stop
+        self.sink, self.signals = sink, stop
         self.save_every, self.start = save_every, start
         self.last_save = self.last_news = time.monotonic()
         self.journal = Journal(folder.metrics, start.rows)
-        sink.replay(self.journal.rows())  # a mirror of a run that was killed may lack some
+        sink.replay(self.journal.rows())  # a killed run may not have sent them all
         self.bar = tqdm(disable=True)
 
     @contextmanager
-    def shown(self, total: int, title: str) -> Iterator[None]:
-        """With a progress bar, on a terminal only; the journal is closed at the end."""
+    def progress_bar(self, total: int, title: str) -> Iterator[None]:
+        """Show a bar over `total` steps on a terminal, and close the journal at the end."""
         done = self.progress.steps
         if done:
             at = f"step {self.progress.step} of task {self.progress.done}"
@@ -59,17 +62,18 @@ class RunHost(Host):
             yield
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row to the journal, and to wandb's mirror of it."""
+        """Append a row to metrics.jsonl, and send it to the sink."""
         self.journal.write(row)
         self.sink.log(row)
         if row["event"] == "task":
-            own = row["accuracy"][row["task"]]
-            self._show(f"task {row['task']} learned, {100 * own:.1f} % on its own test images")
+            accuracy = row["accuracy"][row["task"]]
+            news = f"task {row['task']} learned, {100 * accuracy:.1f} % on its own test images"
+            self._show(news)
 
     def _show(self, news: str) -> None:
-        """On the bar; where there is none, a line, but not within QUIET seconds of another one."""
+        """Show news on the bar; without a bar as a line, at most one per NEWS_SECONDS."""
         self.bar.set_postfix_str(news)
-        if self.bar.disable and time.monotonic() - self.last_news > QUIET:
+        if self.bar.disable and time.monotonic() - self.last_news > NEWS_SECONDS:
             print(f"{self.folder.path}: {news}", file=sys.stderr)
             self.last_news = time.monotonic()
 
@@ -78,7 +82,7 @@ class RunHost(Host):
         self.bar.update(steps)
 
     def save(self) -> None:
-        """Write the checkpoint: everything that the rest of the run depends on, in one file."""
+        """Write a checkpoint with everything that the rest of the run depends on."""
         state = {
             "identity": self.start.identity,
             "codes": [*self.start.earlier, asdict(self.start.code)],
@@ -88,20 +92,20 @@ class RunHost(Host):
             "journal": self.journal.position(),
             **checkpoint.state_of(self.method),
         }
-        with self.stop_request.holding():
+        with self.signals.holding():
             checkpoint.save(state, self.folder.checkpoint)
         self.last_save = time.monotonic()
 
-    def due(self) -> bool:
+    def checkpoint_due(self) -> bool:
         """Whether the last checkpoint is older than `save_every` seconds."""
         return time.monotonic() - self.last_save > self.save_every
 
-    def stopping(self) -> bool:
-        """Whether a signal asks the run to stop."""
-        return self.stop_request.pending is not None
+    def stop_requested(self) -> bool:
+        """Whether a signal has asked the run to stop."""
+        return self.signals.pending is not None
 
     def stop(self) -> None:
-        """Stop, by the signal's handler; it returns where that handler lets the run go on."""
-        self.folder.mark("stopped")
-        self.stop_request.deliver()
-        self.folder.mark("running")
+        """Hand the signal to the handler before ours, which ends the run, or lets it continue."""
+        self.folder.set_status("stopped")
+        self.signals.deliver()
+        self.folder.set_status("running")

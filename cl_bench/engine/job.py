@@ -1,92 +1,137 @@
-"""One job of the command: a run or a study, planned, and made unless its result is there."""
+"""One job of `python -m cl_bench.run`: shows a finished run or study, or makes it."""
 
 from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from math import nan
+from typing import TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import tuned
+from cl_bench.config import errors, tuned
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF, targets
-from cl_bench.engine import resume
-from cl_bench.engine.execution import Plan, conduct, execute, guarded
+from cl_bench.engine.execution import Plan, make_study, train_and_record
+from cl_bench.engine.resume import other_code_note
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord
 from cl_bench.results.source_code import code_of
 
+Result = TypeVar("Result")
 
-def plan(cfg: DictConfig) -> Plan:
-    """Check the config whole; nothing is loaded or written yet."""
-    known = HydraConfig.get()
-    choices = known.runtime.choices
+
+def make_plan(cfg: DictConfig) -> Plan:
+    """Check the config, and find its hash, its folder and its code; no data is loaded.
+
+    Tuned values are put into the config first (tuned=true). Raises UserError where it is wrong.
+    """
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     if cfg.get("tuned"):
-        tuned.apply(cfg, tuned.place(CONF, *labels), known.overrides.task)
-    plain = check_config(cfg)
-    normalise_floats(cfg, plain)
+        tuned.apply(cfg, tuned.values_file(CONF, *labels), hydra.overrides.task)
+    resolved = check_config(cfg)
+    normalise_floats(cfg, resolved)
     name = config_hash(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
-        raise UserError(f"stream={choices['stream']}: stream=joint is method=joint, and no other")
+        raise UserError(
+            f"stream={choices['stream']}: stream=joint and method=joint need each other"
+        )
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]
     path = files.absolute(cfg.output_dir).joinpath(*place, name, f"seed{cfg.seed}")
-    return Plan(cfg, plain, name, labels, Folder(path), code_of(targets(plain)))
+    return Plan(cfg, resolved, name, labels, Folder(path), code_of(targets(resolved)))
 
 
-def run(planned: Plan) -> float:
-    """The run in its folder, unless it is there already."""
-    from cl_bench.results.terminal import present
+def run(plan: Plan) -> float:
+    """Print the record of a run, which is made first unless it is finished; returns its ACC."""
+    record = None if plan.cfg.force else _record_to_show(plan)
+    if record is None:
+        record, note = _make(plan)
+    else:
+        note = _note_on_finished(plan, record)
+    from cl_bench.results.terminal import print_record
 
-    cfg, folder = planned.cfg, planned.folder
-    this = planned.hash, cfg.seed
-    outcome = None if cfg.force else folder.finished(*this)
-    if outcome is None or again(planned, outcome):
-        folder.prepare()
-        with folder.locked():
-            if cfg.force and folder.record.exists():
-                folder.clear()
-            outcome = folder.finished(*this)  # by another process, meanwhile
-            if outcome is not None and again(planned, outcome):
-                folder.clear()
-                outcome = None
-            if outcome is None:
-                outcome = guarded(planned, execute)
-                assert outcome is not None
-                present(outcome, folder, planned.title, "done")
-                return objective(outcome)
-    other = resume.described(planned.code, outcome.code)
-    choices = "force=true or code_changed=repeat repeats" if other else "force=true repeats"
-    note = f"done before{other}, not repeated ({choices})"
-    present(outcome, folder, planned.title, note)
-    return objective(outcome)
+    print_record(record, plan.folder, plan.title, note)
+    acc = record.metrics["ACC"]
+    return nan if acc is None else acc
 
 
-def again(planned: Plan, outcome: RunRecord) -> bool:
-    """Whether a finished run is repeated because other code made it."""
-    other = outcome.code["sha256"] != planned.code.sha256
-    return other and planned.cfg.code_changed == "repeat"
+def _make(plan: Plan) -> tuple[RunRecord, str]:
+    """Make the run, unless another process has just finished it; its record, and a note on it."""
+    folder = plan.folder
+    folder.require_writable()
+    with folder.locked():
+        if plan.cfg.force and folder.record.exists():
+            folder.clear()
+        record = _record_to_show(plan)
+        if record is not None:
+            return record, _note_on_finished(plan, record)
+        if folder.record.exists():  # by other code, and code_changed=repeat
+            folder.clear()
+        return run_with_status(plan, train_and_record), "done"
 
 
-def objective(outcome: RunRecord) -> float:
-    """ACC, or NaN where it was not measured."""
-    acc = outcome.metrics["ACC"]
-    return float("nan") if acc is None else acc
+def _record_to_show(plan: Plan) -> RunRecord | None:
+    """The record of the finished run; None where there is none, or the run is to be repeated."""
+    record = plan.folder.finished(plan.hash, plan.cfg.seed)
+    if record is None or plan.cfg.code_changed != "repeat":
+        return record
+    return record if record.code["sha256"] == plan.code.sha256 else None
 
 
-def study(planned: Plan) -> float:
-    """A study's page in its folder, unless it is there already."""
-    cfg, folder, page = planned.cfg, planned.folder, planned.folder.path / "page.md"
+def _note_on_finished(plan: Plan, record: RunRecord) -> str:
+    other = other_code_note(plan.code, record.code)
+    options = "force=true or code_changed=repeat repeats" if other else "force=true repeats"
+    return f"done before{other}, not repeated ({options} it)"
+
+
+def run_study(plan: Plan) -> float:
+    """Print the page of a study, which is made first unless it is done; returns NaN, for no ACC."""
+    cfg, folder, page = plan.cfg, plan.folder, plan.folder.path / "page.md"
     status, other = folder.status(), ""
     done = status.get("state") == "done" and page.is_file() and not cfg.force
     if done:
-        other = resume.described(planned.code, status.get("code") or {})
+        other = other_code_note(plan.code, status.get("code") or {})
     if not done or (other and cfg.code_changed == "repeat"):
-        folder.prepare()
+        folder.require_writable()
         with folder.locked():
-            guarded(planned, conduct)
+            run_with_status(plan, make_study)
     elif other:
         print(f"made before{other}, not made again (force=true or code_changed=repeat does)")
     print(f"{page.read_text()}\nfiles: {page.parent}", flush=True)
-    return float("nan")
+    return nan
+
+
+def run_with_status(plan: Plan, work: Callable[[Plan], Result]) -> Result:
+    """Call `work(plan)`, and keep status.json up to date however it ends.
+
+    The status is running, then stopped after a signal or failed after an error. Where the run was
+    refused before training, the status from before is restored.
+    """
+    folder, before = plan.folder, plan.folder.status()
+    folder.set_status("running")
+    try:
+        return work(plan)
+    except BaseException as error:
+        stop = errors.stop_request(error)
+        if stop is None:
+            if isinstance(error, UserError) and error.before_training:
+                folder.restore_status(before)
+                raise
+            line = errors.explain(error)
+            folder.try_set_status("failed", line or traceback.format_exc())
+            if line is None:
+                print(f"{plan.title} failed: {error!r} ({folder.path})", file=sys.stderr)
+            elif errors.is_storage(error):
+                raise UserError(f"{line}; {folder.recovery_note()}") from error
+            raise
+        if folder.status().get("state") != "done":
+            folder.try_set_status("stopped")
+            print(f"stopped; {folder.recovery_note()} ({folder.path})", file=sys.stderr)
+        raise stop from None

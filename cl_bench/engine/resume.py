@@ -1,4 +1,4 @@
-"""What a run starts from: nothing, or its own and whole checkpoint."""
+"""Decides whether a run starts at its first step or from a checkpoint, and loads the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from cl_bench.core.runtime import Runtime
 from cl_bench.engine import checkpoint
 from cl_bench.engine.session import Progress
 from cl_bench.methods.base import Method
-from cl_bench.results.folder import Folder, kept
+from cl_bench.results.folder import Folder, read_journal
 from cl_bench.results.source_code import Code
 
 
 class UnusableError(Exception):
-    """A checkpoint that is whole, but not one of this run; the message says why."""
+    """A checkpoint is whole, but does not fit this run; the message says why."""
 
 
 @dataclass
 class Start:
-    """The state that a run begins with, and what its checkpoints will say of it.
+    """What a run starts from: a checkpoint, or nothing.
 
-    identity  config, seed and device, later also the data's hash: equal for all parts of a run
-    code      the sources that run now
-    saved     the content of the checkpoint; None: the run begins with its first step
-    rows      the rows of the journal up to that checkpoint
-    earlier   the codes that made the run up to that checkpoint, where they are others
-    devices   the names of the devices that the run was on, this one too
+    identity  config hash, seed, kind of device, hashes of data and backbone: equal in all parts of
+              a run, and written into its checkpoints
+    code      the code that runs now
+    saved     the content of the checkpoint; None where the run starts at its first step
+    rows      the rows of metrics.jsonl up to the checkpoint
+    earlier   the codes that made the run up to the checkpoint, where they differ from `code`
+    devices   the names of all devices that the run was on, with the present one
     """
 
     folder: Folder
@@ -41,8 +42,11 @@ class Start:
     earlier: list[dict[str, Any]] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
 
-    def require(self, **known: str) -> None:
-        """Add what is known once data is loaded; UnusableError where the checkpoint has another."""
+    def require_same(self, **known: str) -> None:
+        """Add entries to the identity, once the data is loaded that they are hashes of.
+
+        Raises UnusableError where the checkpoint was written with another value.
+        """
         self.identity |= known
         if self.saved is None:
             return
@@ -52,9 +56,9 @@ class Start:
                 raise UnusableError(f"was written with {name} {before}, now it is {value}")
 
     def resume(self, method: Method, progress: Progress, machine: Runtime) -> None:
-        """Put the checkpoint's content into a run that was built anew; nothing without one.
+        """Load the checkpoint, if there is one, into a newly built run, in place.
 
-        UnusableError where it does not fit.
+        Raises UnusableError where its content does not fit the run.
         """
         if self.saved is None:
             return
@@ -64,12 +68,12 @@ class Start:
             machine.restore(self.saved["generators"])
         except UserError as error:
             raise UnusableError(str(error)) from None
-        except Exception as error:  # a state of another shape, of a class that is gone: anything
+        except Exception as error:  # a tensor of another shape, a key of an older version, ...
             reason = f"{type(error).__name__}: {one_line(error, 120)}"
             raise UnusableError(f"does not fit this run ({reason})") from None
 
 
-def find(
+def find_start(
     folder: Folder,
     identity: dict[str, Any],
     code: Code,
@@ -78,15 +82,16 @@ def find(
     code_changed: CodeChanged,
     force: bool,
 ) -> Start:
-    """What the run in this folder starts from; nothing in the folder is changed by an error.
+    """What the run in this folder starts from. A checkpoint that is not to be used is removed.
 
-    UserError where a checkpoint is there and none can be used, or other code wrote it, unless
-    `force` or `code_changed` says what to do then.
+    Raises UserError, and changes nothing, where no checkpoint that is there can be used (unless
+    `force` is true), or where other code wrote it (unless `force` is true or `code_changed` is
+    repeat or continue).
     """
     start = Start(folder, identity, code, devices=[device_name])
     try:
         saved = checkpoint.load(folder.checkpoint, device, identity)
-        rows = kept(folder.metrics, None if saved is None else saved.get("journal"))
+        rows = read_journal(folder.metrics, None if saved is None else saved.get("journal"))
     except UserError:
         if not force:
             raise
@@ -107,7 +112,10 @@ def find(
 def _continues(
     folder: Folder, code: Code, saved: dict[str, Any], code_changed: CodeChanged, force: bool
 ) -> bool:
-    """Whether a run goes on from its checkpoint, which other code may have written; UserError."""
+    """Whether to continue from a checkpoint, depending on the code that wrote it.
+
+    Raises UserError where other code wrote it, and neither `force` nor `code_changed` decides.
+    """
     last = (saved.get("codes") or [{}])[-1]
     if last.get("sha256") == code.sha256 or code_changed == "continue":
         return True
@@ -115,19 +123,19 @@ def _continues(
         return False
     raise UserError(
         f"{folder.checkpoint}: was written by other code ({code.differences(last)} differs); go "
-        "back to that code, or use code_changed=repeat or force=true to start over, "
-        "code_changed=continue to go on (the record then names both)"
+        "back to that code, or use code_changed=repeat or force=true to start over, or "
+        "code_changed=continue to continue with the present code (the record names both)"
     )
 
 
 def start_over(folder: Folder) -> None:
-    """Forget the run that is in the folder, whose lock is held."""
+    """Remove the run from its folder, whose lock is held, so that it starts at its first step."""
     folder.clear()
-    folder.mark("running")
+    folder.set_status("running")
 
 
-def described(code: Code, found: dict[str, Any]) -> str:
-    """` by other code (<modules> differ)`; nothing where `found`, a record's code, is this one."""
-    if found.get("sha256") == code.sha256:
+def other_code_note(code: Code, recorded: dict[str, Any]) -> str:
+    """A text such as ` by other code (torch differs)`; empty where `recorded` is the same code."""
+    if recorded.get("sha256") == code.sha256:
         return ""
-    return f" by other code ({code.differences(found)} differs)"
+    return f" by other code ({code.differences(recorded)} differs)"

@@ -12,12 +12,14 @@ from cl_bench.core.types import Task
 
 @dataclass(frozen=True)
 class Schedule:
-    """How each task is trained, whatever the method.
+    """How each task is trained, the same for every method.
 
-    batch_norm=frozen  statistics and weights of batch norm stay as the first task left them
-    annealing=cosine   the learning rate falls to 0 within each task (Loshchilov & Hutter 2017,
-                       arXiv:1608.03983, without restarts); exponential: by `decay` an epoch
-    warm_up=head       the head's rows of a task's new classes are fitted first, alone (`fit_head`)
+    batch_norm=frozen      weights and statistics of batch norm are not changed after the first task
+    annealing=cosine       the learning rate falls to 0 within each task, along half a cosine
+                           (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts)
+    annealing=exponential  it is multiplied by `decay` per epoch, from the start of each task
+    warm_up=head           before each task, the rows of the head for its new classes are fitted,
+                           with all other parameters fixed (`fit_head`)
     """
 
     epochs: Count
@@ -29,15 +31,15 @@ class Schedule:
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """Options that make no difference where the others are as they are."""
+        """`decay`, unless annealing=exponential."""
         return set() if options["annealing"] == "exponential" else {"decay"}
 
     def steps(self, task: Task) -> int:
-        """The number of batches of a task."""
+        """The number of steps on a task: its batches in all epochs."""
         return self.epochs * -(-len(task) // self.batch_size)
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by at a task's step `step` (from 0) of `steps`."""
+        """The factor of the learning rate at step `step` (from 0) of the `steps` on a task."""
         if self.annealing == "exponential":
             return self.decay ** (self.epochs * step / steps)
         return 1.0 if self.annealing == "none" else (1 + cos(pi * step / steps)) / 2

@@ -1,4 +1,4 @@
-"""A run in progress: what it is made of, how far it is, and what the program around it offers."""
+"""A run in progress: its parts, how far it is, and the services of the program around it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from cl_bench.results.metrics import AccuracyMatrix
 
 @dataclass
 class Progress:
-    """How far a run has come: with the method's state, all that a checkpoint needs."""
+    """How far a run is, and what it measured so far."""
 
     matrix: AccuracyMatrix
-    done: int = 0  # tasks that are over
+    done: int = 0  # finished tasks
     step: int = 0  # steps within the current task
-    steps: int = 0  # steps in all
-    order: Tensor | None = None  # the order generator's state when the current task began
-    train_seconds: list[float] = field(default_factory=list)
-    eval_seconds: list[float] = field(default_factory=list)
+    steps: int = 0  # steps of all tasks
+    order: Tensor | None = None  # state of the order generator at the start of the current task
+    train_seconds: list[float] = field(default_factory=list)  # of each task
+    eval_seconds: list[float] = field(default_factory=list)  # before training, and of each task
 
     @classmethod
     def start(cls, stream: Stream) -> Progress:
-        """Nothing done yet."""
+        """The progress of a run that has not begun."""
         return cls(AccuracyMatrix(len(stream.tests)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Plain values and tensors, for a checkpoint."""
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**state, "matrix": (self.matrix.values, self.matrix.initial)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as far as `state` says; UserError where that cannot be."""
+        """Continue from `state`; UserError where its numbers do not fit the stream."""
         tasks = len(self.matrix.values)
         values, initial = (part.cpu() for part in state["matrix"])
         fits = values.shape == (tasks, tasks) and initial.shape == (tasks,)
         counts = state["done"], state["step"], state["steps"]
         if not fits or not 0 <= state["done"] <= tasks or min(counts) < 0:
-            raise UserError(f"its progress ({state['done']} of {tasks} tasks done) cannot be")
+            raise UserError(f"has an impossible progress ({state['done']} of {tasks} tasks done)")
         for f in fields(self):
             setattr(self, f.name, state[f.name])
         self.matrix = AccuracyMatrix(0)
@@ -56,54 +56,54 @@ class Progress:
 
 
 class Probe(Protocol):
-    """A measurement beside the accuracy; it draws nothing and changes nothing."""
+    """A measurement besides the accuracy, which draws no random number and changes nothing."""
 
-    every: int | None  # steps between two of them while a task is learned; None: one after it
+    every: int | None  # steps between two measurements; None: one measurement after each task
 
     def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]: ...
 
 
 class Host:
-    """The program around a run: a clock, rows, checkpoints, requests to stop.
+    """What the training loop needs of the program around it: clock, rows, checkpoints, stopping.
 
-    This one keeps nothing and never stops a run: for a benchmark, or a run that leaves no folder.
-    `host.RunHost` is that of a run in its folder.
+    This base class writes nothing and never stops a run, as in a benchmark. `host.RunHost` writes
+    into the folder of a run.
     """
 
-    def __init__(self, seconds: Callable[[], float] = perf_counter, every: int = 100) -> None:
-        self.seconds = seconds
-        self.every = every  # steps between two rows of the training loss
+    def __init__(self, seconds: Callable[[], float] = perf_counter, log_every: int = 100) -> None:
+        self.seconds = seconds  # the clock
+        self.log_every = log_every  # steps between two rows of the training loss
 
     def log(self, row: dict[str, Any]) -> None:
-        """Keep a row: of a step's loss, of a task's accuracies, of a probe."""
+        """Write a row: the loss of a step, the accuracies after a task, or a measurement."""
 
     def advance(self, steps: int) -> None:
-        """So many more steps are done."""
+        """Note that `steps` more steps are done."""
 
     def save(self) -> None:
         """Write a checkpoint."""
 
-    def due(self) -> bool:
-        """Whether it is time for a checkpoint within a task."""
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint within the task should be written now."""
         return False
 
-    def stopping(self) -> bool:
-        """Whether the run is asked to stop."""
+    def stop_requested(self) -> bool:
+        """Whether the run should stop."""
         return False
 
     def stop(self) -> None:
-        """Stop the run, after its checkpoint."""
+        """Stop the run, whose checkpoint is written."""
 
 
 @dataclass
 class Session:
-    """All that the training loop works with."""
+    """Everything that the training loop works with."""
 
     method: Method
     stream: Stream
     schedule: Schedule
     evaluation: Evaluation
-    order: Generator  # CPU: the order of a task's samples
+    order: Generator  # on the CPU, draws the order of a task's samples
     progress: Progress
     host: Host
     probe: Probe | None = None

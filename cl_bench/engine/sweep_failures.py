@@ -1,7 +1,7 @@
-"""The jobs of a sweep that failed, listed at its end: a Hydra callback.
+"""Lists the failed jobs of a sweep at its end (a callback of Hydra's).
 
-A failed job leaves a note in its folder below hydra.sweep.dir, whatever process it ran in; the
-others go on. The sweep then ends with exit code 2.
+A failed job writes `failed.json` into its folder below hydra.sweep.dir, in whichever process it
+ran, and the other jobs go on. A sweep with a failed job ends with exit code 2.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cl_bench.base.files import DamagedError
 NOTE = "failed.json"
 
 
-def note(error: str, folder: Path | None) -> None:
-    """What went wrong in the job that runs now; `folder`: its run's, if it got so far."""
+def write_note(error: str, folder: Path | None) -> None:
+    """Write the error of the present job; `folder` is that of its run, if it was known already."""
     job = HydraConfig.get()
     content = {"job": " ".join(job.overrides.task), "error": error, "folder": str(folder or "")}
     place = Path(job.runtime.output_dir)
@@ -30,10 +30,10 @@ def note(error: str, folder: Path | None) -> None:
 
 
 class Failures(Callback):
-    """Lists them, with their errors and folders; or says that there are none."""
+    """Prints the failed jobs with their errors and folders, or that all jobs are done."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """The last callback to be called: those before it have all jobs that went well."""
+        """List the failures, after callbacks of studies have used the jobs that are done."""
         root = Path(config.hydra.sweep.dir)
         notes = sorted(root.rglob(NOTE))
         if not notes:

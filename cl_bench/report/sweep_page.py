@@ -14,7 +14,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.report.configs import format_value
 from cl_bench.report.runs import Run, finished_runs, left_out
 from cl_bench.results.page import Page
-from cl_bench.results.record import at, read_all
+from cl_bench.results.record import read_all, value_or_none
 
 
 class SweepPage(Callback):
@@ -50,7 +50,7 @@ class SweepPage(Callback):
 
 def config_value(run: Run, key: str) -> str | None:
     """A value of a run's config as a text, of a `_target_` the last part; None: it has none."""
-    value = at(run.record["config"], key)
+    value = value_or_none(run.record["config"], key)
     if value is None:
         return None
     text = format_value(value)

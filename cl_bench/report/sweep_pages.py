@@ -19,7 +19,7 @@ from cl_bench.report.runs import Run, grouped
 from cl_bench.report.statistics import mean_and_sd, summary
 from cl_bench.report.sweep_page import SweepPage, config_value, require_one_config
 from cl_bench.results.page import Page
-from cl_bench.results.record import at
+from cl_bench.results.record import value_or_none
 
 
 class AblationTable(SweepPage):
@@ -87,7 +87,7 @@ class ValueGrid(SweepPage):
         return Page(self.title, findings, rows, lambda figure: self._draw(figure, rows))
 
     def _value(self, run: Run) -> float:
-        value = at(run.record["config"], self.x)
+        value = value_or_none(run.record["config"], self.x)
         if not isinstance(value, int | float | None):
             raise UserError(f"output_dir: a run there has {self.x}={value}, which is no number")
         return math.nan if value is None else float(value)

@@ -1,6 +1,7 @@
-"""What a run leaves in its folder: the record with its metrics, rows, pictures, wandb's mirror.
+"""The results of a run: its record and metrics, its folder, its pictures, and wandb.
 
-`record.RunRecord` is everything that one run proves, `folder.Folder` the files of a run, `metrics`
-the accuracy matrix and what is computed from it, `source_code` which code made a result, and
-`page.Page` the page.md, table.csv and figure.png of a study or a sweep.
+Start with `record.RunRecord`, everything that is known of a finished run. `folder.Folder` has the
+files of a run, `metrics` the accuracy matrix with ACC, BWT and so on, `source_code` identifies the
+code that made a result, and `page.Page` writes page.md, table.csv and figure.png of a study or of a
+sweep.
 """

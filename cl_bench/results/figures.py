@@ -1,4 +1,4 @@
-"""A run's two pictures: the accuracy matrix and ACC after each task."""
+"""Draws the two pictures of a run: its accuracy matrix, and ACC after each task."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from cl_bench.results.metrics import AccuracyMatrix
 def picture(
     fill: Callable[[Any], None], size: tuple[float, float] = (7.2, 4.4), **options: Any
 ) -> bytes:
-    """A picture as a file's content; `fill` draws into an empty figure of `size` inches.
+    """The content of an image file, drawn by `fill` into an empty figure of `size` inches.
 
-    `options` are savefig's: the format, and what it takes.
+    `options` are those of matplotlib's `savefig`, such as the format. Matplotlib is imported here,
+    so that no run waits for it before training.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # no word on its font cache
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -28,16 +29,16 @@ def picture(
     return content.getvalue()
 
 
-def drawn(matrix: AccuracyMatrix, title: str) -> dict[str, bytes]:
-    """The contents of accuracy.png and acc.png, by the files' names without the ending."""
+def draw_run(matrix: AccuracyMatrix, title: str) -> dict[str, bytes]:
+    """The contents of accuracy.png and acc.png, under the keys `accuracy` and `acc`."""
     return {
-        "accuracy": picture(partial(heat_map, matrix, title), (6.4, 5.2)),
-        "acc": picture(partial(curve, matrix, title), (6.4, 4.0)),
+        "accuracy": picture(partial(draw_matrix, matrix, title), (6.4, 5.2)),
+        "acc": picture(partial(draw_curves, matrix, title), (6.4, 4.0)),
     }
 
 
-def heat_map(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
-    """R in percent, written into the cells where they are few."""
+def draw_matrix(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
+    """Draw R as a heat map in percent; up to 20 tasks with the numbers in its cells."""
     values = 100 * matrix.values.numpy()
     tasks = len(values)
     axes = figure.add_subplot(title=title, xlabel="tested on task", ylabel="after task")
@@ -51,8 +52,8 @@ def heat_map(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
         axes.set_yticks(range(tasks))
 
 
-def curve(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
-    """ACC over the tasks so far, and the accuracy on the task just learned."""
+def draw_curves(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
+    """Draw ACC over the tasks so far, and the accuracy on the task just learned."""
     from matplotlib.ticker import MaxNLocator
 
     tasks = range(len(matrix.values))

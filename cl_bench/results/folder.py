@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its status, its rows, its record."""
+"""The folder of a run and its files: lock, status, rows, checkpoints, record and pictures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from typing import Any
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.results import record as records
-from cl_bench.results.record import RunRecord, plain
+from cl_bench.results.record import RunRecord, json_value, read_record
 
-BUSY = "another process is at this run"
+LOCKED = "another process is working on this run"
 
 
 class Folder:
-    """outputs/<dataset>/<scenario>/<method>/<config hash>/seed<k>, and all that lies in it."""
+    """The folder outputs/<dataset>/<scenario>/<method>/<config hash>/seed<k>."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,70 +32,74 @@ class Folder:
         self.metrics = path / "metrics.jsonl"
         self.record = path / "record.json"
 
-    def prepare(self) -> None:
-        """Create the folder, and fail where no file can be made in it."""
+    def require_writable(self) -> None:
+        """Create the folder; OSError where no file can be made in it."""
         files.require_writable(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time; a lock dies with its process."""
+        """Hold the folder's lock, which ends with the process; UserError where another holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with files.locked(self.path / "lock"):
                 yield
         except files.LockedError:
-            raise UserError(f"{self.path}: {BUSY}") from None
+            raise UserError(f"{self.path}: {LOCKED}") from None
 
     def finished(self, config_hash: str, seed: int) -> RunRecord | None:
-        """The record, where there is one: it is written last, whole or not at all.
+        """The record of a finished run; None where the run is not finished.
 
-        UserError where the file is not a record of this version, or one of another config or seed
-        (a folder that was copied or renamed); nothing is changed then.
+        Raises UserError, and changes nothing, where the file is damaged, of another record format,
+        or of another config or seed (of a folder that was copied or renamed).
         """
         if not self.record.exists():
             return None
         try:
-            found = records.load(self.record)
+            record = read_record(self.record)
         except DamagedError as error:
             raise UserError(f"{error}; force=true starts the run over") from None
-        if (found.hash, found.seed) != (config_hash, seed):
+        if (record.hash, record.seed) != (config_hash, seed):
             raise UserError(
-                f"{self.record}: is of config {found.hash}, seed {found.seed}; this run is config "
-                f"{config_hash}, seed {seed}; nothing was changed: force=true starts the run over"
+                f"{self.record}: is of config {record.hash}, seed {record.seed}; this run is of "
+                f"config {config_hash}, seed {seed}; nothing was changed: force=true starts the "
+                "run over"
             )
-        return found
+        return record
 
     def status(self) -> dict[str, Any]:
-        """The last status written; empty for a new run, or where it is damaged."""
+        """The content of status.json; empty where there is none, or it is damaged."""
         try:
             return files.read_json(self.path / "status.json")
         except (FileNotFoundError, DamagedError):
             return {}
 
-    def mark(self, state: str, error: str | None = None, **more: Any) -> None:
-        """Set the status: running | stopped | failed (with the traceback) | done."""
+    def set_status(self, state: str, error: str | None = None, **more: Any) -> None:
+        """Write status.json; `state` is running, stopped, failed (with `error`) or done."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        who = {"host": socket.gethostname(), "pid": os.getpid()}
-        content = {"state": state, "time": now, **who, "error": error, **more}
+        process = {"host": socket.gethostname(), "pid": os.getpid()}
+        content = {"state": state, "time": now, **process, "error": error, **more}
         files.write_json(self.path / "status.json", content)
 
-    def mark_if_possible(self, state: str, error: str | None = None) -> None:
-        """`mark`, where the disk allows it: after an error that the disk itself may have caused."""
+    def try_set_status(self, state: str, error: str | None = None) -> None:
+        """Write status.json, unless the disk fails: a full disk may be the error to report."""
         with suppress(OSError):
-            self.mark(state, error)
+            self.set_status(state, error)
 
-    def restore(self, status: dict[str, Any]) -> None:
-        """Put an earlier status back; without one, leave no trace of a run that did not begin."""
+    def restore_status(self, status: dict[str, Any]) -> None:
+        """Undo `set_status` of a run that was refused before training.
+
+        An empty `status` means that there was no run before: its config.yaml is removed too.
+        """
         if status:
             files.write_json(self.path / "status.json", status)
             return
         for name in ("status.json", "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
 
-    def safe(self) -> str:
-        """What of an interrupted run can be continued, in words."""
+    def recovery_note(self) -> str:
+        """What the same command will do after this run was interrupted, as a clause."""
         if self.record.exists():
-            return "the record is written, only what comes after it is missing"
+            return "the record is written, only pictures and wandb's summary may be missing"
         if not self.path.exists():
             return "its folder was removed, the same command starts over"
         if self.checkpoint.exists() or self.previous.exists():
@@ -104,10 +107,10 @@ class Folder:
         return "no checkpoint was written yet, the same command starts over"
 
     def clear(self) -> None:
-        """Forget the run that was here: first its record, then what it could continue from.
+        """Remove all files of a run but its lock.
 
-        Stopped at any point, the folder is that of a run which is not finished: the same command
-        never takes what is left for a result. Symbolic links are removed, not what they point to.
+        The record and the checkpoints go first, so that files left by an interrupted `clear` are
+        never taken for a result. Symbolic links are removed, not what they point to.
         """
         first = [self.record, self.checkpoint, self.previous]
         for file in first:
@@ -120,19 +123,19 @@ class Folder:
                 entry.unlink(missing_ok=True)
 
     def finish(self, record: RunRecord) -> None:
-        """Write table, then record: from then on the run is over, whatever its status says."""
+        """Write accuracy.csv, then the record: a run is finished as soon as its record is there."""
         import pandas as pd
 
         names = [f"task_{j}" for j in range(len(record.initial))]
         table = pd.DataFrame([record.initial, *record.accuracy], columns=pd.Index(names))
         table.index = pd.Index(["initial", *names], name="after")
         files.write_text(self.path / "accuracy.csv", table.to_csv())
-        files.write_json(self.record, plain(asdict(record)))
+        files.write_json(self.record, json_value(asdict(record)))
         self.previous.unlink(missing_ok=True)
-        self.mark_if_possible("done")  # the record says it, too
+        self.try_set_status("done")  # not needed: the record decides
 
     def write_pictures(self, contents: dict[str, bytes]) -> dict[str, Path]:
-        """Write `<name>.png` for each; returns their paths by name."""
+        """Write each content to `<name>.png`; returns the paths by name."""
         paths = {name: self.path / f"{name}.png" for name in contents}
         for name, path in paths.items():
             files.write_bytes(path, contents[name])
@@ -140,47 +143,48 @@ class Folder:
 
 
 def previous(checkpoint: Path) -> Path:
-    """Where the checkpoint before the newest lies."""
+    """The path of the second newest checkpoint."""
     return checkpoint.with_suffix(".previous")
 
 
-def kept(path: Path, position: tuple[int, str] | None) -> bytes:
-    """The rows that a checkpoint vouches for (`Journal.position`); None: no rows.
+def read_journal(path: Path, position: tuple[int, str] | None) -> bytes:
+    """The rows of a journal up to the position in a checkpoint; no rows where that is None.
 
-    UserError where they are not in the file any more.
+    Raises UserError where the file does not begin with the rows that the checkpoint was written
+    after (`Journal.position`).
     """
     if position is None:
         return b""
     content = path.read_bytes()[: position[0]] if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != position[1]:
         raise UserError(
-            f"{path}: its first {position[0]} bytes are not those that the checkpoint beside it "
-            "was written with; nothing was changed: force=true starts over"
+            f"{path}: its first {position[0]} bytes are not those that the checkpoint was written "
+            "with; nothing was changed: force=true starts over"
         )
     return content
 
 
 class Journal:
-    """metrics.jsonl: one row a line, on the disk before the next; the truth that wandb mirrors."""
+    """The file metrics.jsonl: one row of metrics per line, which wandb mirrors."""
 
     def __init__(self, path: Path, content: bytes) -> None:
-        """Keep the rows in `content`, with which the file begins; those after it are cut off."""
+        """Open the file, which begins with `content`, and cut off all rows after that."""
         self.path, self.sha = path, hashlib.sha256(content)
         self.file = path.open("a+b")
         self.file.truncate(len(content))
         self.file.seek(0, os.SEEK_END)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Those that are there."""
+        """All rows in the file."""
         self.file.seek(0)
         return [json.loads(line) for line in self.file]
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it is on the disk when this returns."""
-        line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
+        line = json.dumps(json_value(row), allow_nan=False).encode() + b"\n"
         files.append(self.file, line, self.path)
         self.sha.update(line)
 
     def position(self) -> tuple[int, str]:
-        """Bytes so far, and their SHA-256."""
+        """The number of bytes in the file, and their SHA-256."""
         return self.file.tell(), self.sha.hexdigest()

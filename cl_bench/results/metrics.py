@@ -1,4 +1,4 @@
-"""The accuracy matrix and what is computed from it; definitions in the docstrings are complete."""
+"""The accuracy matrix of a run, and the metrics that are defined by it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class AccuracyMatrix:
-    """R (T, T) in [0, 1]: R[i, j] = accuracy on task j after learning task i; NaN: not measured.
+    """R (T, T): R[i, j] in [0, 1] is the accuracy on task j after learning task i.
 
-    `initial` (T,) is the accuracy of the untrained network. A metric that needs an entry that
-    was not measured is NaN; none is ever estimated from fewer entries than its definition has.
+    `initial` (T,) holds the accuracies of the untrained network. Entries that were not measured are
+    NaN, and so is each metric whose definition needs one of them.
     """
 
     def __init__(self, tasks: int) -> None:
@@ -21,7 +21,7 @@ class AccuracyMatrix:
         self.initial = torch.full((tasks,), nan, dtype=torch.float64)
 
     def fill(self, row: int, columns: Sequence[int], accuracies: Sequence[float]) -> None:
-        """Write what was measured after task `row`; row -1 is the untrained network."""
+        """Set the accuracies on tasks `columns` after task `row`; -1 is the untrained network."""
         target = self.initial if row < 0 else self.values[row]
         target[list(columns)] = torch.tensor(accuracies, dtype=torch.float64)
 
@@ -53,7 +53,7 @@ class AccuracyMatrix:
 
     @property
     def forgetting_of_task(self) -> Tensor:
-        """(T - 1,): what `forgetting` is the mean of."""
+        """(T - 1,): the forgetting of each task but the last; `forgetting` is their mean."""
         before = range(len(self.values) - 1)
         best = self.values.new_tensor([self.values[j:-1, j].max() for j in before])
         return best - self.values[-1, :-1]
@@ -70,7 +70,7 @@ class AccuracyMatrix:
         return _mean(torch.stack(rows))
 
     def summary(self) -> dict[str, float]:
-        """Every metric under the name that records, tables and dashboards use."""
+        """All metrics by the names that records, tables and wandb use."""
         return {
             "ACC": self.acc,
             "BWT": self.bwt,
@@ -82,15 +82,16 @@ class AccuracyMatrix:
 
 
 def order_disparity(finals: Tensor) -> tuple[float, float]:
-    """AOPD and MOPD of final accuracies (R, T): of T tasks, by identity, under R orders.
+    """AOPD and MOPD of final accuracies (R, T) of T tasks under R orders of the tasks.
 
-    A task's disparity is its highest minus its lowest; their mean and their highest over the tasks
-    (Yoon et al. 2020, arXiv:1902.09432). Repeats of one order are averaged before.
+    The disparity of a task is its highest minus its lowest accuracy over the orders. AOPD is the
+    mean and MOPD the maximum over tasks (Yoon et al. 2020, arXiv:1902.09432). Columns are tasks,
+    not positions; runs of the same order must be averaged before.
     """
     disparity = finals.max(0).values - finals.min(0).values
     return float(disparity.mean()), float(disparity.max())
 
 
 def _mean(values: Tensor) -> float:
-    """NaN for nothing, and NaN where an entry is."""
+    """The mean; NaN without entries, and where an entry is NaN."""
     return float(values.mean()) if values.numel() else nan

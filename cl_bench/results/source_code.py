@@ -1,10 +1,9 @@
-"""Which code made the numbers of a run, so that a record says it.
+"""Identifies the code that made the numbers of a run, by hashes of its sources.
 
-The code of a run is the modules of its config's targets and of the engine, and all that these
-import, followed through every package that is no installed one: whether git tracks a file or not.
-A module counts by its syntax tree without docstrings, so that an edited comment is not other code.
-Installed packages (PyTorch, NumPy, what a method of the user's imports) count by their version,
-but for a package that a target is in itself.
+The code of a run is the modules of its config's `_target_`s and of the engine, and every module
+that these import, whether git tracks it or not. A module is hashed without its comments and
+docstrings, so that editing these makes no other code. Of an installed package (PyTorch, NumPy, what
+a method of the user's imports) the version counts, unless a `_target_` is in the package.
 """
 
 from __future__ import annotations
@@ -26,31 +25,37 @@ from typing import Any
 from cl_bench import __version__
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
-ENGINE = "cl_bench.engine.execution"  # what it imports makes every run
-ARITHMETIC = {"torch", "torchvision", "numpy"}  # installed packages that our own numbers are of
+ENGINE = "cl_bench.engine.execution"  # every run is made by it and what it imports
+NUMERICAL = {"torch", "torchvision", "numpy"}  # installed packages that change our numbers
 INSTALLED = {"site-packages", "dist-packages"}
-NO_NUMBERS = (  # of ours: what checks, names, shows or stores a run cannot change a number of it
+NOT_COUNTED = (  # our modules that check, name, show or store a run, and change no number of it
     "cl_bench.base.",
     *(f"cl_bench.config.{name}" for name in ("check", "combinations", "command", "compose")),
-    *(f"cl_bench.config.{name}" for name in ("errors", "hydra_errors", "idle", "interfaces")),
+    *(f"cl_bench.config.{name}" for name in ("errors", "hydra_errors", "interfaces")),
     *(f"cl_bench.config.{name}" for name in ("name", "nodes", "optimizer_trial", "option_types")),
-    *(f"cl_bench.config.{name}" for name in ("schema", "size", "tuned", "arguments")),
+    *(
+        f"cl_bench.config.{name}"
+        for name in ("schema", "size", "tuned", "arguments", "unused_options")
+    ),
     *(f"cl_bench.results.{name}" for name in ("figures", "folder", "source_code", "terminal")),
     "cl_bench.results.tracking",
 )
-_contents: dict[str, bytes] = {}  # of each module, as it was when this process first saw it loaded
+_contents: dict[str, bytes] = {}  # the source of each module, as this process first found it
 
 
 @dataclass(frozen=True)
 class Code:
-    """The code of a run: its modules, and the installed packages that they import."""
+    """The code of a run: hashes of its modules, and versions of the packages that they import."""
 
-    sha256: str  # of both
-    files: dict[str, str]  # module to the first 16 digits of its SHA-256
-    packages: dict[str, str] = field(default_factory=dict)  # installed package to its version
+    sha256: str  # of the two dictionaries below
+    files: dict[str, str]  # module -> first 16 digits of its SHA-256
+    packages: dict[str, str] = field(default_factory=dict)  # package -> version
 
     def differences(self, other: dict[str, Any]) -> str:
-        """In what `other`, the `code` of a record, differs: modules and packages, at most three."""
+        """The modules and packages in which `other`, the `code` of a record, differs, as a text.
+
+        At most three are named. Without any, an earlier part of a continued run differs.
+        """
         names = []
         for mine, theirs in ((self.files, "files"), (self.packages, "packages")):
             known = other.get(theirs) or {}
@@ -58,8 +63,8 @@ class Code:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return ", ".join(names[:3]) + more if names else "an earlier part of the run"
 
-    def joined(self, earlier: list[dict[str, Any]]) -> dict[str, Any]:
-        """This code for a record, with the codes of the run's earlier parts, the oldest first."""
+    def with_earlier(self, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+        """The field `code` of a record, with the codes of a run's earlier parts, oldest first."""
         if not earlier:
             return asdict(self)
         every = [*(code["sha256"] for code in earlier), self.sha256]
@@ -68,9 +73,9 @@ class Code:
 
 
 def code_of(targets: Iterable[Any]) -> Code:
-    """The code of a run whose config's `_target_`s are these classes and functions."""
+    """The code of a run whose config has these classes and functions as its `_target_`s."""
     roots = {ENGINE, *(target.__module__ for target in targets)}
-    own = {name.partition(".")[0] for name in roots} - ARITHMETIC
+    own = {name.partition(".")[0] for name in roots} - NUMERICAL
     _remember_loaded(own)
     files: dict[str, str] = {}
     packages: set[str] = set()
@@ -78,12 +83,12 @@ def code_of(targets: Iterable[Any]) -> Code:
     while left:
         name = left.pop()
         top = name.partition(".")[0]
-        file = None if name in files or name.startswith(NO_NUMBERS) else _file(name)
+        file = None if name in files or name.startswith(NOT_COUNTED) else _file(name)
         if file is not None and (top in own or not INSTALLED & {*file.parts}):
             files[name], imported = _read(name, file)
             left += [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
             tops = {n.partition(".")[0] for n in imported} - own
-            packages |= tops & ARITHMETIC if top == "cl_bench" else tops
+            packages |= tops & NUMERICAL if top == "cl_bench" else tops
     versions = {top: found for top in sorted(packages) if (found := _version(top)) is not None}
     files = dict(sorted(files.items()))
     lines = [f"{name} {value}" for name, value in (*files.items(), *versions.items())]
@@ -91,7 +96,7 @@ def code_of(targets: Iterable[Any]) -> Code:
 
 
 def changed_since(code: dict[str, Any]) -> list[str]:
-    """The modules in the `code` of a record whose sources are others now, or are gone."""
+    """The modules in the `code` of a record whose sources have changed or are gone."""
     changed = []
     for name, before in (code.get("files") or {}).items():
         file = _file(name)
@@ -101,9 +106,10 @@ def changed_since(code: dict[str, Any]) -> list[str]:
 
 
 def _remember_loaded(packages: set[str]) -> None:
-    """Keep the sources of the packages' modules that are loaded, as they are now.
+    """Keep the present sources of all loaded modules of these packages.
 
-    A later job of the same process runs these modules, even where a file was edited since.
+    A later job of the same process runs the modules as they were loaded, even if a file was edited
+    in between.
     """
     for name in [*sys.modules]:
         if name.partition(".")[0] in packages and name not in _contents:
@@ -114,17 +120,17 @@ def _remember_loaded(packages: set[str]) -> None:
 
 @cache
 def _version(top: str) -> str | None:
-    """The version of the installed package that a module's first name is of; None: of none."""
+    """The version of the installed package with the top-level module `top`; None without one."""
     if top in sys.stdlib_module_names:
         return None
-    distributions = {top: [top]} if top in ARITHMETIC else packages_distributions()
+    distributions = {top: [top]} if top in NUMERICAL else packages_distributions()
     found = distributions.get(top)
     return version(found[0]) if found else None
 
 
 @cache
 def _file(name: str) -> Path | None:
-    """The Python file of a module, found without importing it; None where there is none."""
+    """The source file of a module, found without importing it; None where there is none."""
     top, *rest = name.split(".")
     try:
         spec = find_spec(top)
@@ -145,7 +151,7 @@ def _file(name: str) -> Path | None:
 
 @cache
 def _read(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
-    """The hash of a module's source, and the names that it may import."""
+    """The hash of a module's source, and the modules that it may import."""
     tree = ast.parse(_contents.setdefault(name, file.read_bytes()))
     imported = tuple(_imported(tree, name, file.name == "__init__.py"))
     for node in ast.walk(tree):
@@ -157,7 +163,7 @@ def _read(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _imported(tree: ast.Module, name: str, package: bool) -> Iterator[str]:
-    """Modules that a module's import statements may name, and the packages that hold it."""
+    """The modules that import statements may name, and the packages that the module is in."""
     parents = name.split(".")
     yield from (".".join(parents[:i]) for i in range(1, len(parents)))
     for node in ast.walk(tree):
@@ -170,18 +176,17 @@ def _imported(tree: ast.Module, name: str, package: bool) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def software() -> dict[str, Any]:
-    """Versions, and the commit where the package runs from a git checkout.
-
-    The commit ends with -dirty where a file of the package or of conf differs from it, also one
-    that git does not track.
-    """
+def software_versions() -> dict[str, Any]:
+    """The commit, and the versions of Python, of this package and of the most important others."""
     versions = {"cl_bench": __version__} | {name: version(name) for name in PACKAGES}
-    return {"commit": commit(), "python": platform.python_version(), "versions": versions}
+    return {"commit": git_commit(), "python": platform.python_version(), "versions": versions}
 
 
-def commit() -> str | None:
-    """The commit of this checkout; None outside of one."""
+def git_commit() -> str | None:
+    """The commit of the git checkout that the package runs from; None outside of a checkout.
+
+    It ends with -dirty where a file in cl_bench/ or conf/ differs from it or is not tracked.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return None

@@ -1,4 +1,4 @@
-"""Where rows go beside metrics.jsonl: to wandb, or nowhere. No other file imports wandb."""
+"""Mirrors the rows of a run in wandb, or nowhere. No other file imports wandb."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from cl_bench.base.bounds import Positive
 from cl_bench.base.exceptions import UserError
-from cl_bench.results.record import RunRecord, plain
+from cl_bench.results.record import RunRecord, json_value
 
-NOT_IN_NAMES = "/\\#?%:"  # wandb refuses these in its names
+NOT_IN_NAMES = "/\\#?%:"  # characters that wandb refuses in names
 Name = Annotated[
     str,
     Field(
@@ -24,43 +24,50 @@ Name = Annotated[
     ),
 ]
 Mode = Literal["auto", "online", "offline", "disabled"]
-FINISH_TIMEOUT = 60.0  # seconds; what is not sent by then stays in the run's folder
+FINISH_TIMEOUT = 60.0  # seconds to send rows at the end; the others stay in the run's folder
 
 
-class Sink(Protocol):
-    """A context that takes rows, and at the end the record and its figures (path by name)."""
+class Sink:
+    """Takes the rows of a run, and at its end the record. This one keeps nothing.
 
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
-    def describe(self, stream: dict[str, Any]) -> None: ...
-    def replay(self, rows: list[dict[str, Any]]) -> None: ...
-    def log(self, row: dict[str, Any]) -> None: ...
-    def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
-
-
-class Null:
-    """Tracks nothing."""
-
-    def __init__(self, **_: object) -> None: ...
+    It is a context: leaving it ends the run for the sink, as failed where an error is on its way.
+    """
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """End the run; `kind` is the class of an error, or None."""
 
-    def describe(self, stream: dict[str, Any]) -> None: ...
+    def describe(self, stream: dict[str, Any]) -> None:
+        """Note what is known of the stream once its data is loaded."""
 
-    def replay(self, rows: list[dict[str, Any]]) -> None: ...
+    def replay(self, rows: list[dict[str, Any]]) -> None:
+        """Take the rows that metrics.jsonl already has, of a run that continues."""
 
-    def log(self, row: dict[str, Any]) -> None: ...
+    def log(self, row: dict[str, Any]) -> None:
+        """Take one new row of metrics.jsonl."""
 
-    def finish(self, record: RunRecord, figures: dict[str, Path]) -> None: ...
+    def finish(self, record: RunRecord, figures: dict[str, Path]) -> None:
+        """Take the record, and its pictures as paths by name."""
 
 
-class Wandb:
-    """One wandb run a run: grouped by config, named by seed, the matrix as table and image."""
+class Null(Sink):
+    """No tracking: metrics.jsonl and the record in the run's folder are all that is kept."""
 
-    unreachable: ClassVar = False  # a sweep waits for a server that is away once, not once a run
+    def __init__(self, **_: object) -> None:
+        """Accepts what every sink is built with, and ignores it."""
+
+
+class Wandb(Sink):
+    """A wandb run for each run, named by its seed and grouped with the other seeds of its config.
+
+    It shows the rows of metrics.jsonl as curves, and the accuracy matrix as a table and an image.
+    With mode=auto a run is logged online where a wandb key is found and the server answers within
+    `init_timeout` seconds, and offline otherwise; `wandb sync` sends an offline run later.
+    """
+
+    unreachable: ClassVar = False  # the server gave no answer to a run of this process
 
     def __init__(
         self,
@@ -88,37 +95,37 @@ class Wandb:
             "tags": tags,
             "dir": str(folder),
         }
-        self.run: Any = self._start(_chosen(mode), mode == "auto", init_timeout)
+        self.run: Any = self._start(_resolve_mode(mode), mode == "auto", init_timeout)
         self.run.define_metric("step")
         self.run.define_metric("train/*", step_metric="step")
         self.run.define_metric("task")
         self.run.define_metric("eval/*", step_metric="task")
 
     def describe(self, stream: dict[str, Any]) -> None:
-        """What the data turned out to be, into the run's config."""
-        self.run.config.update({"data": plain(stream)}, allow_val_change=True)
+        """Add the stream's description to the wandb run's config, as `data`."""
+        self.run.config.update({"data": json_value(stream)}, allow_val_change=True)
 
     def replay(self, rows: list[dict[str, Any]]) -> None:
-        """The rows of a run that continues; a row is a step of wandb's.
+        """Log the rows of a run that continues, as far as wandb lacks them.
 
-        The server may have some: it is sent the rest. Offline the new folder has all of them, and
-        the folders of the interrupted attempts are removed: of what `wandb sync` finds, each run is
-        there once.
+        Each row is a step of wandb's, so the number of steps tells which rows the server has.
+        Offline, all rows go into the new wandb folder, and those of the interrupted attempts are
+        removed, so that `wandb sync` sends each row once.
         """
         for row in rows[self.run.step :]:
             self.log(row)
-        own = Path(self.run.dir).parent
+        current = Path(self.run.dir).parent
         for folder in Path(self.common["dir"]).glob(f"wandb/offline-run-*-{self.common['id']}"):
-            if folder.is_dir() and folder != own:  # a killed run's wandb may still write there
+            if folder.is_dir() and folder != current:  # a killed run's wandb may still write there
                 hidden = folder.rename(folder.with_name(f".{folder.name}"))
                 shutil.rmtree(hidden, ignore_errors=True)
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl under wandb's names."""
-        self.run.log(_named(row))
+        """Log a row of metrics.jsonl under wandb's names."""
+        self.run.log(_wandb_row(row))
 
     def finish(self, record: RunRecord, figures: dict[str, Path]) -> None:
-        """Summary, matrix and figures."""
+        """Log the matrix and the pictures, and write the metrics into the summary."""
         import wandb
 
         columns: list[Any] = ["after", *(f"task_{j:02d}" for j in range(len(record.initial)))]
@@ -134,17 +141,15 @@ class Wandb:
         for name in ("state_bytes", "gradients_per_sample"):
             self.run.summary[name] = getattr(record, name)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Hand everything over; the next run of this process gets a wandb run of its own."""
+        """Send all rows and end the wandb run, with exit code 1 where an error ended the run."""
         self.run.finish(exit_code=0 if kind is None else 1)
 
     def _start(self, mode: Any, fall_back: bool, timeout: float) -> Any:
+        """The wandb run; with `fall_back`, an offline one where the server does not answer."""
         import wandb
 
-        _leave_out_launch()
+        _skip_launch_inputs()
         settings = wandb.Settings(
             console="off", silent=True, init_timeout=timeout, finish_timeout=FINISH_TIMEOUT
         )
@@ -165,11 +170,11 @@ class Wandb:
         return wandb.init(mode=mode, settings=settings, **self.common)
 
 
-def _leave_out_launch() -> None:
-    """Spare a run the import of wandb's Launch, its agents and its public API: a second.
+def _skip_launch_inputs() -> None:
+    """Keep wandb from importing its Launch package at the start of a run, which takes a second.
 
-    At the start of each run wandb looks there for inputs that were staged in this process; there
-    are none where Launch was not imported.
+    Wandb looks there for inputs that this process gave to a Launch job. There are none unless
+    Launch was imported.
     """
     from wandb.sdk.wandb_run import Run
 
@@ -178,26 +183,27 @@ def _leave_out_launch() -> None:
         setattr(Run, name, lambda run: None)
 
 
-def _named(row: dict[str, Any]) -> dict[str, Any]:
+def _wandb_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl under wandb's names: train/loss, eval/ACC, eval/task_00, probe/..."""
     if row["event"] == "step":
         return {"step": row["step"], "train/loss": row["loss"]}
     if row["event"] == "probe":
-        seen = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
-        return {"step": row["step"], **seen}
-    known = {f"eval/{k}": v for k, v in plain(row["metrics"]).items() if v is not None}
-    each = {f"eval/task_{int(j):02d}": a for j, a in row["accuracy"].items()}
-    return {"task": row["task"], **known, **each}
+        values = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
+        return {"step": row["step"], **values}
+    metrics = {f"eval/{k}": v for k, v in json_value(row["metrics"]).items() if v is not None}
+    accuracies = {f"eval/task_{int(j):02d}": a for j, a in row["accuracy"].items()}
+    return {"task": row["task"], **metrics, **accuracies}
 
 
-def _chosen(mode: Mode) -> str:
-    """auto: what WANDB_MODE says; else online with a key and offline without one."""
+def _resolve_mode(mode: Mode) -> str:
+    """The mode for wandb; auto is WANDB_MODE where it is set, else online if there is a key."""
     if mode != "auto":
         return mode
     return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
 
 
 def _has_key() -> bool:
-    """Whether a key lies where wandb looks; wandb's own question would wait for its server."""
+    """Whether wandb would find an API key; asking wandb itself would wait for its server."""
     import netrc
 
     import wandb

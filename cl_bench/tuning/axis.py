@@ -15,36 +15,45 @@ from cl_bench.base.exceptions import UserError
 
 @dataclass(frozen=True)
 class Axis:
-    """One key of the search: its values, or an interval."""
+    """One key of the search, with a list of values, or without one the interval [low, high]."""
 
     key: str
     values: tuple[str, ...] = ()
     low: float = 0.0
     high: float = 0.0
-    log: bool = False
+    log: bool = False  # whether points are spread evenly on a logarithmic scale
 
     @classmethod
-    def of(cls, override: Override) -> Axis:
-        """From Hydra's notation of a sweep."""
+    def from_override(cls, override: Override) -> Axis:
+        """The axis of an override in Hydra's notation of sweeps.
+
+        Raises UserError where it has one value, or an interval that is empty or infinite.
+        """
         key = override.key_or_group
         if override.is_choice_sweep() or override.is_range_sweep():
             return cls(key, tuple(override.sweep_string_iterator()))
         if not override.is_interval_sweep():
-            raise UserError(f"grid: {override.input_line} has one value; give several, or type it")
+            raise UserError(
+                f"grid: {override.input_line} has one value; list several, or give it as an "
+                "override outside of grid="
+            )
         span: Any = override.value()
         log = "log" in span.tags
         rises = span.start < span.end and math.isfinite(span.end - span.start)
         if not rises or (log and span.start <= 0):
-            raise UserError(f"grid: {override.input_line}: an interval rises, a log one above 0")
+            raise UserError(
+                f"grid: {override.input_line}: an interval has finite ends and rises; on a "
+                "logarithmic scale it starts above 0"
+            )
         return cls(key, low=float(span.start), high=float(span.end), log=log)
 
     @property
-    def samples(self) -> list[str]:
-        """Its values, or the ends of the interval and what lies between them."""
-        return [*self.values] or [self.draw(share) for share in (0.0, 0.37, 1.0)]
+    def sample_values(self) -> list[str]:
+        """All listed values; of an interval both ends and one number between them."""
+        return [*self.values] or [self.value_at(share) for share in (0.0, 0.37, 1.0)]
 
-    def draw(self, share: float) -> str:
-        """The value at `share`, in [0, 1), of the axis."""
+    def value_at(self, share: float) -> str:
+        """The value at a share of the axis: 0 is its beginning, 1 the end of an interval."""
         if self.values:
             return self.values[int(share * len(self.values))]
         if self.log:
@@ -52,10 +61,10 @@ class Axis:
         return f"{self.low + (self.high - self.low) * share:.6g}"
 
 
-def parsed(grid: str) -> list[Override]:
-    """Hydra's overrides in a text, in which quotes hold words together."""
+def parse_overrides(text: str) -> list[Override]:
+    """The overrides in a text, separated by spaces as in a shell: quotes keep words together."""
     try:
-        words = shlex.split(grid)
+        words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"grid={grid}: {str(error).lower()}") from None
+        raise UserError(f"grid={text}: {str(error).lower()}") from None
     return OverridesParser.create().parse_overrides(words)

@@ -1,7 +1,8 @@
-"""Options that make no difference where the others are as they are: a run's name leaves them out.
+"""Finds the keys of a config that change no number, so that its hash leaves them out.
 
-A class says so of its own options (`unused_options`), a method of those of the whole config
-(`unused`). Here stand those that depend on two groups, and those of functions.
+An example is `schedule.decay` with schedule.annealing=none. A class names such options of its own
+(`unused_options`), a method those of the whole config (`Method.unused`). This module adds the keys
+that depend on two groups, and those of functions.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from cl_bench.methods.mer import MER
 
 Node = dict[str, Any]
 NORMALISED = (EMCL, LaMAML, MER)  # methods with small batches of their own (`Inner.normalised`)
-HELD = {"scenario.split", "scenario.heads"}  # `dataset.split` and `dataset.heads` hold their values
+COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
 
 
-def unused(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
-    """The keys of a resolved config that change no number; `nodes`: those with a `_target_`."""
+def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
+    """The keys of a resolved config that change no number; `nodes` are those with a `_target_`."""
     found = set(get_object(plain["method"]["_target_"]).unused(plain))
     for key, node in nodes:
         options = getattr(get_object(node["_target_"]), "unused_options", None)
         found |= {f"{key}.{name}" for name in options(node)} if options else set()
-    found |= HELD | _of_data(plain) | _of_model(plain["model"])
+    found |= COPIED | _of_data(plain) | _of_model(plain["model"])
     return found | _of_batch_norm(plain) | _of_buffer(plain)
 
 
 def _of_data(plain: Node) -> set[str]:
-    """Of the function that cuts a data set into tasks: an order of classes, a seed of no draw."""
+    """The order of classes where tasks are not cut by class; the seed where nothing is drawn."""
     dataset = plain["dataset"]
     if get_object(dataset["_target_"]) is not stream.build:
         return set()
@@ -45,14 +46,14 @@ def _of_data(plain: Node) -> set[str]:
 
 
 def _of_model(model: Node) -> set[str]:
-    """What is put into a network in place of its initial values."""
+    """The initial weights where pre-trained ones replace them; `linearize` with a head alone."""
     replaced = model["pretrained"] is not None and model.get("head_init") in ("zero", "pretrained")
     found = {"model.init"} if replaced and "init" in model else set()
     return found | ({"model.linearize"} if model["head_mode"] == "head_only" else set())
 
 
 def _of_batch_norm(plain: Node) -> set[str]:
-    """How batch norm is treated, in a network that has none."""
+    """The treatment of batch norm, in a network without batch norm."""
     model, method = plain["model"], plain["method"]
     built = get_object(model["_target_"]).batch_norm
     if built and model["norm"] == "batch":
@@ -65,7 +66,7 @@ def _of_batch_norm(plain: Node) -> set[str]:
 
 
 def _of_buffer(plain: Node) -> set[str]:
-    """Which epochs' samples a memory is offered, where there is one epoch."""
+    """In which epoch samples are offered to the buffer, where there is one epoch."""
     rehearses = issubclass(get_object(plain["method"]["_target_"]), Rehearsal)
     once = rehearses and plain["schedule"]["epochs"] == 1
     return {"method.buffer.insert"} if once else set()

@@ -1,0 +1,71 @@
+"""The search from its command line to the file that `tuned=true` reads."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from cl_bench.base import files
+from cl_bench.base.escape import visible
+from cl_bench.base.exceptions import DIVERGED, UserError
+from cl_bench.config import tuned
+from cl_bench.config.compose import chosen_options, composed
+from cl_bench.config.nodes import CONF
+from cl_bench.results import source_code
+from cl_bench.tuning.optuna_search import run_optuna
+from cl_bench.tuning.search import Search
+from cl_bench.tuning.trials import Trial, run_points
+
+
+def tune(arguments: list[str]) -> None:
+    """Run the search that `arguments` describe, print its points, and write the best one.
+
+    Raises UserError where the arguments are wrong, a run fails, or training diverges at all points;
+    nothing is written then.
+    """
+    import pandas as pd
+
+    search = Search.parse(arguments)
+    files.require_writable(_values_file(search).parent)
+    run = run_optuna if search.strategy == "optuna" else run_points
+    trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
+    ranked = sorted(trials, key=lambda trial: -trial.score)  # of equal scores the first stays first
+    print(pd.DataFrame([trial.row() for trial in ranked]).to_string(index=False))
+    diverged = sum(trial.error is not None for trial in trials)
+    if diverged == len(trials):
+        raise UserError(f"training {DIVERGED} at all {diverged} points: nothing was written")
+    if diverged:
+        print(f"training {DIVERGED} at {diverged} of {len(trials)} points, which are skipped")
+    print(f"best: {ranked[0].row()}")
+    print(visible(f"files: {write_best(search, ranked)} (used with tuned=true)"))
+
+
+def write_best(search: Search, ranked: list[Trial]) -> Path:
+    """Write the values of the first trial, and all trials as the evidence for it."""
+    file, best = _values_file(search), ranked[0]
+    parser = OverridesParser.create()
+    overrides = parser.parse_overrides([f"{k}={v}" for k, v in best.point.items()])
+    command = ["python -m cl_bench.tune", *map(shlex.quote, sys.argv[1:])]
+    content = {
+        "values": {override.key_or_group: override.value() for override in overrides},
+        "evidence": {
+            "command": " ".join(command),
+            "under": tuned.conditions(composed(*search.overrides_of(best.point, 0)), best.point),
+            "split": "val",
+            "first tasks": search.first,
+            "seeds": search.seeds,
+            "commit": source_code.git_commit(),
+            "trials": [trial.row() for trial in ranked],
+        },
+    }
+    with files.locked(file.with_suffix(".lock"), wait=True):
+        files.write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
+    return file
+
+
+def _values_file(search: Search) -> Path:
+    return tuned.values_file(CONF, *chosen_options(search.overrides))
