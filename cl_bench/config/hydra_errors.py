@@ -104,7 +104,8 @@ def _uncomposed(line: str) -> str:
 def _elsewhere(full: str, parent: Any, key: Any) -> str:
     """Where else in the config a key stands: `buffer.size` for `size` or `method.buffer.size`."""
     group, _, own = full.partition(".")[2].partition(".")
-    if own and any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml")):
+    files = [*(CONF / group).glob("*.yaml"), *CONF.glob(f"{group}_base.yaml")]
+    if own and any(own in OmegaConf.load(file) for file in files):
         return f", but {group}.{own}"
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
     places = [
