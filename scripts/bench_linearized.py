@@ -48,7 +48,7 @@ def finishing(made: Contender) -> Any:
     """The seconds of what comes after a task, on a task that was begun."""
 
     def run(task: Task) -> float:
-        made.method.learner.reveal(made.stream.live(task.id), task.t[:1], made.stream.ever)
+        made.method.learner.reveal(made.stream.live(task.id), task.t[:1], made.stream.live_at_end)
         return made.finish(task)
 
     return run

@@ -44,7 +44,9 @@ class Contender:
 
     def evaluate(self, test: Task, size: int) -> float:
         """Seconds to test on one task."""
-        self.method.learner.reveal(self.stream.live(test.id), test.t.unique(), self.stream.ever)
+        self.method.learner.reveal(
+            self.stream.live(test.id), test.t.unique(), self.stream.live_at_end
+        )
         started = self.machine.seconds()
         accuracies(self.method, [test], size)
         return self.machine.seconds() - started

@@ -126,4 +126,4 @@ def test_gradients_are_counted(name: str, options: tuple[str, ...], expected: in
         for rows in task.batches(5, torch.Generator().manual_seed(0)):
             method.observe(rows)
         method.end_task(task)
-    assert made.evaluated == expected
+    assert made.sample_gradients == expected

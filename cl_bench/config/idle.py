@@ -18,7 +18,7 @@ from cl_bench.methods.lamaml import LaMAML
 from cl_bench.methods.mer import MER
 
 Node = dict[str, Any]
-NORMALISED = (EMCL, LaMAML, MER)  # methods with small batches of their own (`Inner.normalised`)
+NORMALISED = (EMCL, LaMAML, MER)  # methods that use `InnerLoop.batch_norm_mode`
 HELD = {"scenario.split", "scenario.heads"}  # `dataset.split` and `dataset.heads` hold their values
 
 

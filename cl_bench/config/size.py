@@ -40,7 +40,7 @@ def check(plain: dict[str, Any]) -> None:
 
 
 def _check_buffer(options: dict[str, Any], tasks: int, values: int) -> None:
-    rows = get_object(options["_target_"]).most_rows(options, tasks)
+    rows = get_object(options["_target_"]).max_samples(options, tasks)
     key = "per_task" if "per_task" in options else "capacity"
     _require(f"buffer.{key}={options.get(key)}: so many images", (rows or 0) * values)
 
@@ -56,7 +56,7 @@ def _check_curvature(curvature: dict[str, Any], count: int) -> None:
 
 def _require(what: str, wanted: int) -> None:
     """UserError where the machine has less memory than so many bytes."""
-    there = runtime.memory()
+    there = runtime.memory_limit()
     if there is not None and wanted > there:
         raise UserError(
             f"{what} take at least {wanted / 2**30:,.0f} GiB, this machine has "

@@ -13,7 +13,7 @@ from torch import Tensor
 from cl_bench.base.bounds import Share
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import PLAIN_SGD, rate, rescales, stability
+from cl_bench.core.optim import PLAIN_SGD, effective_lr, rescales_gradient, stability_limit
 from cl_bench.core.state import Stateful, stored_as
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import Curvature
@@ -149,10 +149,10 @@ class Penalty(Stateful):
         step=auto is implicit with SGD; another optimizer's steps have no such fixed points.
         """
         if self.step == "auto":
-            self.step = "explicit" if rescales(learner.optimizer) else "implicit"
+            self.step = "explicit" if rescales_gradient(learner.optimizer) else "implicit"
         if self.step == "implicit" or not self._active(learner):
             return
-        bound = stability(learner.optimizer, self.every)
+        bound = stability_limit(learner.optimizer, self.every)
         if bound == inf:
             return
         largest = float(self._largest(learner.flat.theta.detach()))
@@ -181,10 +181,10 @@ class Penalty(Stateful):
         return self.weight * self.strength
 
     def _damping(self, learner: Learner, steps: int) -> float:
-        return 1 / (rate(learner.optimizer) * self._scale * steps)
+        return 1 / (effective_lr(learner.optimizer) * self._scale * steps)
 
     def _active(self, learner: Learner) -> bool:
-        return bool(self.past) and self._scale > 0 and rate(learner.optimizer) > 0
+        return bool(self.past) and self._scale > 0 and effective_lr(learner.optimizer) > 0
 
     def pull(self, theta: Tensor) -> Any:
         """sum_j A_j (theta - a_j): the gradient, without the strength."""

@@ -226,7 +226,7 @@ def conclude(
             **source_code.software(),
         },
         backbone=backbone,
-        gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
+        gradients_per_sample=method.learner.sample_gradients / sum(map(len, stream.tasks)),
         method=method.capacity(),
         forgetting_of_task=record.plain(progress.matrix.forgetting_of_task.tolist()),
     )

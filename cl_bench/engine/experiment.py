@@ -18,7 +18,7 @@ def run(session: Session) -> None:
     stream, progress, host, probe = session.stream, session.progress, session.host, session.probe
     now = stream.tasks[max(progress.done - 1, 0)]
     live = stream.live(now.id if progress.done else 0)
-    session.learner.reveal(live, now.t.unique(), stream.ever)
+    session.learner.reveal(live, now.t.unique(), stream.live_at_end)
     if not progress.done and not progress.step:
         measure(session, -1)
     for task in stream.tasks[progress.done :]:
@@ -64,7 +64,7 @@ def learn(session: Session, task: Task) -> None:
 def begin(session: Session, task: Task) -> None:
     """What comes before a task's first step, or before the next one of a run that continues."""
     learner, stream, progress = session.learner, session.stream, session.progress
-    now = stream.live(task.id), task.t.unique(), stream.ever
+    now = stream.live(task.id), task.t.unique(), stream.live_at_end
     learner.task = task
     frozen = session.schedule.batch_norm == "frozen" and progress.done > 0
     if progress.order is not None:
@@ -116,9 +116,9 @@ def _probe(session: Session, task: Task) -> float:
     """One measurement by the probe, logged; returns its seconds, which are no training."""
     learner, host = session.learner, session.host
     assert session.probe is not None
-    before, counted = host.seconds(), learner.evaluated
+    before, counted = host.seconds(), learner.sample_gradients
     found = session.probe(learner, session.stream, task)
-    learner.evaluated = counted
+    learner.sample_gradients = counted
     host.log({"event": "probe", "task": task.id, "step": session.progress.steps} | found)
     return host.seconds() - before
 

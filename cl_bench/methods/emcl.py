@@ -49,7 +49,7 @@ class EMCL(Method):
     meta=closed_form, biases that start at 0 move by way of rule=base alone, whose h cancels.
     No entry of theta_0 goes beyond theta_k, but with rule=literal. A batch is gone through
     `passes` times, an inner step on `slice_size` samples: 1, as in the paper, or more where batch
-    norm needs them; `batch_norm`: how it sees them (`Inner.normalised`). Which options a
+    norm needs them; `batch_norm`: how it sees them (`InnerLoop.batch_norm_mode`). Which options a
     reading leaves idle: `unused`.
     """
 
@@ -120,7 +120,7 @@ class EMCL(Method):
         losses = []
         for _ in range(self.passes):
             fresh = self.learner.augmented(batch)
-            with self.learner.inner.normalised(self.batch_norm, fresh):
+            with self.learner.inner.batch_norm_mode(self.batch_norm, fresh):
                 losses.append(self._look(fresh))
         return losses[0]
 
@@ -131,7 +131,7 @@ class EMCL(Method):
             learner.loss_gradient(batch)
             g = learner.flat.grad.clone()
         loss, along = self._walk(batch, theta_0)
-        step = theta.new_full((), learner.annealed)
+        step = theta.new_full((), learner.lr_factor)
         state = self.h, self.alpha, self.used
         found, self.h, self.alpha = self._settled(
             theta_0, theta, along if g is None else g, step, *state
@@ -141,7 +141,7 @@ class EMCL(Method):
 
     def _walk(self, batch: Batch, theta_0: Tensor) -> tuple[Tensor, Tensor | None]:
         """Eq. 16, 17 and 21 for each sample; the mean loss, and the gradient that `at` asks for."""
-        learner, rate = self.learner, self.inner_lr * self.learner.annealed
+        learner, rate = self.learner, self.inner_lr * self.learner.lr_factor
         shrink = self._shrunk(self.h) if self.inner == "proximal" else None
         watched = self.importance != "none" and self.at != "batch"
         if not watched and self.inner in ("proximal", "plain"):
@@ -157,7 +157,7 @@ class EMCL(Method):
                 along.add_(g, alpha=part if self.at == "mean" else 1)
             if pull is not None:
                 g = g + pull * (theta - theta_0)
-            theta.sub_(g * (self.alpha * learner.annealed if self.inner == "modulated" else rate))
+            theta.sub_(g * (self.alpha * learner.lr_factor if self.inner == "modulated" else rate))
             if shrink is not None:
                 torch.lerp(theta_0, theta, shrink, out=theta)
         return torch.stack(losses).sum(), along if watched else None

@@ -81,14 +81,14 @@ class Dropout(nn.Module):
         return x * kept / (1 - self.p)
 
 
-def dropouts(net: nn.Module, rng: Generator) -> None:
+def set_dropout_generator(net: nn.Module, rng: Generator) -> None:
     """Let all of a network's dropouts draw from one generator."""
     for module in net.modules():
         if isinstance(module, Dropout):
             module.rng = rng
 
 
-def statistics(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def batch_norm_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The buffers that training moves: batch norm's, by their names in the network."""
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
