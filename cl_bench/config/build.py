@@ -49,21 +49,21 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
 
 def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:
     """The network that is trained, from the model's own keys and those of every model."""
-    from cl_bench.models.prepare import PREPARED, prepared
-    from cl_bench.models.pretrained import chosen
+    from cl_bench.models.prepare import PREPARE_KEYS, prepare_network
+    from cl_bench.models.pretrained import resolve_name
 
-    own = build(without(model, *PREPARED), shape=shape, num_classes=num_classes)
-    keys: dict[str, Any] = {str(key): model[key] for key in PREPARED}
-    keys["pretrained"] = chosen({str(key): value for key, value in model.items()})
+    own = build(without(model, *PREPARE_KEYS), shape=shape, num_classes=num_classes)
+    keys: dict[str, Any] = {str(key): model[key] for key in PREPARE_KEYS}
+    keys["pretrained"] = resolve_name({str(key): value for key, value in model.items()})
     with_head = model.get("head_init") == "pretrained"
-    return prepared(own, torch.zeros(1, *shape), with_head=with_head, **keys)
+    return prepare_network(own, torch.zeros(1, *shape), with_head=with_head, **keys)
 
 
 def make_backbone(cfg: DictConfig) -> dict[str, Any] | None:
     """What is known of the backbone that the network starts from, if it starts from one."""
-    from cl_bench.models.pretrained import backbone_info, chosen
+    from cl_bench.models.pretrained import backbone_info, resolve_name
 
-    name = chosen({str(key): value for key, value in cfg.model.items()})
+    name = resolve_name({str(key): value for key, value in cfg.model.items()})
     return None if name is None else backbone_info(name)
 
 

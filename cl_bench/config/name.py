@@ -13,7 +13,7 @@ from cl_bench.config.build import parameters
 from cl_bench.config.nodes import PLACES, SILENT, resolved, target_nodes
 from cl_bench.config.option_types import is_real
 from cl_bench.config.schema import PLAIN, at, reals
-from cl_bench.models.pretrained import identity
+from cl_bench.models.pretrained import backbone_hash
 
 
 def normalise_floats(cfg: DictConfig, plain: dict[str, Any]) -> None:
@@ -41,5 +41,5 @@ def config_hash(cfg: DictConfig) -> str:
     if kept.get("study") and "learner" not in parameters(cfg.study):
         kept = {"study": kept["study"]}  # made of its own numbers
     else:
-        kept["model"]["pretrained"] = identity(kept["model"])
+        kept["model"]["pretrained"] = backbone_hash(kept["model"])
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]

@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from cl_bench.base.bounds import Count, NonNegative, Seed, Text
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
-from cl_bench.models.prepare import PREPARED
+from cl_bench.models.prepare import PREPARE_KEYS
 
 # what run.py hands to a partial node beside what the config says
 CodeChanged = Literal["stop", "repeat", "continue"]  # what is done where other code made a run
@@ -54,7 +54,7 @@ PLAIN: dict[str, Any] = {  # keys that no constructor has
     "scenario.heads": Literal["shared", "apart"],
     "scenario.order": str | list[int],
     "optimizer.weight_decay": NonNegative,
-    **{f"model.{key}": hint for key, hint in PREPARED.items()},
+    **{f"model.{key}": hint for key, hint in PREPARE_KEYS.items()},
 }
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # a wrong target is refused here, once
 

@@ -14,7 +14,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.published import Contents, published
-from cl_bench.models.prepare import PREPARED
+from cl_bench.models.prepare import PREPARE_KEYS
 
 COPIES = 3  # of the parameters at least: as they are built, as one vector, and its gradient
 BYTES = 4  # of a float32
@@ -80,7 +80,7 @@ def parameters(model: dict[str, Any], shape: tuple[int, int, int], num_classes: 
 
     None where the model cannot be built without storage: one that reads a tensor's values.
     """
-    own = {key: value for key, value in model.items() if key not in PREPARED}
+    own = {key: value for key, value in model.items() if key not in PREPARE_KEYS}
     make = instantiate(OmegaConf.create(own), _convert_="all")
     try:
         with torch.device("meta"):
