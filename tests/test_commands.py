@@ -32,7 +32,7 @@ def no_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("data was read")
 
     if "first_step" not in request.node.name:
-        monkeypatch.setattr(source, "cached", read)
+        monkeypatch.setattr(source, "load_cached", read)
 
 
 @pytest.mark.parametrize("start", range(0, len(COMMANDS), CHUNK))

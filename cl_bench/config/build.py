@@ -35,7 +35,7 @@ def without(node: DictConfig, *keys: str) -> DictConfig:
 
 def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
     """The tasks on the device, as the method will meet them."""
-    from cl_bench.data.orders import ordered
+    from cl_bench.data.orders import reorder_tasks
     from cl_bench.data.stream import validation
 
     live = build(cfg.scenario.live)
@@ -43,7 +43,7 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
     if cfg.evaluation.split == "val":
         stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
     order = cfg.scenario.order
-    stream = ordered(stream, order if isinstance(order, str) else list(order))
+    stream = reorder_tasks(stream, order if isinstance(order, str) else list(order))
     return build(cfg.stream, stream=stream)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
-from cl_bench.data.published import Contents, published
+from cl_bench.data.published import Contents, known_contents
 from cl_bench.models.prepare import PREPARE_KEYS
 
 COPIES = 3  # of the parameters at least: as they are built, as one vector, and its gradient
@@ -26,7 +26,7 @@ def check(plain: dict[str, Any]) -> None:
     Where the data is not known before it is read, neither is the network.
     """
     dataset, method = plain["dataset"], plain["method"]
-    contents, known = published(dataset["source"]), shape_and_classes(dataset)
+    contents, known = known_contents(dataset["source"]), shape_and_classes(dataset)
     if contents is not None:
         _require(f"dataset.tasks={dataset['tasks']}: their images", _stream(dataset, contents))
         if "buffer" in method:
