@@ -48,7 +48,7 @@ def finishing(made: Contender) -> Any:
     """A function that returns the seconds of the work after a task, such as its curvature."""
 
     def run(task: Task) -> float:
-        made.method.learner.reveal(made.stream.live(task.id), task.t[:1], made.stream.ever)
+        made.method.learner.reveal(made.stream.live(task.id), task.t[:1], made.stream.live_at_end)
         return made.finish(task)
 
     return run

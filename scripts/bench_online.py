@@ -24,7 +24,7 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
         for task in (each.stream.tasks[0], first):
             each.train(task)
             each.finish(task)
-    before = {name: each.method.learner.evaluated for name, each in running.items()}
+    before = {name: each.method.learner.sample_gradients for name, each in running.items()}
     samples = dict.fromkeys(running, 0)
 
     def whole(name: str, task: Task) -> float:
@@ -38,7 +38,7 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
     plain = seconds["finetune"] / len(first)
     for name, value in seconds.items():
         each = value / len(first)
-        taken = (running[name].method.learner.evaluated - before[name]) / samples[name]
+        taken = (running[name].method.learner.sample_gradients - before[name]) / samples[name]
         print(
             f"{name:20}{1e6 * each:14.1f}{each / plain:14.2f}{taken:14.1f}"
             f"{1e6 * each / taken:14.1f}{each / taken / plain:14.2f}"

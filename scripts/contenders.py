@@ -44,7 +44,8 @@ class Contender:
 
     def evaluate(self, test: Task, size: int) -> float:
         """Test on one task; returns the seconds."""
-        self.method.learner.reveal(self.stream.live(test.id), test.t.unique(), self.stream.ever)
+        live = self.stream.live(test.id)
+        self.method.learner.reveal(live, test.t.unique(), self.stream.live_at_end)
         started = self.machine.seconds()
         accuracies(self.method, [test], size)
         return self.machine.seconds() - started

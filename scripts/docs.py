@@ -48,6 +48,7 @@ ABOUT = {  # what each group decides
     "experiment": "Published protocols, and sweeps that write a page of results.",
     "launcher": "Where the jobs of a sweep are executed: `hydra/launcher=<option>`.",
 }
+BASES = {"dataset_base"}  # files that options extend and that are no options themselves
 KEY = re.compile(r"^( *)([\w./@]+): *(.*)$")
 VALUE = re.compile(r"^(.*?)(?:(?:^|\s+)#\s*(.*))?$")
 HIDDEN_KEYS = ("_target_", "_partial_")
@@ -100,13 +101,14 @@ def entries(text: str) -> Iterator[tuple[str, Key]]:
 
 def read(group: str, name: str) -> Option:
     """The option in a YAML file, with all that it extends."""
-    option = Option(group, name, FOLDERS.get(group, CONF / group) / f"{name}.yaml")
+    folder = CONF if name in BASES else FOLDERS.get(group, CONF / group)
+    option = Option(group, name, folder / f"{name}.yaml")
     text = option.file.read_text()
     for default in yaml.safe_load(text).get("defaults", []):
         _add_default(option, default)
     prefix = "" if "@package _global_" in text else f"{group}."
     prefix = "hydra.launcher." if group == "launcher" else prefix
-    for key, entry in entries(text):
+    for key, entry in list(entries(text)):  # the later lines of a comment are in it then
         if not key.startswith(HIDDEN_PARTS):
             before = option.keys.get(prefix + key, entry)
             option.keys[prefix + key] = Key(entry.value, entry.comment or before.comment)
@@ -122,9 +124,10 @@ def _add_default(option: Option, default: Any) -> None:
     place = option.group if key is None else key.lstrip("/").partition("@")[0]
     group, _, inner = place.partition("/")
     names = value if isinstance(value, list) else [value]
-    for name in [name for name in names if name != "_self_"]:
+    for name in [name.lstrip("/") for name in names if name != "_self_"]:
         parent = "/".join(filter(None, (inner, name.partition("@")[0])))
-        option.extends.append(parent if group == option.group else f"{group}={parent}")
+        if parent not in BASES:
+            option.extends.append(parent if group == option.group else f"{group}={parent}")
         if group == option.group and group != "launcher":
             found = read(group, parent)
             option.keys |= found.keys

@@ -197,7 +197,7 @@ def first_step(command: Command, home: Path) -> float:
     stream = make_stream(cfg, machine)
     method, schedule = make_method(cfg, machine, stream), build(cfg.schedule)
     task, progress, host = stream.tasks[0], Progress.start(stream), Host()
-    method.learner.reveal(stream.live(task.id), task.t.unique(), stream.ever)
+    method.learner.reveal(stream.live(task.id), task.t.unique(), stream.live_at_end)
     rest = schedule, build(cfg.evaluation), machine.order, progress, host
     experiment.prepare_task(Session(method, stream, *rest), task)
     return method.observe(next(task.batches(schedule.batch_size, machine.order))).item()

@@ -121,7 +121,9 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
         "deterministic": False,
         "threads": 1,
     }
-    with patch.object(runtime, "_start_over"):  # which collects garbage, for the peak of memory
+    with patch.object(
+        runtime, "_reset_memory_counters"
+    ):  # which collects garbage, for the peak of memory
         return runtime.start(seed=0, **{**options, **changes})
 
 

@@ -13,7 +13,7 @@ from test_halrp import SMALL, adam, fresh, learned, seeded
 from torch import Generator, Tensor, nn
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import SGD, stride
+from cl_bench.core.optim import SGD, step_sizes
 from cl_bench.core.types import Batch, Stream
 from cl_bench.data.stream import sequential
 from cl_bench.methods.shared.low_rank import layers_of
@@ -35,7 +35,7 @@ def places(made: Learner) -> Tensor:
 def begun(method: Any, made: Learner, stream: Stream, index: int) -> Batch:
     """At the start of a task: a batch of it."""
     task = stream.tasks[index]
-    made.begin_task(stream.live(index), task.t.unique(), stream.ever)
+    made.begin_task(stream.live(index), task.t.unique(), stream.live_at_end)
     made.task = task
     made.train(False)
     method.begin_task(task)
@@ -71,14 +71,14 @@ def middle(kind: str, *options: str) -> tuple[Learner, Any, Batch]:
 @pytest.mark.parametrize("kind", ["perceptron", "convolutions"])
 def test_gradients_are_the_losses(kind: str) -> None:
     made, method, rows = middle(kind)
-    phi, at = made.moved.detach().clone().requires_grad_(), places(made)
+    phi, at = made.optimized.detach().clone().requires_grad_(), places(made)
     sigma, tau, v = phi.split([len(at), len(at), len(phi) - 2 * len(at)])
     masked = torch.where(at >= 0, v.sigmoid()[at.clamp(min=0)] * sigma, 0.0)
     (expected,) = torch.autograd.grad(made.loss(masked + tau, rows), phi)
     made.gradient(rows)
     method._pull()
-    assert made.moved.grad is not None
-    torch.testing.assert_close(made.moved.grad, expected, rtol=1e-4, atol=1e-6)
+    assert made.optimized.grad is not None
+    torch.testing.assert_close(made.optimized.grad, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 5])
@@ -115,7 +115,7 @@ def test_a_proximal_step_goes_as_far_as_the_optimizers(momentum: float) -> None:
     for _ in range(3000):
         theta.grad = theta.detach() - c
         optimizer.step()
-        theta.data.copy_(soft(theta.detach(), 0.5 * stride(optimizer, theta)))
+        theta.data.copy_(soft(theta.detach(), 0.5 * step_sizes(optimizer, theta)))
     torch.testing.assert_close(theta.detach(), torch.tensor([0.5, 0.0]), atol=1e-3, rtol=0)
 
 
@@ -128,7 +128,10 @@ def test_tau_is_sparse_while_it_is_learned(optimizer: str) -> None:
     for rows in stream.tasks[1].batches(10, seeded(), epochs=3):
         method.observe(rows)
     shared, size = places(made) >= 0, len(method.price)
-    sigma, tau = made.moved.detach()[:size][shared], made.moved.detach()[size : 2 * size][shared]
+    sigma, tau = (
+        made.optimized.detach()[:size][shared],
+        made.optimized.detach()[size : 2 * size][shared],
+    )
     for values in (tau, sigma - method.sigma[shared]):
         assert 0.05 < (values == 0).float().mean() < 0.999
 

@@ -12,8 +12,8 @@ import torch
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.data import cache, origin, prepared
-from cl_bench.data.arrays import TENSORS, Source, digest, sealed
-from cl_bench.data.cache import Wanted, cached
+from cl_bench.data.arrays import TENSORS, Source, digest, make_source
+from cl_bench.data.cache import SourceSpec, load_cached
 from cl_bench.data.origin import Origin
 
 
@@ -30,14 +30,14 @@ class Toy:
         x = torch.full((6, 3, 4, 4), self.place.read_bytes()[0], dtype=torch.uint8)
         y = torch.arange(6) % 2
         test = x[:2].clone(), y[:2].clone()
-        return sealed("toy", (x, y), test, ("cat", "dog"), (1, 0), {"order": "any"})
+        return make_source("toy", (x, y), test, ("cat", "dog"), (1, 0), {"order": "any"})
 
-    def wanted(self, key: str = "toy") -> Wanted:
+    def wanted(self, key: str = "toy") -> SourceSpec:
         origins = (Origin(self.place, "one file", self.read, (self.place,)),)
-        return Wanted(key, "toy: toy not found", origins, lambda: "no download")
+        return SourceSpec(key, "toy: toy not found", origins, lambda: "no download")
 
     def load(self) -> Source:
-        return cached(self.home, self.wanted())
+        return load_cached(self.home, self.wanted())
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_file_under_another_key_is_refused(toy: Toy):
     toy.place.unlink()
     toy.file.rename(toy.file.with_stem("other"))
     with pytest.raises(UserError, match="does not match its seal"):
-        cached(toy.home, toy.wanted("other"))
+        load_cached(toy.home, toy.wanted("other"))
 
 
 def shown(folder: Path) -> list[str]:
@@ -179,7 +179,7 @@ def test_failed_write_leaves_the_old_file(toy: Toy, monkeypatch: pytest.MonkeyPa
 def test_unwritable_data_dir(toy: Toy):
     blocked = toy.place / "inside a file"
     with pytest.raises(UserError, match=r"inside a file is not writable .* set cache_dir=<folder>"):
-        cached(blocked, toy.wanted(), str(blocked))
+        load_cached(blocked, toy.wanted(), str(blocked))
     assert toy.reads == 0
 
 
@@ -204,13 +204,13 @@ def test_a_read_only_share_has_its_cache_elsewhere(
     (tmp_path / "cache").unlink()
     toy.load()
     assert toy.reads == 2, "what can be written is used first"
-    monkeypatch.setattr(cache, "_unwritable", lambda folder: f"{folder} is not writable")
+    monkeypatch.setattr(cache, "_write_problem", lambda folder: f"{folder} is not writable")
     own.joinpath("toy.safetensors").unlink()
     assert same(toy.load(), first) and toy.reads == 2
 
 
 def test_a_cache_dir_of_its_own(toy: Toy, tmp_path: Path):
-    cached(toy.home, toy.wanted(), str(tmp_path / "fast"))
+    load_cached(toy.home, toy.wanted(), str(tmp_path / "fast"))
     assert shown(tmp_path / "fast") == ["toy.safetensors"] and not toy.file.exists()
 
 

@@ -15,7 +15,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.mlp_gradient import mlp_gradient
 from cl_bench.core.types import Batch
 from cl_bench.models.linearized import Linearized
-from cl_bench.models.prepare import prepared
+from cl_bench.models.prepare import prepare_network
 
 LIVE = torch.tensor(
     [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]
@@ -79,7 +79,7 @@ def test_other_networks_are_no_chains() -> None:
     )
     assert found(resnet()) is None and found(Linearized(mlp(), "bilinear")) is None
     options: Any = {"pretrained": None, "norm": "batch", "linearize": False}
-    fixed = prepared(
+    fixed = prepare_network(
         mlp(), torch.zeros(1, 1, 4, 4), head_mode="head_only", with_head=False, **options
     )
     assert found(fixed) is None
@@ -125,4 +125,4 @@ def test_gradients_are_counted(name: str, options: tuple[str, ...], expected: in
         for rows in task.batches(5, torch.Generator().manual_seed(0)):
             method.observe(rows)
         method.end_task(task)
-    assert made.evaluated == expected
+    assert made.sample_gradients == expected

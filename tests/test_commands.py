@@ -32,7 +32,7 @@ def no_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("data was read")
 
     if "first_step" not in request.node.name:
-        monkeypatch.setattr(source, "cached", read)
+        monkeypatch.setattr(source, "load_cached", read)
 
 
 @pytest.mark.parametrize("start", range(0, len(COMMANDS), CHUNK))
@@ -104,7 +104,10 @@ REFUSED = [
     (("method=gem", "buffer.per_task=20000000"), "buffer.per_task=20000000: so many images take"),
     (("model.hidden=[1000000000]",), "model.hidden=[1000000000]: must be between 1 and 65536"),
     (("model.hidden=[65536,65536,65536]",), "model: 8,642,166,794 parameters take at least"),
-    (("criterion._target_=torch.nn.CrossEntropyLoss",), "it lacks with_slope, hessian_root"),
+    (
+        ("criterion._target_=torch.nn.CrossEntropyLoss",),
+        "it lacks losses_and_gradients, hessian_root",
+    ),
     (("method._partial_=false",), "method._partial_=false: must be true here"),
     (("+method._args_=[1]",), "method._args_=[1]: only _target_ and _partial_ may begin"),
     (("+method._convert_=foo",), "method._convert_=foo: only _target_ and"),

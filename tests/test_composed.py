@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.data import composed, layouts, listing, readers, source
-from cl_bench.data.arrays import Source, sealed
+from cl_bench.data.arrays import Source, make_source
 
 RNG = np.random.default_rng(0)
 
@@ -135,7 +135,7 @@ def toy(name: str, side: int, channels: int, classes: int) -> Source:
     y = torch.arange(classes)
     x = torch.full((classes, channels, side, side), 7, dtype=torch.uint8)
     names = tuple(f"{name}{c}" for c in range(classes))
-    return sealed(name, (x, y), (x + 1, y), names, None, {"origin": name})
+    return make_source(name, (x, y), (x + 1, y), names, None, {"origin": name})
 
 
 def test_small_images_in_one_shape_and_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ from cl_bench.engine.resume import Start, UnusableError, find_start
 from cl_bench.engine.schedule import Schedule
 from cl_bench.engine.session import Host, Progress, Session
 from cl_bench.models.linearized import Linearized
-from cl_bench.probes.spectrum_and_neighbours import KNN, MaxEigenvalue
+from cl_bench.probes.knn import KNN
+from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import json_value
 from cl_bench.results.source_code import Code

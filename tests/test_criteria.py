@@ -41,7 +41,7 @@ def test_cross_entropy() -> None:
 def test_slopes_are_autograds(criterion: CrossEntropy | ScaledMSE, live: Live) -> None:
     z = LOGITS.clone().requires_grad_()
     losses = criterion(z, Y, live)
-    found = criterion.with_slope(LOGITS, Y, live)
+    found = criterion.losses_and_gradients(LOGITS, Y, live)
     torch.testing.assert_close(found[0], losses.detach())
     torch.testing.assert_close(found[1], torch.autograd.grad(losses.sum(), z)[0])
 

@@ -364,7 +364,7 @@ class OneRoot:
     def __call__(self, logits: Tensor, y: Tensor, live: Any) -> Tensor:
         return logits.sum(-1)
 
-    def with_slope(self, logits: Tensor, y: Tensor, live: Any) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Any) -> tuple[Tensor, Tensor]:
         return logits.sum(-1), torch.ones_like(logits)
 
     def hessian_root(self, logits: Tensor, live: Any, rng: Any) -> Tensor:

@@ -21,7 +21,7 @@ from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.merging import running_mean
 from cl_bench.curvature.penalty_steps import gradient
 from cl_bench.methods.dlcft import DLCFT
-from cl_bench.models.prepare import prepared
+from cl_bench.models.prepare import prepare_network
 
 TASKS, SAMPLES, CLASSES = 3, 60, 6
 
@@ -45,7 +45,7 @@ def start(scenario: str) -> Learner:
     torch.manual_seed(0)
     small = mlp(CLASSES, (2, 2, 2), hidden=[3], activation="tanh")
     mode = "linearized" if scenario == "data" else "head_only"
-    net = prepared(
+    net = prepare_network(
         small, torch.zeros(1, 2, 2, 2), None, "batch", scenario == "data", mode, with_head=False
     )
     if scenario != "data":

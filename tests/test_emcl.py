@@ -203,7 +203,7 @@ def test_reptile_is_a_reading() -> None:
         theta = theta - 0.15 * slope(made, theta, one)
     method.observe(rows)
     torch.testing.assert_close(theta_of(made), before + 0.25 * (theta - before), **CLOSE)
-    assert made.evaluated == 6, "no gradient for an importance that is none"
+    assert made.sample_gradients == 6, "no gradient for an importance that is none"
 
 
 @pytest.mark.parametrize("rule", ["bounded", "base", "relative", "constant"])
@@ -214,7 +214,7 @@ def test_dead_inputs_leave_no_nan(rule: str) -> None:
     method = readings(made, f"method.rule={rule}", "method.decay=1e-9")
     for task in stream.tasks:
         task.x[:, :, :2] = 0
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         method.begin_task(task)
         other = method.used == 0
         kept, rates = method.h[other].clone(), method.alpha[other].clone()

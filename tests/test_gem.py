@@ -97,7 +97,7 @@ def test_gem_raises_no_past_loss() -> None:
     method = method_for("gem", made, "buffer.per_task=4", "method.margin=0", "method.ridge=0")
     held = 0
     for task in stream.tasks:
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         method.begin_task(task)
         for rows in task.batches(10, Generator().manual_seed(0), epochs=4):
             past = slopes(made, method.memory.by_task() if task.id else [])
@@ -131,13 +131,13 @@ def test_a_perceptrons_rows_come_of_one_pass(
         Batch(*(f[:size].to(device) for f in (task.x, task.y, task.t)))
         for task, size in zip(stream.tasks, sizes, strict=True)
     ]
-    made.begin_task(stream.live(2).to(device), torch.tensor([2]), stream.ever)
+    made.begin_task(stream.live(2).to(device), torch.tensor([2]), stream.live_at_end)
     expected, weights = slopes(made, parts), torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     ends = []
     for found in (kind, DenseGradients):
-        before = made.evaluated
+        before = made.sample_gradients
         rows, loss = gradients(made, parts)
-        assert type(rows) is found and made.evaluated - before == sum(sizes)
+        assert type(rows) is found and made.sample_gradients - before == sum(sizes)
         torch.testing.assert_close(rows.products(), expected @ expected.T, rtol=1e-12, atol=1e-14)
         rows.write(weights)
         torch.testing.assert_close(made.flat.grad, weights.to(device) @ expected)

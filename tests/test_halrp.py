@@ -81,7 +81,7 @@ def learned(
     torch.manual_seed(1)
     method, rows = method_for(name, made, *overrides), []
     for task in stream.tasks:
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         made.task = task
         made.train(False)
         method.begin_task(task)
@@ -522,7 +522,7 @@ def test_at_full_rank_the_factors_take_over_where_the_free_weights_were() -> Non
     made = fresh()
     method = method_for("halrp", made, *PLAIN, "method.share=1.0", "method.cap=999")
     for task in stream.tasks[:2]:
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         made.task = task
         method.begin_task(task)
         for batch in task.batches(10, seeded(), 1):
@@ -540,7 +540,7 @@ def test_a_step_of_phi_is_a_step_on_the_loss_with_its_penalties() -> None:
     method = method_for("halrp", made, "method.growth=null", "method.l1=0.01", "method.l2=0.02")
     learned_first = stream.tasks[0]
     for task in stream.tasks[:2]:
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         made.task = task
         method.begin_task(task)
         if task is learned_first:
@@ -551,7 +551,7 @@ def test_a_step_of_phi_is_a_step_on_the_loss_with_its_penalties() -> None:
     made.flat.theta.data.add_(normal(made.flat.theta.numel(), seed=4), alpha=0.1)
     method._perturb(method.base, stream.tasks[1])
     layout, base = method.layout, method.base.theta
-    phi = made.moved.detach().clone().requires_grad_()
+    phi = made.optimized.detach().clone().requires_grad_()
     theta = base.clone().index_copy(0, layout.own, layout.split(phi)[1])
     for name, (r, s, u, v) in zip(layout.weights, layout.split(phi)[0], strict=True):
         span = made.flat.slices[name]
@@ -562,7 +562,7 @@ def test_a_step_of_phi_is_a_step_on_the_loss_with_its_penalties() -> None:
     (made.loss(theta, batch) + penalty + 0.01 * low.abs().sum()).backward()
     method.observe(batch)
     assert phi.grad is not None
-    torch.testing.assert_close(made.moved.detach(), phi.detach() - 0.1 * phi.grad)
+    torch.testing.assert_close(made.optimized.detach(), phi.detach() - 0.1 * phi.grad)
 
 
 def test_growth_is_counted_by_hand() -> None:
@@ -687,7 +687,7 @@ def test_the_bases_weights_decay_and_nothing_else_of_it_does() -> None:
     stream, made = blobs("task"), learner(mlp().double())
     method = method_for("halrp", made, "method.growth=null", "method.l2=0.3")
     task = stream.tasks[0]
-    made.begin_task(stream.live(0), task.t.unique(), stream.ever)
+    made.begin_task(stream.live(0), task.t.unique(), stream.live_at_end)
     made.task = task
     method.begin_task(task)
     batch, theta = next(task.batches(10, seeded())), made.flat.theta.detach().clone()
@@ -702,7 +702,7 @@ def test_the_bases_weights_decay_and_nothing_else_of_it_does() -> None:
 def test_growth_that_cannot_be_reached_is_refused_before_the_first_step() -> None:
     stream, made = blobs("task"), learner(mlp())
     method = method_for("halrp", made, "method.growth=0.2")
-    made.begin_task(stream.live(0), torch.tensor([0]), stream.ever)
+    made.begin_task(stream.live(0), torch.tensor([0]), stream.live_at_end)
     with pytest.raises(
         UserError, match=r"method\.growth=0\.2: .* first \(2\) alone add 0\.536 sizes"
     ):
@@ -724,7 +724,7 @@ def test_a_warm_up_that_diverges_is_told() -> None:
     method, _ = learned(
         made, Stream(**{**vars(stream), "tasks": stream.tasks[:1]}), "halrp", *PLAIN
     )
-    made.begin_task(stream.live(1), torch.tensor([1]), stream.ever)
+    made.begin_task(stream.live(1), torch.tensor([1]), stream.live_at_end)
     method.begin_task(stream.tasks[1])
     made.flat.theta.data[0] = torch.nan
     with pytest.raises(UserError, match="task 1 has diverged"):

@@ -127,7 +127,7 @@ BOUNDARIES = (
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the pictures of a run nor the memory of the one before it matter here."""
     monkeypatch.setattr(figures, "draw_run", lambda *_: {})
-    monkeypatch.setattr(runtime, "_start_over", lambda device: None)
+    monkeypatch.setattr(runtime, "_reset_memory_counters", lambda device: None)
 
 
 @pytest.fixture(scope="session")

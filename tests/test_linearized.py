@@ -15,7 +15,7 @@ from cl_bench.core.types import Batch
 from cl_bench.curvature.kfac import KFAC, TKFAC
 from cl_bench.curvature.products import hessian
 from cl_bench.models.linearized import HeadMode, Linearized
-from cl_bench.models.prepare import prepared
+from cl_bench.models.prepare import prepare_network
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -146,7 +146,7 @@ def test_at_zero_it_has_the_networks_factors() -> None:
 def test_a_squared_loss_is_quadratic(mode: HeadMode) -> None:
     """The same Hessian everywhere."""
     torch.manual_seed(0)
-    net = prepared(
+    net = prepare_network(
         mlp(4, (2, 2, 2), hidden=[5], activation="tanh"),
         images(),
         None,
@@ -165,7 +165,7 @@ def test_a_squared_loss_is_quadratic(mode: HeadMode) -> None:
 
 
 def test_head_only_trains_the_head_alone() -> None:
-    net = prepared(
+    net = prepare_network(
         resnet(), torch.zeros(1, 3, 8, 8), None, "folded", False, "head_only", with_head=False
     )
     made = learner(net)

@@ -87,7 +87,9 @@ def test_mer_follows_algorithm_1(beta: float, gamma: float) -> None:
     expected = riemer(made, method, rest)
     method.observe(rest)
     torch.testing.assert_close(theta_of(made), expected, **CLOSE)
-    assert made.evaluated == (1 + 2 + 7 * 3) * 3, "the first found nothing stored, the second one"
+    assert made.sample_gradients == (1 + 2 + 7 * 3) * 3, (
+        "the first found nothing stored, the second one"
+    )
 
 
 @pytest.mark.parametrize("algorithm", [1, 6, 7])
@@ -242,7 +244,11 @@ def test_what_is_replayed(order: str) -> None:
     method = method_for("lamaml", made, *given)
     first, second = rows.rows(slice(0, 5)), rows.rows(slice(5, 9))
     method.observe(first)
-    counted, looks, own = made.evaluated, [], method._first if order == "first" else method._second
+    counted, looks, own = (
+        made.sample_gradients,
+        [],
+        method._first if order == "first" else method._second,
+    )
 
     def watched(slices: list[Batch], seen: Batch) -> Any:
         looks.append((slices, seen))
@@ -264,7 +270,7 @@ def test_what_is_replayed(order: str) -> None:
         assert seen.x.equal(torch.cat([second.x[shuffled], source.x[old]]))
     assert len(looks) == 2 and len(method.memory) == 9
     new, replayed = 2 * 4, 2 * 2 * 7
-    assert made.evaluated - counted == replayed + new * (1 if order == "first" else 2)
+    assert made.sample_gradients - counted == replayed + new * (1 if order == "first" else 2)
 
 
 def test_a_rate_of_zero_is_er() -> None:
@@ -353,7 +359,7 @@ def moved(*overrides: str) -> Tensor:
     made = start(lr=check_config(cfg)["optimizer"]["lr"])
     method = build(cfg.method, learner=made)
     for task in stream.tasks:
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         method.begin_task(task)
         for rows in islice(task.batches(5, Generator().manual_seed(0)), 2):
             method.observe(rows)
@@ -379,7 +385,7 @@ def test_a_compiled_walk_is_the_same_walk() -> None:
             losses = [
                 made.inner.sgd_sequence(rows, 0.1, s, compiled_length=True) for s in (None, shrink)
             ]
-            ends.append((theta_of(made), torch.stack(losses), torch.tensor(made.evaluated)))
+            ends.append((theta_of(made), torch.stack(losses), torch.tensor(made.sample_gradients)))
         for one, two in zip(*ends, strict=True):
             torch.testing.assert_close(one, two)
 
@@ -392,7 +398,7 @@ def test_how_batch_norm_sees_single_samples(by: Any) -> None:
     trained, own = taken_in(net, rows, None), taken_in(net, rows, 1.0)
     made.train(False)
     before = buffers(net)
-    with made.inner.normalised(by, rows):
+    with made.inner.batch_norm_mode(by, rows):
         inside = buffers(net)
         made.inner.sgd_sequence(rows, 0.01, None, compiled_length=True)
         after = buffers(net)

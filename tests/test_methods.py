@@ -125,13 +125,13 @@ def test_distillation(name: str, scenario: str) -> None:
     made, stream = learner(mlp()), blobs(scenario)
     method = method_for(name, made, "method.replay=5")
     for task in stream.tasks[:2]:
-        made.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         for rows in task.batches(10, Generator().manual_seed(0)):
             method.observe(rows)
         method.end_task(task)
     teacher = made.flat.theta.detach().clone()
     now = stream.tasks[2]
-    made.begin_task(stream.live(2), now.t.unique(), stream.ever)
+    made.begin_task(stream.live(2), now.t.unique(), stream.live_at_end)
     rows = Batch(now.x[:9], now.y[:9], now.t[:9])
     made.gradient(rows)
     plain = made.flat.grad.clone()
@@ -175,7 +175,7 @@ def test_the_teacher_keeps_its_batch_norm() -> None:
     made.net.train()
     for _ in range(3):
         made.descend(rows)
-    torch.testing.assert_close(made.recall(then, rows), said)
+    torch.testing.assert_close(made.snapshot_logits(then, rows), said)
     assert made.net.training and not then.buffers["stem.1.running_mean"].equal(
         ref.net(made).stem[1].running_mean
     )
@@ -187,7 +187,7 @@ def test_distilling_on_old_data_is_the_prior_to_second_order() -> None:
     old = Batch(task.x, task.y, task.t)
     then = made.snapshot()
     live = torch.ones(1, 1, ref.CLASSES, dtype=torch.bool)
-    said = made.recall(then, old)
+    said = made.snapshot_logits(then, old)
 
     def kept(theta: torch.Tensor) -> torch.Tensor:
         return divergence(said, made.logits(theta, old), live, 1.0).mean()

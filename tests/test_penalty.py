@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
-from cl_bench.core.optim import SGD, rate, stability
+from cl_bench.core.optim import SGD, effective_lr, stability_limit
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.diagonal import Diagonal, Fisher
 from cl_bench.curvature.kfac import EKFAC, KFAC
@@ -212,7 +212,7 @@ def test_the_bound_is_where_steps_begin_to_diverge(kind: Any, momentum: float, e
     for factor, diverges in ((0.98, False), (1.02, True)):
         x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
         optimizer = kind([x], lr=0.1, momentum=momentum)
-        curvature = factor * stability(optimizer, every)
+        curvature = factor * stability_limit(optimizer, every)
         x.grad = torch.zeros_like(x.data)
         for i in range(1, 300 * every + 1):
             x.grad.zero_()
@@ -220,9 +220,9 @@ def test_the_bound_is_where_steps_begin_to_diverge(kind: Any, momentum: float, e
                 x.grad.copy_(every * curvature * x.data)
             optimizer.step()
         assert (abs(float(x.detach())) > 1) == diverges
-        assert rate(optimizer) == pytest.approx(0.1 / (1 - momentum))
+        assert effective_lr(optimizer) == pytest.approx(0.1 / (1 - momentum))
     if every == 1:
-        assert stability(optimizer, 1) == pytest.approx(2 * (1 + momentum) / 0.1)
+        assert stability_limit(optimizer, 1) == pytest.approx(2 * (1 + momentum) / 0.1)
 
 
 def test_kronecker_anchors_apart_have_no_common_inverse() -> None:

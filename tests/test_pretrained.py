@@ -163,7 +163,7 @@ def test_code_in_place_of_torchvisions_weights_is_not_run(
 
 def test_the_shipped_backbone_fits_and_says_where_it_is_from() -> None:
     node = composed("dataset=seqcifar100", "method=dlcft").model
-    name = pretrained.chosen({str(k): v for k, v in node.items()})
+    name = pretrained.resolve_name({str(k): v for k, v in node.items()})
     assert name is not None
     facts = pretrained.provenance(name)
     assert facts.accuracy is not None and facts.accuracy > 0.8

@@ -18,22 +18,24 @@ from cl_bench.config.check import check_config
 from cl_bench.data import composed as made
 from cl_bench.data import listing, source
 from cl_bench.data.check import shape_and_classes
-from cl_bench.data.published import PUBLISHED, SMALL, measured, published
+from cl_bench.data.published import PUBLISHED, SMALL, contents_of, known_contents
 from cl_bench.models.mlp import MLP
 
 
 def test_the_bundled_digits_are_as_published(tmp_path: Path) -> None:
     node = {"_target_": "cl_bench.data.source.mnist5k"}
-    assert published(node) == measured(source.mnist5k(str(tmp_path)))
+    assert known_contents(node) == contents_of(source.mnist5k(str(tmp_path)))
 
 
 def test_mnist_and_what_is_made_of_it_are_as_published(tmp_path: Path, real: Path) -> None:
     home = linked(tmp_path, real, "MNIST")
-    assert published({"_target_": "cl_bench.data.source.mnist"}) == measured(source.mnist(home))
+    assert known_contents({"_target_": "cl_bench.data.source.mnist"}) == contents_of(
+        source.mnist(home)
+    )
     node = {"_target_": "cl_bench.data.composed.rgb32", "of": "mnist"}
-    assert published(node) == measured(made.rgb32("mnist", "pad", home))
+    assert known_contents(node) == contents_of(made.rgb32("mnist", "pad", home))
     node = {"_target_": "cl_bench.data.composed.joined", "of": ["mnist5k", "mnist"]}
-    assert published(node) == measured(made.joined(["mnist5k", "mnist"], home))
+    assert known_contents(node) == contents_of(made.joined(["mnist5k", "mnist"], home))
 
 
 def test_cifar100_is_as_published(real: Path) -> None:
@@ -70,7 +72,7 @@ def test_the_published_numbers() -> None:
         assert known.train is None or len(known.train) == known.classes
         assert known.test is None or len(known.test) == known.classes
     turned = {"_target_": "cl_bench.data.composed.turned_omniglot", "classes": 3, "size": 8}
-    known = published(turned)
+    known = known_contents(turned)
     assert known is not None and known.train == (64,) * 3 and known.test == (16,) * 3
 
 

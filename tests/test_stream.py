@@ -13,12 +13,12 @@ from torch import Generator, Tensor
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Batch, Stream
 from cl_bench.data import plan, split
-from cl_bench.data.augment import turned
-from cl_bench.data.orders import PUBLISHED, ordered, permutation
-from cl_bench.data.published import measured
+from cl_bench.data.augment import rotate
+from cl_bench.data.orders import PUBLISHED, reorder_tasks, task_order
+from cl_bench.data.published import contents_of
 from cl_bench.data.scenario import class_il, data_il, task_il
 from cl_bench.data.source import Source
-from cl_bench.data.split import Keep
+from cl_bench.data.split import TrainingLimit
 from cl_bench.data.stream import build, joint, sequential, validation
 
 
@@ -93,7 +93,7 @@ def test_orders_are_permutations_with_their_identities() -> None:
     for tasks, named in PUBLISHED.items():
         for order in named.values():
             assert sorted(order) == list(range(tasks))
-    made, natural = ordered(stream(), [2, 0, 1]), stream()
+    made, natural = reorder_tasks(stream(), [2, 0, 1]), stream()
     assert made.description["task_identities"] == [2, 0, 1]
     assert made.description["classes_of_task"] == [[4, 5], [0, 1], [2, 3]]
     for place, identity_ in enumerate([2, 0, 1]):
@@ -101,15 +101,15 @@ def test_orders_are_permutations_with_their_identities() -> None:
             assert new[place].x.equal(old[identity_].x) and new[place].y.equal(old[identity_].y)
             assert new[place].id == place and new[place].t.eq(place).all()
         assert made.classes[place].equal(natural.classes[identity_])
-    assert permutation("A", 3) == [0, 1, 2] and permutation("seed:4", 9) == permutation("seed:4", 9)
-    assert permutation("seed:4", 9) != permutation("seed:5", 9)
-    assert permutation("B", 10)[:3] == [1, 7, 4]
+    assert task_order("A", 3) == [0, 1, 2] and task_order("seed:4", 9) == task_order("seed:4", 9)
+    assert task_order("seed:4", 9) != task_order("seed:5", 9)
+    assert task_order("B", 10)[:3] == [1, 7, 4]
 
 
 @pytest.mark.parametrize("order", ["F", "seed:x", "seed:", [0, 0, 1], [0, 1], "B"])
 def test_orders_that_are_none(order: Any) -> None:
     with pytest.raises(UserError, match="scenario\\.order="):
-        permutation(order, 3)
+        task_order(order, 3)
 
 
 def test_class_orders() -> None:
@@ -140,7 +140,7 @@ def test_rotation() -> None:
     assert [len(task) for task in made.tasks] == [20] * 4 and made.classes.all()
     original = source()
     for task, test, angle in zip(made.tasks, made.tests, angles, strict=True):
-        assert test.x.equal(turned(original.test_x, angle)) and test.y.equal(original.test_y)
+        assert test.x.equal(rotate(original.test_x, angle)) and test.y.equal(original.test_y)
         assert sorted(set(task.t.tolist())) == [task.id]
     mixed: Any = stream(split="rotation", scenario=data_il, tasks=8, order="random", seed=1)
     found = mixed.description["angles_of_task"]
@@ -155,9 +155,9 @@ def test_rotation() -> None:
 def test_turning_is_counter_clockwise_and_exact_by_quarters() -> None:
     x = torch.randint(0, 256, (3, 1, 6, 6), generator=Generator().manual_seed(0)).byte()
     for quarters in range(4):
-        assert turned(x, 90.0 * quarters).equal(x.rot90(quarters, (2, 3)))
+        assert rotate(x, 90.0 * quarters).equal(x.rot90(quarters, (2, 3)))
     bright = torch.full((1, 1, 9, 9), 200, dtype=torch.uint8)
-    some = turned(bright, 45.0)
+    some = rotate(bright, 45.0)
     assert set(some.unique().tolist()) == {0, 200} and some[0, 0, 0, 0] == 0, "black corners"
 
 
@@ -205,15 +205,17 @@ def test_how_many_images_a_task_has_is_known_before(way: Any, order: Any) -> Non
     x = torch.zeros(len(uneven), 1, 3, 3, dtype=torch.uint8)
     toy = replace(source(), train_x=x, train_y=uneven)
     for tasks in (1, 2, 3, 4):
-        for keep in (Keep(None, 1.0), Keep(4, 1.0), Keep(None, 0.3)):
+        for keep in (TrainingLimit(None, 1.0), TrainingLimit(4, 1.0), TrainingLimit(None, 0.3)):
             options = {"split": way, "order": order, "tasks": tasks, "source": toy, "seed": tasks}
             options |= {"train_per_task": keep.count, "fraction": keep.fraction}
             made = stream(scenario=data_il, **options)
             rng = Generator().manual_seed(tasks)
-            groups = plan.groups_of(measured(toy), way, tasks, order, rng)
+            groups = plan.classes_of_tasks(contents_of(toy), way, tasks, order, rng)
             assert groups is not None
-            there = plan.sizes(measured(toy), way, groups)
-            assert plan.kept(measured(toy), keep, there) == [len(task) for task in made.tasks]
+            there = plan.task_sizes(contents_of(toy), way, groups)
+            assert plan.limited_sizes(contents_of(toy), keep, there) == [
+                len(task) for task in made.tasks
+            ]
 
 
 def test_more_tasks_than_there_is_for_them() -> None:
@@ -240,7 +242,7 @@ def test_the_first_tasks_alone() -> None:
     made = sequential(stream(), 2)
     assert [len(part) for part in (made.tasks, made.tests, made.classes)] == [2, 2, 2]
     assert made.num_classes == 6 and sequential(stream(), 3).tasks[2].id == 2
-    facts = sequential(ordered(stream(), [2, 0, 1]), 2).description
+    facts = sequential(reorder_tasks(stream(), [2, 0, 1]), 2).description
     assert facts["task_identities"] == [2, 0] and facts["classes_of_task"] == [[4, 5], [0, 1]]
 
 

@@ -20,7 +20,7 @@ from cl_bench.core.types import Batch
 from cl_bench.engine import job
 from cl_bench.engine.execution import Plan
 from cl_bench.engine.schedule import Schedule
-from cl_bench.probes.spectrum_and_neighbours import MaxEigenvalue
+from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import code_of
 from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error

@@ -24,7 +24,7 @@ def started(scenario: str, now: int, net: Any = None) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     made, stream = learner((net or mlp()).double(), transform=identity()), blobs(scenario)
     task = stream.tasks[now]
-    made.begin_task(stream.live(now), task.t.unique(), stream.ever)
+    made.begin_task(stream.live(now), task.t.unique(), stream.live_at_end)
     return made, stream, task
 
 
@@ -97,7 +97,7 @@ def test_where_batch_norm_trains_the_features_are_those_of_training() -> None:
     torch.manual_seed(0)
     made, stream = learner(resnet(shape=(1, 4, 4)), transform=identity(channels=1)), blobs("task")
     task = stream.tasks[0]
-    made.begin_task(stream.live(0), task.t.unique(), stream.ever)
+    made.begin_task(stream.live(0), task.t.unique(), stream.live_at_end)
     before = [buffer.clone() for buffer in made.net.buffers()]
     fit_head(made, task, new_classes(stream, task))
     assert before and all(map(torch.equal, before, made.net.buffers()))

@@ -38,7 +38,7 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
 
     With evaluation.split=val, held-out training images take the place of the test sets.
     """
-    from cl_bench.data.orders import ordered
+    from cl_bench.data.orders import reorder_tasks
     from cl_bench.data.stream import validation
 
     live = build(cfg.scenario.live)
@@ -46,30 +46,31 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
     if cfg.evaluation.split == "val":
         stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
     order = cfg.scenario.order
-    stream = ordered(stream, order if isinstance(order, str) else list(order))
+    stream = reorder_tasks(stream, order if isinstance(order, str) else list(order))
     return build(cfg.stream, stream=stream)
 
 
 def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:
     """The network for images of `shape` (C, H, W): built, pre-trained and prepared as `model` says.
 
-    The class gets the model's own keys; `prepared` gets those that every model has (`PREPARED`).
+    The class gets the model's own keys, `prepare_network` those that every model has
+    (`PREPARE_KEYS`).
     """
-    from cl_bench.models.prepare import PREPARED, prepared
-    from cl_bench.models.pretrained import chosen
+    from cl_bench.models.prepare import PREPARE_KEYS, prepare_network
+    from cl_bench.models.pretrained import resolve_name
 
-    net = build(without_keys(model, *PREPARED), shape=shape, num_classes=num_classes)
-    keys: dict[str, Any] = {str(key): model[key] for key in PREPARED}
-    keys["pretrained"] = chosen({str(key): value for key, value in model.items()})
+    net = build(without_keys(model, *PREPARE_KEYS), shape=shape, num_classes=num_classes)
+    keys: dict[str, Any] = {str(key): model[key] for key in PREPARE_KEYS}
+    keys["pretrained"] = resolve_name({str(key): value for key, value in model.items()})
     with_head = model.get("head_init") == "pretrained"
-    return prepared(net, torch.zeros(1, *shape), with_head=with_head, **keys)
+    return prepare_network(net, torch.zeros(1, *shape), with_head=with_head, **keys)
 
 
 def read_backbone_info(cfg: DictConfig) -> dict[str, Any] | None:
     """The provenance of the pre-trained backbone; None where the network has none."""
-    from cl_bench.models.pretrained import backbone_info, chosen
+    from cl_bench.models.pretrained import backbone_info, resolve_name
 
-    name = chosen({str(key): value for key, value in cfg.model.items()})
+    name = resolve_name({str(key): value for key, value in cfg.model.items()})
     return None if name is None else backbone_info(name)
 
 

@@ -11,7 +11,7 @@ from cl_bench.config import optimizer_trial, size
 from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.data import check as data
 from cl_bench.data import scenario
-from cl_bench.data.orders import permutation
+from cl_bench.data.orders import task_order
 from cl_bench.models import prepare
 
 COMPETING = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
@@ -69,7 +69,7 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"classes; use dataset.heads={wanted}"
         )
     tasks, first = plain["dataset"]["tasks"], plain["stream"]["first"]
-    permutation(plain["scenario"]["order"], tasks)
+    task_order(plain["scenario"]["order"], tasks)
     if (first or 0) > tasks:
         raise UserError(f"stream.first={first}: the stream has {tasks} tasks")
     order = plain["dataset"]["order"]

@@ -109,7 +109,8 @@ def _not_composed(line: str) -> str:
 def _other_places(full: str, parent: Any, key: Any) -> str:
     """Where else the config has a key: `buffer.size` for `size` or `method.buffer.size`."""
     group, _, own = full.partition(".")[2].partition(".")
-    if own and any(own in OmegaConf.load(file) for file in (CONF / group).glob("*.yaml")):
+    files = [*(CONF / group).glob("*.yaml"), *CONF.glob(f"{group}_base.yaml")]
+    if own and any(own in OmegaConf.load(file) for file in files):
         return f", but {group}.{own}"
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
     places = [

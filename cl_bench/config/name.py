@@ -13,7 +13,7 @@ from cl_bench.config.nodes import PLACES, SILENT, resolved, target_nodes
 from cl_bench.config.option_types import is_float
 from cl_bench.config.schema import KEYS_WITHOUT_TARGET, float_options, required_value
 from cl_bench.config.unused_options import unused_keys
-from cl_bench.models.pretrained import identity
+from cl_bench.models.pretrained import backbone_hash
 
 
 def normalise_floats(cfg: DictConfig, plain: dict[str, Any]) -> None:
@@ -52,5 +52,5 @@ def config_hash(cfg: DictConfig) -> str:
     if kept.get("study") and "learner" not in parameter_names(cfg.study):
         kept = {"study": kept["study"]}  # it uses no other part of the config
     else:
-        kept["model"]["pretrained"] = identity(kept["model"])
+        kept["model"]["pretrained"] = backbone_hash(kept["model"])
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]

@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from cl_bench.base.bounds import Count, NonNegative, Seed, Text
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
-from cl_bench.models.prepare import PREPARED
+from cl_bench.models.prepare import PREPARE_KEYS
 
 CodeChanged = Literal["stop", "repeat", "continue"]  # the values of the key `code_changed`
 SUPPLIED = {  # arguments that the run hands to a node with `_partial_: true`
@@ -53,7 +53,7 @@ KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no sign
     "scenario.heads": Literal["shared", "apart"],
     "scenario.order": str | list[int],
     "optimizer.weight_decay": NonNegative,
-    **{f"model.{key}": hint for key, hint in PREPARED.items()},
+    **{f"model.{key}": hint for key, hint in PREPARE_KEYS.items()},
 }
 logging.getLogger("hydra.utils").setLevel(
     logging.CRITICAL

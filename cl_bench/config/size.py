@@ -13,8 +13,8 @@ from torch import nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
-from cl_bench.data.published import Contents, published
-from cl_bench.models.prepare import PREPARED
+from cl_bench.data.published import Contents, known_contents
+from cl_bench.models.prepare import PREPARE_KEYS
 
 COPIES = 3  # of the parameters, at least: the network as built, theta, and its gradient
 BYTES = 4  # of one float32
@@ -26,7 +26,7 @@ def check(plain: dict[str, Any]) -> None:
     Nothing is checked of data whose shape is not known before it is read.
     """
     dataset, method = plain["dataset"], plain["method"]
-    contents, known = published(dataset["source"]), shape_and_classes(dataset)
+    contents, known = known_contents(dataset["source"]), shape_and_classes(dataset)
     if contents is not None:
         _require(
             f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
@@ -42,7 +42,7 @@ def check(plain: dict[str, Any]) -> None:
 
 
 def _check_buffer(options: dict[str, Any], tasks: int, values: int) -> None:
-    rows = get_object(options["_target_"]).most_rows(options, tasks)
+    rows = get_object(options["_target_"]).max_samples(options, tasks)
     key = "per_task" if "per_task" in options else "capacity"
     _require(f"buffer.{key}={options.get(key)}: so many images", (rows or 0) * values)
 
@@ -58,7 +58,7 @@ def _check_curvature(curvature: dict[str, Any], count: int) -> None:
 
 def _require(what: str, wanted: int) -> None:
     """Raise UserError where `wanted` bytes are more than the memory of the machine."""
-    available = runtime.memory()
+    available = runtime.memory_limit()
     if available is not None and wanted > available:
         raise UserError(
             f"{what} take at least {wanted / 2**30:,.0f} GiB, this machine has "
@@ -84,7 +84,7 @@ def count_parameters(
 
     None where the model cannot be built on the meta device, because it reads values of tensors.
     """
-    own = {key: value for key, value in model.items() if key not in PREPARED}
+    own = {key: value for key, value in model.items() if key not in PREPARE_KEYS}
     make = instantiate(OmegaConf.create(own), _convert_="all")
     try:
         with torch.device("meta"):

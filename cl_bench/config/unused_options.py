@@ -19,7 +19,11 @@ from cl_bench.methods.lamaml import LaMAML
 from cl_bench.methods.mer import MER
 
 Node = dict[str, Any]
-NORMALISED = (EMCL, LaMAML, MER)  # methods with small batches of their own (`Inner.normalised`)
+NORMALISED = (
+    EMCL,
+    LaMAML,
+    MER,
+)  # methods that use `InnerLoop.batch_norm_mode`
 COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
 
 

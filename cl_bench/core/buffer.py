@@ -1,6 +1,6 @@
-"""Memories of past samples: raw pixels on the device, augmented anew when they are replayed.
+"""Memories of replay methods: past samples as raw pixels, augmented anew for each replay.
 
-Every draw is made on the CPU by the run's memory generator: the same on every device.
+All draws come from a CPU generator of the run, so that they are the same on every device.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from cl_bench.base.bounds import Count
 from cl_bench.core.state import Stateful
 from cl_bench.core.types import Batch, Task, to_device_of
 
-Insert = Literal["first", "all"]  # epochs whose samples are offered
+Insert = Literal["first", "all"]  # offer samples in a task's first epoch, or in all of them
 
 
 class Buffer(Stateful):
-    """Rows of samples; `add` offers some, `sample` draws, `of` gives all of one task.
+    """A memory of samples: `add` offers a batch, `sample` draws, `by_task` gives all of it.
 
-    insert=first  a task's samples are offered in its first epoch alone; all: in each, so that the
-                  buffer's count of what it has seen grows by epochs
+    insert=first  a task's samples are offered in its first epoch only
+    insert=all    they are offered in each epoch, and the buffer counts them each time
     """
 
     def __init__(self, rng: Generator, insert: Insert) -> None:
         self.rng, self.insert = rng, insert
         self.rows: Batch | None = None
-        self.filled = 0  # rows that may be drawn: the first ones
+        self.filled = 0  # the first so many rows may be drawn
         self.new: int | None = None  # samples of this task still to be offered; None: no limit
-        self.now: int | None = None  # the task that is being learned
+        self.now: int | None = None  # id of the task that is learned
 
     @classmethod
-    def most_rows(cls, options: dict[str, Any], tasks: int) -> int | None:
-        """How many samples it will have room for, by a config's options; None: it grows."""
+    def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:
+        """The number of samples it allocates, from a config's options; None: it grows."""
         return options.get("capacity")
 
     def __len__(self) -> int:
         return self.filled
 
     def begin_task(self, task: Task) -> None:
-        """Its samples will be offered from here on."""
+        """Call it before the task's samples are offered."""
         self.new = len(task) if self.insert == "first" else None
         self.now = task.id
 
     def add(self, batch: Batch) -> None:
-        """Offer each sample, in order."""
+        """Offer the samples of a batch, in order; the buffer decides which ones it keeps."""
         if self.new is not None:
             batch = batch.rows(slice(0, self.new)) if len(batch.y) > self.new else batch
             self.new -= len(batch.y)
@@ -53,15 +53,15 @@ class Buffer(Stateful):
             self._offer(batch)
 
     def end_task(self) -> None:
-        """What was kept of the task is of the past now."""
+        """Call it after the task's last sample; what is kept of it may be replayed as past."""
 
     def sample(self, count: int) -> Batch:
-        """`count` different samples at random, fewer where fewer are stored."""
+        """`count` samples drawn without replacement, or all where fewer are stored."""
         assert self.rows is not None
         return self.rows.rows(torch.randperm(self.filled, generator=self.rng)[:count])
 
     def by_task(self) -> list[Batch]:
-        """What is kept of the past tasks, one by one: a CUDA device is waited for."""
+        """The stored samples of each past task, a batch each; synchronises with a CUDA device."""
         assert self.rows is not None
         t = self.rows.t[: self.filled]
         past = [k for k in t.unique().tolist() if k != self.now]
@@ -71,7 +71,7 @@ class Buffer(Stateful):
         raise NotImplementedError
 
     def _write(self, places: list[int], new: Batch, size: int) -> None:
-        """Put `new` at `places`, in storage of at least `size` rows."""
+        """Write `new` to rows `places`, after growing the storage to at least `size` rows."""
         index = to_device_of(torch.tensor(places), new.y)
         stored = []
         for old, field in zip(self.rows or (None,) * 4, new, strict=True):
@@ -83,9 +83,9 @@ class Buffer(Stateful):
 
 
 class Reservoir(Buffer):
-    """A uniform sample of all that was offered (Vitter 1985, algorithm R): each kept w.p. M / n.
+    """A uniform sample of all that was offered (Vitter 1985, algorithm R).
 
-    `capacity` null keeps everything. Once full, most batches change nothing and copy nothing.
+    Each of n offered samples is kept with probability capacity / n; `capacity` null keeps all.
     """
 
     def __init__(self, capacity: Count | None, insert: Insert, rng: Generator) -> None:
@@ -93,7 +93,7 @@ class Reservoir(Buffer):
         self.capacity, self.seen = capacity, 0
 
     def _offer(self, batch: Batch) -> None:
-        """A later sample wins a place that two would take."""
+        """Where two samples of a batch draw the same row, the later one is written."""
         count = len(batch.y)
         order = torch.arange(self.seen + 1, self.seen + count + 1)
         capacity = self.seen + count if self.capacity is None else self.capacity
@@ -109,11 +109,12 @@ class Reservoir(Buffer):
 
 
 class Balanced(Buffer):
-    """As many samples of each class as there are, up to the largest (Chrysakis & Moens 2020, CBRS).
+    """A class-balanced reservoir (CBRS, Chrysakis & Moens 2020).
 
-    A sample of a class that has never been the largest takes the place of one of the largest; one
-    of another class stays with probability m / n, m stored of n offered of its class: uniform
-    within a class. It needs the labels on the CPU: a CUDA device is waited for at every step.
+    Once it is full, a sample of a class that has never been the largest replaces a random sample
+    of a largest class. A sample of any other class replaces one of its own class with probability
+    m / n, m stored and n offered of that class, so that each class is sampled uniformly. It reads
+    the labels on the CPU, which synchronises with a CUDA device at every step.
     """
 
     def __init__(self, capacity: Count, insert: Insert, rng: Generator) -> None:
@@ -121,7 +122,7 @@ class Balanced(Buffer):
         self.capacity = capacity
         self.places: dict[int, list[int]] = {}  # the rows of each class
         self.seen: dict[int, int] = {}  # samples offered of each class
-        self.full: set[int] = set()  # classes that were the largest at some time
+        self.full: set[int] = set()  # classes that have been the largest at some time
 
     def _offer(self, batch: Batch) -> None:
         labels = batch.y.tolist()
@@ -136,29 +137,29 @@ class Balanced(Buffer):
             self._write(list(kept), batch.rows(torch.tensor(list(kept.values()))), self.capacity)
 
     def _place(self, label: int, u: float, v: float) -> int | None:
-        """The row that a sample of this class takes; None: none. `u`, `v` are uniform draws."""
+        """The row for a sample of this class, None to drop it; `u`, `v` are uniform draws."""
         own = self.places.setdefault(label, [])
         if self.filled < self.capacity:
             own.append(self.filled)
             self.filled += 1
             return own[-1]
-        most = max(map(len, self.places.values()))
-        largest = sorted(c for c, rows in self.places.items() if len(rows) == most)
+        longest = max(map(len, self.places.values()))
+        largest = sorted(c for c, rows in self.places.items() if len(rows) == longest)
         self.full.update(largest)
         if label in self.full:
             return own[int(v * len(own))] if u * self.seen[label] < len(own) else None
-        victim, at = divmod(int(v * most * len(largest)), most)
+        victim, at = divmod(int(v * longest * len(largest)), longest)
         own.append(self.places[largest[victim]].pop(at))
         return own[-1]
 
 
 class Ring(Buffer):
-    """The last `per_task` samples of every task; the current one is not drawn (GEM's memory)."""
+    """The last `per_task` samples of every task, as in GEM; the current task is not drawn."""
 
     def __init__(self, per_task: Count, insert: Insert, rng: Generator) -> None:
         super().__init__(rng, insert)
-        self.per_task, self.seen = per_task, 0  # samples of the task whose ring is being filled
-        self.starts: list[int] = []  # of the past tasks' rings
+        self.per_task, self.seen = per_task, 0  # seen: samples offered of the current task
+        self.starts: list[int] = []  # first row of each past task
 
     def _offer(self, batch: Batch) -> None:
         tail = batch.rows(slice(-self.per_task, None))
@@ -168,25 +169,25 @@ class Ring(Buffer):
         self._write(places, tail, self.filled + self.per_task)
 
     @classmethod
-    def most_rows(cls, options: dict[str, Any], tasks: int) -> int | None:
+    def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:
         return tasks * options["per_task"]
 
     def end_task(self) -> None:
-        """The current ring joins those that are drawn from."""
+        """The samples of the current task may be drawn from now on."""
         if self.seen:
             self.starts.append(self.filled)
         self.filled += min(self.seen, self.per_task)
         self.seen = 0
 
     def by_task(self) -> list[Batch]:
-        """Where each ring lies is known: no device is waited for."""
+        """The stored samples of each past task, found without synchronising with the device."""
         assert self.rows is not None
         ends = [*self.starts[1:], self.filled]
         return [self.rows.rows(slice(*cut)) for cut in zip(self.starts, ends, strict=True)]
 
 
 def _grown(old: Tensor | None, field: Tensor, size: int) -> Tensor:
-    """`old` with at least `size` rows like those of `field`."""
+    """`old` with at least `size` rows; new storage, shaped as `field`, where it is smaller."""
     if old is not None and len(old) >= size:
         return old
     larger = field.new_zeros(size, *field.shape[1:])

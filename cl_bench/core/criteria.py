@@ -1,4 +1,4 @@
-"""Masked losses and the square roots of their Hessians in the logits."""
+"""Losses over the classes that compete, and factors of their Hessians in the logits."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
 
 
 class Criterion(Protocol):
-    """A loss per sample, and R vectors a sample whose outer products sum to its Hessian."""
+    """A loss of each sample, its gradient in the logits, and a factor of its Hessian in them."""
 
-    squared: ClassVar[bool]  # whether its gradient is a residual: as the fit improves it vanishes
+    squared: ClassVar[bool]  # a squared loss: its gradient vanishes as the fit improves
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
-        """(B, K), (B,), (B, K) -> (B,)."""
+        """The losses (B,) of logits (B, K) and class ids (B,)."""
         ...
 
-    def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
-        """(B, K), (B,), (B, K) -> the losses (B,), and each one's gradient in its logits (B, K)."""
+    def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
+        """The losses (B,), and their gradients in the logits (B, K)."""
         ...
 
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
-        """(R, B, K): R = K exact without `rng`; R = 1 drawn with it, right in expectation.
+        """(R, B, K): vectors s_r of each sample with sum_r s_r s_r' = Hessian in its logits.
 
-        `rng` is a generator on the CPU, so that every device draws the same.
+        Without `rng`, R = K and the sum is exact. With `rng`, a CPU generator, R = 1 vector is
+        drawn, and s s' is the Hessian in expectation. Every device draws the same.
         """
         ...
 
 
 class CrossEntropy:
-    """-log softmax over the live classes; Hessian diag(p) - pp' = sum_k p_k (e_k - p)(e_k - p)'."""
+    """-log softmax over the classes that compete.
+
+    Its Hessian is diag(p) - pp' = sum_k p_k (e_k - p)(e_k - p)', p the softmax.
+    """
 
     squared: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
         return F.cross_entropy(_masked(_full(logits), live), y, reduction="none")
 
-    def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
         log_p = _masked(_full(logits), live).log_softmax(-1)
         own = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
         return -log_p.where(own, 0.0).sum(-1), log_p.exp() - own.to(log_p.dtype)
@@ -53,18 +57,17 @@ class CrossEntropy:
         eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
         if rng is None:
             return p.T.sqrt().unsqueeze(-1) * (eye.unsqueeze(1) - p)
-        waiting = -torch.rand(p.shape, generator=rng, dtype=p.dtype).log()  # exponential, above 0
-        drawn = (p / to_device_of(waiting, p)).argmax(
-            -1
-        )  # the first to come; never one of probability 0
+        # classes k ~ p as the argmax of p_k / E_k, E_k exponential: never one of probability 0
+        exponential = -torch.rand(p.shape, generator=rng, dtype=p.dtype).log()
+        drawn = (p / to_device_of(exponential, p)).argmax(-1)
         return (eye[drawn] - p).unsqueeze(0)
 
 
 class ScaledMSE:
-    """1/2 ||scale e_y - f||^2 over the live classes (DLCFT eq. 5); Hessian I over all classes.
+    """1/2 ||scale e_y - f||^2 over the classes that compete (DLCFT eq. 5).
 
-    The root covers classes that are not live yet, so that the curvature for a head that is
-    revealed later is already there (house.md D4).
+    `hessian_root` is a root of the identity over all classes, those that do not compete yet
+    included: DLCFT needs the curvature of their head rows before it learns them (section 3.3).
     """
 
     squared: ClassVar[bool] = True
@@ -73,9 +76,9 @@ class ScaledMSE:
         self.scale = scale
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
-        return self.with_slope(logits, y, live)[0]
+        return self.losses_and_gradients(logits, y, live)[0]
 
-    def with_slope(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
         target = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
         residual = _full(logits) - self.scale * target
         if live is not None:
@@ -91,7 +94,7 @@ class ScaledMSE:
 
 
 def _full(logits: Tensor) -> Tensor:
-    """At least float32: a loss is never taken in bfloat16."""
+    """The logits in float32 or more: no loss is computed in bfloat16."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""All trainable parameters of a network as views of one contiguous vector."""
+"""All trainable parameters of a network as views of one contiguous vector theta (P,)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 class FlatParams:
-    """theta (P,) and grad (P,): the storage itself; every parameter is a view of it.
+    """The vectors theta (P,) and grad (P,), of which every parameter and its gradient is a view.
 
-    Build it after the network is on its device. Nobody may cut the views: no
-    `zero_grad(set_to_none=True)`, no `deepcopy` of the network; keep `theta.clone()` instead.
+    Build it after the network is on its device. Two operations of PyTorch would separate the
+    parameters from theta and must not be used: `zero_grad(set_to_none=True)`, and `deepcopy` of the
+    network (keep `theta.clone()` instead).
     With `channels_last`, a convolution's weight (O, I, H, W) is stored as (O, H, W, I) and seen
     through a permuted view, which is exactly PyTorch's channels_last layout.
     """
@@ -36,7 +37,7 @@ class FlatParams:
             p.data, p.grad = values[name], grads[name]
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """`vector` (P,) as named tensors in the parameters' shapes; differentiable in `vector`."""
+        """Split `vector` (P,) into views by parameter name; differentiable in `vector`."""
         parts = vector.split(self.sizes)
         return {
             name: self._shaped(part, shape)
@@ -44,13 +45,13 @@ class FlatParams:
         }
 
     def parts(self, vector: Tensor, chosen: Callable[[nn.Module], bool]) -> Iterator[Tensor]:
-        """The parts of `vector` (P,) that are the chosen modules' own, in their shapes."""
+        """Views of `vector` (P,) for the parameters of those modules that `chosen` accepts."""
         for name, view in self.views(vector).items():
             if chosen(self.owners[name]):
                 yield view
 
-    def outside(self, kind: type[nn.Module]) -> Tensor | None:
-        """(P,) bool: the parameters of all modules but those of this kind; None: there are none."""
+    def mask_outside(self, kind: type[nn.Module]) -> Tensor | None:
+        """(P,) bool: False for parameters of modules of this kind; None where there are none."""
         mask = torch.ones_like(self.grad, dtype=torch.bool)
         for part in self.parts(mask, lambda module: isinstance(module, kind)):
             part.zero_()

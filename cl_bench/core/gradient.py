@@ -1,4 +1,8 @@
-"""How an objective's gradient gets into the flat vector: eagerly, or by a compiled graph (D9)."""
+"""The gradient of any objective of theta, by autograd or by one compiled graph.
+
+Value and gradient are one call, so that one graph computes both. What a method does to the gradient
+afterwards is a few vector operations, which gain nothing from compilation and stay outside.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,20 @@ from torch.func import grad_and_value
 
 from cl_bench.core.flat import FlatParams
 
-Objective = Callable[..., Tensor]  # (theta, *args) -> scalar; `Learner.loss` is the first of them
-Compiler = Callable[[Callable], Callable]
+Objective = Callable[..., Tensor]  # (theta, *args) -> scalar, such as `Learner.loss`
+Compiler = Callable[[Callable], Callable]  # `torch.compile` with a run's options
 
 
 class GradientEngine(Protocol):
-    """Fills flat.grad with d objective(theta, *args) / d theta."""
+    """Fills `flat.grad` with d objective(theta, *args) / d theta."""
 
     def __call__(self, objective: Callable, args: tuple, has_aux: bool) -> Any:
-        """Returns the objective's value; with `has_aux`, the pair that the objective returns."""
+        """Return the objective's value; with `has_aux`, the pair (value, aux) that it returns."""
         ...
 
 
 class Eager:
-    """By autograd's graph, made anew for each batch."""
+    """Computes the gradient by autograd, with a new graph for each call."""
 
     def __init__(self, flat: FlatParams) -> None:
         self.flat = flat
@@ -36,7 +40,7 @@ class Eager:
 
 
 class Compiled:
-    """By one compiled graph of value and gradient for each objective."""
+    """Computes value and gradient by a compiled graph, one for each objective."""
 
     def __init__(self, flat: FlatParams, compiler: Compiler) -> None:
         self.flat, self.compiler = flat, compiler
@@ -50,6 +54,6 @@ class Compiled:
         return value
 
 
-def engine(flat: FlatParams, compiler: Compiler | None) -> GradientEngine:
-    """The engine of a run: eager unless it has a compiler."""
+def make_engine(flat: FlatParams, compiler: Compiler | None) -> GradientEngine:
+    """`Compiled` where a compiler is given, else `Eager`."""
     return Eager(flat) if compiler is None else Compiled(flat, compiler)

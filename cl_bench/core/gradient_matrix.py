@@ -1,4 +1,8 @@
-"""Gradients of several losses at one theta, as rows: their products, and sums of them."""
+"""Gradients of several losses at one theta, as the rows of a matrix: GEM's constraints.
+
+A method needs their inner products and one weighted sum of them, which for a perceptron is cheaper
+without writing the rows out.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,24 @@ import torch
 from torch import Tensor
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.mlp_gradient import Factor, MLPGradient
+from cl_bench.core.mlp_gradient import LayerFactors, MLPGradient
 from cl_bench.core.types import Batch, to_device_of
 
 
 class GradientMatrix(Protocol):
-    """g_1 to g_n."""
+    """n gradients g_1, ..., g_n of length P."""
 
     def products(self) -> Tensor:
-        """(n, n), in float64: g_i'g_j."""
+        """(n, n) in float64: the inner products g_i'g_j."""
         ...
 
     def write(self, weights: Tensor) -> None:
-        """The sum of weights_i g_i, to where the learner's step finds it."""
+        """Write sum_i weights_i g_i to `flat.grad`."""
         ...
 
 
 class DenseGradients:
-    """GradientMatrix (n, P) as they are."""
+    """The gradients stored as a matrix (n, P)."""
 
     def __init__(self, rows: Tensor, out: Tensor) -> None:
         self.rows, self.out = rows, out
@@ -39,15 +43,15 @@ class DenseGradients:
 
 
 class FactoredGradients:
-    """Of a perceptron: sums of outer products s a', which are never written out.
+    """The gradients of a perceptron as sums of outer products s a', which are not written out.
 
-    (s a')'(u b') = (s'u)(a'b): for N samples in all, N^2 numbers a layer in place of n P.
+    <s a', u b'> = (s'u)(a'b), so that N samples need N^2 numbers for each layer instead of n P.
     """
 
-    def __init__(self, mlp: MLPGradient, factors: list[Factor], sizes: list[int]) -> None:
+    def __init__(self, mlp: MLPGradient, factors: list[LayerFactors], sizes: list[int]) -> None:
         self.mlp, self.factors = mlp, factors
         owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        self.own = to_device_of(
+        self.membership = to_device_of(
             torch.nn.functional.one_hot(owner, len(sizes)).double(), factors[0][0]
         )
 
@@ -55,14 +59,19 @@ class FactoredGradients:
         total = torch.zeros((), dtype=torch.float64)
         for s, a in ((s.double(), a.double()) for s, a in self.factors):
             total = (s @ s.T).mul_((a @ a.T).add_(1)) + total
-        return self.own.T @ total @ self.own
+        return self.membership.T @ total @ self.membership
 
     def write(self, weights: Tensor) -> None:
-        self.mlp.write(self.factors, (self.own @ weights.to(self.own)).to(self.factors[0][0]))
+        self.mlp.write(
+            self.factors, (self.membership @ weights.to(self.membership)).to(self.factors[0][0])
+        )
 
 
 def gradients(learner: Learner, parts: list[Batch]) -> tuple[GradientMatrix, Tensor]:
-    """Of the mean loss on each part, under its own augmentation; and the last part's loss."""
+    """The gradients of the mean loss on each batch of `parts`, and the last one's loss.
+
+    Each batch is augmented first.
+    """
     if learner.mlp is not None:
         return _by_mlp(learner, learner.mlp, [learner.augmented(part) for part in parts])
     grad = learner.flat.grad
@@ -76,10 +85,10 @@ def gradients(learner: Learner, parts: list[Batch]) -> tuple[GradientMatrix, Ten
 def _by_mlp(
     learner: Learner, mlp: MLPGradient, parts: list[Batch]
 ) -> tuple[GradientMatrix, Tensor]:
-    """By one pass; with factors for as long as their products cost less than those of rows."""
+    """`gradients` by one pass over all samples; factored where products are cheaper so."""
     whole = Batch(*(torch.cat(field) for field in zip(*(part[:3] for part in parts), strict=True)))
     sizes, grad = [len(part.y) for part in parts], learner.flat.grad
-    learner.evaluated += len(whole.y)
+    learner.sample_gradients += len(whole.y)
     counts = torch.tensor(sizes, dtype=grad.dtype).repeat_interleave(torch.tensor(sizes))
     losses, factors = mlp.factors(*learner.mlp_inputs(whole), to_device_of(counts, grad))
     loss, total = losses[-sizes[-1] :].mean(), sum(sizes)

@@ -1,4 +1,9 @@
-"""Which classes compete for a sample, and the rows of the head that are theirs (D3, D4)."""
+"""Which classes compete for a sample, and which rows of the head belong to them.
+
+The head has a row for each class of the whole stream from the start, so that the number of
+parameters never changes. A scenario is a mask over these classes: it says which of them the loss
+and the prediction take into account.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +15,40 @@ from cl_bench.core.types import Batch, Task
 
 
 class Heads:
-    """The scenario's mask over the classes of the one head, as it is while a task is learned.
+    """The scenario's mask over the classes of the head while a task is learned.
 
-    live    (T, K) bool: the classes that compete for a sample of each task now
-    ever    (T, K) bool: those that will have competed at the stream's end; None: all of them
-    masked  whether some class has not competed for some sample, now or earlier in the run
+    live         (T, K) bool: the classes that compete for a sample of each task now
+    live_at_end  (T, K) bool: `live` after the last task; None: all classes
+    masked       whether the mask excludes a class, now or earlier in the run
     """
 
     def __init__(self, flat: FlatParams, head: nn.Module) -> None:
         self.flat, self.head = flat, head
         self.live: Tensor
-        self.ever: Tensor | None = None
+        self.live_at_end: Tensor | None = None
         self.masked = False
 
-    def reveal(self, live: Tensor, ever: Tensor | None) -> None:
-        """Let these classes compete from now on."""
-        self.live, self.ever = live, ever
-        self.masked = self.masked or not bool(live.all())  # stays: one compiled graph for all
+    def reveal(self, live: Tensor, live_at_end: Tensor | None) -> None:
+        """Set the classes that compete from now on."""
+        self.live, self.live_at_end = live, live_at_end
+        self.masked = self.masked or not bool(
+            live.all()
+        )  # stays true: a compiled graph takes a mask or not
 
     def competing(self, batch: Batch) -> Tensor | None:
-        """(B, K) bool: the classes that are live for each sample's task; None: all of them."""
+        """(B, K) bool: the classes that compete for each sample; None: all of them."""
         return self.live[batch.t] if self.masked else None
 
     def competing_in(self, task: Task) -> Tensor:
-        """(K,) bool: the classes that are live for some of a task's samples."""
+        """(K,) bool: the classes that compete for at least one sample of the task."""
         return self.live[task.t.unique()].any(0)
 
     def reachable(self, batch: Batch) -> Tensor | None:
-        """(B, K) bool: the classes that will ever compete for each sample's task; None: all."""
-        return None if self.ever is None else self.ever[batch.t]
+        """(B, K) bool: the classes that compete for each sample after the last task; None: all."""
+        return None if self.live_at_end is None else self.live_at_end[batch.t]
 
     def in_use(self, live: Tensor) -> Tensor:
-        """(P,): 1 for each parameter, 0 in the head's rows of classes that are not `live` (K,)."""
+        """(P,): 0 in the head's rows of classes that are not `live` (K,), 1 everywhere else."""
         mask = torch.ones_like(self.flat.grad)
         for rows in self.flat.parts(mask, lambda module: module is self.head):
             rows[~live] = 0.0

@@ -1,4 +1,4 @@
-"""Inner loops: plain SGD within one step of a method, on single samples one after the other."""
+"""Inner loops of MER, La-MAML and EMCL: plain SGD on small slices of a batch, within one step."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from cl_bench.core.mlp_gradient import CompiledSequence
 from cl_bench.core.network import BatchNorm, NetworkFunction
 from cl_bench.core.types import Batch
 
-By = Literal["batch", "running", "whole"]
+By = Literal["batch", "running", "whole"]  # see `InnerLoop.batch_norm_mode`
 
 
 class InnerLoop:
-    """Steps on the network's theta without optimizer, momentum or weight decay.
+    """SGD steps on the network's theta, without optimizer, momentum or weight decay.
 
-    Batches come augmented already, by one draw for all the steps on their samples.
+    Batches are augmented already, by one draw for all the steps on their samples.
 
-    descend   (batch, lr) -> loss: theta <- theta - lr gradient of the batch's loss
-    count     called with each batch whose gradients `sequence` evaluates
-    sequence  all steps on single samples as one compiled graph; None: step by step
+    descend   (batch, lr) -> loss: theta <- theta - lr gradient of the batch's mean loss
+    count     is called with each batch that `sequence` computes gradients of
+    sequence  one compiled graph of all steps on single samples; None: each step is a call
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class InnerLoop:
         compiled_length: bool,
         size: int = 1,
     ) -> Tensor:
-        """`descend` on each slice; after each, theta <- theta_0 + shrink (theta - theta_0).
+        """`descend` on each slice of `size` samples; returns the mean of their losses.
 
-        shrink (P,); None: 1. Returns the mean loss along the way. With runtime.compile a
-        perceptron's loop over single samples is one graph for each length of batch; a batch whose
-        length is not the usual one (`compiled_length` false) goes step by step.
+        After each step, theta <- theta_0 + shrink (theta - theta_0) with shrink (P,); None: 1.
+        With runtime.compile, a perceptron's loop over single samples is one graph for each length
+        of batch. `compiled_length` says whether this batch has the length to compile for; the
+        shorter last batch of an epoch has not, and takes its steps one by one.
         """
         network, theta = self.network, self.network.flat.theta
         if self._sequence is not None and compiled_length and size == 1:
@@ -68,15 +69,16 @@ class InnerLoop:
         return torch.stack(losses).sum()
 
     @contextmanager
-    def normalised(self, by: By, batch: Batch) -> Iterator[None]:
-        """How batch norm treats the small batches inside the block, single samples perhaps.
+    def batch_norm_mode(self, by: By, batch: Batch) -> Iterator[None]:
+        """Choose the statistics that batch norm uses for slices of `batch` inside the block.
 
-        `batch`: what they are cut from, augmented already.
-        by=batch    by their own statistics, as in training; a single sample by the running ones
-        by=running  by its running statistics, which take in `batch` first
-        by=whole    by the statistics of `batch`, which the running ones take in, unbiased as these
-        Its weights are trained in each case. But for by=batch, gradients take the statistics as
-        constants, and several steps under constant statistics are stable at small rates alone.
+        by=batch    those of each slice, as in training; the running ones for a single sample
+        by=running  the running statistics, after an update by the whole `batch`
+        by=whole    those of the whole `batch` (unbiased variance), which also update the running
+
+        `batch` is augmented already. Batch norm's weights are trained in each case. With running
+        and whole, gradients treat the statistics as constants, and several steps under constant
+        statistics are stable at small learning rates only.
         """
         network = self.network
         layers = [m for m in network.net.modules() if isinstance(m, BatchNorm) and m.training]
@@ -101,7 +103,7 @@ class InnerLoop:
 
 
 def _update_statistics(layer: BatchNorm, before: list[Tensor]) -> None:
-    """From the statistics before, a step towards those that are there, as training would take."""
+    """running <- (1 - momentum) before + momentum now, as one training step would update it."""
     assert layer.momentum is not None
     for new, old in zip(layer.buffers(), before, strict=True):
         if new.is_floating_point():

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.criteria import Criterion
-from cl_bench.core.gradient import Objective, engine
+from cl_bench.core.gradient import Objective, make_engine
 from cl_bench.core.inner_loop import InnerLoop
-from cl_bench.core.mlp_gradient import LossSlope, mlp_gradient
+from cl_bench.core.mlp_gradient import LossesAndGradients, mlp_gradient
 from cl_bench.core.network import BatchNorm, NetworkFunction
 from cl_bench.core.optim import Optimizer
 from cl_bench.core.runtime import Runtime
@@ -20,7 +20,19 @@ from cl_bench.core.types import Batch, Task, Transform
 
 
 class Learner(NetworkFunction):
-    """theta moves, nothing else does: `gradient` fills `flat.grad`, `step` applies it."""
+    """A network with its loss and optimizer: `gradient` fills `flat.grad`, `step` moves theta.
+
+    Seven functions compute a gradient. Which one to call:
+
+    of                               batch is augmented | already augmented    | followed by a step
+    the mean loss on a batch         `gradient`         | `loss_gradient`      | `descend`
+    objective(theta, *args)          `gradient_of`      | `differentiate`      | `descend_on`
+    objective that has two outputs                      | `differentiate_with` |
+
+    The functions of the middle column serve a method that needs the same augmented batch more than
+    once: it calls `augmented` first. All of them count into `sample_gradients`, leave out frozen
+    parameters, and return the loss or value, detached and on the device.
+    """
 
     def __init__(
         self,
@@ -33,66 +45,72 @@ class Learner(NetworkFunction):
     ) -> None:
         super().__init__(net, transform, machine)
         self.criterion = criterion
-        self.rng = machine.memory  # for a method's own draws (CPU): replay, sampled memories
+        self.rng = machine.memory  # CPU generator for the draws of a method and its buffer
         self.weight_decay, self._make_optimizer = weight_decay, optimizer
         self.optimizer = optimizer([self.flat.theta])
-        self.moved = self.flat.theta  # what the optimizer moves
-        self.task: Task | None = None  # the one that is learned now
+        self.optimized = self.flat.theta  # the vector that the optimizer moves
+        self.task: Task | None = None  # the task that is learned now
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.annealed = 1.0  # what learning rates are multiplied by now
-        self.evaluated = 0  # gradients so far, of one sample each
+        self.lr_factor = 1.0  # the schedule's factor on all learning rates
+        self.sample_gradients = 0  # number of gradients so far, a batch of B counted as B
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
-        self._movable: Tensor | None = None  # (P,) bool: parameters that may move; None: all
-        self._engine = engine(self.flat, machine.compiler)
+        self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
+        self._engine = make_engine(self.flat, machine.compiler)
         perceptron = mlp_gradient(net, self.flat) if machine.precision == "fp32" else None
         self.mlp = perceptron if machine.compiler is None else None
         self._fill = self._fill_by_engine if self.mlp is None else self._fill_by_mlp
         sequence = None
         if perceptron is not None and machine.compiler is not None:
-            sequence = perceptron.compiled_sequence(machine.compiler, criterion.with_slope)
+            sequence = perceptron.compiled_sequence(
+                machine.compiler, criterion.losses_and_gradients
+            )
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
-    def begin_task(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
-        """Reveal the classes that compete now, (T, K) bool, and start with a fresh optimizer.
+    def begin_task(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
+        """Set the classes that compete during a task, and start a fresh optimizer on theta.
 
-        `tasks` are the ids of the tasks that are learned now: one, or all of a joined stream;
-        `ever`, (T, K) bool, the classes that will have competed at the stream's end (None: all).
+        live         (T, K) bool: the classes that compete for a sample of each task now
+        tasks        ids of the tasks that are learned now: one, or all of a joined stream
+        live_at_end  (T, K) bool: `live` after the last task; None: all classes
 
-        A gradient of zero still lets momentum and weight decay move a head that is not in use:
-        the optimizer's state starts anew, and decay leaves the rows of other classes alone.
+        With a zero gradient, momentum and weight decay would still move head rows of classes that
+        do not compete. Therefore the optimizer starts without state, and decay skips those rows.
         """
-        self.reveal(live, tasks, ever)
-        self.annealed = 1.0
-        self.drive(self.flat.theta)
+        self.reveal(live, tasks, live_at_end)
+        self.lr_factor = 1.0
+        self.restart_optimizer(self.flat.theta)
 
-    def drive(self, vector: nn.Parameter) -> None:
-        """Let a fresh optimizer move this vector, by its `grad`, until the next task begins."""
+    def restart_optimizer(self, vector: nn.Parameter) -> None:
+        """Let a fresh optimizer move `vector` by its `grad`, until the next task begins."""
         vector.grad = torch.zeros_like(vector) if vector.grad is None else vector.grad
-        self.moved, self.optimizer = vector, self._make_optimizer([vector])
-        self.anneal(self.annealed)
+        self.optimized, self.optimizer = vector, self._make_optimizer([vector])
+        self.anneal(self.lr_factor)
 
-    def reveal(self, live: Tensor, tasks: Tensor, ever: Tensor | None) -> None:
-        """The classes of `begin_task` alone: when a run continues, or before its first task."""
-        self.heads.reveal(live, ever)
+    def reveal(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
+        """Set the classes that compete, as `begin_task` does, and keep the optimizer.
+
+        Called alone when a run continues within a task, and before the first task.
+        """
+        self.heads.reveal(live, live_at_end)
         used = self.heads.in_use(live[tasks].any(0)) if self.weight_decay else None
         self._decay_mask = None if used is None else used * self.weight_decay
 
     def anneal(self, factor: float) -> None:
-        """Set the learning rate to so much of the config's; a method's own rates follow."""
-        self.annealed = factor
+        """Multiply the config's learning rate by `factor`; methods read `lr_factor` for theirs."""
+        self.lr_factor = factor
         for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * factor
 
     def train(self, frozen: bool) -> None:
-        """Training mode; `frozen`: batch norm's statistics and weights stay as they are."""
+        """Set training mode; with `frozen`, batch norm keeps its statistics and weights."""
         self.frozen = frozen
         self._set_mode(True)
-        self._movable = self.flat.outside(BatchNorm) if frozen else None
-        if self._movable is not None and self._decay_mask is not None:
-            self._decay_mask *= self._movable
+        self._unfrozen = self.flat.mask_outside(BatchNorm) if frozen else None
+        if self._unfrozen is not None and self._decay_mask is not None:
+            self._decay_mask *= self._unfrozen
 
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
-        """(B,): each sample's loss over the classes that are live for its task."""
+        """(B,): each sample's loss over the classes that compete for its task."""
         return self.criterion(self.logits(theta, batch), batch.y, self.heads.competing(batch))
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
@@ -100,48 +118,51 @@ class Learner(NetworkFunction):
         return self.losses(theta, batch).mean()
 
     def gradient(self, batch: Batch) -> Tensor:
-        """Fill `flat.grad` with the gradient of the mean loss on the augmented batch; returns it.
+        """Augment the batch and fill `flat.grad` with the gradient of its mean loss.
 
-        What is returned is the loss, detached, still on the device.
+        Returns the loss, detached and on the device.
         """
         return self.loss_gradient(self.augmented(batch))
 
     def loss_gradient(self, batch: Batch) -> Tensor:
-        """`gradient` of a batch that is augmented already."""
+        """`gradient` for a batch that is augmented already."""
         self._count(batch)
         loss = self._fill(batch)
-        return self._held_still(loss)
+        return self._zero_frozen(loss)
 
     def gradient_of(self, objective: Objective, *args: Any) -> Tensor:
-        """Fill `flat.grad` with d objective(theta, *args) / d theta; returns the detached value.
+        """Augment the batches in `args`; fill `flat.grad` with d objective(theta, *args) / d theta.
 
-        Batches among `args` are augmented first, by one draw outside any graph. A compiled
-        objective is kept by its identity: pass a function or a bound method, not a new lambda.
+        Returns the objective's value, detached. With runtime.compile there is one graph for each
+        objective: pass a function or a bound method, not a new lambda each time.
         """
         return self.differentiate(
             objective, *(self.augmented(a) if isinstance(a, Batch) else a for a in args)
         )
 
     def differentiate(self, objective: Objective, *args: Any) -> Tensor:
-        """`gradient_of` batches that are augmented already."""
+        """`gradient_of` for batches that are augmented already."""
         self._count(*args)
-        return self._held_still(self._engine(objective, args, has_aux=False))
+        return self._zero_frozen(self._engine(objective, args, has_aux=False))
 
     def differentiate_with(self, objective: Callable, *args: Any) -> tuple[Tensor, Tensor]:
-        """The same for an objective that returns a tensor beside its value (logits to store)."""
+        """`differentiate` for an objective that returns (value, tensor); returns both, detached.
+
+        DER stores the tensor, the logits of the batch.
+        """
         self._count(*args)
         value, aux = self._engine(objective, args, has_aux=True)
-        return self._held_still(value), aux.detach()
+        return self._zero_frozen(value), aux.detach()
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of the optimizer on theta, weight decay included."""
+        """Add weight decay to `flat.grad`, and make one step of the optimizer."""
         if self._decay_mask is not None:
             self.flat.grad.addcmul_(self.flat.theta, self._decay_mask)
         self.optimizer.step()
 
     def descend(self, batch: Batch) -> Tensor:
-        """`gradient`, then `step`: what plain training does with a batch."""
+        """`gradient`, then `step`: plain training on one batch."""
         loss = self.gradient(batch)
         self.step()
         return loss
@@ -157,35 +178,38 @@ class Learner(NetworkFunction):
         """The optimizer's learning rate now."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def movable(self, gradient: Tensor) -> Tensor:
-        """The gradient (P,), 0 for parameters that may not move now (frozen batch norm)."""
-        return gradient if self._movable is None else gradient * self._movable
+    def mask_frozen(self, gradient: Tensor) -> Tensor:
+        """Set the entries of a gradient (P,) to 0 where parameters are frozen (batch norm)."""
+        return gradient if self._unfrozen is None else gradient * self._unfrozen
 
     def augmented(self, batch: Batch) -> Batch:
-        """The batch under one random draw of the augmentation."""
+        """The batch with its images augmented at random."""
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
 
-    def mlp_inputs(self, batch: Batch) -> tuple[Tensor, LossSlope]:
-        """A batch for `mlp`: pixels (B, D), and the criterion as a function of its logits."""
+    def mlp_inputs(self, batch: Batch) -> tuple[Tensor, LossesAndGradients]:
+        """The inputs of `mlp`: images as floats, and the criterion as a function of the logits."""
         competing = self.heads.competing(batch)
         x = self.transform.view(batch.x).to(self.flat.grad.dtype)
-        return x, lambda z: self.criterion.with_slope(z, batch.y, competing)
+        return x, lambda z: self.criterion.losses_and_gradients(z, batch.y, competing)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rest of a run depends on: weights, statistics, the optimizer's state."""
+        """Parameters, statistics, optimizer state and counters, for a checkpoint."""
         return {
             "theta": self.flat.theta.detach(),
             "channels_last": self.flat.channels_last,
             "buffers": dict(self.net.named_buffers()),
-            "moved": None if self.moved is self.flat.theta else self.moved.detach(),
+            "moved": None if self.optimized is self.flat.theta else self.optimized.detach(),
             "optimizer": self.optimizer.state_dict(),
             "masked": self.heads.masked,
-            "evaluated": self.evaluated,
+            "evaluated": self.sample_gradients,
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load it in place: the parameters stay views of theta."""
+        """Load a state in place, so that parameters stay views of theta.
+
+        Raises UserError where the checkpoint has another memory layout (channels_last).
+        """
         before = state["channels_last"]
         if before != self.flat.channels_last:
             raise UserError(
@@ -196,9 +220,9 @@ class Learner(NetworkFunction):
         for name, buffer in self.net.named_buffers():
             buffer.copy_(state["buffers"][name])
         if state["moved"] is not None:
-            self.drive(nn.Parameter(state["moved"]))
+            self.restart_optimizer(nn.Parameter(state["moved"]))
         self.optimizer.load_state_dict(state["optimizer"])
-        self.heads.masked, self.evaluated = state["masked"], state["evaluated"]
+        self.heads.masked, self.sample_gradients = state["masked"], state["evaluated"]
 
     def _fill_by_engine(self, batch: Batch) -> Tensor:
         return self._engine(self.loss, (batch,), has_aux=False)
@@ -207,17 +231,17 @@ class Learner(NetworkFunction):
         assert self.mlp is not None
         return self.mlp.fill(*self.mlp_inputs(batch))
 
-    def _held_still(self, value: Tensor) -> Tensor:
-        """Take parameters that may not move out of `flat.grad`; returns the value, detached."""
-        if self._movable is not None:
-            self.flat.grad.mul_(self._movable)
+    def _zero_frozen(self, value: Tensor) -> Tensor:
+        """Set `flat.grad` to 0 where parameters are frozen; returns `value`, detached."""
+        if self._unfrozen is not None:
+            self.flat.grad.mul_(self._unfrozen)
         return value.detach()
 
     def _count(self, *args: Any) -> None:
-        self.evaluated += sum(len(a.y) for a in args if isinstance(a, Batch))
+        self.sample_gradients += sum(len(a.y) for a in args if isinstance(a, Batch))
 
     def _sgd_step(self, batch: Batch, lr: float) -> Tensor:
-        """theta <- theta - lr gradient of the augmented batch's loss, which is returned."""
+        """theta <- theta - lr gradient, without the optimizer; returns the mean loss before it."""
         if self.mlp is not None:
             self._count(batch)
             return self.mlp.descend(*self.mlp_inputs(batch), lr)

@@ -1,8 +1,9 @@
-"""The gradient of a multi-layer perceptron without autograd, and whole inner loops of such steps.
+"""The gradient of a multi-layer perceptron without autograd, and inner loops of such steps.
 
-At batches of 1 to 100 autograd's graph costs more than the arithmetic: without it the gradient of a
-sample takes half the time. A loop of single-sample steps is one function of theta, and compiled one
-graph, at a quarter of what its steps cost one by one (MER in scripts/bench.py --online).
+At batch sizes of 1 to 100 autograd's graph costs more than the arithmetic. Without it, the gradient
+of a sample takes half the time. A loop of single-sample steps is one function of theta, which can
+be compiled into one graph and then takes a quarter of the time of separate steps (MER in
+scripts/bench.py --online).
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from cl_bench.core.flat import FlatParams
 from cl_bench.core.gradient import Compiler
 from cl_bench.models.mlp import MLP
 
-# s (N, out), a (N, in): a layer's gradients are the N outer products s a'
-Factor = tuple[Tensor, Tensor]
-LossSlope = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits (B, K) -> losses (B,), slopes (B, K)
-CompiledSequence = Callable[..., tuple[Tensor, Tensor]]
-Criterion = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]  # `with_slope`
-BACK = torch.ops.aten.leaky_relu_backward.default
+# s (N, out) and a (N, in): the gradients of a layer's weight are the N outer products s a'
+LayerFactors = tuple[Tensor, Tensor]
+# a criterion's `losses_and_gradients`, of logits (B, K) alone and of (logits, y, live)
+LossesAndGradients = Callable[[Tensor], tuple[Tensor, Tensor]]
+MaskedLossesAndGradients = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+CompiledSequence = Callable[..., tuple[Tensor, Tensor]]  # `sgd_sequence` of one criterion
+LEAKY_RELU_BACKWARD = torch.ops.aten.leaky_relu_backward.default
 NEGATIVE_SLOPE = {nn.ReLU: 0.0, nn.LeakyReLU: 0.01}
 
 
 class MLPGradient:
-    """z_i = a_{i-1} W_i' + b_i, a_i = act(z_i); the last z are the logits."""
+    """Forward and backward pass of z_i = a_{i-1} W_i' + b_i, a_i = act(z_i); z_n are the logits."""
 
     def __init__(self, layers: list[nn.Linear], negative_slope: float, flat: FlatParams) -> None:
         self.weights = [layer.weight.detach() for layer in layers]
@@ -38,17 +40,20 @@ class MLPGradient:
         self.negative_slope, self.flat = negative_slope, flat
 
     @torch.no_grad()
-    def fill(self, x: Tensor, slope: LossSlope) -> Tensor:
-        """Write the gradient of the mean loss into the layers' `grad`; returns that loss."""
-        losses, factors = self.factors(x, slope, len(x))
+    def fill(self, x: Tensor, criterion: LossesAndGradients) -> Tensor:
+        """Write the gradient of the mean loss into the layers' `grad`; returns the mean loss."""
+        losses, factors = self.factors(x, criterion, len(x))
         self.write(factors, None)
         return losses.mean()
 
     @torch.no_grad()
     def factors(
-        self, x: Tensor, slope: LossSlope, count: float | Tensor
-    ) -> tuple[Tensor, list[Factor]]:
-        """The losses (N,), and each layer's factors of their gradients divided by `count`."""
+        self, x: Tensor, criterion: LossesAndGradients, count: float | Tensor
+    ) -> tuple[Tensor, list[LayerFactors]]:
+        """The losses (N,), and for each layer the factors of all samples' gradients / `count`.
+
+        count  a number, or one (N,) for each sample
+        """
         inputs, outputs = [], []
         a = x.flatten(1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
@@ -56,25 +61,25 @@ class MLPGradient:
             z = F.linear(a, weight, bias)
             outputs.append(z)
             a = F.leaky_relu(z, self.negative_slope)
-        losses, s = slope(outputs.pop())
+        losses, s = criterion(outputs.pop())
         slopes = [(s.T / count).T]
         for weight, z in zip(self.weights[:0:-1], reversed(outputs), strict=True):
-            s = BACK(slopes[-1] @ weight, z, self.negative_slope, False)
+            s = LEAKY_RELU_BACKWARD(slopes[-1] @ weight, z, self.negative_slope, False)
             slopes.append(s)
         return losses, list(zip(slopes[::-1], inputs, strict=True))
 
     @torch.no_grad()
-    def write(self, factors: list[Factor], weights: Tensor | None) -> None:
-        """Write the samples' summed gradients, weighted (N,) perhaps, into the layers' `grad`."""
+    def write(self, factors: list[LayerFactors], weights: Tensor | None) -> None:
+        """Write the sum of the samples' gradients, weighted by `weights` (N,), into `grad`."""
         for (weight, bias), (s, a) in zip(self.grads, factors, strict=True):
             s = s if weights is None else (s.T * weights).T
             torch.mm(s.T, a, out=weight)
             torch.sum(s, 0, out=bias)
 
     @torch.no_grad()
-    def descend(self, x: Tensor, slope: LossSlope, lr: float) -> Tensor:
-        """theta <- theta - lr gradient, layer by layer: the gradient is written nowhere."""
-        losses, factors = self.factors(x, slope, len(x))
+    def descend(self, x: Tensor, criterion: LossesAndGradients, lr: float) -> Tensor:
+        """theta <- theta - lr gradient of the mean loss, without writing the gradient out."""
+        losses, factors = self.factors(x, criterion, len(x))
         for weight, bias, (s, a) in zip(self.weights, self.biases, factors, strict=True):
             weight.addmm_(s.T, a, alpha=-lr)
             bias.add_(s.sum(0), alpha=-lr)
@@ -82,7 +87,7 @@ class MLPGradient:
 
     def sgd_sequence(
         self,
-        criterion: Criterion,
+        criterion: MaskedLossesAndGradients,
         theta: Tensor,
         x: Tensor,
         y: Tensor,
@@ -92,8 +97,8 @@ class MLPGradient:
     ) -> tuple[Tensor, Tensor]:
         """`descend` on each of the samples x (n, ...) in turn, as a pure function of theta (P,).
 
-        After each, theta <- theta_0 + shrink (theta - theta_0). Returns theta, and the mean loss.
-        Sums of products in place of matrix products: a compiler fuses them with what surrounds.
+        After each, theta <- theta_0 + shrink (theta - theta_0). Returns theta and the mean loss.
+        Products are written as elementwise products and sums, which a compiler fuses.
         """
         start, pulls = self._pairs(theta), None if shrink is None else self._pairs(shrink)
         now, total = start, torch.zeros_like(theta[0])
@@ -114,31 +119,33 @@ class MLPGradient:
                     s = torch.where(outputs[i - 1] > 0, below, self.negative_slope * below)
             now = moved[::-1]
             if pulls is not None:
-                now = [_between(*parts) for parts in zip(start, now, pulls, strict=True)]
+                now = [_interpolated(*parts) for parts in zip(start, now, pulls, strict=True)]
         return torch.cat([part.flatten() for pair in now for part in pair]), total / len(x)
 
-    def compiled_sequence(self, compiler: Compiler, criterion: Criterion) -> CompiledSequence:
-        """`sgd_sequence` of a criterion, as one compiled graph."""
+    def compiled_sequence(
+        self, compiler: Compiler, criterion: MaskedLossesAndGradients
+    ) -> CompiledSequence:
+        """`sgd_sequence` for a criterion, as one compiled graph."""
         return compiler(partial(self.sgd_sequence, criterion))
 
     def _pairs(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """A vector (P,) as weights and biases, layer by layer."""
+        """Split a vector (P,) into (weight, bias) of each layer."""
         parts = list(self.flat.views(vector).values())
         return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _between(
+def _interpolated(
     start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor], share: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """start + share (end - start), of weights and of biases."""
+    """start + share (end - start), for a weight and a bias."""
     (w0, b0), (w1, b1), (w, b) = start, end, share
     return w0 + w * (w1 - w0), b0 + b * (b1 - b0)
 
 
 def mlp_gradient(net: nn.Module, flat: FlatParams) -> MLPGradient | None:
-    """The gradient of a perceptron, on its own parameters; None for any other network.
+    """The `MLPGradient` of a network; None where it does not apply.
 
-    None, too, where the body is fixed (head_only), or the activation is not piecewise linear.
+    It applies to an `MLP` with ReLU or leaky ReLU of which all layers are trained.
     """
     if type(net) is not MLP:
         return None

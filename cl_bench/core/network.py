@@ -1,4 +1,4 @@
-"""A network as a function of its parameters: theta (P,) and a batch to logits (house.md D1, D2)."""
+"""A network as a function of theta (P,) and a batch, which gives logits (B, K)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from cl_bench.core.heads import Heads
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.state import Rebuilt
 from cl_bench.core.types import Batch, Snapshot, Transform
-from cl_bench.models.layers import accept_single_samples, dropouts, statistics
+from cl_bench.models.layers import accept_single_samples, batch_norm_buffers, set_dropout_generator
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class NetworkFunction(Rebuilt):
-    """Logits at any theta, copies of the network at one time, and the modes it is called in.
+    """Computes logits at any theta, takes and restores snapshots, and switches modes.
 
-    A snapshot is how a method keeps a teacher or a task's own network: no module is ever copied.
+    A method keeps a teacher, or a network of its own for each task, as a snapshot; modules are
+    never copied.
     """
 
     def __init__(self, net: nn.Module, transform: Transform, machine: Runtime) -> None:
@@ -31,11 +32,14 @@ class NetworkFunction(Rebuilt):
         self.flat = FlatParams(net, machine.channels_last)
         self.heads = Heads(self.flat, net.head)  # type: ignore[arg-type]
         self.full_precision = self.frozen = False
-        dropouts(net, machine.draws)
+        set_dropout_generator(net, machine.draws)
         accept_single_samples(net)
 
     def logits(self, theta: Tensor, batch: Batch) -> Tensor:
-        """(B, K), unmasked; pure but for batch norm's running statistics in training mode."""
+        """(B, K) logits of all classes at `theta`.
+
+        It changes nothing but batch norm's running statistics in training mode.
+        """
         x = self.transform.view(batch.x).to(theta.dtype)
         with self._autocast():
             if theta is self.flat.theta:
@@ -44,33 +48,34 @@ class NetworkFunction(Rebuilt):
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
-        """(B, d): the input of the network's head."""
+        """(B, d): the input of the head."""
         x = self.transform.view(batch.x).to(self.flat.theta.dtype)
         with self._autocast():
             network: Any = self.net
             return network.features(x)
 
     def snapshot(self) -> Snapshot:
-        """A copy of all that `logits` depends on."""
-        buffers = {name: b.detach().clone() for name, b in statistics(self.net)}
+        """A copy of theta and of batch norm's statistics."""
+        buffers = {name: b.detach().clone() for name, b in batch_norm_buffers(self.net)}
         return Snapshot(self.flat.theta.detach().clone(), buffers)
 
     @torch.no_grad()
-    def go_back(self, then: Snapshot) -> None:
-        """Make the network the one of a snapshot again, in place."""
-        self.flat.theta.copy_(then.theta)
-        for name, buffer in statistics(self.net):
-            buffer.copy_(then.buffers[name])
+    def restore(self, snapshot: Snapshot) -> None:
+        """Set theta and batch norm's statistics to those of a snapshot, in place."""
+        self.flat.theta.copy_(snapshot.theta)
+        for name, buffer in batch_norm_buffers(self.net):
+            buffer.copy_(snapshot.buffers[name])
 
-    def recall(self, then: Snapshot, batch: Batch) -> Tensor:
-        """(B, K): the logits of a snapshot, in evaluation mode, without a graph."""
-        x = self.transform.view(batch.x).to(then.theta.dtype)
+    def snapshot_logits(self, snapshot: Snapshot, batch: Batch) -> Tensor:
+        """(B, K): the logits of a snapshot, in evaluation mode and without a graph."""
+        x = self.transform.view(batch.x).to(snapshot.theta.dtype)
+        values = {**self.flat.views(snapshot.theta), **snapshot.buffers}
         with self.evaluating(self.full_precision), torch.no_grad(), self._autocast():
-            return functional_call(self.net, {**self.flat.views(then.theta), **then.buffers}, (x,))
+            return functional_call(self.net, values, (x,))
 
     @contextmanager
     def evaluating(self, full_precision: bool = False) -> Iterator[None]:
-        """Evaluation mode inside the block, `full_precision` without mixed precision."""
+        """Evaluation mode inside the block; with `full_precision`, no autocast to bfloat16."""
         before = self.net.training, self.full_precision
         self._set_mode(False)
         self.full_precision = full_precision

@@ -1,7 +1,8 @@
-"""SGD on one flat vector: torch.optim.SGD's arithmetic without its per-step bookkeeping.
+"""SGD on one flat vector, and the step sizes and stability limits of optimizers.
 
-At batch size 10 the step of torch.optim.SGD costs 60 us, the whole forward and backward pass
-of a compiled MLP 150 us. Any torch optimizer serves in its place (`optimizer._target_=...`).
+SGD has the arithmetic of torch.optim.SGD without its per-step bookkeeping: at batch size 10 a step
+of torch.optim.SGD takes 60 us, the forward and backward pass of a compiled MLP 150 us. Any other
+optimizer of PyTorch may take its place (`optimizer._target_=...`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cl_bench.base.bounds import Factor, NonNegative
 
 
 class Optimizer(Protocol):
-    """What a step needs of an optimizer: torch.optim's and `cl_bench.core.optim.SGD` have it."""
+    """The part of torch.optim.Optimizer's interface that a learner uses."""
 
     param_groups: list[dict[str, Any]]
 
@@ -27,7 +28,7 @@ class Optimizer(Protocol):
 
 
 class SGD:
-    """v <- momentum v + g; theta <- theta - lr v (v = g at the first step, as in torch)."""
+    """v <- momentum v + g; theta <- theta - lr v; at the first step v = g, as in PyTorch."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: NonNegative, momentum: Factor) -> None:
         (self.theta,) = params
@@ -54,42 +55,45 @@ class SGD:
         self.velocity = state["velocity"]
 
 
-def rate(optimizer: Any) -> float:
-    """How far a step goes along a constant gradient in the long run: lr / (1 - momentum)."""
+def effective_lr(optimizer: Any) -> float:
+    """lr / (1 - momentum): the length of a step along a constant unit gradient, in the limit."""
     group = optimizer.param_groups[0]
     return group["lr"] / (1 - group.get("momentum", 0))
 
 
 PLAIN_SGD = ("cl_bench.core.optim.SGD", "torch.optim.SGD")
-STRIDES = (*PLAIN_SGD, "torch.optim.Adam")  # optimizers whose `stride` is known
+KNOWN_STEP_SIZES = (*PLAIN_SGD, "torch.optim.Adam")  # optimizers that `step_sizes` knows
 
 
-def stride(optimizer: Any, theta: nn.Parameter) -> Tensor:
-    """How far steps go for a unit of constant gradient now: Adam's, an entry at a time, or `rate`.
+def step_sizes(optimizer: Any, theta: nn.Parameter) -> Tensor:
+    """(P,): the present step size of each entry of theta, for a gradient of 1.
 
-    In this metric an L1 term's own step is soft thresholding (a proximal step): entries it holds
-    are exactly 0, while its slope, which Adam takes as any other, has them swing by lr.
+    For Adam it is lr / (sqrt(v) + eps) with its second moments v, for SGD `effective_lr`.
+    A proximal step on an L1 term with these sizes is soft thresholding and sets entries to exactly
+    0; Adam on the L1 term's subgradient would let them oscillate by lr.
     """
-    if not rescales(optimizer):
-        return theta.detach().new_full((), rate(optimizer)).expand(theta.shape)
+    if not rescales_gradient(optimizer):
+        return theta.detach().new_full((), effective_lr(optimizer)).expand(theta.shape)
     group, state = optimizer.param_groups[0], optimizer.state[theta]
     corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
     return group["lr"] / (corrected.sqrt_() + group["eps"])
 
 
-def rescales(optimizer: Any) -> bool:
-    """Whether its steps are along something else than the gradient and its momentum (Adam)."""
+def rescales_gradient(optimizer: Any) -> bool:
+    """Whether the optimizer scales the entries of the gradient, as Adam does; SGD does not."""
     return not isinstance(optimizer, SGD | torch.optim.SGD)
 
 
-def stability(optimizer: Any, every: int) -> float:
-    """The curvature at which SGD's steps begin to diverge on a quadratic taken every n-th step.
+def stability_limit(optimizer: Any, every: int) -> float:
+    """The largest curvature of a quadratic penalty at which explicit steps of SGD are stable.
 
-    With every = 1 it is 2 (1 + momentum) / lr. Taken n-fold at every n-th step, it is where the
-    n steps together, a matrix on (theta, velocity), reach spectral radius 1: found by bisection.
-    Infinite where no such number is known: a rescaled gradient (Adam).
+    every  n: the penalty's gradient is added n-fold at every n-th step only
+
+    With n = 1 the limit is 2 (1 + momentum) / lr. Else n steps together are a linear map of
+    (theta, velocity), and bisection finds the curvature at which its spectral radius reaches 1.
+    Infinite for optimizers that rescale the gradient, whose limit is not known.
     """
-    if rescales(optimizer):
+    if rescales_gradient(optimizer):
         return inf
     lr, m = (optimizer.param_groups[0][key] for key in ("lr", "momentum"))
     if lr == 0:
@@ -97,11 +101,12 @@ def stability(optimizer: Any, every: int) -> float:
     low, high = 0.0, 2 * (1 + m) / lr
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _bounded(middle * every, lr, m, every) else (low, middle)
+        low, high = (middle, high) if _is_stable(middle * every, lr, m, every) else (low, middle)
     return low
 
 
-def _bounded(curvature: float, lr: float, m: float, every: int) -> bool:
+def _is_stable(curvature: float, lr: float, m: float, every: int) -> bool:
+    """Whether n steps, one with the penalty and n - 1 without, have spectral radius <= 1."""
     free = torch.tensor([[1.0, -lr * m], [0.0, m]], dtype=torch.float64)
     taken = torch.tensor([[1 - lr * curvature, -lr * m], [curvature, m]], dtype=torch.float64)
     whole = taken @ torch.linalg.matrix_power(free, every - 1)

@@ -1,4 +1,7 @@
-"""The machine: device, generators, precision, compiler, memory, signals. No other file reads it."""
+"""The machine of a run: device, random generators, precision, compiler, memory.
+
+No other module asks PyTorch or the system about the machine.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from cl_bench.base.exceptions import UserError
 
 STATUS = Path("/proc/self/status")
 THREADS = torch.get_num_threads()  # PyTorch's choice for this process
-LIMITS = (  # of a container, in bytes, or `max`
+LIMITS = (  # memory limits of a container: a number of bytes, or `max`
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
@@ -32,39 +35,43 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass
 class Runtime:
-    """What a run may use of the machine; generators apart, so that methods see equal streams."""
+    """What a run uses of the machine.
+
+    Each purpose has a generator of its own: a method that draws more does not change the order of
+    samples or the augmentation, so that all methods train on the same batches.
+    """
 
     device: torch.device
     precision: Precision
     channels_last: bool
     compiler: Callable[[Callable], Callable] | None
     order: Generator  # CPU: the order of training samples
-    memory: Generator  # CPU: what a method draws
+    memory: Generator  # CPU: the draws of a method and its buffer
     draws: Generator  # device: augmentation
 
     def autocast(self) -> AbstractContextManager:
-        """bfloat16 where it is safe; needs no loss scaling."""
+        """PyTorch's autocast to bfloat16 with precision=bf16; it needs no loss scaling."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def place(self, net: nn.Module) -> nn.Module:
-        """The network on the device, its 4-D weights in channels_last where that is wanted."""
+        """Move a network to the device, in channels_last format if the run uses it."""
         net = net.to(self.device)
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def generator(self) -> Generator:
-        """One more generator on the device, of no consequence for the run."""
+        """A new generator on the device, whose draws do not change those of the run."""
         return Generator(self.device)
 
     def seconds(self) -> float:
-        """A clock that has waited for the device."""
+        """The time in seconds, after the device has finished all work so far."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def peak_mib(self) -> float:
-        """Most memory held since `start`: on CUDA what was allocated, else the whole process."""
+        """Peak memory in MiB since `start`: allocated on CUDA, or of the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         if STATUS.exists():
@@ -73,7 +80,7 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
 
     def machine_info(self) -> dict[str, Any]:
-        """What the record says of the machine."""
+        """The device's name and the number of threads, for the record."""
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else "cpu"
         return {"device": name, "threads": torch.get_num_threads()}
@@ -83,7 +90,7 @@ class Runtime:
         return {name: rng.get_state() for name, rng in self._generators().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put the generators back where `state` found them."""
+        """Set the generators to the states that `state` returned."""
         for name, rng in self._generators().items():
             rng.set_state(state[name].cpu())
 
@@ -100,7 +107,10 @@ def start(
     deterministic: bool,
     threads: Annotated[int, Ge(1), Le(1024)] | None,
 ) -> Runtime:
-    """Set the process up for one run; nothing is left over from a run before it."""
+    """Set up the process for one run, independently of earlier runs in it.
+
+    Raises UserError where device=cuda is not available.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device=cuda: no CUDA device is available; use cpu or auto")
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -108,25 +118,25 @@ def start(
     torch.set_num_threads(threads or THREADS)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # which loads the compiler
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call loads the compiler
         torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, on every device; bf16 is the fast way
-    _start_over(where)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on every device; bf16 is for speed
+    _reset_memory_counters(where)
     _seed_global(seed)
     cpu = torch.device("cpu")
     if compile:
-        torch.compiler.reset()  # graphs of a run before it count against this one's
+        torch.compiler.reset()  # else graphs of earlier runs count against the limit
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
     made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
     last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last
     return Runtime(where, precision, last, compiler, *made)
 
 
-def _start_over(device: torch.device) -> None:
-    """Count memory from here: a sweep's earlier runs in this process are gone, and do not count."""
-    gc.collect()  # what refers to itself
+def _reset_memory_counters(device: torch.device) -> None:
+    """Free what earlier runs of a sweep left in this process, and count peak memory from here."""
+    gc.collect()  # reference cycles
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc keeps freed memory: else a sweep grows, run by run
+    if trim is not None:  # glibc keeps freed memory, which would grow from run to run
         trim(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -136,18 +146,21 @@ def _start_over(device: torch.device) -> None:
 
 
 def _seed_global(seed: int) -> None:
-    """For the network's initial weights; a method that draws from here fails a test."""
+    """Seed the global generators, which initialise the network and serve nothing else."""
     random.seed(seed)
     torch.manual_seed(seed)
 
 
 def _generator(seed: int, stream: int, device: torch.device) -> Generator:
-    """Its own stream for each seed and use; the CPU's generator takes 32 bits: seed < 2^24."""
+    """A generator with its own stream for each seed and purpose.
+
+    The CPU's generator uses 32 bits of a seed, of which 8 are for the purpose: seed < 2^24.
+    """
     return Generator(device).manual_seed((seed << 8) + stream + 1)
 
 
-def memory() -> int | None:
-    """The bytes of memory that this process may have; None where the machine does not say."""
+def memory_limit() -> int | None:
+    """The bytes of memory that this process may use; None where the system does not say."""
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

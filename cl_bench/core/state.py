@@ -1,14 +1,14 @@
-"""The state of an object in a checkpoint: plain values, under the names of its attributes.
+"""The state of objects in a checkpoint: plain values under the names of their attributes.
 
-What changes while a run trains is a tensor, a number, a text, None, or lists, tuples, sets and
-dicts of these; and objects that hold them. Two kinds of objects have a state:
+State consists of tensors, numbers, texts, None, and lists, tuples, sets and dicts of these, and of
+two kinds of objects that hold them:
 
-- a `Stateful` one is built again from the config when a run continues (a method, its buffer, its
-  penalty) and loads its state in place. Attributes that come from the config alone are left out of
-  it: functions, generators, networks, what is marked `Rebuilt`.
-- one that a run makes as it goes (a task's curvature) is a dataclass or a named tuple, and is
-  stored with a name that `stored_as` gives its class. A class may move or be renamed; its name in
-  checkpoints stays.
+- A `Stateful` object (a method, its buffer, its penalty) is built again from the config when a run
+  continues, and then loads its state in place. Attributes that come from the config alone are no
+  state: functions, generators, networks, and objects marked `Rebuilt`.
+- An object that a run creates while it trains (the curvature of a task) is a dataclass or a named
+  tuple. It is stored under a name that `stored_as` gives its class, so that the class may be moved
+  or renamed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _names: dict[type, str] = {}
 
 
 class Rebuilt:
-    """An object that the config rebuilds; it is no part of the state of what holds it."""
+    """Marks an object that is built from the config: it is left out of its owner's state."""
 
 
 class Stateful:
-    """An object whose state is its attributes, but for those that the config rebuilds."""
+    """An object whose state is its attributes, except those that come from the config."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state in plain values; TypeError for an attribute that cannot be stored."""
+        """The state in plain values; raises TypeError for an attribute that cannot be stored."""
         return {name: packed(v) for name, v in vars(self).items() if is_state(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state that `state_dict` has returned; KeyError where a part of it is missing."""
+        """Load what `state_dict` returned; raises KeyError where an attribute is missing."""
         missing = {name for name, value in vars(self).items() if is_state(value)} - state.keys()
         if missing:
             raise KeyError(f"{type(self).__name__}.{min(missing)}")
@@ -47,7 +47,7 @@ class Stateful:
 
 
 def stored_as(name: str) -> Callable[[type[T]], type[T]]:
-    """Give a dataclass or a named tuple its name in checkpoints."""
+    """Class decorator: the name of a dataclass or a named tuple in checkpoints."""
 
     def register(cls: type[T]) -> type[T]:
         known = _classes.get(name)
@@ -59,14 +59,14 @@ def stored_as(name: str) -> Callable[[type[T]], type[T]]:
 
 
 def is_state(value: Any) -> bool:
-    """Whether an attribute is state; not what the config rebuilds."""
+    """Whether an attribute belongs to the state, and does not come from the config."""
     if isinstance(value, Stateful) or type(value) in _names:
         return True
     return not (callable(value) or isinstance(value, Rebuilt | Generator))
 
 
 def packed(value: Any) -> Any:
-    """A value as it is stored: plain types all the way down."""
+    """Convert a value to plain types, recursively; raises TypeError where that is not possible."""
     if isinstance(value, PLAIN):
         return value
     if type(value) in (list, tuple):
@@ -88,13 +88,16 @@ def packed(value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass or of a named tuple."""
+    """The fields of a dataclass or named tuple, by name."""
     names = [f.name for f in fields(value)] if is_dataclass(value) else value._fields
     return {name: getattr(value, name) for name in names}
 
 
 def unpacked(stored: Any, present: Any) -> Any:
-    """A value from what is stored; `present`, its counterpart in the fresh run, is loaded."""
+    """Convert a stored value back; a Stateful object is loaded into `present`, the one built anew.
+
+    Raises KeyError where a class was stored under a name that is not known.
+    """
     if type(stored) in (list, tuple):
         known = [*present] if isinstance(present, list | tuple) else []
         known += [None] * (len(stored) - len(known))

@@ -1,4 +1,4 @@
-"""Plain data that a run is made of: Batch, Task, Stream."""
+"""The data that a run works on: Batch, Task and Stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cl_bench.core.state import stored_as
 
 
 def to_device_of(index: Tensor, data: Tensor) -> Tensor:
-    """`index`, drawn on the CPU, on the device of `data`; nobody waits for that device."""
+    """Move `index` to the device of `data` without synchronising with that device."""
     if data.device.type == "cpu" or index.device == data.device:
         return index
     return index.pin_memory().to(data.device, non_blocking=True)
@@ -21,25 +21,25 @@ def to_device_of(index: Tensor, data: Tensor) -> Tensor:
 
 @stored_as("batch")
 class Batch(NamedTuple):
-    """B samples as they were stored: raw pixels, global class ids, task ids."""
+    """B samples: raw pixels, class ids of the whole stream, task ids."""
 
     x: Tensor  # (B, C, H, W) uint8, never augmented
-    y: Tensor  # (B,) global class ids
-    t: Tensor  # (B,) task ids, one per sample (replay mixes tasks)
-    logits: Tensor | None = None  # (B, K) the network's logits when stored (DER)
+    y: Tensor  # (B,) class ids of the whole stream, 0 to K - 1
+    t: Tensor  # (B,) task ids, one for each sample, because replay mixes tasks
+    logits: Tensor | None = None  # (B, K) the network's logits when the sample was stored (DER)
 
     def cat(self, other: Batch) -> Batch:
-        """Both batches one after the other; logits are dropped."""
+        """The samples of this batch and then those of `other`, without stored logits."""
         pairs = zip(self[:3], other[:3], strict=True)
         return Batch(*(torch.cat(pair) for pair in pairs))
 
     def slices(self, size: int) -> Iterator[Batch]:
-        """The samples in their order, so many at a time; the last slice may have fewer."""
+        """The samples in their order, `size` at a time; the last slice may have fewer."""
         for i in range(0, len(self.y), size):
             yield self.rows(slice(i, i + size))
 
     def rows(self, index: Tensor | slice) -> Batch:
-        """The samples that `index` picks."""
+        """The samples at `index`: ids (M,), a mask (B,) or a slice."""
         if isinstance(index, Tensor):
             index = to_device_of(index, self.y)
         logits = None if self.logits is None else self.logits[index]
@@ -48,25 +48,28 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may see: the training data of now, nothing else."""
+    """N samples of one task: those that a method trains on, or those of its test set."""
 
     id: int
     x: Tensor  # (N, C, H, W) uint8
-    y: Tensor  # (N,) global class ids
-    t: Tensor  # (N,) task ids: all `id`, but for a joined task
+    y: Tensor  # (N,) class ids of the whole stream
+    t: Tensor  # (N,) task ids: all equal to `id`, except where tasks are joined into one
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
-    def place(self) -> tuple[int, int, int]:
-        """Where its samples lie in memory: equal for the one test set that tasks share."""
+    def storage(self) -> tuple[int, int, int]:
+        """Memory addresses and length, equal for two tasks that share the same tensors."""
         return self.x.data_ptr(), self.y.data_ptr(), len(self)
 
     def batches(
         self, size: int, rng: Generator, epochs: int = 1, start: int = 0
     ) -> Iterator[Batch]:
-        """Shuffled batches, `start` of them passed over; the last of an epoch may be short."""
+        """Shuffled batches of all epochs but for the first `start`; an epoch's last may be smaller.
+
+        Each epoch's permutation is drawn from `rng` when the epoch is reached.
+        """
         per_epoch = -(-len(self) // size)
         for epoch in range(epochs):
             order = to_device_of(torch.randperm(len(self), generator=rng), self.y)
@@ -75,30 +78,30 @@ class Task:
                 yield Batch(self.x[index], self.y[index], self.t[index])
 
     def chunks(self, size: int) -> Iterator[Batch]:
-        """The samples in their own order, `size` at a time: for evaluation and curvature."""
+        """The samples in stored order, `size` at a time, for evaluation and curvature."""
         for i in range(0, len(self), size):
             part = slice(i, i + size)
             yield Batch(self.x[part], self.y[part], self.t[part])
 
 
 class Transform(Protocol):
-    """From raw pixels to what the network sees."""
+    """Turns raw pixels into the network's input: `draw` augments at random, `view` normalises."""
 
     def draw(self, x: Tensor, rng: Generator) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, h, w) uint8 under one random draw a sample."""
+        """(B, C, H, W) uint8 -> (B, C, h, w) uint8, augmented by one random draw per sample."""
         ...
 
     def view(self, x: Tensor) -> Tensor:
-        """(B, C, h or H, w or W) uint8 -> (B, C, h, w) float; no draw."""
+        """(B, C, h or H, w or W) uint8 -> (B, C, h, w) float, deterministic."""
         ...
 
 
 @stored_as("snapshot")
 class Snapshot(NamedTuple):
-    """A network at one time."""
+    """A copy of a network's parameters and statistics, taken by `Learner.snapshot`."""
 
     theta: Tensor  # (P,)
-    buffers: dict[str, Tensor]  # batch norm's statistics
+    buffers: dict[str, Tensor]  # batch norm's running statistics, by name
 
 
 Scenario = Callable[[Tensor, int], Tensor]  # (classes (T, K) bool, now) -> live (T, K) bool
@@ -106,22 +109,23 @@ Scenario = Callable[[Tensor, int], Tensor]  # (classes (T, K) bool, now) -> live
 
 @dataclass(frozen=True)
 class Stream:
-    """The tasks in order, their test sets, and the scenario that says which classes compete."""
+    """The tasks in order, their test sets, and the scenario, which says which classes compete."""
 
     tasks: list[Task]
     tests: list[Task]
-    classes: Tensor  # (T, K) bool: classes of each task
+    classes: Tensor  # (T, K) bool: the classes of each task
     scenario: Scenario
     transform: Transform
-    description: dict[str, object]  # class order, data hash, provenance: goes into the record
+    description: dict[str, object]  # for the record: classes of each task, data hash, provenance
 
     @property
     def num_classes(self) -> int:
+        """K, the number of classes of all tasks together."""
         return self.classes.shape[1]
 
     @property
-    def ever(self) -> Tensor:
-        """(T, K) bool: classes that will have competed for a sample of each task at the end."""
+    def live_at_end(self) -> Tensor:
+        """(T, K) bool: classes that compete for a sample of each task once all are learned."""
         return self.scenario(self.classes, len(self.tests) - 1)
 
     def live(self, now: int) -> Tensor:

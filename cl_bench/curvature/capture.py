@@ -144,7 +144,7 @@ def streamed(
             with captured(learner.net) as sites:
                 logits = learner.logits(learner.flat.theta, batch)
             seeds = roots(learner, batch, logits.detach())
-            learner.evaluated += len(seeds) * len(batch.y)
+            learner.sample_gradients += len(seeds) * len(batch.y)
             groups = _backward(sites, logits, seeds)
             if at_head is not None:
                 own = at_head(learner, batch, logits.detach())
@@ -203,6 +203,6 @@ def output_roots(learner: Learner, batch: Batch, logits: Tensor, rng: Generator 
 
 def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
     """(1, B, K): the gradient of each sample's loss at its true label."""
-    return learner.criterion.with_slope(logits, batch.y, learner.heads.competing(batch))[
+    return learner.criterion.losses_and_gradients(logits, batch.y, learner.heads.competing(batch))[
         1
     ].unsqueeze(0)

@@ -138,7 +138,7 @@ class BatchedFisher(Estimator):
 
 def _gradient(learner: Learner, batch: Batch) -> Tensor:
     theta = learner.flat.theta.detach().clone().requires_grad_()
-    learner.evaluated += len(batch.y)
+    learner.sample_gradients += len(batch.y)
     return torch.autograd.grad(learner.loss(theta, batch), theta)[0]
 
 
@@ -185,7 +185,7 @@ def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tenso
             with torch.no_grad():
                 logits = learner.logits(learner.flat.theta, whole)
             seeds = roots(learner, whole, logits)
-            learner.evaluated += len(seeds) * len(whole.y)
+            learner.sample_gradients += len(seeds) * len(whole.y)
             size = max(1, FLOATS // (max(1, len(seeds)) * theta.numel()))
             for start in range(0, len(whole.y), size):
                 part = slice(start, start + size)

@@ -102,6 +102,6 @@ class HessianRowSums(Estimator):
         size = min(32, max(1, FLOATS // theta.numel()))
         with learner.evaluating(full_precision=True):
             for batch in chosen.chunks(size):
-                learner.evaluated += 2 * len(batch.y)
+                learner.sample_gradients += 2 * len(batch.y)
                 total += vmap(row_sums)(batch.x, batch.y, batch.t).abs().sum(0)
         return Diagonal(total / len(chosen))

@@ -12,7 +12,7 @@ from hydra.utils import get_object
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import PLAIN_SGD, rate, rescales
+from cl_bench.core.optim import PLAIN_SGD, effective_lr, rescales_gradient
 from cl_bench.core.state import Stateful
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import Curvature
@@ -41,7 +41,7 @@ class Penalty(Stateful):
         self, learner: Learner, merging: Merging, strength: float, step: Step, every: int
     ) -> None:
         self.merging, self.strength, self.every = merging, strength, every
-        explicit = step == "explicit" or (step == "auto" and rescales(learner.optimizer))
+        explicit = step == "explicit" or (step == "auto" and rescales_gradient(learner.optimizer))
         self.step: PenaltyStep = ExplicitStep() if explicit else ImplicitStep()
         self.factor = 1.0  # of the strength, in the present task: set by the method
         self.quadratics: list[Quadratic] = []
@@ -80,7 +80,7 @@ class Penalty(Stateful):
         return self.factor * self.strength
 
     def _active(self, learner: Learner) -> bool:
-        return bool(self.quadratics) and self._weight > 0 and rate(learner.optimizer) > 0
+        return bool(self.quadratics) and self._weight > 0 and effective_lr(learner.optimizer) > 0
 
 
 def check_options(config: dict[str, Any]) -> None:

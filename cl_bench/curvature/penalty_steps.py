@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import rate, stability
+from cl_bench.core.optim import effective_lr, stability_limit
 from cl_bench.core.state import Stateful, stored_as
 from cl_bench.curvature.base import Curvature
 from cl_bench.curvature.merging import Quadratic
@@ -108,14 +108,14 @@ def gradient(quadratics: Quadratics, theta: Tensor) -> Any:
 
 def proximal_damping(learner: Learner, weight: float) -> float:
     """(1 - momentum) / (lr weight): what a proximal step adds to the diagonal of A."""
-    return 1 / (rate(learner.optimizer) * weight)
+    return 1 / (effective_lr(learner.optimizer) * weight)
 
 
 def check_stability(
     learner: Learner, quadratics: Quadratics, strength: float, factor: float, every: int
 ) -> None:
     """Raise UserError where explicit steps with weight strength * factor would diverge."""
-    bound = stability(learner.optimizer, every)
+    bound = stability_limit(learner.optimizer, every)
     if bound == inf:
         return
     largest = float(sharpest(quadratics, learner.flat.theta.detach()))

@@ -27,7 +27,7 @@ def hessian_product(learner: Learner, task: Task) -> Product:
             for batch in task.chunks(chunk(learner)):
                 slope = grad(lambda th, b=batch: learner.losses(th, b).sum())
                 pull = vjp(slope, theta)[1]
-                learner.evaluated += 2 * len(batch.y) * (v.numel() // v.shape[-1])
+                learner.sample_gradients += 2 * len(batch.y) * (v.numel() // v.shape[-1])
                 total += pull(v)[0] if v.dim() == 1 else vmap(pull)(v)[0]
         return total / len(task)
 
@@ -50,7 +50,7 @@ def ggn_product(learner: Learner, task: Task) -> Product:
                 roots = output_roots(learner, batch, logits, None)
                 seen = (roots * moved).sum(-1, keepdim=True)  # (R, B, 1)
                 total += pull((roots * seen).sum(0))[0]
-                learner.evaluated += 2 * len(batch.y)
+                learner.sample_gradients += 2 * len(batch.y)
         return total / len(task)
 
     return product

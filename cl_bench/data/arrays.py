@@ -1,4 +1,4 @@
-"""Source: the arrays of one data set and the hash that identifies them."""
+"""Source: the arrays of one data set, and the hash that identifies them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,) int64
 
 @dataclass(frozen=True)
 class Source:
-    """A data set in memory, before it is cut into tasks."""
+    """A data set in memory, on the CPU, before it is cut into tasks."""
 
     name: str
     train_x: Tensor  # (N, C, H, W) uint8
-    train_y: Tensor  # (N,) int64 class ids 0..K-1
+    train_y: Tensor  # (N,) int64 class ids 0 to K - 1
     test_x: Tensor
     test_y: Tensor
     classes: tuple[str, ...]  # class names, index = class id
-    groups: tuple[int, ...] | None  # coarse class of each class (CIFAR-100)
+    groups: tuple[int, ...] | None  # superclass of each class; None: there are none
     sha256: str  # `digest` of the four tensors
     provenance: dict[str, str]  # origin, layout, order, resize, versions
 
 
-def sealed(
+def make_source(
     name: str,
     train: Part,
     test: Part,
@@ -35,12 +35,12 @@ def sealed(
     groups: tuple[int, ...] | None,
     provenance: dict[str, str],
 ) -> Source:
-    """A source with the hash of its tensors."""
+    """Build a `Source` from its parts, and compute the hash of its tensors."""
     return Source(name, *train, *test, classes, groups, digest(*train, *test), provenance)
 
 
 def digest(*tensors: Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes of contiguous CPU tensors, in order; copies nothing."""
+    """SHA-256 of the dtype, shape and bytes of contiguous CPU tensors, without copying them."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -49,5 +49,5 @@ def digest(*tensors: Tensor) -> str:
 
 
 def versions(*packages: str) -> str:
-    """`package version, package version`, of installed packages."""
+    """The installed versions of some packages, as `package version, package version`."""
     return ", ".join(f"{package} {version(package)}" for package in packages)

@@ -1,4 +1,4 @@
-"""Augmentation per sample on the device: crop with padding, flip, resize, normalise."""
+"""Augmentation and normalisation of images on the device, drawn for each sample."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cl_bench.base.exceptions import UserError
 
 
 class Transform:
-    """uint8 pixels to what the network sees; `draw` is random, `view` is not.
+    """Turns uint8 pixels into the network's input.
 
-    draw:  pad with black, crop at a random place, flip with probability 1/2: one gather.
-    view:  centre crop (if not cropped yet), resize, (x / 255 - mean) / std.
+    draw  augments at random: pad with black, crop at a random place, flip with probability 1/2
+    view  is deterministic: crop the centre if not cropped yet, resize, (x / 255 - mean) / std
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Transform:
         self.centred = any(mean)
 
     def draw(self, x: Tensor, rng: Generator) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, crop or H, crop or W) uint8, a draw for each sample."""
+        """(B, C, H, W) uint8 -> (B, C, crop or H, crop or W) uint8, one random draw per sample."""
         if self.crop is None and not self.flip and not self.padding:
             return x
         height, width = self.crop or x.shape[-2], self.crop or x.shape[-1]
@@ -51,7 +51,7 @@ class Transform:
         return x[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
     def view(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, h, w) float32."""
+        """(B, C, H, W) uint8 -> (B, C, h, w) float32; UserError for another number of channels."""
         if self.crop is not None and x.shape[-1] > self.crop:
             top, left = (x.shape[-2] - self.crop) // 2, (x.shape[-1] - self.crop) // 2
             x = x[..., top : top + self.crop, left : left + self.crop]
@@ -68,15 +68,15 @@ class Transform:
 
 
 def _window(size: int, out: int, count: int, rng: Generator) -> Tensor:
-    """(count, out): the positions of a random window of `out` among `size`, one a sample."""
+    """(count, out): for each sample, the indices of a random window of length `out` in `size`."""
     if out > size:
         raise UserError(f"dataset.transform.crop={out}: the padded images have {size} pixels")
     start = torch.randint(size - out + 1, (count, 1), generator=rng, device=rng.device)
     return start + torch.arange(out, device=rng.device)
 
 
-def turned(x: Tensor, degrees: float) -> Tensor:
-    """(N, C, H, W) uint8, counter-clockwise about the centre, black outside, nearest pixels."""
+def rotate(x: Tensor, degrees: float) -> Tensor:
+    """Rotate images (N, C, H, W) uint8 counter-clockwise: nearest pixel, black outside."""
     from torchvision.transforms.functional import rotate
 
     return torch.cat([rotate(part, degrees) for part in x.split(5_000)])

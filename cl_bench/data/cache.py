@@ -1,7 +1,7 @@
-"""Prepared data sets are kept on disk: read from there, or made from their origin and written.
+"""Prepared data sets on disk: read where they are there, else made from the published files.
 
-They are kept in `cache_dir`; where that is null, in `<data_dir>/cache`, or, where that cannot be
-written and does not hold what is needed, in the user's own cache folder.
+They are kept in `cache_dir`. Where that is null, they are kept in `<data_dir>/cache`; and where
+that cannot be written and does not have the data set, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -16,62 +16,63 @@ from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.data import prepared
 from cl_bench.data.arrays import Source
-from cl_bench.data.origin import Origin, fingerprint, found_instead, in_the_way
+from cl_bench.data.origin import Origin, describe_found, describe_obstacle, fingerprint
 from cl_bench.data.prepared import Prepared, UnusableError
 
-_announced: set[Path] = set()  # folders that were announced in place of another
+_announced: set[Path] = set()  # folders that a message has named already
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A source that is looked for; `fetch` tries to bring it and says in words what came of it."""
+class SourceSpec:
+    """Where to look for a data set, how to fetch it, and under which name to keep it."""
 
     key: str  # name of its file in `<data_dir>/cache`
-    sought: str  # "cifar100: CIFAR-100 not found in /x (looked for ...)"
-    origins: tuple[Origin, ...]  # the first that is complete is read
-    fetch: Callable[[], str]
+    not_found: str  # the message: "cifar100: CIFAR-100 not found in /x (looked for ...)"
+    origins: tuple[Origin, ...]  # the first one that is complete is read
+    fetch: Callable[[], str]  # tries a download; returns its outcome, or advice, as a sentence
     shared_key: str | None = None  # name of its file in a folder for several data_dirs; None: `key`
 
     def find(self) -> Origin | None:
-        """The origin that the source is read from."""
+        """The first origin that is complete; None where none is."""
         return next((origin for origin in self.origins if origin.complete), None)
 
 
-def cached(home: Path, wanted: Wanted, cache_dir: str | None = None) -> Source:
-    """The source from its file; from its origin if that has changed or the file is unfit.
+def load_cached(home: Path, spec: SourceSpec, cache_dir: str | None = None) -> Source:
+    """The source from its prepared file, which is made again if its origin has changed.
 
-    The first of the `cache_files` serves that holds the source or can be written.
+    Of `cache_files`, the first one is used that has the source or can be written. Raises UserError
+    where there is none, or where the data set is not found.
     """
     problems: list[str] = []
     try:
-        for file in cache_files(home, wanted, cache_dir):
-            source, _ = _usable(file, wanted)
+        for file in cache_files(home, spec, cache_dir):
+            source, _ = _load_current(file, spec)
             if source is not None:
                 return source
-            problem = _unwritable(file.parent)
+            problem = _write_problem(file.parent)
             if problem is None:
                 _announce(file.parent, problems)
-                return _prepared(file, wanted)
+                return _prepare(file, spec)
             problems.append(problem)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{wanted.key}: {where}{error.strerror or error}") from error
-    raise UserError(f"{wanted.key}: {', nor '.join(problems)}; set cache_dir=<folder>")
+        raise UserError(f"{spec.key}: {where}{error.strerror or error}") from error
+    raise UserError(f"{spec.key}: {', nor '.join(problems)}; set cache_dir=<folder>")
 
 
-def cache_files(home: Path, wanted: Wanted, cache_dir: str | None) -> list[Path]:
-    """Where the prepared source may be kept, the best place first."""
+def cache_files(home: Path, spec: SourceSpec, cache_dir: str | None) -> list[Path]:
+    """The places where the prepared source may be kept, in order of preference."""
     own = home / "cache"
     user = os.environ.get("XDG_CACHE_HOME", "")
     user = user if os.path.isabs(user) else "~/.cache"  # as the XDG specification has it
     folders = [own, files.absolute(user) / "cl_bench" / "cache"]
     folders = folders if cache_dir is None else [files.absolute(cache_dir)]
-    keys = [wanted.key if folder == own else wanted.shared_key or wanted.key for folder in folders]
+    keys = [spec.key if folder == own else spec.shared_key or spec.key for folder in folders]
     return [folder / f"{key}.safetensors" for folder, key in zip(folders, keys, strict=True)]
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why no file can be made in a folder; None: one can."""
+def _write_problem(folder: Path) -> str | None:
+    """Why no file can be created in a folder, as a sentence; None where one can."""
     try:
         files.require_writable(folder)
     except OSError as error:
@@ -80,16 +81,16 @@ def _unwritable(folder: Path) -> str | None:
 
 
 def _announce(folder: Path, problems: list[str]) -> None:
-    """Say once where prepared data is kept, if not where it was meant to be."""
+    """Print once that prepared data is kept in `folder`, if a preferred one had a problem."""
     if problems and folder not in _announced:
         _announced.add(folder)
         print(f"{problems[0]}: prepared data is kept in {folder}", file=sys.stderr)
 
 
-def _usable(file: Path, wanted: Wanted) -> tuple[Source | None, str]:
-    """The source from the file; or None and why not (nothing where there is no file).
+def _load_current(file: Path, spec: SourceSpec) -> tuple[Source | None, str]:
+    """The source in a prepared file, and ""; or None and why it cannot be used.
 
-    A file whose origin has gone is used: it is whole.
+    The reason is "" where there is no file. A file whose origin was removed is used.
     """
     try:
         held = prepared.load(file)
@@ -97,36 +98,42 @@ def _usable(file: Path, wanted: Wanted) -> tuple[Source | None, str]:
         return None, str(error)
     if held is None:
         return None, ""
-    origin = wanted.find()
+    origin = spec.find()
     if origin is None or held.fingerprint == fingerprint(origin):
         return held.source, ""
     return None, "was made from another state of its origin"
 
 
-def _prepared(file: Path, wanted: Wanted) -> Source:
-    """Made from its origin; by one process at a time, after which the others find the file."""
+def _prepare(file: Path, spec: SourceSpec) -> Source:
+    """Make the prepared file; one process does so, and others wait and then read the file."""
     with files.locked(file.with_name(f".{file.stem}.lock"), wait=True):
-        source, complaint = _usable(file, wanted)
+        source, complaint = _load_current(file, spec)
         if source is not None:
             return source
-        origin = wanted.find() or _fetched(wanted, complaint and f"the cache {file} {complaint}")
+        origin = spec.find() or _fetch(spec, complaint and f"the cache {file} {complaint}")
         if complaint:
             print(f"{file} {complaint}: rebuilding it from {origin.place}", file=sys.stderr)
-        return _built(file, origin)
+        return _build(file, origin)
 
 
-def _fetched(wanted: Wanted, complaint: str) -> Origin:
-    """The origin once it is downloaded; UserError that says what is there and what was tried."""
-    instead = found_instead(wanted.origins)
-    outcome = "" if in_the_way(wanted.origins) else wanted.fetch()
-    origin = wanted.find()
+def _fetch(spec: SourceSpec, complaint: str) -> Origin:
+    """Fetch the data set and return its origin.
+
+    Raises UserError where that fails, which says what was found and what was tried.
+    """
+    instead = describe_found(spec.origins)
+    outcome = "" if describe_obstacle(spec.origins) else spec.fetch()
+    origin = spec.find()
     if origin is None:
-        raise UserError("; ".join(filter(None, [wanted.sought, instead, outcome, complaint])))
+        raise UserError("; ".join(filter(None, [spec.not_found, instead, outcome, complaint])))
     return origin
 
 
-def _built(file: Path, origin: Origin) -> Source:
-    """Read the origin and keep it; the fingerprint is taken first, so a change meanwhile shows."""
+def _build(file: Path, origin: Origin) -> Source:
+    """Read the origin and write the prepared file.
+
+    The fingerprint is taken before reading, so that a change while reading is noticed next time.
+    """
     state, source = fingerprint(origin), origin.read()
     where = {"origin": str(origin.place), "layout": origin.layout}
     source = replace(source, provenance=where | source.provenance)

@@ -1,4 +1,4 @@
-"""Whether a dataset's options fit the data set they are for, before that is read."""
+"""Checks that the options of `dataset` fit the data set, before the data set is read."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Scenario
 from cl_bench.data import plan
 from cl_bench.data import scenario as scenarios
-from cl_bench.data.published import Contents, Shape, published
-from cl_bench.data.split import Keep
+from cl_bench.data.published import Contents, Shape, known_contents
+from cl_bench.data.split import TrainingLimit
 
-MASKS = {  # of the scenarios whose masks are known here
+MASKS = {  # the masks of our own scenarios, by the name that a config has
     f"{scenarios.__name__}.{mask.__name__}": mask
     for mask in (scenarios.data_il, scenarios.task_il, scenarios.class_il)
 }
 
 
 def check(plain: dict[str, Any]) -> None:
-    """UserError where a resolved config asks for what its data set does not have.
+    """Raise UserError where a resolved config asks for what its data set does not have.
 
-    What is not known before it is read, as of an image folder, is checked by `stream.build`.
+    What is not known in advance, such as the classes of an image folder, `stream.build` checks.
     """
     dataset, scenario, evaluation = (plain[key] for key in ("dataset", "scenario", "evaluation"))
-    contents = published(dataset["source"])
+    contents = known_contents(dataset["source"])
     _check_transform(dataset["transform"], contents)
-    keep = Keep(dataset["train_per_task"], dataset["fraction"])
-    keep.require_one()
-    images = None if keep.count is None else [keep.count]
+    limit = TrainingLimit(dataset["train_per_task"], dataset["fraction"])
+    limit.require_single()
+    images = None if limit.count is None else [limit.count]
     if contents is not None:
-        images = _images(contents, dataset, keep, MASKS.get(scenario["live"]["_target_"]))
+        images = _images(contents, dataset, limit, MASKS.get(scenario["live"]["_target_"]))
     if evaluation["split"] == "val":
         for task, count in enumerate(images or []):
-            plan.held_out(task, count, evaluation["holdout"])
+            plan.holdout_size(task, count, evaluation["holdout"])
 
 
 def shape_and_classes(dataset: dict[str, Any]) -> tuple[Shape, int] | None:
-    """What a network sees of a resolved `dataset`, and how many outputs it needs; None: unknown."""
-    contents = published(dataset["source"])
+    """Shape of a network's input and number of outputs for `dataset`; None where not known."""
+    contents = known_contents(dataset["source"])
     if contents is None or contents.classes is None:
         return None
     transform, (channels, side, _) = dataset["transform"], contents.shape
@@ -49,15 +49,15 @@ def shape_and_classes(dataset: dict[str, Any]) -> tuple[Shape, int] | None:
 
 
 def _images(
-    contents: Contents, dataset: dict[str, Any], keep: Keep, mask: Scenario | None
+    contents: Contents, dataset: dict[str, Any], limit: TrainingLimit, mask: Scenario | None
 ) -> list[int] | None:
-    """The training images of each task, where they are known."""
+    """The number of training images of each task; None where not known."""
     split, rng = dataset["split"], Generator().manual_seed(dataset["seed"])
-    groups = plan.groups_of(contents, split, dataset["tasks"], dataset["order"], rng)
+    groups = plan.classes_of_tasks(contents, split, dataset["tasks"], dataset["order"], rng)
     if split == "class" and groups is not None and mask is not None:
         plan.membership(groups, mask)
-    there = None if groups is None else plan.sizes(contents, split, groups)
-    return plan.kept(contents, keep, there)
+    there = None if groups is None else plan.task_sizes(contents, split, groups)
+    return plan.limited_sizes(contents, limit, there)
 
 
 def _check_transform(transform: dict[str, Any], contents: Contents | None) -> None:

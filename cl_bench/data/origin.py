@@ -1,4 +1,4 @@
-"""Where a data set may lie on the disk, whether it is there, and in which state its files are."""
+"""A place on disk where a data set may be: whether it is complete, and a hash of its state."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Source
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
-SMALL = 4 * 2**20  # bytes
-SHOWN = 5  # names that a message lists
-NO_TEXT = {"Cc", "Cs"}  # categories of control characters, and of bytes that are not UTF-8
+SMALL = 4 * 2**20  # bytes: files up to this size are hashed
+SHOWN = 5  # number of names that a message lists
+NO_TEXT = {"Cc", "Cs"}  # Unicode categories: control characters, and bytes that are not UTF-8
 NOTHING, FILE, FOLDER = "nothing", "a file", "a folder"
-KINDS = {  # of what a path leads to, by the type in its mode
+KINDS = {  # the words for a file type
     stat.S_IFREG: FILE,
     stat.S_IFDIR: FOLDER,
     stat.S_IFIFO: "a named pipe",
@@ -28,11 +28,11 @@ KINDS = {  # of what a path leads to, by the type in its mode
 
 @dataclass(frozen=True)
 class Images:
-    """Image files that lie `depth` folders below `root`; hidden ones are left out."""
+    """All image files `depth` folders below `root`, without hidden ones."""
 
     root: Path
     depth: int  # 0: in `root` itself
-    listed: bool = False  # a published list names them, so their endings may be any
+    listed: bool = False  # a published list names them, so that any file ending is accepted
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class Origin:
     place: Path
     layout: str
     read: Callable[[], Source]
-    files: tuple[Path, ...] = ()  # single files: published arrays and lists
+    files: tuple[Path, ...] = ()  # single files: arrays and lists
     images: tuple[Images, ...] = ()
 
     @property
     def parts(self) -> list[tuple[Path, str]]:
-        """Each path that must be there, and what it must lead to."""
+        """Each path that must exist, and whether it must be a file or a folder."""
         return [(path, FILE) for path in self.files] + [(i.root, FOLDER) for i in self.images]
 
     @property
     def complete(self) -> bool:
-        """Whether the data set lies here in this layout."""
-        return all(kind(path) == wanted for path, wanted in self.parts)
+        """Whether all files and folders of the layout exist."""
+        return all(path_kind(path) == wanted for path, wanted in self.parts)
 
 
-def kind(path: Path) -> str:
-    """What a path leads to, in words."""
+def path_kind(path: Path) -> str:
+    """What a path leads to, in words: "a file", "a folder", "nothing", "a broken link", ..."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -68,19 +68,19 @@ def kind(path: Path) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is read as an image of its folder."""
+    """Whether a file name is that of an image, and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
 
 
 def subfolders(path: Path) -> list[Path]:
-    """Sorted by name, hidden ones and files left out.
+    """The folders in `path`, sorted by name, without hidden ones.
 
-    UserError for a broken link, which may stand for a folder, and for a name that no line of text
-    can hold.
+    Raises UserError for a broken link, which may stand for a folder, and for a name with control
+    characters or not in UTF-8, which could not be printed or recorded as the name of a class.
     """
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    found = {path / name: kind(path / name) for name in names}
+    found = {path / name: path_kind(path / name) for name in names}
     for place, what in found.items():
         if what not in (FILE, FOLDER):
             raise UserError(f"{place} is {what}, neither a file nor a folder")
@@ -92,27 +92,27 @@ def subfolders(path: Path) -> list[Path]:
     return [place for place, what in found.items() if what == FOLDER]
 
 
-def in_the_way(origins: Sequence[Origin]) -> str:
-    """The first file of an origin that is there as something else, in words; else nothing."""
+def describe_obstacle(origins: Sequence[Origin]) -> str:
+    """A sentence on the first path that exists but is not the expected file; "" if none."""
     for path, wanted in _parts(origins, FILE):
-        what = kind(path)
+        what = path_kind(path)
         if what not in (NOTHING, wanted):
             return f"{path} is {what}, not {wanted}"
     return ""
 
 
-def found_instead(origins: Sequence[Origin]) -> str:
-    """What lies where incomplete origins are looked for, in words; empty where nothing does."""
+def describe_found(origins: Sequence[Origin]) -> str:
+    """A sentence on what exists at the places of incomplete origins; "" if nothing does."""
     wanted = [(o.place, FOLDER) for o in origins if o.place not in o.files]
     for path, expected in [*wanted, *_parts(origins, FOLDER), *_parts(origins, FILE)]:
-        what = kind(path)
+        what = path_kind(path)
         if what not in (NOTHING, expected):
             return f"{path} is {what}, not {expected}"
     for origin in origins:
-        if any(kind(path) != NOTHING for path, _ in origin.parts):
+        if any(path_kind(path) != NOTHING for path, _ in origin.parts):
             return f"{_missing(origins, origin.place)} not found in {origin.place}"
-    there = [o.place for o in origins if kind(o.place) == FOLDER]
-    return f"{there[0]} {holds(there[0])}" if there else ""
+    there = [o.place for o in origins if path_kind(o.place) == FOLDER]
+    return f"{there[0]} {describe_folder(there[0])}" if there else ""
 
 
 def _parts(origins: Sequence[Origin], wanted: str) -> Iterator[tuple[Path, str]]:
@@ -120,17 +120,17 @@ def _parts(origins: Sequence[Origin], wanted: str) -> Iterator[tuple[Path, str]]
 
 
 def _missing(origins: Sequence[Origin], place: Path) -> str:
-    """The first missing part of each layout in `place`: `test or val`."""
+    """The first missing path of each layout in `place`, in words: "test or val"."""
     lacking = [
-        next(str(path.relative_to(place)) for path, _ in origin.parts if kind(path) == NOTHING)
+        next(str(path.relative_to(place)) for path, _ in origin.parts if path_kind(path) == NOTHING)
         for origin in origins
-        if origin.place == place and any(kind(path) != NOTHING for path, _ in origin.parts)
+        if origin.place == place and any(path_kind(path) != NOTHING for path, _ in origin.parts)
     ]
     return " or ".join(dict.fromkeys(lacking))
 
 
-def holds(folder: Path) -> str:
-    """What a folder holds, in words: `is empty`, `has 2 folders (cat, dog)`, `has 9 files (.gif)`.
+def describe_folder(folder: Path) -> str:
+    """The content of a folder in words: "is empty", "has 2 folders (cat, dog) and 9 files (.gif)".
 
     Hidden entries are not counted.
     """
@@ -153,9 +153,9 @@ def _counted(entries: list[str], noun: str, names: list[str]) -> str:
 def fingerprint(origin: Origin) -> str:
     """A hash of the layout, and of the name, size and modification time of every file in it.
 
-    A single file of at most `SMALL` bytes is known by its content in place of its time, so that
-    two environments with the same package have the same. Names are relative to the place, so that
-    a moved data set keeps its cache.
+    Of a single file of at most `SMALL` bytes, the content is hashed in place of the time, so that
+    two installations of the same package agree. Names are relative to the place, so that a data set
+    that was moved keeps its prepared file.
     """
     sha = hashlib.sha256(origin.layout.encode())
     for path in origin.files:
@@ -171,10 +171,10 @@ def fingerprint(origin: Origin) -> str:
 
 
 def _states(folder: str, name: str, depth: int, listed: bool) -> Iterator[str]:
-    """For each folder `depth` below `folder`: a line for itself and for each of its images.
+    """For each folder `depth` levels below `folder`: its name, and a line for each of its images.
 
-    `name` stands for `folder` in the lines. There may be a million files: each costs one entry of
-    `scandir` and one `stat`.
+    `name` takes the place of `folder` in the lines. There may be a million files, so that each file
+    costs only one entry of `scandir` and one `stat`.
     """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
@@ -190,6 +190,6 @@ def _states(folder: str, name: str, depth: int, listed: bool) -> Iterator[str]:
 def _state(entry: os.DirEntry[str]) -> str:
     try:
         info = entry.stat()
-    except OSError:  # a broken link, which is found again when it is read
+    except OSError:  # a broken link, which is reported when it is read
         return f"{entry.name} is out of reach"
     return f"{entry.name} {info.st_size} {info.st_mtime_ns}"

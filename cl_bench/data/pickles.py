@@ -1,10 +1,10 @@
-"""ImageNet32's published pickles, read without running what else a pickle could hold.
+"""Reads ImageNet32's published pickles safely.
 
-Nothing in any data file is executed. A pickle may name any function and have it called, so the
-files of ImageNet32, which have no published checksums, are read by an unpickler that knows arrays
-of numbers alone. CIFAR's pickles are read by torchvision, after their MD5 sums are found to be the
-published ones (`readers`); SVHN's mat files likewise, and their format holds arrays. The other
-formats are plain numbers (idx, csv, safetensors), text, and images (`decode`).
+Nothing in any data file is executed. A pickle may name any function and have it called. The files
+of ImageNet32 have no published checksums, so that they are read by an unpickler that accepts arrays
+of numbers only. torchvision reads CIFAR's pickles and SVHN's mat files after it has verified their
+published MD5 sums (`readers`). The other formats are plain numbers (idx, csv, safetensors), text,
+and images (`decode`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from cl_bench.base.exceptions import UserError, one_line
-from cl_bench.data.arrays import Part, Source, sealed, versions
+from cl_bench.data.arrays import Part, Source, make_source, versions
 
 CLASSES = 1000
-HARMLESS = {  # all that an array of numbers needs
+ALLOWED = {  # the functions that a pickled array of numbers needs
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
@@ -32,27 +32,30 @@ HARMLESS = {  # all that an array of numbers needs
 }
 
 
-class Arrays(pickle.Unpickler):
-    """Dictionaries, lists, numbers and arrays, nothing else."""
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries, lists, numbers and arrays; anything else is an UnpicklingError."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in HARMLESS:
+        if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
 
 def read_imagenet32(files: Sequence[Path]) -> Source:
-    """`train_data_batch_1..10` and, last, `val_data`: rows of 3 x 32 x 32 bytes, labels 1..1000."""
+    """ImageNet32 from `train_data_batch_1` to `_10` and `val_data`, which is the last of `files`.
+
+    Each has rows of 3 x 32 x 32 bytes and labels 1 to 1000.
+    """
     parts = [_part(file) for file in files]
     x, y = (torch.cat(tensors) for tensors in zip(*parts[:-1], strict=True))
-    facts = {"order": "as published", "resize": "none", "versions": versions("torch", "numpy")}
+    provenance = {"order": "as published", "resize": "none", "versions": versions("torch", "numpy")}
     names = tuple(str(i + 1) for i in range(CLASSES))
-    return sealed("imagenet32", (x, y), parts[-1], names, None, facts)
+    return make_source("imagenet32", (x, y), parts[-1], names, None, provenance)
 
 
 def _part(file: Path) -> Part:
     try:
-        held = Arrays(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        held = ArrayUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
         rows, labels = (_entry(held, key) for key in ("data", "labels"))
         x = torch.from_numpy(np.asarray(rows, np.uint8)).view(-1, 3, 32, 32)
         y = torch.as_tensor(np.asarray(labels, np.int64)) - 1
@@ -68,7 +71,7 @@ def _part(file: Path) -> Part:
 
 
 def _entry(held: dict, key: str) -> Any:
-    """Whether it was pickled by Python 2 or 3."""
+    """An entry of the dictionary, whose keys are bytes if it was pickled by Python 2."""
     return held[key.encode()] if key.encode() in held else held[key]
 
 

@@ -1,7 +1,7 @@
-"""Which classes and how many images each task has, worked out from counts alone.
+"""The classes and the number of images of each task, computed from counts alone.
 
-`check` asks before a data set is read, from what is known of it; `stream.build` asks again of what
-was read. Whatever is refused has the same words in both.
+`check` calls these functions before a data set is read, with its published counts, and
+`stream.build` calls them with the counts of the images read. Both refuse with the same message.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Generator, Tensor
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Scenario
 from cl_bench.data.published import Contents
-from cl_bench.data.split import Keep, Order, class_groups
+from cl_bench.data.split import Order, TrainingLimit, class_groups
 
 Split = Literal["class", "sample", "permutation", "rotation"]
 Heads = Literal["shared", "apart"]
 
 
-def groups_of(
+def classes_of_tasks(
     contents: Contents, split: Split, tasks: int, order: Order, rng: Generator
 ) -> list[list[int]] | None:
-    """The classes of each task: their own, or all of them; None where they are not known.
+    """The classes of each task: some of them with split=class, else all; None where not known.
 
-    UserError where the data set does not have them.
+    Raises UserError where the data set does not have enough classes, or no superclasses.
     """
     if contents.classes == 1:
         raise UserError(
@@ -47,7 +47,7 @@ def groups_of(
 def _class_order(
     contents: Contents, classes: int, tasks: int, order: Order, rng: Generator
 ) -> list[int]:
-    """The classes as they come: by id, shuffled by `rng`, or coarse class by coarse class."""
+    """The class ids in the order `order`: by id, random, or superclass by superclass."""
     if tasks > classes:
         raise UserError(f"dataset.tasks={tasks}: {contents.name} has {classes} classes")
     if order == "random":
@@ -59,15 +59,18 @@ def _class_order(
 
 
 def membership(groups: list[list[int]], scenario: Scenario) -> Tensor:
-    """(T, K) bool: the classes of each task; UserError where one class would stand alone."""
+    """(T, K) bool: the classes of each task.
+
+    Raises UserError where only one class would compete for the samples of a task.
+    """
     classes = len({c for group in groups for c in group})
     member = torch.zeros(len(groups), classes, dtype=torch.bool)
     for task, group in enumerate(groups):
         member[task, group] = True
     if scenario(member, len(groups) - 1).sum(1).min() < 2:
-        most = classes // 2
-        fewer = f"dataset.tasks={most}" + (" or fewer" if most > 1 else "")
-        advice = fewer if len(groups) > most else "another dataset.order"
+        limit = classes // 2
+        fewer = f"dataset.tasks={limit}" + (" or fewer" if limit > 1 else "")
+        advice = fewer if len(groups) > limit else "another dataset.order"
         raise UserError(
             f"dataset.tasks={len(groups)}: in this scenario a task of one class leaves nothing "
             f"to tell apart; use {advice}, or scenario=class or data"
@@ -75,8 +78,8 @@ def membership(groups: list[list[int]], scenario: Scenario) -> Tensor:
     return member
 
 
-def sizes(contents: Contents, split: Split, groups: list[list[int]]) -> list[int] | None:
-    """The training images of each task before some are left out; None where they are unknown."""
+def task_sizes(contents: Contents, split: Split, groups: list[list[int]]) -> list[int] | None:
+    """The number of training images of each task before `TrainingLimit`; None where not known."""
     tasks, total = len(groups), contents.images
     if split == "class":
         counts = contents.train
@@ -88,21 +91,28 @@ def sizes(contents: Contents, split: Split, groups: list[list[int]]) -> list[int
     return [total // tasks + (task < total % tasks) for task in range(tasks)]
 
 
-def kept(contents: Contents, keep: Keep, there: list[int] | None) -> list[int] | None:
-    """The training images of each task; None where they are unknown.
+def limited_sizes(
+    contents: Contents, limit: TrainingLimit, sizes: list[int] | None
+) -> list[int] | None:
+    """The number of training images of each task after `limit`; None where not known.
 
-    UserError where more are asked for than a task has, or than all have together.
+    sizes  the numbers before the limit; None where not known
+
+    Raises UserError where more are asked for than a task has, or than the data set has.
     """
-    keep.require_one()
-    if there is not None:
-        return [keep.of(count) or count for count in there]
+    limit.require_single()
+    if sizes is not None:
+        return [limit.count_of(count) or count for count in sizes]
     if contents.images is not None:
-        keep.of(contents.images)
-    return None if keep.count is None else [keep.count]
+        limit.count_of(contents.images)
+    return None if limit.count is None else [limit.count]
 
 
-def held_out(task: int, images: int, holdout: float) -> int:
-    """How many of a task's training images are tested on; UserError where none or all would be."""
+def holdout_size(task: int, images: int, holdout: float) -> int:
+    """How many training images of a task are held out to test on.
+
+    Raises UserError where it would be none or all of them.
+    """
     count = round(images * holdout)
     if not 0 < count < images:
         raise UserError(

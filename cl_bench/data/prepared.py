@@ -1,7 +1,8 @@
-"""The file of a prepared source: safetensors, checked by its hash each time it is read.
+"""The file of a prepared data set: safetensors, whose hashes are verified at each read.
 
-The header holds `version`, `fingerprint` (of the origin), `facts` (json) and `seal`, the SHA-256
-of these three and of the file's own name: an altered header is found like an altered pixel.
+The header has `version`, `fingerprint` (of the origin), `facts` (the other fields of the source, as
+JSON) and `seal`, the SHA-256 of these three and of the file's name. So an altered header is noticed
+as well as an altered pixel.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ VERSION = "1"
 
 
 class Prepared(NamedTuple):
-    """A source as it was prepared, and the fingerprint of what it was prepared from."""
+    """A source, and the fingerprint of the origin that it was made from."""
 
     source: Source
     fingerprint: str
 
 
 class UnusableError(Exception):
-    """The file cannot be used; the message goes on from its name."""
+    """A prepared file cannot be used; the message continues a sentence on the file."""
 
 
 def load(file: Path) -> Prepared | None:
-    """What the file holds, None where there is none; UnusableError where it cannot be used."""
+    """Read a prepared file; None where there is none, UnusableError where it cannot be used."""
     if not os.path.lexists(file):
         return None
     try:
         files.require_regular(file)
         return _read(file)
     except (OSError, SafetensorError) as error:
-        raise UnusableError(f"is unreadable ({_said(error)})") from error
+        raise UnusableError(f"is unreadable ({_reason(error)})") from error
 
 
 def _read(file: Path) -> Prepared:
-    """Tensors are copied out of the file, so nothing that happens to it later reaches them."""
+    """Read and verify a file; tensors are copied, so that later changes of it cannot reach them."""
     with safe_open(file, framework="pt") as stored:
         meta = stored.metadata() or {}
         if meta.get("version") != VERSION:
@@ -63,7 +64,7 @@ def _read(file: Path) -> Prepared:
 
 
 def save(file: Path, prepared: Prepared) -> None:
-    """Replace the file; UserError where it cannot be written."""
+    """Write the file in place of an earlier one; UserError where that fails."""
     fingerprint, fields = prepared.fingerprint, vars(prepared.source)
     tensors = {name: fields[name] for name in TENSORS}
     facts = json.dumps({name: fields[name] for name in fields if name not in tensors})
@@ -75,12 +76,12 @@ def save(file: Path, prepared: Prepared) -> None:
             fresh.chmod(0o644)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file}: cannot write the prepared data set: {_said(error)}; make room there, or set "
-            "cache_dir=<folder>"
+            f"{file}: cannot write the prepared data set: {_reason(error)}; make room there, or "
+            "set cache_dir=<folder>"
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or one_line(error)
 

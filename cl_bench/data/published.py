@@ -1,7 +1,8 @@
-"""What is known of a data set before it is read: how many images of which shape and classes.
+"""What is known of a data set before it is read: its image shape, and the images of each class.
 
-With it a config that asks for more than there is is refused before anything is loaded (`check`),
-and a network is measured before it is built (`size`). Of an image folder the shape alone is known.
+With these numbers `check` refuses a config that asks for more than the data set has, and
+`config.size` computes the size of a network, both before anything is loaded. Of an image folder
+only the shape is known.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.data.arrays import Source
 from cl_bench.data.superclasses import GROUPS
 
-SIDE = 32  # of the images of composed data sets
-CHARACTERS, DRAWINGS = 1623, (16, 4)  # Omniglot's, and of each those for training and for test
-TURNS = 4  # of each drawing in turned Omniglot
+SIDE = 32  # pixels of an image's side in `composed.rgb32`
+CHARACTERS, DRAWINGS = 1623, (16, 4)  # of Omniglot: classes; training and test images of each
+TURNS = 4  # orientations of each drawing in `composed.turned_omniglot`
 
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -25,24 +26,24 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 @dataclass(frozen=True)
 class Contents:
-    """The numbers of a data set; None is unknown, but for groups, where it is none."""
+    """The shape of a data set's images and their numbers; None where a number is not known."""
 
     name: str
-    shape: Shape  # of every image
+    shape: Shape  # of each image
     classes: int | None = None
     train: tuple[int, ...] | None = None  # training images of each class
-    test: tuple[int, ...] | None = None
-    groups: tuple[int, ...] | None = None  # coarse class of each class
-    total: int | None = None  # training images, where only their sum is known
+    test: tuple[int, ...] | None = None  # test images of each class
+    groups: tuple[int, ...] | None = None  # superclass of each class; None: there are none
+    total: int | None = None  # training images in all, where only this is known
 
     @property
     def images(self) -> int | None:
-        """All training images."""
+        """The number of training images."""
         return self.total if self.train is None else sum(self.train)
 
 
-def measured(source: Source) -> Contents:
-    """The contents of a source that was read."""
+def contents_of(source: Source) -> Contents:
+    """The contents of a source, counted."""
     classes = len(source.classes)
     channels, height, width = source.train_x.shape[1:]
     return Contents(
@@ -55,26 +56,28 @@ def measured(source: Source) -> Contents:
     )
 
 
-def published(node: dict[str, Any]) -> Contents | None:
-    """What is known of the source that a config's `dataset.source` describes; None: nothing.
+def known_contents(node: dict[str, Any]) -> Contents | None:
+    """The contents of the data set that `dataset.source` of a config names; None where not known.
 
-    UserError where the node asks for what the data set does not have.
+    Raises UserError where the node asks for what the data set does not have.
     """
     module, _, name = str(node.get("_target_")).rpartition(".")
     if module == "cl_bench.data.source" and name in PUBLISHED:
         return PUBLISHED[name]
-    made = MADE.get(f"{module}.{name}")
+    made = COMPUTED.get(f"{module}.{name}")
     return None if made is None else made(node)
 
 
-def _even(name: str, side: int, classes: int, train: int, test: int, channels: int = 3) -> Contents:
-    """As many images of each class."""
+def _balanced(
+    name: str, side: int, classes: int, train: int, test: int, channels: int = 3
+) -> Contents:
+    """The contents of a data set with the same number of images in each class."""
     shape = (channels, side, side)
     return Contents(name, shape, classes, (train,) * classes, (test,) * classes)
 
 
 PUBLISHED = {
-    "mnist5k": _even("mnist5k", 28, 10, 400, 100, channels=1),
+    "mnist5k": _balanced("mnist5k", 28, 10, 400, 100, channels=1),
     "mnist": Contents(
         "mnist",
         (1, 28, 28),
@@ -82,10 +85,10 @@ PUBLISHED = {
         (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
         (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
     ),
-    "fashion": _even("fashion", 28, 10, 6000, 1000, channels=1),
-    "kmnist": _even("kmnist", 28, 10, 6000, 1000, channels=1),
-    "cifar10": _even("cifar10", 32, 10, 5000, 1000),
-    "cifar100": replace(_even("cifar100", 32, 100, 500, 100), groups=GROUPS),
+    "fashion": _balanced("fashion", 28, 10, 6000, 1000, channels=1),
+    "kmnist": _balanced("kmnist", 28, 10, 6000, 1000, channels=1),
+    "cifar10": _balanced("cifar10", 32, 10, 5000, 1000),
+    "cifar100": replace(_balanced("cifar100", 32, 100, 500, 100), groups=GROUPS),
     "svhn": Contents(
         "svhn",
         (3, 32, 32),
@@ -94,22 +97,23 @@ PUBLISHED = {
         (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
     ),
     "notmnist": Contents("notmnist", (3, 28, 28), 10),
-    "tinyimagenet": _even("tinyimagenet", 64, 200, 500, 50),
-    "miniimagenet": _even("miniimagenet", 84, 100, 500, 100),
+    "tinyimagenet": _balanced("tinyimagenet", 64, 200, 500, 50),
+    "miniimagenet": _balanced("miniimagenet", 84, 100, 500, 100),
     "mit67": Contents("mit67", (3, 256, 256), 67),
     "imagenet32": Contents("imagenet32", (3, 32, 32), 1000, test=(50,) * 1000, total=1_281_167),
 }
+# data sets of at most 32 x 32 pixels
 SMALL = ("cifar10", "cifar100", "mnist", "mnist5k", "fashion", "kmnist", "notmnist", "svhn")
 
 
 def require_small(of: str) -> None:
-    """UserError unless a data set of 32 pixels or fewer has this name."""
+    """Raise UserError unless `of` names a data set of `SMALL`."""
     if of not in SMALL:
         raise UserError(f"dataset.source.of={of}: no such data set; there are {', '.join(SMALL)}")
 
 
 def require_joinable(of: list[str]) -> None:
-    """UserError unless these are two or more data sets of 32 pixels or fewer, each once."""
+    """Raise UserError unless `of` names two or more data sets of `SMALL`, each once."""
     if len(of) < 2 or len(set(of)) < len(of):
         raise UserError(f"dataset.source.of={of}: two or more data sets are joined, each once")
     for name in of:
@@ -117,7 +121,7 @@ def require_joinable(of: list[str]) -> None:
 
 
 def require_characters(classes: int, there: int) -> None:
-    """UserError unless so many of Omniglot's characters are there."""
+    """Raise UserError where more characters are asked for than there are."""
     if classes > there:
         raise UserError(f"dataset.source.classes={classes}: Omniglot has {there}")
 
@@ -127,13 +131,13 @@ def _folder(node: dict[str, Any]) -> Contents:
 
 
 def _omniglot(node: dict[str, Any]) -> Contents:
-    return _even("omniglot", node["size"], CHARACTERS, *DRAWINGS)
+    return _balanced("omniglot", node["size"], CHARACTERS, *DRAWINGS)
 
 
 def _turned(node: dict[str, Any]) -> Contents:
     require_characters(node["classes"], CHARACTERS)
     counts = (TURNS * drawings for drawings in DRAWINGS)
-    return _even("omniglot-turned", node["size"], node["classes"], *counts)
+    return _balanced("omniglot-turned", node["size"], node["classes"], *counts)
 
 
 def _rgb32(node: dict[str, Any]) -> Contents:
@@ -166,7 +170,7 @@ def _square(side: int) -> Shape:
     return 3, side, side
 
 
-MADE: dict[str, Callable[[dict[str, Any]], Contents]] = {
+COMPUTED: dict[str, Callable[[dict[str, Any]], Contents]] = {
     "cl_bench.data.source.folder": _folder,
     "cl_bench.data.source.omniglot": _omniglot,
     "cl_bench.data.composed.turned_omniglot": _turned,

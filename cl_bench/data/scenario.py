@@ -1,6 +1,7 @@
-"""A scenario is a mask: which classes compete for a sample of task t while task `now` is learned.
+"""Scenarios as masks: which classes compete for a sample of each task while task `now` is learned.
 
-Names as in van de Ven & Tolias 2019 (arXiv:1904.07734), `data` for their domain-incremental.
+The names are those of van de Ven & Tolias 2019 (arXiv:1904.07734), with "data" for their
+"domain". Each function takes `classes` (T, K), the classes of each task, and returns (T, K) bool.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from torch import Tensor
 
 
 def data_il(classes: Tensor, now: int) -> Tensor:
-    """(T, K): every class, always: one head for all tasks."""
+    """Data-incremental: all classes compete at all times; all tasks share one head."""
     return torch.ones_like(classes)
 
 
 def task_il(classes: Tensor, now: int) -> Tensor:
-    """(T, K): the task's own classes: its identity is given at test time."""
+    """Task-incremental: the classes of the sample's task compete; the task is known in tests."""
     return classes
 
 
 def class_il(classes: Tensor, now: int) -> Tensor:
-    """(T, K): every class seen so far, whatever the task."""
+    """Class-incremental: all classes of the tasks up to `now` compete, for samples of any task."""
     return classes[: now + 1].any(0).expand_as(classes)

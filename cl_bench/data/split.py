@@ -1,4 +1,4 @@
-"""How a source is cut into tasks: pure functions from labels to index sets."""
+"""Cutting a data set into tasks: pure functions from labels to indices."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Order = Literal["natural", "random", "superclass", "uniform"]
 
 
 @dataclass(frozen=True)
-class Keep:
-    """How many training images of a task are kept."""
+class TrainingLimit:
+    """How many training images each task keeps: a `count`, or a `fraction` of what it has."""
 
     count: int | None
     fraction: float
 
-    def require_one(self) -> None:
-        """UserError where both say how many."""
+    def require_single(self) -> None:
+        """Raise UserError where both are given."""
         if self.count is not None and self.fraction < 1:
             raise UserError(
                 f"dataset.fraction={self.fraction}: dataset.train_per_task={self.count} says how "
                 "many already; one of the two"
             )
 
-    def of(self, there: int) -> int | None:
-        """How many of those that are there; None: all of them."""
-        self.require_one()
+    def count_of(self, there: int) -> int | None:
+        """How many of `there` images are kept; None: all. UserError where there are too few."""
+        self.require_single()
         if self.count is not None and self.count > there:
             raise UserError(
                 f"dataset.train_per_task={self.count}: a task has {there} training images"
@@ -39,16 +39,16 @@ class Keep:
 
 
 def by_class(y: Tensor, groups: list[list[int]]) -> list[Tensor]:
-    """The samples of each group of classes, in the source's order: T index sets."""
+    """The indices of the samples of each group of classes, in the order of the source."""
     return [torch.isin(y, torch.tensor(group)).nonzero().squeeze(1) for group in groups]
 
 
 def class_groups(
     order: list[int], tasks: int, owners: tuple[int, ...] | None = None
 ) -> list[list[int]]:
-    """The class order cut into T runs whose lengths differ by one at most, longer ones first.
+    """Cut the class order into T groups whose sizes differ by at most one, larger ones first.
 
-    Where the classes have T owners and come by them, into what each owner has.
+    Where the classes belong to exactly T superclasses (`owners`), each of these is a group.
     """
     if owners is not None and len(set(owners)) == tasks:
         return [[c for c in order if owners[c] == owner] for owner in sorted(set(owners))]
@@ -56,7 +56,10 @@ def class_groups(
 
 
 def by_sample(y: Tensor, tasks: int, rng: Generator) -> list[Tensor]:
-    """A stratified partition: each class dealt out evenly, which task gets the rest by turns."""
+    """A stratified partition into T tasks, as indices.
+
+    Each class is divided evenly; what remains of a class goes to tasks in turn.
+    """
     rank = _rank_within_class(y, rng)
     offset = torch.cat([torch.zeros(1, dtype=torch.long), y.bincount().cumsum(0)])[y]
     owner = (rank + offset) % tasks
@@ -64,7 +67,7 @@ def by_sample(y: Tensor, tasks: int, rng: Generator) -> list[Tensor]:
 
 
 def stratified(y: Tensor, count: int, rng: Generator) -> Tensor:
-    """`count` of the samples, every class at its share to within one: sorted indices."""
+    """Sorted indices of `count` samples, with each class in proportion to within one sample."""
     sizes = y.bincount()
     share = sizes * count / max(len(y), 1)
     take = share.floor().long()
@@ -75,14 +78,16 @@ def stratified(y: Tensor, count: int, rng: Generator) -> Tensor:
 
 
 def random_subset(total: int, count: int, rng: Generator) -> Tensor:
-    """`count` of `total` indices without replacement."""
+    """`count` of `total` indices, drawn without replacement."""
     return torch.randperm(total, generator=rng)[:count]
 
 
 def angles(tasks: int, order: Order, rng: Generator) -> list[float]:
-    """Degrees: a draw from each of T equal parts of [0, 180) (GEM), rising or in any order.
+    """The rotation of each task, in degrees.
 
-    order=uniform: each drawn from all of [0, 180) (DER).
+    order=natural  one angle from each of T equal parts of [0, 180), increasing (GEM)
+    order=random   the same in random order
+    order=uniform  each angle from [0, 180) (DER)
     """
     if order == "uniform":
         return (180 * torch.rand(tasks, generator=rng, dtype=torch.float64)).tolist()
@@ -94,7 +99,7 @@ def angles(tasks: int, order: Order, rng: Generator) -> list[float]:
 
 
 def _rank_within_class(y: Tensor, rng: Generator) -> Tensor:
-    """(N,): each sample's place in a random order of its own class."""
+    """(N,): the rank of each sample in a random order of the samples of its class."""
     shuffled = torch.randperm(len(y), generator=rng)
     by_label = shuffled[y[shuffled].argsort(stable=True)]
     starts = y.bincount().cumsum(0) - y.bincount()

@@ -1,4 +1,4 @@
-"""Source + split + scenario -> Stream; and the streams made from a stream: joint, validation."""
+"""Builds the stream of tasks from a source, a split and a scenario, and variants of a stream."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cl_bench.base.bounds import Count, Fraction, Seed, Tasks, Text
 from cl_bench.core.types import Scenario, Stream, Task, Transform
 from cl_bench.data import plan
 from cl_bench.data import split as cut
-from cl_bench.data.augment import turned
+from cl_bench.data.augment import rotate
 from cl_bench.data.orders import description_of
 from cl_bench.data.plan import Heads, Split
-from cl_bench.data.published import measured
+from cl_bench.data.published import contents_of
 from cl_bench.data.source import Source
 from cl_bench.data.split import Order
 
@@ -38,27 +38,28 @@ def build(
     scenario: Scenario,
     device: torch.device,
 ) -> Stream:
-    """Cut the source into `tasks` tasks on `device`; all randomness from `seed`, none of it later.
+    """Cut the source into `tasks` tasks on `device`; `seed` alone decides all random draws.
 
-    split=class        each task its own classes, in the given order
-    split=sample       each task a stratified share of all classes; one test set for all
-    split=permutation  each task all classes under its own fixed order of the pixels
-    split=rotation     each task all classes, turned by its own angle (`split.angles`)
-    Under the last three heads=apart gives each task classes of its own: c of task t is tC + c.
-    `train_per_task` keeps that many of a task's training images, `fraction` such a part: at random
-    under `permutation` and `rotation` (as GEM draws them), stratified otherwise.
+    split=class        each task has classes of its own, taken in the order `order`
+    split=sample       each task has a stratified share of all classes; one test set for all tasks
+    split=permutation  each task has all images, with its own fixed permutation of the pixels
+    split=rotation     each task has all images, rotated by its own angle (`split.angles`)
+
+    With the last three, heads=apart makes class c of task t a class of its own, with id tC + c.
+    Each task keeps `train_per_task` of its training images, or a part `fraction` of them, drawn at
+    random with permutation and rotation (as in GEM), and stratified by class otherwise.
     """
     rng = Generator().manual_seed(seed)
-    keep = cut.Keep(train_per_task, fraction)
+    limit = cut.TrainingLimit(train_per_task, fraction)
     angles = cut.angles(tasks, order, rng) if split == "rotation" else None
-    groups = _groups(source, split, tasks, order, keep, rng)
-    trains, tests = _cut(source, split, groups, keep, rng, angles)
+    groups = _groups(source, split, tasks, order, limit, rng)
+    trains, tests = _cut(source, split, groups, limit, rng, angles)
     if split != "class" and heads == "apart":
-        groups, trains, tests = _apart(len(source.classes), trains, tests)
+        groups, trains, tests = _with_own_classes(len(source.classes), trains, tests)
     member = plan.membership(groups, scenario)
     return Stream(
-        tasks=_tasks(trains, device),
-        tests=_tasks(tests, device),
+        tasks=_make_tasks(trains, device),
+        tests=_make_tasks(tests, device),
         classes=member.to(device),
         scenario=scenario,
         transform=transform(device=device),
@@ -67,13 +68,13 @@ def build(
 
 
 def _groups(
-    source: Source, split: Split, tasks: int, order: Order, keep: cut.Keep, rng: Generator
+    source: Source, split: Split, tasks: int, order: Order, limit: cut.TrainingLimit, rng: Generator
 ) -> list[list[int]]:
-    """The classes of each task; UserError where the source has too few classes or images."""
-    contents = measured(source)
-    groups = plan.groups_of(contents, split, tasks, order, rng)
-    assert groups is not None  # of a source that was read they are known
-    plan.kept(contents, keep, plan.sizes(contents, split, groups))
+    """The classes of each task; raises UserError where the source has too few classes or images."""
+    contents = contents_of(source)
+    groups = plan.classes_of_tasks(contents, split, tasks, order, rng)
+    assert groups is not None  # the classes of a source that was read are known
+    plan.limited_sizes(contents, limit, plan.task_sizes(contents, split, groups))
     return groups
 
 
@@ -84,7 +85,7 @@ def _description(
     tasks: int,
     angles: list[float] | None,
 ) -> dict[str, Any]:
-    """What the record says of a stream."""
+    """The description of a stream, for the record."""
     return {
         "dataset": name,
         "classes_of_task": classes,
@@ -99,18 +100,20 @@ def _cut(
     source: Source,
     split: Split,
     groups: list[list[int]],
-    keep: cut.Keep,
+    limit: cut.TrainingLimit,
     rng: Generator,
     angles: list[float] | None,
 ) -> tuple[list[Part], list[Part]]:
-    """Training and test part of each task."""
+    """The training and test images of each task."""
     if angles is not None:
-        changes = [partial(turned, degrees=angle) for angle in angles]
-        return _changed(source, iter(changes), keep, rng)
+        changes = [partial(rotate, degrees=angle) for angle in angles]
+        return _transformed(source, iter(changes), limit, rng)
     if split == "permutation":
         pixels = source.train_x[0].numel()
         orders = (torch.randperm(pixels, generator=rng) for _ in groups)
-        return _changed(source, (partial(_scrambled, pixels=o) for o in orders), keep, rng)
+        return _transformed(
+            source, (partial(_permute_pixels, pixels=o) for o in orders), limit, rng
+        )
     if split == "class":
         trains = _parts(source.train_x, source.train_y, cut.by_class(source.train_y, groups))
         tests = _parts(source.test_x, source.test_y, cut.by_class(source.test_y, groups))
@@ -118,23 +121,23 @@ def _cut(
         shares = cut.by_sample(source.train_y, len(groups), rng)
         trains = _parts(source.train_x, source.train_y, shares)
         tests = [(source.test_x, source.test_y)] * len(groups)
-    return [_limited(part, keep, rng) for part in trains], tests
+    return [_subsample(part, limit, rng) for part in trains], tests
 
 
-def _apart(
+def _with_own_classes(
     classes: int, trains: list[Part], tests: list[Part]
 ) -> tuple[list[list[int]], list[Part], list[Part]]:
-    """Each task's own classes, where all had the same, and the relabelled parts."""
+    """Give each task classes of its own: the class ids of each task, and the relabelled parts."""
     groups = [[task * classes + c for c in range(classes)] for task in range(len(trains))]
-    return groups, _shifted(trains, classes), _shifted(tests, classes)
+    return groups, _relabelled(trains, classes), _relabelled(tests, classes)
 
 
-def _shifted(parts: list[Part], classes: int) -> list[Part]:
+def _relabelled(parts: list[Part], classes: int) -> list[Part]:
     return [(x, y + task * classes) for task, (x, y) in enumerate(parts)]
 
 
 def sequential(stream: Stream, first: Count | None) -> Stream:
-    """One task after the other: all of them, or the first so many."""
+    """The tasks one after the other: all of them, or only the `first` so many."""
     if first is None or first == len(stream.tests):
         return stream
     parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}
@@ -142,7 +145,7 @@ def sequential(stream: Stream, first: Count | None) -> Stream:
 
 
 def joint(stream: Stream, first: Count | None) -> Stream:
-    """All tasks at once, as the last one: the upper bound that no order can beat."""
+    """One task with the data of all tasks: joint training, the usual upper bound."""
     stream = sequential(stream, first)
     last = stream.tasks[-1].id
     x, y, t = (torch.cat([getattr(task, f) for task in stream.tasks]) for f in ("x", "y", "t"))
@@ -150,12 +153,12 @@ def joint(stream: Stream, first: Count | None) -> Stream:
 
 
 def validation(stream: Stream, fraction: float, seed: int) -> Stream:
-    """A stratified part of each task's training data in place of its test data."""
+    """The stream with a stratified part of each task's training data as its test data."""
     rng = Generator().manual_seed(seed)
     kept, held = [], []
     for task in stream.tasks:
         labels = task.y.cpu()
-        count = plan.held_out(task.id, len(task), fraction)
+        count = plan.holdout_size(task.id, len(task), fraction)
         out = torch.zeros(len(task), dtype=torch.bool)
         out[cut.stratified(labels, count, rng)] = True
         held.append(_rows(task, out))
@@ -172,24 +175,24 @@ def _parts(x: Tensor, y: Tensor, shares: list[Tensor]) -> list[Part]:
     return [(x[index], y[index]) for index in shares]
 
 
-def _limited(part: Part, keep: cut.Keep, rng: Generator) -> Part:
+def _subsample(part: Part, limit: cut.TrainingLimit, rng: Generator) -> Part:
     x, y = part
-    count = keep.of(len(y))
+    count = limit.count_of(len(y))
     if count is None or count == len(y):
         return part
     index = cut.stratified(y, count, rng)
     return x[index], y[index]
 
 
-def _changed(
+def _transformed(
     source: Source,
     changes: Iterator[Callable[[Tensor], Tensor]],
-    keep: cut.Keep,
+    limit: cut.TrainingLimit,
     rng: Generator,
 ) -> tuple[list[Part], list[Part]]:
-    """Each task: a random subset for training, all test images, both changed in one way."""
+    """For each change, a task: a random training subset and all test images, both changed."""
     total, trains, tests = len(source.train_y), [], []
-    count = keep.of(total)
+    count = limit.count_of(total)
     for change in changes:
         index = cut.random_subset(total, total if count is None else count, rng)
         trains.append((change(source.train_x[index]), source.train_y[index]))
@@ -197,12 +200,12 @@ def _changed(
     return trains, tests
 
 
-def _scrambled(x: Tensor, pixels: Tensor) -> Tensor:
+def _permute_pixels(x: Tensor, pixels: Tensor) -> Tensor:
     return x.flatten(1)[:, pixels].view_as(x)
 
 
-def _tasks(parts: list[Part], device: torch.device) -> list[Task]:
-    """On the device; parts that share memory share it there too."""
+def _make_tasks(parts: list[Part], device: torch.device) -> list[Task]:
+    """Tasks on the device; tensors that several parts share are copied once."""
     placed = {id(part): part.to(device) for pair in parts for part in pair}
     return [
         Task(number, placed[id(x)], placed[id(y)], torch.full_like(placed[id(y)], number))

@@ -61,7 +61,7 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
     known: dict[object, Tensor] = {}  # data-IL: tasks share a test set, which is tested once
     with learner.evaluating():
         for test in tests:
-            key = id(test) if learner.heads.masked else test.place
+            key = id(test) if learner.heads.masked else test.storage
             if key not in known:
                 known[key] = _counts(method, test, batch_size)
             counts.append(known[key])

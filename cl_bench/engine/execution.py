@@ -215,7 +215,7 @@ def make_record(
             **software_versions(),
         },
         backbone=backbone,
-        gradients_per_sample=method.learner.evaluated / sum(map(len, stream.tasks)),
+        gradients_per_sample=method.learner.sample_gradients / sum(map(len, stream.tasks)),
         method=method.capacity(),
         forgetting_of_task=json_value(progress.matrix.forgetting_of_task.tolist()),
     )

@@ -18,7 +18,7 @@ def run(session: Session) -> None:
     stream, progress, host, probe = session.stream, session.progress, session.host, session.probe
     last = stream.tasks[max(progress.done - 1, 0)]  # learned last; the first before training
     live = stream.live(last.id if progress.done else 0)
-    session.learner.reveal(live, last.t.unique(), stream.ever)
+    session.learner.reveal(live, last.t.unique(), stream.live_at_end)
     if not progress.done and not progress.step:
         measure(session, -1)
     for task in stream.tasks[progress.done :]:
@@ -69,7 +69,7 @@ def prepare_task(session: Session, task: Task) -> None:
     `Task.batches` can skip the batches that were seen, and `begin_task` is not called again.
     """
     learner, stream, progress = session.learner, session.stream, session.progress
-    classes = stream.live(task.id), task.t.unique(), stream.ever
+    classes = stream.live(task.id), task.t.unique(), stream.live_at_end
     learner.task = task
     frozen = session.schedule.batch_norm == "frozen" and progress.done > 0
     if progress.order is not None:
@@ -124,9 +124,9 @@ def _probe(session: Session, task: Task) -> float:
     """Measure by the probe and log it; returns the seconds, which do not count as training."""
     learner, host = session.learner, session.host
     assert session.probe is not None
-    before, gradients = host.seconds(), learner.evaluated
+    before, gradients = host.seconds(), learner.sample_gradients
     found = session.probe(learner, session.stream, task)
-    learner.evaluated = gradients  # those of the probe do not count
+    learner.sample_gradients = gradients  # those of the probe do not count
     host.log({"event": "probe", "task": task.id, "step": session.progress.steps} | found)
     return host.seconds() - before
 

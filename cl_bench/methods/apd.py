@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cl_bench.base.bounds import NonNegative
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import STRIDES, stride
+from cl_bench.core.optim import KNOWN_STEP_SIZES, step_sizes
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
@@ -70,10 +70,10 @@ class APD(Separate):
         if config["method"]["l2"] == 0:
             raise UserError("method.l2=0: nothing would hold the past; use a number above 0")
         optimizer = config["optimizer"]["_target_"]
-        if optimizer not in STRIDES:
+        if optimizer not in KNOWN_STEP_SIZES:
             raise UserError(
                 f"optimizer._target_={optimizer}: method=apd must know how far a step goes; use "
-                f"one of {', '.join(STRIDES)}"
+                f"one of {', '.join(KNOWN_STEP_SIZES)}"
             )
 
     def begin_task(self, task: Task) -> None:
@@ -94,7 +94,7 @@ class APD(Separate):
             taus = [mine.tau.where(self.price > 0, 0.0) for mine in tasks]
             self.past = PiecewiseLinear.of(self.sigma, self.l1, taus, masks)
         phi = torch.cat([self.sigma, start, theta.new_zeros(outputs)])
-        learner.drive(nn.Parameter(phi))
+        learner.restart_optimizer(nn.Parameter(phi))
 
     def observe(self, batch: Batch) -> Tensor:
         loss = self.learner.gradient(batch)
@@ -107,7 +107,7 @@ class APD(Separate):
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
         assert self.sigma is not None
-        sigma, tau, v = self._parts(self.learner.moved.detach())
+        sigma, tau, v = self._parts(self.learner.optimized.detach())
         reach = self.l1 / (2 * self.l2)
         for past in self.learned.values():
             rows = map(self._weights, (past.tau, self.sigma, sigma))
@@ -146,7 +146,7 @@ class APD(Separate):
     @torch.no_grad()
     def _pull(self) -> None:
         """The gradient in sigma, tau and the mask, from the one that theta has."""
-        phi, slope = self.learner.moved, self.learner.flat.grad
+        phi, slope = self.learner.optimized, self.learner.flat.grad
         assert phi.grad is not None
         sigma, _, v = self._parts(phi.detach())
         to_sigma, to_tau, to_v = self._parts(phi.grad)
@@ -163,8 +163,8 @@ class APD(Separate):
     @torch.no_grad()
     def _proximal(self) -> None:
         """The steps of the L1 terms of tau, and of the past's in sigma."""
-        phi, count = self.learner.moved, len(self.price)
-        step = stride(self.learner.optimizer, phi)
+        phi, count = self.learner.optimized, len(self.price)
+        step = step_sizes(self.learner.optimizer, phi)
         sigma, tau, _ = self._parts(phi.detach())
         tau.copy_(soft(tau, step[count : 2 * count] * self.price))
         if self.past is not None:
@@ -183,7 +183,7 @@ class APD(Separate):
     @torch.no_grad()
     def _show(self) -> None:
         """Be the network of this task."""
-        sigma, tau, v = self._parts(self.learner.moved.detach())
+        sigma, tau, v = self._parts(self.learner.optimized.detach())
         self.learner.flat.theta.copy_(self._sum(sigma, tau, v.sigmoid()))
 
     def _sum(self, sigma: Tensor, tau: Tensor, mask: Tensor) -> Tensor:

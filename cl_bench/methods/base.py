@@ -109,4 +109,4 @@ class Separate(Method):
 
     def _outputs(self, task: int, batch: Batch) -> Tensor:
         then = self.ready(task)
-        return super().predict(batch) if then is None else self.learner.recall(then, batch)
+        return super().predict(batch) if then is None else self.learner.snapshot_logits(then, batch)

@@ -120,6 +120,6 @@ class DLCFT(Rehearsal):
 
 def growing(learner: Learner) -> bool:
     """Whether classes will compete later that do not yet."""
-    return learner.heads.ever is not None and bool(
-        torch.any(learner.heads.ever & ~learner.heads.live)
+    return learner.heads.live_at_end is not None and bool(
+        torch.any(learner.heads.live_at_end & ~learner.heads.live)
     )

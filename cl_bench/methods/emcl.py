@@ -41,7 +41,7 @@ class EMCL(Method):
 
     A batch is gone through `passes` times, an inner step on `slice_size` samples: 1, as in the
     paper, or more where batch norm needs them; `batch_norm`: how it sees them
-    (`InnerLoop.normalised`). Heads that are not in use keep their h and alpha.
+    (`InnerLoop.batch_norm_mode`). Heads that are not in use keep their h and alpha.
     """
 
     requires_plain_sgd = True
@@ -92,7 +92,7 @@ class EMCL(Method):
         losses = []
         for _ in range(self.passes):
             augmented = self.learner.augmented(batch)
-            with self.learner.inner.normalised(self.batch_norm, augmented):
+            with self.learner.inner.batch_norm_mode(self.batch_norm, augmented):
                 losses.append(self._pass(augmented))
         return losses[0]
 
@@ -102,7 +102,7 @@ class EMCL(Method):
         theta_0 = theta.clone()
         g = self._gradient_at_start(batch)
         loss = self._inner_loop(batch, theta_0)
-        step = theta.new_full((), learner.annealed)
+        step = theta.new_full((), learner.lr_factor)
         state = self.h, self.alpha, self.used
         moved, self.h, self.alpha = self._meta(theta_0, theta, g, step, *state)
         theta.copy_(moved)
@@ -117,7 +117,7 @@ class EMCL(Method):
 
     def _inner_loop(self, batch: Batch, theta_0: Tensor) -> Tensor:
         """Move theta from theta_0 to theta_k; returns the mean loss along the way."""
-        rate = self.inner_lr * self.learner.annealed
+        rate = self.inner_lr * self.learner.lr_factor
         if self.inner in ("gradient", "modulated"):
             return self._steps_by_gradient(batch, theta_0, rate)
         kept = self._kept(self.h) if self.inner == "proximal" else None
@@ -128,7 +128,7 @@ class EMCL(Method):
         """The inner steps where each needs more than the sample's gradient and one rate."""
         theta, losses = self.learner.flat.theta.detach(), []
         held = self.inner == "gradient"
-        rates = rate if held else self.alpha * self.learner.annealed
+        rates = rate if held else self.alpha * self.learner.lr_factor
         pull = self.strength * self._weights(self.h) if held else 0
         for some in batch.slices(self.slice_size):
             losses.append(self.learner.loss_gradient(some) * (len(some.y) / len(batch.y)))

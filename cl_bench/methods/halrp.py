@@ -129,7 +129,7 @@ class HALRP(Separate):
         loss = self.learner.gradient(batch)
         self.seen += len(batch.y)
         if self.layout is not None:
-            self._move(self.layout, self.learner.moved)
+            self._move(self.layout, self.learner.optimized)
         else:
             if self.base is None:
                 self._decay()
@@ -144,9 +144,9 @@ class HALRP(Separate):
         assert self.layout is not None, "warm_up leaves steps to the factors"
         now = self.learner.snapshot()
         self.learned[task.id] = HALRPTask(
-            self.layout, self.learner.moved.detach().clone(), now.buffers, self.worth
+            self.layout, self.learner.optimized.detach().clone(), now.buffers, self.worth
         )
-        self.learner.go_back(self.base)
+        self.learner.restore(self.base)
         self.account.prune(self.learned.values())
 
     def network(self, task: int) -> Snapshot | None:
@@ -189,7 +189,7 @@ class HALRP(Separate):
             for place, value in zip(places, part.factors(rank), strict=True):
                 place.copy_(value)
         own.copy_(warm[layout.own])
-        learner.drive(nn.Parameter(phi))
+        learner.restart_optimizer(nn.Parameter(phi))
         layout.assemble(flat, base.theta, phi, warm)
         self.layout = layout
 

@@ -34,7 +34,7 @@ class Independent(Separate):
 
     def end_task(self, task: Task) -> None:
         self.learned[task.id] = self.learner.snapshot()
-        self.learner.go_back(self.start)
+        self.learner.restore(self.start)
         self.ready.cache_clear()
 
     def network(self, task: int) -> Snapshot | None:

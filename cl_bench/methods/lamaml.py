@@ -27,8 +27,8 @@ class LaMAML(Rehearsal):
     order=second   through the g_i; first: as if they were constants
     La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). A batch is looked at
     `passes` times, each with a draw of its own; `batch_norm`: how it sees a slice of the new
-    batch, and the new and old samples together (`Inner.normalised`). C-MAML leaves rate_lr unused,
-    La-MAML optimizer.lr.
+    batch, and the new and old samples together (`InnerLoop.batch_norm_mode`). C-MAML leaves rate_lr
+    unused, La-MAML optimizer.lr.
     """
 
     requires_plain_sgd = True
@@ -73,9 +73,11 @@ class LaMAML(Rehearsal):
         seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
         seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
         ahead = self._second if self.order == "second" else self._first
-        with self.learner.inner.normalised(self.batch_norm, fresh):
+        with self.learner.inner.batch_norm_mode(self.batch_norm, fresh):
             loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
-        self._move(self._cut(self.learner.movable(slope)), self._cut(self.learner.movable(slope_a)))
+        self._move(
+            self._cut(self.learner.mask_frozen(slope)), self._cut(self.learner.mask_frozen(slope_a))
+        )
         return loss
 
     def _first(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,12 +105,12 @@ class LaMAML(Rehearsal):
         rates, fast, losses = a.relu(), theta, []
         for each in slices:
             (g,) = torch.autograd.grad(learner.loss(fast, each), fast, create_graph=True)
-            fast = fast - rates * learner.movable(g).clamp(-self.clip, self.clip)
+            fast = fast - rates * learner.mask_frozen(g).clamp(-self.clip, self.clip)
             losses.append(learner.loss(fast, seen))
         loss = torch.stack(losses).mean()
         slope, slope_a = torch.autograd.grad(loss, (theta, a))
         new = sum(len(each.y) for each in slices)
-        learner.evaluated += 2 * new + len(slices) * len(seen.y)
+        learner.sample_gradients += 2 * new + len(slices) * len(seen.y)
         return loss.detach(), slope, slope_a
 
     def _cut(self, slope: Tensor) -> Tensor:
@@ -120,8 +122,8 @@ class LaMAML(Rehearsal):
     def _move(self, slope: Tensor, slope_a: Tensor) -> None:
         learner = self.learner
         if self.rates == "learned":
-            self.a.sub_(slope_a, alpha=self.rate_lr * learner.annealed)
+            self.a.sub_(slope_a, alpha=self.rate_lr * learner.lr_factor)
         if self.update == "rates":
-            learner.flat.theta.addcmul_(self.a.clamp(min=0), slope, value=-learner.annealed)
+            learner.flat.theta.addcmul_(self.a.clamp(min=0), slope, value=-learner.lr_factor)
         else:
             learner.flat.theta.sub_(slope, alpha=learner.lr)

@@ -56,11 +56,11 @@ class LwF(Rehearsal):
         if self.teacher is None:
             loss = learner.loss_gradient(fresh)
         elif self.source == "new":
-            taught = fresh._replace(logits=learner.recall(self.teacher, fresh))
+            taught = fresh._replace(logits=learner.snapshot_logits(self.teacher, fresh))
             loss = learner.differentiate(self._on_new, taught, self.heads)
         else:
             old = learner.augmented(self.memory.sample(self.replay))
-            old = old._replace(logits=learner.recall(self.teacher, old))
+            old = old._replace(logits=learner.snapshot_logits(self.teacher, old))
             loss = learner.differentiate(self._on_old, fresh, old, self.live[old.t].unsqueeze(0))
         learner.step()
         return loss

@@ -25,7 +25,7 @@ class MER(Rehearsal):
     algorithm=7  the same, the new one anywhere among them, its learning rate times `batches`
 
     Plain SGD at the optimizer's learning rate: Reptile undoes what momentum would carry over.
-    `batch_norm`: how it sees single samples (`Inner.normalised`), old ones, too.
+    `batch_norm`: how it sees single samples (`InnerLoop.batch_norm_mode`), old ones, too.
     """
 
     requires_plain_sgd = True
@@ -52,7 +52,7 @@ class MER(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
-        with self.learner.inner.normalised(self.batch_norm, self.learner.augmented(batch)):
+        with self.learner.inner.batch_norm_mode(self.batch_norm, self.learner.augmented(batch)):
             for new in batch.slices(1):
                 before = self.learner.flat.theta.detach().clone()
                 losses.append(self._several(new) if self.algorithm == 1 else self._large(new))

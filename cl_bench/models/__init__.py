@@ -1,5 +1,6 @@
-"""Networks, and what is done to them before they are trained.
+"""Networks, and the steps that prepare them for training.
 
-A model has `features` and a linear `head` for all classes. `prepare` loads pre-trained weights,
-folds batch norm (`fold`) and linearises (`linearized`); `layers` is what all networks share.
+A model has `features` and a linear `head` with an output for each class. `prepare` loads
+pre-trained weights (`pretrained`), folds batch norm (`fold`) and linearises (`linearized`).
+`layers` holds what all networks share. Start with `mlp`.
 """

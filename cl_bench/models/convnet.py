@@ -1,4 +1,4 @@
-"""Plain convolutional networks: HALRP's LeNet and AlexNet (Li et al. 2024), and those between."""
+"""Plain convolutional networks, among them HALRP's LeNet and AlexNet (Li et al. 2024)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from cl_bench.models.layers import (
 
 
 class ConvNet(nn.Module):
-    """conv - BN - act - dropout - max-pool 2, then linear - BN - act - dropout, then the head.
+    """Stages of conv - BN - act - dropout - max-pool 2, linear layers with BN, and a linear head.
 
-    `dropout` has a probability for each stage and then each layer, or none at all.
+    channels, kernels  output channels and kernel size of each stage
+    hidden             width of each linear - BN - act - dropout
+    dropout            a probability for each stage and then for each layer, or an empty list
     """
 
     batch_norm = True
@@ -42,7 +44,7 @@ class ConvNet(nn.Module):
         head_init: HeadInit,
     ) -> None:
         super().__init__()
-        _check(channels, kernels, hidden, dropout)
+        _check_lengths(channels, kernels, hidden, dropout)
         chances = [*dropout, *[0.0] * (len(channels) + len(hidden) - len(dropout))]
         act, layers, before = ACTIVATIONS[activation], [], shape[0]
         for after, kernel, p in zip(channels, kernels, chances, strict=False):
@@ -50,7 +52,7 @@ class ConvNet(nn.Module):
             layers += [conv, batch_norm(after), act(), *_dropout(p), nn.MaxPool2d(2)]
             before = after
         layers.append(nn.Flatten())
-        before = _width(nn.Sequential(*layers), shape)
+        before = _flat_width(nn.Sequential(*layers), shape)
         for after, p in zip(hidden, chances[len(channels) :], strict=True):
             norm = batch_norm(after, nn.BatchNorm1d)
             layers += [nn.Linear(before, after), norm, act(), *_dropout(p)]
@@ -64,7 +66,7 @@ class ConvNet(nn.Module):
         return self.head(self.features(x))
 
 
-def _check(
+def _check_lengths(
     channels: list[Size], kernels: list[Size], hidden: list[Size], dropout: list[Factor]
 ) -> None:
     if len(kernels) != len(channels):
@@ -81,7 +83,8 @@ def _dropout(p: float) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _width(stages: nn.Module, shape: Sequence[int]) -> int:
+def _flat_width(stages: nn.Module, shape: Sequence[int]) -> int:
+    """The width of the flattened output for images of this shape; UserError where it is empty."""
     try:
         return stages.eval()(torch.zeros(1, *shape)).shape[1]
     except RuntimeError as error:

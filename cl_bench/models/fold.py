@@ -1,4 +1,4 @@
-"""Batch norm merged into the layers before it."""
+"""Batch norm folded into the linear or convolutional layer before it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from cl_bench.models.layers import put
+from cl_bench.models.layers import replace_module
 
 FUSED: dict[type[nn.Module], Callable] = {
     nn.Conv2d: fuse_conv_bn_eval,
@@ -19,10 +19,11 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 @torch.no_grad()
 def fold(net: nn.Module, x: Tensor) -> nn.Module:
-    """In place: W' = gamma / sqrt(var + eps) W, b' = beta + (b - mean) gamma / sqrt(var + eps).
+    """Replace each batch norm by the identity, its scale and shift moved into the layer before it.
 
-    `x` (B, C, H, W) is any input: one forward pass shows which layer feeds which norm. The
-    network computes what it computed in evaluation mode, and has no statistics any more.
+    W' = gamma / sqrt(var + eps) W and b' = beta + (b - mean) gamma / sqrt(var + eps), in place. The
+    network computes what it computed in evaluation mode, and has no running statistics any more.
+    `x` (B, C, H, W) is any input: one forward pass shows which layer feeds which batch norm.
     """
     pairs = _pairs(net, x)
     training = net.training
@@ -30,32 +31,32 @@ def fold(net: nn.Module, x: Tensor) -> nn.Module:
     for conv, norm in pairs:
         before, scaled = net.get_submodule(conv), net.get_submodule(norm)
         fused = FUSED[type(before)](before, scaled)
-        put(net, conv, fused.requires_grad_())  # torch leaves a bias that is new untrained
-        put(net, norm, nn.Identity())
+        replace_module(net, conv, fused.requires_grad_())  # PyTorch freezes a bias that it adds
+        replace_module(net, norm, nn.Identity())
     left = [n for n, m in net.named_modules() if isinstance(m, NORMS)]
     assert not left, f"no layer feeds {left} alone"
     return net.train(training)
 
 
 def _pairs(net: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """(layer, batch norm): the norm's input is the very output of the layer."""
-    made: dict[int, str] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
+    """Names (layer, batch norm) where the input of the batch norm is the output of the layer."""
+    producers: dict[int, str] = {}  # the layer that made a tensor, by the tensor's id
+    kept: list[Tensor] = []  # keeps tensors alive, so that no id is used twice
     pairs: list[tuple[str, str]] = []
 
-    def watch(name: str) -> Callable:
-        def see(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def hook_for(name: str) -> Callable:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             if type(layer) in FUSED:
-                made[id(out)] = name
+                producers[id(out)] = name
                 kept.append(out)
-            elif id(args[0]) in made:
-                pairs.append((made[id(args[0])], name))
+            elif id(args[0]) in producers:
+                pairs.append((producers[id(args[0])], name))
 
-        return see
+        return hook
 
     kinds = (*FUSED, *NORMS)
     hooks = [
-        m.register_forward_hook(watch(n)) for n, m in net.named_modules() if isinstance(m, kinds)
+        m.register_forward_hook(hook_for(n)) for n, m in net.named_modules() if isinstance(m, kinds)
     ]
     training = net.training
     net.eval()(x)

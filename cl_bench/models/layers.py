@@ -1,4 +1,4 @@
-"""What all networks share: activations by name, ways to start, batch norm that can be compiled."""
+"""What all networks share: activations, initialisation, dropout, and changes to batch norm."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ACTIVATIONS = {
 
 
 def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d) -> nn.Module:
-    """Batch norm that does not count batches (`stop_counting`)."""
-    return stop_counting(kind(channels))
+    """A new batch norm layer without a count of batches (`drop_batch_count`)."""
+    return drop_batch_count(kind(channels))
 
 
-def stop_counting(norm: nn.Module) -> nn.Module:
-    """Leave `num_batches_tracked` out: unused, and torch.func refuses to count in place.
+def drop_batch_count(norm: nn.Module) -> nn.Module:
+    """Remove the buffer `num_batches_tracked`, which is not used.
 
-    Loading a state_dict then leaves it out, too: PyTorch adds it to one from a file without
-    versions (safetensors), and would call it unexpected.
+    torch.func refuses to increase it in place. Loading a state_dict ignores it as well: PyTorch
+    adds it to one from a file without version numbers (safetensors), and would then refuse it.
     """
     norm.num_batches_tracked = None  # type: ignore[assignment]
     norm.register_load_state_dict_pre_hook(_without_count)
@@ -44,19 +44,19 @@ def _without_count(norm: nn.Module, state_dict: dict[str, Any], prefix: str, *_:
 
 
 def accept_single_samples(net: nn.Module) -> None:
-    """Let every batch norm of a network see its running statistics where a batch has one sample.
+    """Make every batch norm use its running statistics for a batch of one sample.
 
-    One sample has no variance of its own: in training mode PyTorch refuses it where a channel is
-    one number, and normalises an image by itself elsewhere. The running statistics stay as they
-    are then. It holds whoever calls the network: new samples, replay, inner loops.
+    A single sample has no variance over the batch: in training mode PyTorch refuses it where each
+    channel is one number, and normalises an image by its own pixels elsewhere. For such a batch the
+    running statistics are not updated.
     """
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.forward = MethodType(_normalised, module)
+            module.forward = MethodType(_forward, module)
 
 
-def _normalised(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """(B, C, ...) -> (B, C, ...), as PyTorch's own forward but for B = 1."""
+def _forward(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """PyTorch's forward of batch norm, (B, C, ...) -> (B, C, ...), except for B = 1."""
     if norm.training and len(x) == 1 and norm.running_mean is not None:
         mean, variance = norm.running_mean, norm.running_var
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
@@ -64,15 +64,15 @@ def _normalised(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Each value is 0 with probability p, the others are scaled by 1 / (1 - p), in training mode.
+    """Dropout that draws from a generator of the run, so that a resumed run makes the same draws.
 
-    Drawn from `rng`, which the learner sets: a run's draws are its own, and go on where it stopped.
+    In training mode each value is 0 with probability p, and the others are scaled by 1 / (1 - p).
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.rng: Generator | None = None
+        self.rng: Generator | None = None  # set by `set_dropout_generator`
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
@@ -81,37 +81,37 @@ class Dropout(nn.Module):
         return x * kept / (1 - self.p)
 
 
-def dropouts(net: nn.Module, rng: Generator) -> None:
-    """Let all of a network's dropouts draw from one generator."""
+def set_dropout_generator(net: nn.Module, rng: Generator) -> None:
+    """Make all dropout layers of a network draw from `rng`."""
     for module in net.modules():
         if isinstance(module, Dropout):
             module.rng = rng
 
 
-def statistics(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that training moves: batch norm's, by their names in the network."""
+def batch_norm_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The running statistics of all batch norm layers, by their names in the network."""
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             yield from module.named_buffers(prefix=name)
 
 
-def put(net: nn.Module, name: str, module: nn.Module) -> None:
-    """A module in another's place."""
+def replace_module(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)
 
 
 def initialise(net: nn.Module, head: nn.Linear, init: Init, head_init: HeadInit) -> None:
-    """Start every Linear and Conv2d in the same way, the head perhaps at zero (house.md D4)."""
+    """Initialise every Linear and Conv2d by `init`, and with head_init=zero set the head to 0."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            _start(module, init)
+            _initialise_layer(module, init)
     if head_init == "zero":
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
 
 
-def _start(module: nn.Linear | nn.Conv2d, init: Init) -> None:
+def _initialise_layer(module: nn.Linear | nn.Conv2d, init: Init) -> None:
     if init == "torch":
         return
     if init == "xavier":

@@ -1,4 +1,4 @@
-"""The tangent model of a network (Mu et al. 2020; LQF, Achille et al. 2021; DLCFT eq. 6, 7)."""
+"""Linearised networks (Mu et al. 2020; LQF, Achille et al. 2021; DLCFT eq. 6 and 7)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from cl_bench.models.layers import put
+from cl_bench.models.layers import replace_module
 
 HeadMode = Literal["bilinear", "linearized", "head_only"]
 
 
 class Linearized(nn.Module):
-    """f(x) with features g(x; psi0) + J(x) psi: psi0 is fixed, the parameters are psi, from zero.
+    """A network with features g(x; psi0) + J(x) psi: psi0 is fixed, psi is trained from zero.
 
-    bilinear    f = w (g + J psi) + b (DLCFT eq. 7): linear in psi and in (w, b), not in both
-    linearized  f = w g + b + w0 J psi: linear in all, the first-order expansion at (psi0, w0, b0)
+    g is the network's body, J its Jacobian in the parameters, and (w, b) the head.
 
-    J psi comes along with g in one forward pass (forward mode); the backward pass goes through
-    J psi alone. psi has the names and the shapes of the parameters that it moves.
+    bilinear    f = w (g + J psi) + b (DLCFT eq. 7): linear in psi, and linear in (w, b)
+    linearized  f = w g + b + w0 J psi: the first-order expansion at (psi0, w0, b0)
+
+    One forward pass in forward mode gives g and J psi, and the backward pass goes through J psi
+    only. psi has the names and shapes of the parameters of the body.
     """
 
     def __init__(self, net: nn.Module, head_mode: Literal["bilinear", "linearized"]) -> None:
@@ -30,7 +32,7 @@ class Linearized(nn.Module):
         _load_decompositions()
         head, (name,) = net.head, [n for n, m in net.named_modules() if m is net.head]
         assert isinstance(head, nn.Linear)
-        put(net, name, nn.Identity())
+        replace_module(net, name, nn.Identity())
         self.body, self.head = net, head
         self.places = {name.replace(".", "/"): name for name, _ in net.named_parameters()}
         for place, name in self.places.items():
@@ -67,7 +69,7 @@ class Linearized(nn.Module):
 
 
 def _load_decompositions() -> None:
-    """Import what PyTorch needs at the first dual tensor: it would warn of its own import then."""
+    """Import the module that PyTorch imports for its first dual tensor, without its warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import torch._decomp.decompositions_for_jvp  # noqa: F401

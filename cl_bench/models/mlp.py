@@ -13,7 +13,7 @@ from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, init
 
 
 class MLP(nn.Module):
-    """Linear layers of the given widths, an activation after each, and a linear head."""
+    """Linear layers of widths `hidden`, each followed by the activation, and a linear head."""
 
     batch_norm = False
 

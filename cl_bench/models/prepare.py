@@ -1,4 +1,4 @@
-"""What is done to any network before it is trained: pre-trained, folded, linearized, frozen."""
+"""Prepare a network for training: load pre-trained weights, fold batch norm, linearise, freeze."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cl_bench.models.fold import fold
 from cl_bench.models.linearized import HeadMode, Linearized
 
 Norm = Literal["batch", "folded"]
-PREPARED = {  # keys of every model beside its constructor's
+PREPARE_KEYS = {  # keys that every model has in addition to its constructor's arguments
     "pretrained": str | None,
     "norm": Norm,
     "linearize": bool,
@@ -20,7 +20,7 @@ PREPARED = {  # keys of every model beside its constructor's
 }
 
 
-def prepared(
+def prepare_network(
     net: nn.Module,
     x: Tensor,
     pretrained: str | None,
@@ -29,12 +29,13 @@ def prepared(
     head_mode: HeadMode,
     with_head: bool,
 ) -> nn.Module:
-    """The network that a run trains, from one with its own initial values; x is any input.
+    """Turn a freshly initialised network into the one that a run trains; `x` is any input.
 
-    with_head            the backbone's own head too, where it has one
-    norm=folded          batch norm merged into the convolutions, after the backbone is loaded
-    linearize            the tangent model at what is there then (`Linearized`)
-    head_mode=head_only  the head alone is trained
+    pretrained           name or path of a backbone to load; None: keep the initial values
+    with_head            load the backbone's head as well
+    norm=folded          fold batch norm into the layers before it, after loading
+    linearize            then linearise the network at its present parameters (`Linearized`)
+    head_mode=head_only  train only the head
     """
     if pretrained is not None:
         backbones.load(net, pretrained, with_head)
@@ -48,7 +49,7 @@ def prepared(
 
 
 def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]) -> None:
-    """UserError, before any data is loaded, where a model's keys make no sense together."""
+    """Raise UserError where the keys of a model contradict each other; no data is loaded yet."""
     mode, linear = model["head_mode"], model["linearize"]
     if mode == "linearized" and not linear:
         raise UserError("model.head_mode=linearized: needs model.linearize=true")
@@ -63,7 +64,7 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
             f"model.{key}: batch norm's statistics would move under a fixed backbone; "
             "use model.norm=folded"
         )
-    name = backbones.chosen(model)
+    name = backbones.resolve_name(model)
     if model.get("head_init") == "pretrained" and name != backbones.IMAGENET:
         raise UserError(
             f"model.head_init=pretrained: only model.pretrained={backbones.IMAGENET} has a head, "

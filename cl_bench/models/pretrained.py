@@ -1,7 +1,7 @@
-"""Backbones: where they are found, whether they fit, how they are written.
+"""Backbones, which are pre-trained networks without head: finding, checking, loading, writing.
 
-A backbone is one safetensors file: the network's parameters and statistics without the head's, in
-half precision or full, and in its header how it came to be (`Provenance`, as JSON).
+A backbone is one safetensors file with the network's parameters and statistics, in half or full
+precision. Its header says how it was trained (`Provenance`, as JSON).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,35 +29,34 @@ IMAGENET = "imagenet1k"
 PUBLISHED = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
 PUBLISHED_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
 ADDRESS = "https://download.pytorch.org/models"
-CLASSES = 1000  # of its head
+CLASSES = 1000  # outputs of its head
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a backbone came to be; `model` and `transform` are what it asks of a run."""
+    """How a backbone was trained; a run that loads it must have this `model` and `transform`."""
 
     name: str
-    model: dict[str, Any]  # what decides its shape and its function: target, width, activation
-    transform: dict[str, Any]  # mean and std of the pixels it was trained on
-    data: dict[str, Any]  # name, hash, origin
-    recipe: dict[str, Any]  # the config of its training
-    accuracy: float | None  # on the test images of its own classes
+    model: dict[str, Any]  # the keys of the model config that fix it: target, width, activation
+    transform: dict[str, Any]  # mean and std of the training pixels
+    data: dict[str, Any]  # name, hash and origin of the training data
+    recipe: dict[str, Any]  # the config of the training
+    accuracy: float | None  # on the test images of the training data's classes
     commit: str | None
     versions: dict[str, str]
 
 
-class Headed(Protocol):
-    head: nn.Linear
-
-
 def names() -> list[str]:
-    """What `model.pretrained` may be beside a path."""
+    """The names that `model.pretrained` may have; it may also be a path."""
     return [*sorted(file.stem for file in SHIPPED.glob("*.safetensors")), IMAGENET]
 
 
-def chosen(model: Mapping[str, Any]) -> str | None:
-    """What `model.pretrained` means: auto is the backbone that was trained as this model."""
+def resolve_name(model: Mapping[str, Any]) -> str | None:
+    """The backbone that `model.pretrained` selects: a name, a path, or None.
+
+    auto selects the one that was trained with this model; UserError where there is not exactly one.
+    """
     if model["pretrained"] != "auto":
         return model["pretrained"]
     fitting = [name for name in names() if _fits(provenance(name).model, model)]
@@ -78,14 +77,17 @@ def _fits(wanted: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
     return all(model.get(key) == value for key, value in wanted.items())
 
 
-def identity(model: Mapping[str, Any]) -> str | None:
-    """What a backbone is, wherever it lies and whatever it is called: the hash of its file."""
-    name = chosen(model)
+def backbone_hash(model: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of the backbone's file, which identifies it under any name; None: no backbone."""
+    name = resolve_name(model)
     return None if name is None else backbone_info(name)["sha256"]
 
 
-def find(name: str) -> Path | None:
-    """The file of a name or path; None for torchvision's weights, which torch keeps."""
+def find_file(name: str) -> Path | None:
+    """The file of a backbone; None for torchvision's weights, which PyTorch keeps in its cache.
+
+    Raises UserError where there is no such file.
+    """
     if name == IMAGENET:
         return None
     shipped, given = SHIPPED / f"{name}.safetensors", Path(os.path.expanduser(name))
@@ -99,8 +101,8 @@ def find(name: str) -> Path | None:
 
 
 def provenance(name: str) -> Provenance:
-    """What is known of a backbone, without its tensors."""
-    file = find(name)
+    """The provenance of a backbone, read without its tensors."""
+    file = find_file(name)
     if file is None:
         model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18", "activation": "relu"}
         seen = {"mean": MEAN, "std": STD}
@@ -116,66 +118,72 @@ def provenance(name: str) -> Provenance:
 
 
 def backbone_info(name: str) -> dict[str, Any]:
-    """What a record says of a backbone: its provenance, and the hash of its file."""
-    file = find(name)
+    """The provenance of a backbone and the hash of its file, for the record."""
+    file = find_file(name)
     sha = PUBLISHED_SHA256 if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
     return asdict(provenance(name)) | {"sha256": sha}
 
 
 def load(net: Any, name: str, with_head: bool) -> None:
-    """Put the backbone's values into the network, whose head stays as it is unless asked for."""
+    """Copy a backbone's values into `net`; its head is kept unless `with_head`.
+
+    Raises UserError where names or shapes differ.
+    """
     if with_head and net.head.out_features != CLASSES:
         raise UserError(
             f"model.head_init=pretrained: the head of {name} has {CLASSES} classes, the data has "
             f"{net.head.out_features}; use model.head_init=zero or same"
         )
-    held = _published(with_head) if name == IMAGENET else _tensors(name)
+    stored = _torchvision_weights(with_head) if name == IMAGENET else _read_tensors(name)
     present = net.state_dict() if with_head else _backbone(net)
-    wrong = [k for k in {*held, *present} if k not in held or k not in present]
-    wrong += [k for k in present if k in held and held[k].shape != present[k].shape]
+    wrong = [k for k in {*stored, *present} if k not in stored or k not in present]
+    wrong += [k for k in present if k in stored and stored[k].shape != present[k].shape]
     if wrong:
         raise UserError(
             f"model.pretrained={name}: the network is another one ({min(wrong)} differs); it was "
-            f"trained as {_spelled(provenance(name).model)}"
+            f"trained as {_format_model(provenance(name).model)}"
         )
     with torch.no_grad():
         for key, value in present.items():
-            value.copy_(held[key])
+            value.copy_(stored[key])
 
 
-def save(net: nn.Module, facts: Provenance, file: Path, half: bool) -> None:
-    """Write the backbone with its provenance inside, and the same beside it as JSON."""
-    tensors = {k: _stored(k, v, half) for k, v in _backbone(net).items()}
-    text = json.dumps(asdict(facts), indent=1)
+def save(net: nn.Module, origin: Provenance, file: Path, half: bool) -> None:
+    """Write a backbone with its provenance in the header, and the provenance as a JSON file too."""
+    tensors = {k: _to_stored(k, v, half) for k, v in _backbone(net).items()}
+    text = json.dumps(asdict(origin), indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
     with fresh_path(file) as fresh:
         save_file(tensors, fresh, metadata={"provenance": text})
     write_text(file.with_suffix(".json"), text + "\n")
 
 
-def _stored(key: str, value: Tensor, half: bool) -> Tensor:
-    """Vectors, batch norm's among them, keep full precision: they are small and may be large."""
-    kind = torch.float16 if half and value.dim() > 1 else torch.float32
-    made = value.detach().cpu().to(kind).contiguous()
-    if not bool(made.isfinite().all()):
-        raise UserError(f"{key}: not finite in {kind}; write the backbone in full precision")
-    return made
+def _to_stored(key: str, value: Tensor, half: bool) -> Tensor:
+    """A tensor in float16 where `half`, else in float32; UserError where it overflows.
+
+    Vectors, such as batch norm's statistics, keep float32: they are few, and may have large values.
+    """
+    dtype = torch.float16 if half and value.dim() > 1 else torch.float32
+    tensor = value.detach().cpu().to(dtype).contiguous()
+    if not bool(tensor.isfinite().all()):
+        raise UserError(f"{key}: not finite in {dtype}; write the backbone in full precision")
+    return tensor
 
 
 def check(name: str, model: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
-    """UserError where a run's model or pixels are not the backbone's; nothing is loaded yet.
+    """Raise UserError where a run's model or normalisation differs from the backbone's.
 
-    A backbone asked for by its name may get another activation, to be adapted to it: the run says
-    so at its end (`present`).
+    Nothing is loaded yet. Another activation is allowed for a backbone that is chosen by name: the
+    run adapts it, and says so at its end.
     """
-    facts = provenance(name)
-    for key, value in facts.model.items():
+    origin = provenance(name)
+    for key, value in origin.model.items():
         if model.get(key) != value and key != "activation":
             raise UserError(
                 f"model.{key}={model.get(key)}: model.pretrained={name} was trained as "
-                f"{_spelled(facts.model)}"
+                f"{_format_model(origin.model)}"
             )
-    for key, value in facts.transform.items():
+    for key, value in origin.transform.items():
         if transform[key] != value:
             wanted = f"dataset.transform.{key}={value}".replace(" ", "")
             raise UserError(
@@ -184,27 +192,27 @@ def check(name: str, model: Mapping[str, Any], transform: Mapping[str, Any]) -> 
             )
 
 
-def _spelled(model: dict[str, Any]) -> str:
+def _format_model(model: dict[str, Any]) -> str:
     return ", ".join(f"model.{k}={v}" for k, v in model.items())
 
 
 def _backbone(net: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer but the head's, by name."""
+    """Every parameter and buffer except the head's, by name."""
     (head,) = (name for name, module in net.named_modules() if module is net.head)
     return {k: v for k, v in net.state_dict().items() if not k.startswith(f"{head}.")}
 
 
-def _tensors(name: str) -> dict[str, Tensor]:
-    file = find(name)
+def _read_tensors(name: str) -> dict[str, Tensor]:
+    file = find_file(name)
     assert file is not None
     with safe_open(file, framework="pt") as stored:
         return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
 
 
-def _published(with_head: bool) -> dict[str, Tensor]:
-    """torchvision's ResNet-18 from torch's own cache, downloaded where it is not there.
+def _torchvision_weights(with_head: bool) -> dict[str, Tensor]:
+    """torchvision's ResNet-18 from PyTorch's cache, downloaded where it is not there.
 
-    Its hash is checked each time, before the file is unpickled, and nothing but tensors is read.
+    The file's hash is checked each time before it is unpickled, and only tensors are read.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED
     _download(file)
@@ -222,7 +230,7 @@ def _published(with_head: bool) -> dict[str, Tensor]:
 
 
 def _download(file: Path) -> None:
-    """Bring torchvision's weights to where torch keeps them, if they are not there."""
+    """Download torchvision's weights to `file`, if it does not exist."""
     if file.exists():
         return
     try:

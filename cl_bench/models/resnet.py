@@ -1,7 +1,7 @@
-"""ResNet-18 (He et al. 2016) for small images, GEM's reduced variant, and torchvision's for 224.
+"""ResNet-18 (He et al. 2016) for small images, and torchvision's for images of 224 pixels.
 
-With width 20 it is the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840):
-1,109,240 parameters with 100 outputs; with width 64 the usual 32x32 network: 11,220,132.
+Width 20 gives the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840) with
+1,109,240 parameters for 100 outputs, width 64 the usual network for 32x32 images with 11,220,132.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from cl_bench.models.layers import (
     HeadInit,
     Init,
     batch_norm,
+    drop_batch_count,
     initialise,
-    stop_counting,
 )
 
-NARROW = 8  # channels below which a strided 1x1 convolution is not safe, see Block
+SAFE_CHANNELS = 8  # fewer input channels need the workaround in `Block`
 
 
 class Block(nn.Module):
-    """conv3x3 - BN - act - conv3x3 - BN, plus shortcut, act; 1x1 conv + BN where shapes change.
+    """conv3x3 - BN - act - conv3x3 - BN, plus the shortcut, then act.
 
-    Of fewer than eight channels every stride-th place is picked before the 1x1 convolution, not by
-    it: on CPUs without AVX-512, in channels_last, PyTorch 2.14's backward pass of a strided one
-    writes beyond its memory there.
+    The shortcut is a strided 1x1 convolution with BN where shapes change. With fewer than eight
+    input channels, the image is subsampled before a 1x1 convolution without stride: on CPUs without
+    AVX-512, in channels_last, the backward pass of a strided one in PyTorch 2.14 writes beyond its
+    memory.
     """
 
     def __init__(self, before: int, after: int, stride: int, activation: Activation) -> None:
@@ -41,15 +42,15 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.bn2 = batch_norm(after)
         self.shortcut = nn.Sequential()
-        self.pick = stride if before < NARROW else 1
+        self.subsample = stride if before < SAFE_CHANNELS else 1
         if stride != 1 or before != after:
-            conv = nn.Conv2d(before, after, 1, stride // self.pick, bias=False)
+            conv = nn.Conv2d(before, after, 1, stride // self.subsample, bias=False)
             self.shortcut = nn.Sequential(conv, batch_norm(after))
         self.act1, self.act2 = ACTIVATIONS[activation](), ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
-        kept = x if self.pick == 1 else x[:, :, :: self.pick, :: self.pick]
+        kept = x if self.subsample == 1 else x[:, :, :: self.subsample, :: self.subsample]
         return self.act2(self.bn2(self.conv2(out)) + self.shortcut(kept))
 
 
@@ -85,14 +86,14 @@ class ResNet18(nn.Module):
         return self.head(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, d)"""
+        """(B, C, H, W) float -> (B, d)."""
         return self.blocks(self.stem(x)).mean((2, 3))
 
 
 class TorchvisionResNet18(nn.Module):
     """torchvision's ResNet-18 (7x7 stem, max-pooling), for images of 224 pixels.
 
-    head_init=pretrained keeps ImageNet's head, to go on with its 1,000 classes.
+    head_init=pretrained keeps the head of the pre-trained network, with its 1,000 classes.
     """
 
     batch_norm = True
@@ -107,7 +108,7 @@ class TorchvisionResNet18(nn.Module):
         from torchvision.models.resnet import BasicBlock, ResNet
 
         class Added(BasicBlock):
-            """torchvision's block, its sum not in place: hooks see what each layer wrote."""
+            """torchvision's block without in-place sum, so that hooks see each layer's output."""
 
             def forward(self, x: Tensor) -> Tensor:
                 out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
@@ -124,7 +125,7 @@ class TorchvisionResNet18(nn.Module):
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, ACTIVATIONS[activation]())
                 if isinstance(child, nn.BatchNorm2d):
-                    stop_counting(child)
+                    drop_batch_count(child)
         initialise(self, self.head, "torch", "zero" if head_init == "zero" else "same")
 
     @property
@@ -137,7 +138,7 @@ class TorchvisionResNet18(nn.Module):
         return self.net(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, d)"""
+        """(B, 3, H, W) float -> (B, d)."""
         net = self.net
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         return net.avgpool(net.layer4(net.layer3(net.layer2(net.layer1(x))))).flatten(1)

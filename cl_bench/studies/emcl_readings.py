@@ -116,7 +116,7 @@ class EMCLReadings(EMCL):
                 along.add_(g, alpha=part if self.at == "mean" else 1)
             if self.inner == "gradient":
                 g = g + pull * (theta - theta_0)
-            theta.sub_(g * (rate * self.learner.annealed))
+            theta.sub_(g * (rate * self.learner.lr_factor))
             if self.inner == "proximal":
                 torch.lerp(theta_0, theta, self._share_kept(self.h), out=theta)
         return torch.stack(losses).sum()

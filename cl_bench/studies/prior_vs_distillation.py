@@ -42,10 +42,10 @@ def study(
     start = snapshot.theta.double()
     _train(learner, stream, new, order, schedule)
     move = learner.flat.theta.detach() - start
-    learner.go_back(snapshot)
+    learner.restore(snapshot)
     learner.net.double()  # all is measured in float64, at w0
     learner.flat.theta.data = start
-    learner.reveal(stream.live(1), new.t.unique(), stream.ever)
+    learner.reveal(stream.live(1), new.t.unique(), stream.live_at_end)
     old_data = OldData(learner, old, stream.live(1)[0].view(1, 1, -1))
     prior, distilled = old_data.gradients(start, Batch(new.x[:256], new.y[:256], new.t[:256]))
     fisher = float(move @ ggn_product(learner, old)(move))
@@ -130,7 +130,7 @@ class OldData:
 def _train(
     learner: Learner, stream: Stream, task: Task, order: Generator, schedule: Schedule
 ) -> None:
-    learner.begin_task(stream.live(task.id), task.t.unique(), stream.ever)
+    learner.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
     learner.train(frozen=False)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs):
         learner.descend(batch)

@@ -14,7 +14,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.state import Stateful, stored_as
 from cl_bench.core.types import Task
 from cl_bench.methods.shared.low_rank import Layout, layers_of, topk_mask
-from cl_bench.models.layers import statistics
+from cl_bench.models.layers import batch_norm_buffers
 
 Pruning = Literal["loss", "magnitude", "ranks"]
 
@@ -25,7 +25,7 @@ def size(learner: Learner, live: Tensor) -> int:
 
 
 def _held(learner: Learner) -> int:
-    return sum(buffer.numel() for _, buffer in statistics(learner.net))
+    return sum(buffer.numel() for _, buffer in batch_norm_buffers(learner.net))
 
 
 @stored_as("halrp_task")
