@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -190,7 +191,7 @@ class Learner(NetworkFunction):
         """The inputs of `mlp`: images as floats, and the criterion as a function of the logits."""
         competing = self.heads.competing(batch)
         x = self.transform.view(batch.x).to(self.flat.grad.dtype)
-        return x, lambda z: self.criterion.losses_and_gradients(z, batch.y, competing)
+        return x, partial(self.criterion.losses_and_gradients, y=batch.y, live=competing)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, statistics, optimizer state and counters, for a checkpoint."""

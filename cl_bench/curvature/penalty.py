@@ -12,7 +12,7 @@ from hydra.utils import get_object
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import PLAIN_SGD, effective_lr, rescales_gradient
+from cl_bench.core.optim import PLAIN_SGD, rescales_gradient
 from cl_bench.core.state import Stateful
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import Curvature
@@ -49,14 +49,14 @@ class Penalty(Stateful):
 
     def check(self, learner: Learner) -> None:
         """Raise UserError where explicit steps would diverge; before the first step of a task."""
-        if isinstance(self.step, ExplicitStep) and self._active(learner):
+        if isinstance(self.step, ExplicitStep) and self._active:
             check_stability(learner, self.quadratics, self.strength, self.factor, self.every)
 
     @torch.no_grad()
     def move(self, learner: Learner) -> None:
         """Step along `flat.grad`, the loss's gradient, and the penalty."""
         self.steps += 1
-        if self.steps % self.every == 0 and self._active(learner):
+        if self.steps % self.every == 0 and self._active:
             self.step.take(learner, self.quadratics, self._weight * self.every)
         else:
             learner.step()
@@ -65,7 +65,7 @@ class Penalty(Stateful):
     def end_task(self, learner: Learner) -> None:
         """Make the penalty's step for the steps since it last acted, where every > 1."""
         left, self.steps = self.steps % self.every, 0
-        if left and self._active(learner):
+        if left and self._active:
             self.step.catch_up(learner, self.quadratics, self._weight * left)
 
     def add(self, learner: Learner, curvature: Curvature, task: Task) -> None:
@@ -79,8 +79,9 @@ class Penalty(Stateful):
     def _weight(self) -> float:
         return self.factor * self.strength
 
-    def _active(self, learner: Learner) -> bool:
-        return bool(self.quadratics) and self._weight > 0 and effective_lr(learner.optimizer) > 0
+    @property
+    def _active(self) -> bool:
+        return bool(self.quadratics) and self._weight > 0
 
 
 def check_options(config: dict[str, Any]) -> None:

@@ -54,6 +54,8 @@ class ExplicitStep(Stateful):
 
     def catch_up(self, learner: Learner, quadratics: Quadratics, weight: float) -> None:
         damping = proximal_damping(learner, weight)
+        if damping == inf:
+            return
         for each in quadratics:
             each.curvature.shrinkage(damping).pull_towards_(learner.flat.theta, each.anchor)
 
@@ -88,6 +90,8 @@ class ImplicitStep(Stateful):
 
     def catch_up(self, learner: Learner, quadratics: Quadratics, weight: float) -> None:
         theta, damping = learner.flat.theta, proximal_damping(learner, weight)
+        if damping == inf:
+            return
         if self.total is not None:
             theta.sub_(self.total.solve(gradient(quadratics, theta), damping))
             return
@@ -107,8 +111,9 @@ def gradient(quadratics: Quadratics, theta: Tensor) -> Any:
 
 
 def proximal_damping(learner: Learner, weight: float) -> float:
-    """(1 - momentum) / (lr weight): what a proximal step adds to the diagonal of A."""
-    return 1 / (effective_lr(learner.optimizer) * weight)
+    """(1 - momentum) / (lr weight): what a proximal step adds to the diagonal of A; inf at lr 0."""
+    reach = effective_lr(learner.optimizer) * weight
+    return 1 / reach if reach else inf
 
 
 def check_stability(
