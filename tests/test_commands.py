@@ -99,9 +99,9 @@ REFUSED = [
     ),
     (
         ("method=er", "buffer.capacity=2000000000"),
-        "buffer.capacity=2000000000: so many images take",
+        "buffer.capacity=2000000000: its images take",
     ),
-    (("method=gem", "buffer.per_task=20000000"), "buffer.per_task=20000000: so many images take"),
+    (("method=gem", "buffer.per_task=20000000"), "buffer.per_task=20000000: its images take"),
     (("model.hidden=[1000000000]",), "model.hidden=[1000000000]: must be between 1 and 65536"),
     (("model.hidden=[65536,65536,65536]",), "model: 8,642,166,794 parameters take at least"),
     (

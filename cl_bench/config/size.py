@@ -44,7 +44,7 @@ def check(plain: dict[str, Any]) -> None:
 def _check_buffer(options: dict[str, Any], tasks: int, values: int) -> None:
     rows = get_object(options["_target_"]).max_samples(options, tasks)
     key = "per_task" if "per_task" in options else "capacity"
-    _require(f"buffer.{key}={options.get(key)}: so many images", (rows or 0) * values)
+    _require(f"buffer.{key}={options.get(key)}: its images", (rows or 0) * values)
 
 
 def _check_curvature(curvature: dict[str, Any], count: int) -> None:
