@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cl_bench.base.exceptions import StopRun
-from cl_bench.base.signals import end_with
+from cl_bench.base.signals import end_with_parent
 from cl_bench.config import errors
 from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.nodes import CONF
@@ -52,7 +52,7 @@ def follow_parent() -> bool:
     launcher = HydraConfig.get().launcher._target_
     if parent == os.getpid() or not launcher.endswith(".JoblibLauncher"):
         return False
-    end_with(parent)
+    end_with_parent(parent)
     return True
 
 

@@ -24,14 +24,14 @@ class Learner(NetworkFunction):
 
     Seven functions compute a gradient. Which one to call:
 
-    of                               batch is augmented | already augmented    | followed by a step
-    the mean loss on a batch         `gradient`         | `loss_gradient`      | `descend`
-    objective(theta, *args)          `gradient_of`      | `differentiate`      | `descend_on`
-    objective that has two outputs                      | `differentiate_with` |
+    gradient of              | augments first | batch augmented already | augments, then `step`
+    mean loss on a batch     | `gradient`     | `loss_gradient`         | `descend`
+    objective(theta, *args)  | `gradient_of`  | `differentiate`         | `descend_on`
+    objective with 2 outputs |                | `differentiate_with`    |
 
-    The functions of the middle column serve a method that needs the same augmented batch more than
-    once: it calls `augmented` first. All of them count into `sample_gradients`, leave out frozen
-    parameters, and return the loss or value, detached and on the device.
+    The second column serves a method that needs the same augmented batch more than once: it calls
+    `augmented` itself. All functions count into `sample_gradients`, leave out frozen parameters,
+    and return the loss or value, detached and on the device.
     """
 
     def __init__(

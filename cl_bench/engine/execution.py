@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.base.signals import Stop
+from cl_bench.base.signals import StopSignals
 from cl_bench.config import errors
 from cl_bench.config.build import (
     build,
@@ -137,7 +137,7 @@ def _execute(planned: Plan) -> RunRecord:
         start.require(
             data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
         )
-    with make_sink(planned) as sink, Stop() as stop:
+    with make_sink(planned) as sink, StopSignals() as stop:
         sink.describe(stream.description)
         with before_training():
             session, host = _session(planned, machine, stream, sink, stop, start)
@@ -160,7 +160,7 @@ def _session(
     machine: Runtime,
     stream: Stream,
     sink: Any,
-    stop: Stop,
+    stop: StopSignals,
     start: resume.Start,
 ) -> tuple[Session, RunHost]:
     """The run, built and put to where its checkpoint left it; and its host."""
