@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cl_bench.base.exceptions import StopRun
-from cl_bench.base.signals import end_with
+from cl_bench.base.signals import end_with_parent
 from cl_bench.config import errors
 from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.nodes import CONF
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float:
     A job of a sweep returns NaN after an error, so that the other jobs are run.
     """
     sweeping, plan = HydraConfig.get().mode is RunMode.MULTIRUN, None
-    worker = sweeping and end_with_parent()
+    worker = sweeping and follow_sweep()
     try:
         from cl_bench.engine import (
             job,
@@ -51,13 +51,13 @@ def main(cfg: DictConfig) -> float:
         sys.exit(2)
 
 
-def end_with_parent() -> bool:
+def follow_sweep() -> bool:
     """Tie a worker process of Joblib to its sweep, and return True; False in another process."""
     parent = int(os.environ.get(PARENT, os.getpid()))
     launcher = HydraConfig.get().launcher._target_
     if parent == os.getpid() or not launcher.endswith(".JoblibLauncher"):
         return False
-    end_with(parent)
+    end_with_parent(parent)
     return True
 
 

@@ -157,7 +157,7 @@ def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
     all_of = (layouts.svhn, layouts.cifar10, layouts.tinyimagenet, layouts.mit67)
     origins = [origin for layout in all_of for origin in layout(tmp_path)]
     assert not any(origin.complete for origin in (*origins, *layouts.omniglot(tmp_path, 8)))
-    with pytest.raises(UserError, match=r"notmnist: not found in .* it has no one address"):
+    with pytest.raises(UserError, match=r"notmnist: not found in .* it is not at a single address"):
         source.notmnist(str(tmp_path))
 
 

@@ -30,7 +30,7 @@ from test_flat import whole
 from torch import Tensor
 
 from cl_bench.base.exceptions import StopRun, UserError
-from cl_bench.base.signals import Stop
+from cl_bench.base.signals import StopSignals
 from cl_bench.config.build import build
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
@@ -107,8 +107,8 @@ class Run:
         self.stream = build(composed(f"method={self.name}").stream, stream=stream)
         self.progress = Progress.start(self.stream)
         global_state = torch.get_rng_state()
-        stop = Stop()
-        stop.before = dict.fromkeys(Stop.signals, 0)
+        stop = StopSignals()
+        stop.before = dict.fromkeys(StopSignals.signals, 0)
         if self.folder is None:
             host: Any = Recorder(self, rt)
         else:
@@ -125,13 +125,13 @@ class Run:
         assert torch.get_rng_state().equal(global_state), "a draw from the global generator"
         return self
 
-    def _count(self, stop: Stop) -> None:
+    def _count(self, stop: StopSignals) -> None:
         if self.left is not None:
             self.left -= 1
             if not self.left and self.killed:
                 raise Killed
             if not self.left:
-                stop.pending = Stop.signals[0]
+                stop.pending = StopSignals.signals[0]
 
     @property
     def theta(self) -> Tensor:

@@ -1,5 +1,5 @@
-"""What every other room may use: exceptions, bounds of options, files on disk, text from elsewhere.
+"""What every other room may use: exceptions, bounds of options, files, escaped text, signals.
 
-Nothing here knows of continual learning, and nothing here imports from another room. `files` is the
-only place that writes a file whole or not at all, and that locks one.
+Nothing here is specific to continual learning, and nothing here imports from another room. `files`
+is the only module that replaces files atomically and locks them. Start with `exceptions`.
 """

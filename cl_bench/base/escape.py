@@ -1,7 +1,7 @@
-"""Text from a record or a path as text: nothing in it is markup, a formula or a command.
+"""Escapes texts from records and paths, so that they cannot act as markup, formulas or commands.
 
-Whoever can place a record below a folder that someone reports on chooses its labels and values.
-LaTeX is escaped in `report.formats`, HTML by Jinja.
+Reports show records of any origin, and whoever wrote a record chose its labels and values. LaTeX is
+escaped in `report.formats`, HTML by Jinja.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-FORMULA = tuple("=+-@")  # what a cell begins with that a spreadsheet computes
+FORMULA = tuple("=+-@")  # first characters of a formula in a spreadsheet
 
 
 def visible(value: Any) -> Any:
-    """The value with control characters in its texts and keys written out: `\\x1b`, `\\n`.
+    """Write out control characters in a value's texts and keys: `\\x1b`, `\\n`.
 
-    A terminal would obey them, a table would break at them.
+    A terminal would execute them, and a line break would break a table.
     """
     if isinstance(value, str):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
@@ -27,12 +27,12 @@ def visible(value: Any) -> Any:
 
 
 def markdown(text: str) -> str:
-    """What Markdown would read as markup, mathematics or an address, escaped."""
+    """Escape what Markdown would read as markup, mathematics or a link."""
     escaped = re.sub(r"[\\|*`<>\[\]#~$&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     return escaped.replace("://", r":\/\/").replace("www.", r"www\.")
 
 
 def cell(value: Any) -> Any:
-    """A cell of a CSV file; texts that a spreadsheet would compute begin with an apostrophe."""
+    """Escape a cell of a CSV file: an apostrophe before a text that looks like a formula."""
     formula = isinstance(value, str) and len(value) > 1 and value.lstrip()[:1] in FORMULA
     return f"'{value}" if formula else value

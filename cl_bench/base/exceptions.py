@@ -1,4 +1,4 @@
-"""The errors of this package, and the request to stop a run."""
+"""The exceptions of this package: errors of the user, and the request to stop a run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import signal
 
 
 class UserError(ValueError):
-    """The user's config or data is wrong: shown as one line, exit code 2."""
+    """The config or the data of the user is wrong: shown as one line, with exit code 2."""
 
-    before_training = False  # whether a run was refused before anything of it was changed
-
-
-def one_line(error: BaseException, most: int = 160) -> str:
-    """What an error says, on one line of at most so many characters; its class where it is mute."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    before_training = False  # whether it was raised before the run changed anything in its folder
 
 
-DIVERGED = "diverged"  # stands in the line of a run whose numbers are not finite
+def one_line(error: BaseException, max_length: int = 160) -> str:
+    """The message of an error as one line; the name of its class where the message is empty."""
+    return " ".join(str(error).split())[:max_length] or type(error).__name__
+
+
+DIVERGED = "diverged"  # this word marks the message of a run whose numbers are not finite
 
 
 def diverged(what: str, task: int) -> UserError:
-    """The error of a run in which a loss, a parameter or a logit is no longer a finite number."""
+    """The error for a run in which a loss, a parameter or a logit is not finite."""
     return UserError(
         f"training {DIVERGED} in task {task}: {what}; lower optimizer.lr, or the method's rates "
         "and strength, or take another rule"
@@ -28,7 +28,7 @@ def diverged(what: str, task: int) -> UserError:
 
 
 class StopRun(BaseException):
-    """The run was asked to end, and its checkpoint is written."""
+    """A signal asked the run to stop, and its checkpoint is written."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -1,8 +1,8 @@
-"""Files on disk: replaced atomically, locked by one process, opened only where they are regular.
+"""Files on disk: replaced atomically, locked by one process, read only where they are regular.
 
-Every file that a run, the data cache or a search leaves behind is written, locked and read by the
-functions of this module. All of them raise OSError with the file's name in it, so that a full disk
-or a read-only folder ends in one line (`errors.explain`).
+Runs, the data cache and searches write, lock and read their files with these functions. All of them
+raise OSError with the file's name, so that a full disk or a read-only folder gives a message of one
+line (`config.errors.explain`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 from cl_bench.base.exceptions import one_line
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-_soft_folders: set[Path] = set()  # folders announced to have no hard locks
+_soft_folders: set[Path] = set()  # folders without locks that a message has named already
 
 
 class LockedError(Exception):
@@ -31,39 +31,39 @@ class LockedError(Exception):
 
 
 class DamagedError(ValueError):
-    """A file that this package wrote cannot be read; the message names it and says why."""
+    """A file of this package cannot be read; the message names it and says why."""
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """`path` with `~` expanded, absolute and without `..`; symbolic links stay."""
+    """`path` as an absolute path without `~` and `..`; symbolic links are not resolved."""
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def require_writable(folder: Path) -> None:
-    """Create the folder and a file in it; OSError where that is not possible."""
+    """Create the folder if needed; raise OSError where no file can be created in it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise _named(error, folder) from None
+        raise _with_path(error, folder) from None
 
 
 def require_regular(path: Path) -> None:
-    """OSError unless `path` is a regular file: reading a FIFO or a device would never end."""
+    """Raise OSError unless `path` is a regular file: reading a pipe or a device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @contextmanager
 def fresh_path(path: Path) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of `path` when the block ends, synced.
+    """Yields a temporary path; its file is synced and replaces `path` when the block ends.
 
-    Where the block fails, `path` is as it was, and what was written is removed. One process at a
-    time may replace a file: hold its lock.
+    Where the block fails, `path` is unchanged, and the temporary file is removed. Only one process
+    at a time may replace a file: hold its lock.
     """
     fresh = path.with_name(f".{path.name}.tmp")
     try:
-        fresh.unlink(missing_ok=True)  # left by a process that was killed, or a named pipe
+        fresh.unlink(missing_ok=True)  # of a process that was killed, or a named pipe
         yield fresh
         with fresh.open("rb") as written:
             os.fsync(written.fileno())
@@ -73,25 +73,25 @@ def fresh_path(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _named(error, path) from None
+            raise _with_path(error, path) from None
         raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends (`fresh_path`)."""
+    """Yields a binary file that replaces `path` when the block ends, as `fresh_path` does."""
     with fresh_path(path) as fresh, fresh.open("wb") as file:
         watched = _Watched(file)
         try:
             yield cast(BinaryIO, watched)
         except Exception:
-            if watched.error is not None:  # PyTorch's writer hides what went wrong
+            if watched.error is not None:  # PyTorch's writer raises another error
                 raise watched.error from None
             raise
 
 
 class _Watched:
-    """A file that keeps the first error of its writes."""
+    """Wraps a file and remembers the first error of a write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -108,44 +108,44 @@ class _Watched:
         return getattr(self.file, name)
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name, which failing writes do not have."""
+def _with_path(error: OSError, path: Path) -> OSError:
+    """The error with the file's name, which an error of a write lacks."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def flush(file: BinaryIO) -> None:
-    """Bring what was written to an open file to the disk."""
+    """Flush an open file, and sync it to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a whole file by `content`."""
+    """Replace a file by `content`."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replace a whole file by `content` in UTF-8."""
+    """Replace a file by `content` in UTF-8."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a whole file by `content` as JSON; NaN is refused (see `record.json_value`)."""
+    """Replace a file by `content` as JSON; NaN raises ValueError (see `record.json_value`)."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def append(file: BinaryIO, content: bytes, path: Path) -> None:
-    """Write at the end of an open file; it is on the disk when this returns."""
+    """Append to an open file and sync it, so that the content is on the disk on return."""
     try:
         file.write(content)
         flush(file)
     except OSError as error:
-        raise _named(error, path) from None
+        raise _with_path(error, path) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; DamagedError where there is none in it."""
+    """Read the object in a JSON file; DamagedError where the file has none."""
     try:
         require_regular(path)
         content = json.loads(path.read_bytes())
@@ -157,23 +157,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync(folder: Path) -> None:
-    """Bring a folder's entries to the disk."""
+    """Sync a folder's entries, so that a file that was created or renamed survives a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
-            raise _named(error, folder) from None
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
+            raise _with_path(error, folder) from None
     finally:
         os.close(handle)
 
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock in the file `path`; LockedError where another process does, unless `wait`.
+    """Hold the lock of the file `path` inside the block.
 
-    The lock ends with its process. Where the file system has no such locks, `<path>.soft` stands
-    for one: a file that its process removes, or after it the next process of the same machine.
+    Where another process holds it, wait for it if `wait`, else raise LockedError. The system
+    releases the lock when the process ends. On a file system without locks, the existence of
+    `<path>.soft` is the lock. Its process removes the file; if that process was killed, the next
+    one on the same machine does.
     """
     timeout = -1 if wait else 0
     try:
@@ -194,7 +196,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _soft(path: Path) -> SoftFileLock:
-    """The lock of a file system without locks; says so once for each folder."""
+    """The lock for a file system without locks; a message says so once for each folder."""
     soft = path.with_name(f"{path.name}.soft")
     if path.parent not in _soft_folders:
         _soft_folders.add(path.parent)

@@ -1,4 +1,4 @@
-"""Signals that stop a run, and workers that end with the process that started them."""
+"""Signals that stop a run, and worker processes that end with the process that started them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 
 from cl_bench.base.exceptions import StopRun
 
-POLL, GRACE = 1.0, 60.0  # seconds: between two looks at a parent, and from its end to ours
+POLL, GRACE = 1.0, 60.0  # seconds: between checks of the parent; from its end to a forced exit
 _watched: set[int] = set()  # parents that a thread of this process watches
 
 
-class Stop:
-    """SIGTERM, SIGUSR2 and Ctrl-C, noticed at once and obeyed at the next step.
+class StopSignals:
+    """Handles SIGTERM, SIGUSR2 and Ctrl-C: they set `pending`, and the run stops at the next step.
 
-    `deliver` hands the signal to whoever had it before: by default the run ends (StopRun), but a
-    cluster's own handler (submitit's) requeues the job, or lets a SIGTERM pass.
+    After its checkpoint, the run calls `deliver`, which passes the signal to the handler that was
+    set before. By default that raises StopRun. A handler of submitit requeues the job on a cluster,
+    or ignores SIGTERM. A second signal stops the run at once.
     """
 
     signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -29,9 +30,9 @@ class Stop:
     def __init__(self) -> None:
         self.pending: int | None = None
         self.before: dict[int, Any] = {}
-        self.held = False  # whether a second signal waits, too
+        self.held = False  # inside `holding`, where a second signal waits as well
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self.before = {s: signal.signal(s, self._notice) for s in self.signals}
         return self
@@ -39,17 +40,19 @@ class Stop:
     def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.pending is not None and kind is None:  # it came after the last step
+        if self.pending is not None and kind is None:  # the signal came after the last step
             self.deliver()
 
     def _notice(self, number: int, _: FrameType | None) -> None:
-        if self.pending is not None and not self.held:  # asked twice: do not wait for the step
+        if (
+            self.pending is not None and not self.held
+        ):  # the second signal: do not wait for the step
             raise StopRun(number)
         self.pending = number
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Let a file be written whole: inside, no signal interrupts, however often it comes."""
+        """Inside the block no signal interrupts, so that a file is written to its end."""
         self.held = True
         try:
             yield
@@ -57,7 +60,7 @@ class Stop:
             self.held = False
 
     def deliver(self) -> None:
-        """Call it after the checkpoint; it returns where the handler before lets the run go on."""
+        """Pass the pending signal on; returns only where the earlier handler lets the run go on."""
         assert self.pending is not None
         number, self.pending = self.pending, None
         handler = self.before[number]
@@ -67,11 +70,11 @@ class Stop:
             handler(number, None)
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after the process `parent`, which started it, has ended.
+def end_with_parent(parent: int) -> None:
+    """Watch the process `parent`, which started this one, and end this process after it.
 
-    A worker of a sweep would otherwise wait for more work for ever. Its run is asked to stop
-    (SIGTERM), so that it writes a checkpoint; after GRACE seconds the process ends in any case.
+    A worker of a sweep would otherwise wait for more work forever. SIGTERM lets its run write a
+    checkpoint; after GRACE seconds the process exits in any case.
     """
 
     def watch() -> None:

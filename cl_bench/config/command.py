@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cl_bench.base.exceptions import StopRun
-from cl_bench.base.signals import end_with
+from cl_bench.base.signals import end_with_parent
 from cl_bench.config import errors, hydra_errors
 from cl_bench.config.arguments import checked_arguments
 
@@ -25,7 +25,7 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function
     if os.environ.get(PARENT) == str(os.getppid()):
-        end_with(os.getppid())
+        end_with_parent(os.getppid())
     os.environ[PARENT] = str(os.getpid())
     try:
         if takes_overrides:

@@ -27,7 +27,7 @@ class Buffer(Stateful):
     def __init__(self, rng: Generator, insert: Insert) -> None:
         self.rng, self.insert = rng, insert
         self.rows: Batch | None = None
-        self.filled = 0  # the first so many rows may be drawn
+        self.filled = 0  # the number of rows that may be drawn, from the first on
         self.new: int | None = None  # samples of this task still to be offered; None: no limit
         self.now: int | None = None  # id of the task that is learned
 

@@ -25,14 +25,14 @@ class Learner(NetworkFunction):
 
     Seven functions compute a gradient. Which one to call:
 
-    of                               batch is augmented | already augmented    | followed by a step
-    the mean loss on a batch         `gradient`         | `loss_gradient`      | `descend`
-    objective(theta, *args)          `gradient_of`      | `differentiate`      | `descend_on`
-    objective that has two outputs                      | `differentiate_with` |
+    gradient of              | augments first | batch augmented already | augments, then `step`
+    mean loss on a batch     | `gradient`     | `loss_gradient`         | `descend`
+    objective(theta, *args)  | `gradient_of`  | `differentiate`         | `descend_on`
+    objective with 2 outputs |                | `differentiate_with`    |
 
-    The functions of the middle column serve a method that needs the same augmented batch more than
-    once: it calls `augmented` first. All of them count into `sample_gradients`, leave out frozen
-    parameters, and return the loss or value, detached and on the device.
+    The second column serves a method that needs the same augmented batch more than once: it calls
+    `augmented` itself. All functions count into `sample_gradients`, leave out frozen parameters,
+    and return the loss or value, detached and on the device.
     """
 
     def __init__(
@@ -128,8 +128,7 @@ class Learner(NetworkFunction):
     def loss_gradient(self, batch: Batch) -> Tensor:
         """`gradient` for a batch that is augmented already."""
         self._count(batch)
-        loss = self._fill(batch)
-        return self._zero_frozen(loss)
+        return self._zero_frozen(self._fill(batch))
 
     def gradient_of(self, objective: Objective, *args: Any) -> Tensor:
         """Augment the batches in `args`; fill `flat.grad` with d objective(theta, *args) / d theta.
@@ -202,7 +201,7 @@ class Learner(NetworkFunction):
             "moved": None if self.optimized is self.flat.theta else self.optimized.detach(),
             "optimizer": self.optimizer.state_dict(),
             "masked": self.heads.masked,
-            "evaluated": self.sample_gradients,
+            "sample_gradients": self.sample_gradients,
         }
 
     @torch.no_grad()
@@ -223,7 +222,7 @@ class Learner(NetworkFunction):
         if state["moved"] is not None:
             self.restart_optimizer(nn.Parameter(state["moved"]))
         self.optimizer.load_state_dict(state["optimizer"])
-        self.heads.masked, self.sample_gradients = state["masked"], state["evaluated"]
+        self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 
     def _fill_by_engine(self, batch: Batch) -> Tensor:
         return self._engine(self.loss, (batch,), has_aux=False)

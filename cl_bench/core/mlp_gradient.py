@@ -150,7 +150,7 @@ def mlp_gradient(net: nn.Module, flat: FlatParams) -> MLPGradient | None:
     if type(net) is not MLP:
         return None
     layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
-    kinds = {type(m) for m in net.features} - {nn.Linear, nn.Flatten}
-    if not kinds <= set(NEGATIVE_SLOPE) or any(p.grad is None for p in net.parameters()):
+    activations = {type(m) for m in net.features} - {nn.Linear, nn.Flatten}
+    if not activations <= set(NEGATIVE_SLOPE) or any(p.grad is None for p in net.parameters()):
         return None
-    return MLPGradient(layers, NEGATIVE_SLOPE[kinds.pop()] if kinds else 0.0, flat)
+    return MLPGradient(layers, NEGATIVE_SLOPE[activations.pop()] if activations else 0.0, flat)

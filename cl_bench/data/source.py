@@ -79,7 +79,7 @@ def notmnist(data_dir: Text, cache_dir: Text | None = None) -> Source:
     """notMNIST: images of ten letters, resized to (3, 28, 28)."""
     home = files.absolute(data_dir)
     not_found = _not_found("notmnist:", home, f"notmnist/{FOLDERS}")
-    origins, fetch = layouts.notmnist(home), partial(_no_download, "it has no one address")
+    origins, fetch = layouts.notmnist(home), partial(_no_download, "it is not at a single address")
     return load_cached(home, SourceSpec("notmnist", not_found, origins, fetch), cache_dir)
 
 

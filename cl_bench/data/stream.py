@@ -137,7 +137,7 @@ def _relabelled(parts: list[Part], classes: int) -> list[Part]:
 
 
 def sequential(stream: Stream, first: Count | None) -> Stream:
-    """The tasks one after the other: all of them, or only the `first` so many."""
+    """The tasks one after the other; with `first`, only that many, from the first on."""
     if first is None or first == len(stream.tests):
         return stream
     parts = {name: getattr(stream, name)[:first] for name in ("tasks", "tests", "classes")}

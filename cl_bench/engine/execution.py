@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.base.signals import Stop
+from cl_bench.base.signals import StopSignals
 from cl_bench.config import errors
 from cl_bench.config.build import (
     build,
@@ -117,7 +117,7 @@ def _continue_or_start(plan: Plan) -> RunRecord:
         start.require_same(
             data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
         )
-    with make_sink(plan) as sink, Stop() as stop:
+    with make_sink(plan) as sink, StopSignals() as stop:
         sink.describe(stream.description)
         with refusals_before_training():
             session, host = _build_session(plan, machine, stream, sink, stop, start)
@@ -136,7 +136,7 @@ def _build_session(
     machine: Runtime,
     stream: Stream,
     sink: Sink,
-    stop: Stop,
+    stop: StopSignals,
     start: resume.Start,
 ) -> tuple[Session, RunHost]:
     """The session of a run, in the state of its checkpoint, and its host."""

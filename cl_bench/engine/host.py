@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cl_bench.base.signals import Stop
+from cl_bench.base.signals import StopSignals
 from cl_bench.core.runtime import Runtime
 from cl_bench.engine import checkpoint
 from cl_bench.engine.resume import Start
@@ -36,7 +36,7 @@ class RunHost(Host):
         method: Method,
         progress: Progress,
         sink: Sink,
-        stop: Stop,
+        stop: StopSignals,
         log_every: int,
         save_every: float,
         start: Start,

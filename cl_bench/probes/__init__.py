@@ -1,6 +1,6 @@
-"""Measurements beside the accuracy while a run trains: neighbours, the largest eigenvalue.
+"""Measurements in addition to the accuracy while a run trains: neighbours, the largest eigenvalue.
 
 A probe draws nothing from a run's generators and changes nothing: a run with a probe and one
-without it give the same numbers. A probe with `every` measures each so many steps of a task, and
-one whose `every` is None measures once after each task.
+without it give the same numbers. With `every` = n a probe measures at every n-th step of a task,
+and with None once after each task.
 """
