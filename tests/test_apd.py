@@ -17,7 +17,7 @@ from cl_bench.core.optim import SGD, step_sizes
 from cl_bench.core.types import Batch, Stream
 from cl_bench.data.stream import sequential
 from cl_bench.methods.shared.low_rank import layers_of
-from cl_bench.methods.shared.proximal import PiecewiseLinear, soft
+from cl_bench.methods.shared.proximal import PiecewiseLinear, soft_threshold
 from cl_bench.models.convnet import ConvNet
 
 
@@ -109,13 +109,13 @@ def test_proximal_steps_are_minima(tasks: int) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_proximal_step_goes_as_far_as_the_optimizers(momentum: float) -> None:
-    """1/2 |x - c|^2 + l1 |x| has its minimum at soft(c, l1): 0.5 of 1, 0 of 0.3."""
+    """1/2 |x - c|^2 + l1 |x| has its minimum at soft_threshold(c, l1): 0.5 of 1, 0 of 0.3."""
     theta, c = nn.Parameter(torch.zeros(2)), torch.tensor([1.0, 0.3])
     optimizer = SGD([theta], 0.01, momentum)
     for _ in range(3000):
         theta.grad = theta.detach() - c
         optimizer.step()
-        theta.data.copy_(soft(theta.detach(), 0.5 * step_sizes(optimizer, theta)))
+        theta.data.copy_(soft_threshold(theta.detach(), 0.5 * step_sizes(optimizer, theta)))
     torch.testing.assert_close(theta.detach(), torch.tensor([0.5, 0.0]), atol=1e-3, rtol=0)
 
 

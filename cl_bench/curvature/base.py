@@ -1,4 +1,4 @@
-"""What a curvature is: a positive semi-definite matrix over the flat vector, never built."""
+"""The operations of a curvature matrix A (P, P), which is not built, and of its estimators."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Curvature(Protocol):
         ...
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
-        """mine A + theirs B, within one family; the family says what of it is kept."""
+        """mine A + theirs B for B of the same class, or the class's approximation of that sum."""
         ...
 
     def shrinkage(self, damping: float) -> Curvature:
-        """A (A + damping I)^-1: how much of a distance an implicit step takes away."""
+        """A (A + damping I)^-1: the share of the way to an anchor that a proximal step goes."""
         ...
 
     def pull_towards_(self, theta: Tensor, anchor: Tensor) -> None:
@@ -64,9 +64,11 @@ class Curvature(Protocol):
 
 
 class Estimator:
-    """A curvature from a task's data: in its own order, not augmented, in evaluation mode, fp32.
+    """Estimates a curvature from the data of a task.
 
-    It keeps nothing between tasks; memory beside the result is bounded by a batch.
+    Data is used in its order, without augmentation, with the network in evaluation mode and in
+    single precision. Nothing is kept between tasks, and the memory beside the result is that of a
+    batch.
     """
 
     linear: ClassVar[bool] = True  # whether `merge` of its result is the sum of the matrices
@@ -74,29 +76,29 @@ class Estimator:
 
     @classmethod
     def uses_true_labels(cls, options: dict[str, Any]) -> bool:
-        """Whether it squares gradients at the true labels, which vanish as the fit improves."""
+        """Whether it squares gradients at the true labels, which vanish with the training loss."""
         return options.get("labels") == "empirical"
 
     @classmethod
     def may_be_negative(cls, options: dict[str, Any]) -> bool:
-        """Whether its matrix may have eigenvalues below 0."""
+        """Whether its matrix may have negative eigenvalues."""
         return options.get("negative") == "raw"
 
     @classmethod
     def most_parameters(cls, options: dict[str, Any]) -> int | None:
-        """The largest network that it serves, in trained parameters; None: of any size."""
+        """The largest number of trained parameters that it can handle; None: any number."""
         return None
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """Options that make no difference where the others are as they are."""
+        """The options that make no difference, given the others."""
         return set()
 
     def check(self, learner: Learner, task: Task) -> None:
-        """UserError where this network cannot be served: before a task's first step."""
+        """Raise UserError where it cannot handle the network; called before a task's first step."""
 
     def __call__(self, learner: Learner, task: Task) -> Curvature:
-        """The mean over the task's samples, at the learner's theta."""
+        """The curvature of the mean loss over the task's samples, at the present parameters."""
         raise NotImplementedError
 
 
@@ -114,14 +116,14 @@ def subset(task: Task, samples: int | None, rng: Generator) -> Task:
 
 
 def fork(rng: Generator) -> Generator:
-    """A generator of its own, seeded by one draw: the same draws can be made twice."""
+    """A new generator, seeded by one draw of `rng`: it can be made again for the same draws."""
     return Generator().manual_seed(int(torch.randint(2**53, (), generator=rng)))
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending eigenvalues and eigenvectors, worked out in float64.
+    """Ascending eigenvalues and eigenvectors, computed in float64.
 
-    In float32 LAPACK fails on what is common here: factors of low rank with denormal entries.
+    In float32 LAPACK fails on Kronecker factors of low rank with denormal entries.
     """
     values, vectors = torch.linalg.eigh(matrix.double())
     return values.to(matrix.dtype), vectors.to(matrix.dtype)

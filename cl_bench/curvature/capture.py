@@ -1,10 +1,10 @@
-"""What every layer saw of a batch: its inputs, and the gradients at its outputs.
+"""Records the input of each layer and the gradients at its output, of which curvatures are made.
 
-For a layer with input a and output gradient s, a sample's weight gradient is s a' (summed over
-places in a convolution): all curvatures here are made of what one forward pass and a backward
-pass for each root of the output Hessian have already seen. Samples must not see each other:
-evaluation mode. In a linearized network a is what the fixed network saw, and s the gradient at
-the layer's tangent: there, too, s a' is the gradient.
+For a layer with input a and output gradient s, the weight gradient of a sample is s a' (in a
+convolution, summed over places). One forward pass and one backward pass for each root of the output
+Hessian therefore give all that is needed. The network is in evaluation mode, in which samples do
+not interact through batch norm. In a linearized network, a is the input in the fixed network and s
+the gradient at the output of the layer's tangent; there s a' is the gradient as well.
 
 Shapes: B samples, R roots, L places of a convolution, d = inputs of a unit (channels x kernel).
 """
@@ -35,7 +35,7 @@ IMAGES = {"cpu": 32, "cuda": 256}  # through convolutions: on a CPU what they se
 
 @dataclass
 class Site:
-    """A layer with parameters, as a forward pass went through it."""
+    """A layer with parameters, in one forward pass: its input and output."""
 
     name: str
     layer: nn.Module
@@ -50,7 +50,7 @@ class Site:
 
 @contextmanager
 def captured(net: nn.Module) -> Iterator[list[Site]]:
-    """The layers with parameters that a forward pass inside goes through, in its order."""
+    """Record the layers with parameters that forward passes inside the block use, in order."""
     sites: list[Site] = []
 
     def watch(name: str) -> Callable:
@@ -72,7 +72,7 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that hold trained parameters themselves."""
+    """The modules with trained parameters of their own."""
     return [(name, m) for name, m in net.named_modules() if any(map(_trained, m.parameters(False)))]
 
 
@@ -93,13 +93,13 @@ def _once(sites: list[Site]) -> None:
 
 
 def check_hooks(learner: Learner, task: Task) -> None:
-    """UserError where hooks would not see what they need to: by a forward pass of one sample."""
+    """Raise UserError where hooks cannot record the layers; tried on one sample."""
     with learner.evaluating(full_precision=True), captured(learner.net), torch.no_grad():
         learner.logits(learner.flat.theta, next(task.chunks(1)))
 
 
 def coupled(net: nn.Module) -> str | None:
-    """A layer in which samples see each other even in evaluation mode; None: there is none."""
+    """Name a layer in which samples interact even in evaluation mode; None: there is none."""
     for name, layer in net.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
             return name
@@ -107,7 +107,7 @@ def coupled(net: nn.Module) -> str | None:
 
 
 def unserved(net: nn.Module) -> str | None:
-    """Which layer is of a kind that has no formula here; None where all have."""
+    """Name a layer of a class that has no formula here; None where all have one."""
     for name, layer in layers(net):
         if type(layer) not in SERVED:
             return (
@@ -125,7 +125,7 @@ def unserved(net: nn.Module) -> str | None:
 
 
 def chunk(learner: Learner) -> int:
-    """Samples at once: any number gives the same, to rounding."""
+    """The number of samples in one pass; the result does not depend on it, up to rounding."""
     if any(isinstance(layer, nn.Conv2d) for _, layer in layers(learner.net)):
         return IMAGES.get(learner.flat.theta.device.type, 32)
     return CHUNK
@@ -134,10 +134,10 @@ def chunk(learner: Learner) -> int:
 def streamed(
     learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
 ) -> Iterator[tuple[list[Site], Iterator[list[Tensor]]]]:
-    """For each part of the task the sites, and for groups of roots the gradients at them.
+    """For each part of the task: its sites, and the gradients at them for groups of roots.
 
-    A gradient is (R, B, ...) for the R roots of its group, in the order of the sites. The head's
-    are the roots themselves; `at_head` gives it others, all of them with the first group.
+    A gradient is (R, B, ...) for the R roots of its group, in the order of the sites. At the head
+    these are the roots themselves; `at_head` replaces them, all with the first group.
     """
     with learner.evaluating(full_precision=True):
         for batch in task.chunks(chunk(learner)):
@@ -155,14 +155,14 @@ def streamed(
 def visits(
     learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
 ) -> Iterator[tuple[Site, Tensor]]:
-    """Each site of each part with each group's gradient (R, B, ...) at it."""
+    """Yield each site of each part with the gradient (R, B, ...) of each group of roots."""
     for sites, gradients in streamed(learner, task, roots, at_head):
         for group in gradients:
             yield from zip(sites, group, strict=True)
 
 
 def _backward(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
-    """One backward pass for all roots that fit into memory together."""
+    """Make one backward pass for as many roots as fit into memory."""
     outputs = [site.output for site in sites]
     size = max(1, FLOATS // sum(out.numel() for out in outputs))
     for group in roots.split(size) if len(roots) else ():
@@ -181,7 +181,7 @@ def _replaced(
 
 
 def output_hessian_factor(labels: Labels, rng: Generator) -> RootFn:
-    """The output Hessian's square roots: exact, one draw (`rng`), or the true label's gradient."""
+    """The roots of the output Hessian: exact, sampled (by `rng`), or the true label's gradient."""
 
     def hessian(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         drawn = rng if labels == "sampled" else None
@@ -192,9 +192,9 @@ def output_hessian_factor(labels: Labels, rng: Generator) -> RootFn:
 
 
 def output_roots(learner: Learner, batch: Batch, logits: Tensor, rng: Generator | None) -> Tensor:
-    """(R, B, K): square roots of the criterion's Hessian in the logits, at the classes that count.
+    """(R, B, K): vectors whose outer products sum to the criterion's Hessian in the logits.
 
-    Those that compete now and, for a loss that can know it already, those that will.
+    It is taken over the classes that compete now; for the squared loss, also over those that will.
     """
     found = learner.criterion.hessian_root(logits, learner.heads.competing(batch), rng)
     ever = learner.heads.reachable(batch)

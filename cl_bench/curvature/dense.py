@@ -24,7 +24,7 @@ LARGEST = 8192  # parameters: 256 MiB of float32
 @stored_as("dense")
 @dataclass(frozen=True)
 class Dense:
-    """A (P, P) itself, symmetric."""
+    """A symmetric matrix A (P, P), stored whole."""
 
     matrix: Tensor
 
@@ -70,7 +70,7 @@ class Dense:
 
 
 class Small(Estimator):
-    """An estimator that needs the square of the number of parameters."""
+    """An estimator whose memory is the square of the number of parameters."""
 
     @classmethod
     def most_parameters(cls, options: dict[str, Any]) -> int | None:
@@ -86,7 +86,7 @@ class Small(Estimator):
 
 
 class FullFisher(Small):
-    """Mean over samples of sum_r J' root_r root_r' J; with exact labels the GGN."""
+    """The mean over samples of sum_r J' root_r root_r' J; with labels=exact it is the GGN."""
 
     def __init__(self, labels: Labels, samples: Count | None) -> None:
         self.labels: Labels = labels

@@ -1,10 +1,10 @@
-"""Diagonal curvature: identity, Fisher by any label law, the batched square, MAS.
+"""Diagonal curvatures: identity, Fisher, squared batch gradients, MAS.
 
 Fisher (Kirkpatrick et al. 2017, arXiv:1612.00796; van de Ven 2025 on its variants): the mean over
 samples of squared per-sample gradients, at labels that are
-    exact      all, weighted by the network's probabilities: the diagonal of the GGN
-    sampled    drawn once a sample from the network's probabilities: right in expectation
-    empirical  the true ones
+    exact      all classes, weighted by the network's probabilities: the diagonal of the GGN
+    sampled    one draw for each sample from the network's probabilities: unbiased
+    empirical  the true labels
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class Diagonal:
 
 
 class Identity(Estimator):
-    """A = I on all that was in use: plain L2 towards the anchor, but for heads not yet revealed."""
+    """A = I for all parameters but head rows of classes that have not competed yet."""
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
         return Diagonal(learner.heads.in_use(learner.heads.competing_in(task)))
 
 
 class PerSample(Estimator):
-    """Made of per-sample gradients, by layers or by rows."""
+    """An estimator from per-sample gradients: by formulas for layers, or by Jacobian rows."""
 
     def check(self, learner: Learner, task: Task) -> None:
         name = coupled(learner.net)
@@ -114,10 +114,10 @@ class Fisher(PerSample):
 
 
 class BatchedFisher(Estimator):
-    """Mean over batches, by their sizes, of the squared gradient of the batch's mean loss.
+    """The mean over batches, weighted by size, of the squared gradient of the batch's mean loss.
 
-    Not a Fisher: signs cancel within a batch, so it is smaller by about the batch's size. Many
-    published codes compute it (GEM's, Avalanche's, HALRP's); here to reproduce them.
+    It is not a Fisher: signs cancel within a batch, which makes it smaller by about the batch size.
+    Many published implementations compute it (GEM, Avalanche, HALRP); it is here to reproduce them.
     """
 
     @classmethod
@@ -143,9 +143,9 @@ def _gradient(learner: Learner, batch: Batch) -> Tensor:
 
 
 class MAS(PerSample):
-    """Mean of |d ||f(x)||^2 / d theta| over the live outputs (Aljundi et al. 2018).
+    """The mean over samples of |d ||f(x)||^2 / d theta| (Aljundi et al. 2018, arXiv:1711.09601).
 
-    arXiv:1711.09601. The absolute value is each sample's; no label is used.
+    The norm is over the outputs of the classes that compete. No label is used.
     """
 
     def __init__(self, samples: Count | None) -> None:
@@ -164,7 +164,7 @@ def _norm_gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
 def mean_of(
     power: Callable[[Tensor], Tensor], learner: Learner, task: Task, roots: RootFn
 ) -> Diagonal:
-    """Mean over samples of sum_r power(J' root_r), by layers or, for any network, by rows."""
+    """The mean over samples of sum_r power(J' root_r): by layers, or by rows for any network."""
     total = torch.zeros_like(learner.flat.grad)
     if unserved(learner.net) is None:
         views = learner.flat.views(total)
@@ -178,7 +178,7 @@ def mean_of(
 
 
 def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tensor]:
-    """Per-sample gradients (R x B, P) of parts of a task, by one vectorised backward pass each."""
+    """Per-sample gradients (R x B, P) of each part of a task, by a vectorised backward pass."""
     theta = learner.flat.theta.detach()
     with learner.evaluating(full_precision=True):
         for whole in task.chunks(chunk(learner)):
@@ -194,7 +194,7 @@ def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tenso
 
 
 def _rows(learner: Learner, theta: Tensor, batch: Batch, roots: Tensor) -> Tensor:
-    """(R, B, P)"""
+    """(R, B, P): J' root_r of each sample and root."""
 
     def single(x: Tensor, y: Tensor, t: Tensor, seeds: Tensor) -> Tensor:
         def outputs(theta: Tensor) -> Tensor:

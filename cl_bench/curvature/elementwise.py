@@ -1,4 +1,4 @@
-"""Per-sample gradients of a layer under a function of each element, summed; and patches."""
+"""Sums over samples of a function of each entry of the per-sample gradients of a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cl_bench.curvature.capture import Site
 
 
 def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, d, L): what each place of the output has seen, in the weight's order."""
+    """(B, C, H, W) -> (B, d, L): the inputs of each place of the output, in the weight's order."""
     assert isinstance(layer.padding, tuple)
     return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
 
@@ -21,7 +21,10 @@ def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
 def elementwise(
     site: Site, s: Tensor, power: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """For each parameter sum over roots and samples of power(gradient); power(xy) = its product."""
+    """For each parameter, the sum over roots and samples of power(gradient).
+
+    power must be multiplicative: power(x y) = power(x) power(y), as square and absolute value are.
+    """
     found = ELEMENTWISE[type(site.layer)](site.layer, site.input, s, power)
     for (name, parameter), value in zip(site.layer.named_parameters(), found, strict=True):
         yield site.key(name), value.view_as(parameter)
@@ -35,7 +38,7 @@ def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Te
 
 
 def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
-    """Sum over places first, then the power; one place of the kernel at a time: no patches."""
+    """Sum over places, then take the power, for one place of the kernel at a time."""
     assert isinstance(layer.padding, tuple)
     (high, wide), (down, right) = layer.padding, layer.stride
     a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(3)
@@ -53,7 +56,7 @@ def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tens
 def _norm(
     layer: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, s: Tensor, power: Callable
 ) -> tuple[Tensor, ...]:
-    """The running statistics are constants."""
+    """The statistics are the running ones, taken as constants."""
     assert layer.running_mean is not None and layer.running_var is not None
     mean, var = (v.view(-1, *[1] * (a.dim() - 2)) for v in (layer.running_mean, layer.running_var))
     scaled = (a - mean) * (var + layer.eps).rsqrt()

@@ -1,7 +1,7 @@
-"""Diagonals of the Hessian: by Hutchinson's probes, of the GGN, exact; and its row sums.
+"""The diagonal of the Hessian: by random probes, exactly, or that of the GGN; and its row sums.
 
-The Hessian's diagonal may be negative, and a penalty by it unbounded below: `negative` says what
-becomes of such entries.
+The diagonal of a Hessian may have negative entries, with which a penalty would be unbounded below:
+`negative` says what replaces them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cl_bench.curvature.products import hessian, hessian_product
 
 
 class DiagonalHessian(Estimator):
-    """diag of the Hessian of the mean loss.
+    """The diagonal of the Hessian of the mean loss.
 
     estimate=hutchinson  mean over probes of v * (H v), v of random signs: unbiased (Bekas 2007)
     estimate=ggn         of the GGN: the exact Fisher
@@ -77,10 +77,10 @@ class DiagonalHessian(Estimator):
 
 
 class HessianRowSums(Estimator):
-    """Mean over samples of |H_b 1|: the gradient of the sum of a gradient's entries.
+    """The mean over samples of |H_b 1|: the gradient of the sum of the entries of a gradient.
 
-    What the code published with the note on EWC (Yang 2022, secder_mode with abs_mode) computes
-    in place of the Hessian's diagonal; equal to its absolute value only where H is diagonal.
+    The code published with the note on EWC (Yang 2022, secder_mode with abs_mode) computes this for
+    the diagonal of the Hessian. It equals the absolute value of that only if H is diagonal.
     """
 
     def __init__(self, samples: Count | None) -> None:

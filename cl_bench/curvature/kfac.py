@@ -1,7 +1,8 @@
-"""Estimators of Kronecker factors, summed over a task layer by layer.
+"""Estimators of Kronecker factors: K-FAC, TK-FAC and EKFAC.
 
-With a_l (d) what a unit sees at place l of L (1 appended for the bias), s_l (out) the gradient at
-its output, B samples and R roots of the output Hessian (the label law):
+At place l of L in a layer, a_l (d) is the input of a unit, with a 1 appended for the bias, and
+s_l (out) the gradient at the output; E is the mean over samples and the sum over roots of the
+output Hessian (`labels`).
 
 K-FAC (Martens & Grosse 2015, arXiv:1503.05671; convolutions: Grosse & Martens 2016,
 arXiv:1602.01407): A = E[sum_l a_l a_l'], G = E[sum_l s_l s_l' / L].
@@ -39,12 +40,13 @@ from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
 
 
 class Factored(Estimator):
-    """What the three share: which labels, how many samples, what becomes of batch norm's weights.
+    """The options that K-FAC, TK-FAC and EKFAC share.
 
-    Labels that are drawn are drawn for the layers before the head: the head's own output Hessian
-    needs no backward pass, and is taken exactly.
-    batch_norm=diagonal  their diagonal Fisher
-    batch_norm=frozen    no curvature: they do not move (schedule.batch_norm=frozen)
+    labels      exact, sampled or empirical (see `diagonal`). With sampled, the head still uses the
+                exact output Hessian, which needs no backward pass
+    samples     of the task, drawn at random; None: all
+    batch_norm  of the weights of batch norm: diagonal, their diagonal Fisher; frozen, none, as they
+                do not move (schedule.batch_norm=frozen)
     """
 
     linear: ClassVar[bool] = False
@@ -90,19 +92,19 @@ class Factored(Estimator):
 
 
 def factored(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers that get a block each."""
+    """The layers that have a block."""
     return [(name, m) for name, m in layers(net) if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
 class KFAC(Factored):
-    """A and G of each layer."""
+    """K-FAC: the block of each layer is G (x) A."""
 
 
 class TKFAC(Factored):
-    """delta Psi (x) Phi of each layer.
+    """TK-FAC: the block of each layer is delta Psi (x) Phi.
 
-    delta=published  in a convolution, products at distinct places are taken for uncorrelated
-    delta=exact      the trace of the layer's Fisher, by one more look at its gradients
+    delta=published  as the paper: gradients at different places of a convolution are uncorrelated
+    delta=exact      the trace of the layer's Fisher, from its per-sample gradients
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class TKFAC(Factored):
 
 
 class EKFAC(Factored):
-    """K-FAC's eigenbasis; the diagonal in it by a second pass with the same labels."""
+    """EKFAC: K-FAC's eigenbasis, and the diagonal in it by a second pass with the same labels."""
 
     def __call__(self, learner: Learner, task: Task) -> Blocks:
         chosen = subset(task, self.samples, learner.rng)

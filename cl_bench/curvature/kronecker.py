@@ -21,7 +21,7 @@ from cl_bench.curvature.blocks import Place
 @stored_as("kronecker_factors")
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """scale G (x) A with G (out, out), A (in, in), scale ()."""
+    """The block scale G (x) A, with G (out, out), A (in, in) and a scalar scale."""
 
     place: Place
     a: Tensor
@@ -38,7 +38,7 @@ class KroneckerFactors:
         return (self.scale * self.g) @ d @ self.a
 
     def solve(self, d: Tensor, damping: float) -> Tensor:
-        """Exactly, in the eigenbasis: the damping is not split over the factors."""
+        """The exact solution, in the eigenbasis: damping is not split over the factors."""
         return Corrected(self, self._values()).solve(d, damping)
 
     def shrinkage(self, damping: float) -> Corrected:
@@ -50,10 +50,10 @@ class KroneckerFactors:
         return self.scale * values_g.unsqueeze(-1) * values_a
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
-        """What the two data sets give together: factors averaged, scales added.
+        """Average the factors, and add the scales.
 
-        For K-FAC the K-FAC, and for TK-FAC the TK-FAC of the pooled data (at one theta), times
-        the sum of the weights; not the sum of the two products.
+        The result is the K-FAC (or TK-FAC) of the pooled data at one theta, times the sum of the
+        weights. It is not the sum of the two Kronecker products, which is none.
         """
         one, two = mine * self.scale, theirs * other.scale
         scale = one + two
@@ -107,7 +107,7 @@ class Corrected:
         return u_g @ (values * (u_g.T @ d @ u_a)) @ u_a.T
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
-        """In the basis of the merged factors, the diagonal that the weighted sum has there."""
+        """The diagonal of the weighted sum, in the eigenbasis of the merged factors."""
         basis = self.basis.merge(other.basis, mine, theirs)
         values = mine * self._seen_from(basis) + theirs * other._seen_from(basis)
         return type(self)(basis, values)

@@ -1,6 +1,6 @@
-"""Products of the Hessian and of the GGN with vectors, by automatic differentiation alone.
+"""Products of the Hessian and of the GGN with vectors, by automatic differentiation.
 
-Right for any network and any size, and slow: two to four passes over the data for each vector.
+They work for any network, and cost two to four passes over the data for each vector.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Product = Callable[[Tensor], Tensor]  # (..., P) -> (..., P)
 
 
 def hessian_product(learner: Learner, task: Task) -> Product:
-    """v -> H v for the Hessian H of the mean loss at theta; a vector or rows of them."""
+    """v -> H v for the Hessian H of the mean loss at theta; v is a vector or rows of vectors."""
 
     def product(v: Tensor) -> Tensor:
         total, theta = torch.zeros_like(v), learner.flat.theta.detach()
@@ -57,7 +57,7 @@ def ggn_product(learner: Learner, task: Task) -> Product:
 
 
 def hessian(learner: Learner, task: Task) -> Tensor:
-    """(P, P): the Hessian of the mean loss, `FLOATS` of it at a time."""
+    """(P, P): the Hessian of the mean loss, computed in parts of `FLOATS` entries."""
     count, like = learner.flat.theta.numel(), learner.flat.grad
     product, size = hessian_product(learner, task), max(1, FLOATS // (16 * like.numel()))
     eye = torch.eye(count, dtype=like.dtype, device=like.device)

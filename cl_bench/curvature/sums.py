@@ -1,4 +1,4 @@
-"""A layer's Kronecker factors, summed batch by batch: what each estimator adds up.
+"""The sums over batches that the Kronecker factors of a layer are made of.
 
 Shapes: B samples, R roots, L places of a convolution (1 of a linear layer), d inputs of a unit (1
 appended for the bias), in the order of the flat vector.
@@ -24,7 +24,7 @@ BAND = 64  # rows of one at least
 
 
 class Sum:
-    """One layer's A (d, d) and G (out, out) for K-FAC, over the samples so far."""
+    """A (d, d) and G (out, out) of a layer for K-FAC, summed over the samples so far."""
 
     def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
         self.place, self.channels_last = Place.of(name, learner.flat), learner.flat.channels_last
@@ -34,12 +34,12 @@ class Sum:
         self.g = learner.flat.grad.new_zeros(self.place.out, self.place.out)
 
     def outputs(self, site: Site, s: Tensor) -> None:
-        """Take in a group of roots: s (R, B, out[, H, W])."""
+        """Add the output gradients of a group of roots: s (R, B, out[, H, W])."""
         s = places(s).flatten(0, 1)
         gram(self.g, s, s, 1 / s.shape[-1])
 
     def inputs(self, site: Site) -> None:
-        """Take in what the layer saw; called once a batch, after all of its roots."""
+        """Add the inputs of the layer; called once for a batch, after all of its roots."""
         for a, _ in self._inputs(site):
             self._add(a, None)
 
@@ -62,7 +62,7 @@ class Sum:
             yield a if self.place.bias is None else F.pad(a, (0, 0, 0, 1), value=1.0), part
 
     def _add(self, a: Tensor, weights: Tensor | None) -> None:
-        """Both parts of A: the bias's 1 is not copied beside every patch."""
+        """Add to A; the bias's row and column are summed without appending a 1 to patches."""
         left = a if weights is None else a * weights.unsqueeze(1)
         gram(self.core, left, a, 1.0)
         if self.place.bias is not None:
@@ -90,7 +90,7 @@ class Sum:
 
 
 class Squares:
-    """Batch norm's weights: the diagonal (P,) of their Fisher, if it is wanted."""
+    """The diagonal (P,) of the Fisher of batch norm's weights, where it is wanted."""
 
     def __init__(self, learner: Learner, wanted: bool) -> None:
         self.total, self.wanted = torch.zeros_like(learner.flat.grad), wanted
@@ -105,7 +105,7 @@ class Squares:
 
 
 class Traced(Sum):
-    """The same for TK-FAC: each place weighted by the other factor's trace there."""
+    """The sums for TK-FAC: each place is weighted by the trace of the other factor there."""
 
     def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
         super().__init__(name, layer, learner)
@@ -130,7 +130,7 @@ class Traced(Sum):
         return KroneckerFactors(self.place, a / unit, mirrored(self.g) / unit, delta / samples)
 
     def _norms(self, site: Site) -> Tensor:
-        """(B, L): |a_l|^2, the bias's 1 included."""
+        """(B, L): |a_l|^2, with the 1 for the bias."""
         layer, squares = site.layer, site.input.square().sum(1, keepdim=True)
         if isinstance(layer, nn.Conv2d):
             ones = squares.new_ones(1, 1, *layer.kernel_size)
@@ -140,7 +140,7 @@ class Traced(Sum):
 
 
 class ExactlyTraced(Traced):
-    """TK-FAC with delta the trace of the Fisher itself."""
+    """The sums for TK-FAC with delta=exact: the trace of the layer's Fisher."""
 
     def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
         super().__init__(name, layer, learner)

@@ -1,5 +1,5 @@
-"""One file a method. Start with `base.Method`, its four hooks, and `er` or `ewc`.
+"""The methods, one file each. Start with `base.Method` and its four hooks, then `er` or `ewc`.
 
-`shared/` has what two or more methods use. A method imports from core and curvature, never from
-another method.
+`shared/` has the parts that two or more methods use. A method may import from core and curvature,
+and not from another method.
 """

@@ -16,11 +16,13 @@ from cl_bench.methods.base import Rehearsal
 
 
 class AGEM(Rehearsal):
-    """Where g would raise the loss on memory, project it (eq. 11): g - (g'r / r'r) r if g'r < 0.
+    """The gradient g, projected so that it does not raise the loss on the memory (eq. 11).
 
-    reference=batch  r is the gradient on a random batch of the memory (the paper)
-    reference=tasks  the mean of the gradients on each whole memory (La-MAML's code); no replay
-    buffer=ring is the paper's, of past tasks alone; reservoir is Mammoth's A-GEM-R.
+    g - (g'r / r'r) r if g'r < 0, where r is the reference gradient:
+    reference=batch  on a random batch of the memory, as in the paper
+    reference=tasks  the mean over past tasks of the gradient on all samples stored of each, as in
+                     La-MAML's code; `replay` is unused
+    The paper stores past tasks only (buffer=ring); buffer=reservoir is Mammoth's A-GEM-R.
     """
 
     def __init__(
@@ -57,6 +59,6 @@ class AGEM(Rehearsal):
 
 
 def project(g: Tensor, r: Tensor) -> None:
-    """g (P,) in place onto the half space g'r >= 0; by arithmetic, so that no device waits."""
+    """Project g (P,) in place onto the half space g'r >= 0, without synchronising the device."""
     dot, norm = (g * r).sum(-1, keepdim=True), (r * r).sum(-1, keepdim=True)
     g.sub_(dot.clamp(max=0) / norm.clamp(min=torch.finfo(g.dtype).tiny) * r)

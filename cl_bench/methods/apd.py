@@ -1,4 +1,4 @@
-"""APD: additive parameter decomposition (Yoon et al. 2020, arXiv:1902.09432; its own numbers)."""
+"""APD: additive parameter decomposition (Yoon et al. 2020, arXiv:1902.09432, equation numbers)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared.capacity import size
 from cl_bench.methods.shared.low_rank import layers_of
-from cl_bench.methods.shared.proximal import PiecewiseLinear, soft
+from cl_bench.methods.shared.proximal import PiecewiseLinear, soft_threshold
 
 
 @stored_as("apd_task")
 @dataclass
 class APDTask:
-    """What a task has of its own: tau, and at all other places of theta its parameters; M."""
+    """The parameters of one learned task: tau, its biases, batch norm and head, and its mask M."""
 
     tau: Tensor  # (P,)
     mask: Tensor  # (V,): a share of each output of each layer
@@ -31,19 +31,21 @@ class APDTask:
 
 
 class APD(Separate):
-    """Weights of task i: M_i * sigma + tau_i (eq. 1): shared, masked by output, and sparse ones.
+    """The weights of task i are M_i * sigma + tau_i (eq. 1).
 
-    Task t moves sigma, tau_t, M_t (a sigmoid) and all tau_i of the past, down
-    loss + l1 (|tau_1|_1 + ... + |tau_t|_1) + l2 sum_{i<t} |theta_i - (M_i * sigma + tau_i)|^2,
-    theta_i what task i had before (eq. 3). Given sigma the best tau_i is known, soft thresholding
-    by l1 / (2 l2), and what is left of it for sigma is a Huber loss. The past is put there after
-    the task, and entries of tau up to `threshold` are set to 0: so no weight of the past goes
-    further in a task than l1 / (2 l2) + threshold. Meanwhile sigma and tau_t follow the loss, and
-    after each step the L1 terms theirs, by a proximal step in the optimizer's own metric
-    (`optim.stride`), for which the Huber loss is taken without its round tip: l1 |tau_i|.
+    sigma is shared by all tasks, M_i a mask with one number for each output, tau_i sparse.
+    While task t is trained, sigma, tau_t, M_t (a sigmoid) and the tau_i of past tasks minimise
+      loss + l1 (|tau_1|_1 + ... + |tau_t|_1) + l2 sum_{i<t} |theta_i - (M_i * sigma + tau_i)|^2,
+    where theta_i are the weights of task i before (eq. 3). Given sigma, the best tau_i has a closed
+    form: soft thresholding by l1 / (2 l2). What remains as a function of sigma is a Huber loss.
+    - In each step, sigma, tau_t and M_t follow the gradient of the loss. Then comes a proximal step
+      of the L1 terms, in the metric of the optimizer (`optim.step_sizes`). For sigma the Huber
+      loss is taken without its quadratic part, as l1 |tau_i|.
+    - After the task, the tau_i of past tasks are set to their best values, and entries of tau up to
+      `threshold` to 0. No weight of a past task changes by more than l1 / (2 l2) + threshold.
 
-    Biases, batch norm and heads are each task's own. M_i stays as task i left it (there it may
-    move on), and there is no hierarchical sharing of the tau_i: the paper's APD(1).
+    Biases, batch norm and heads are separate for each task. Two differences from the paper: M_i
+    does not change after task i, and the tau_i are not shared hierarchically (its APD(1)).
     """
 
     forbids_weight_decay = True
@@ -90,7 +92,7 @@ class APD(Separate):
             price.fill_(self.l1)
         tasks = self.learned.values()
         if tasks:
-            masks = [self._wide(mine.mask) for mine in tasks]
+            masks = [self._full_mask(mine.mask) for mine in tasks]
             taus = [mine.tau.where(self.price > 0, 0.0) for mine in tasks]
             self.past = PiecewiseLinear.of(self.sigma, self.l1, taus, masks)
         phi = torch.cat([self.sigma, start, theta.new_zeros(outputs)])
@@ -101,7 +103,7 @@ class APD(Separate):
         self._pull()
         self.learner.optimizer.step()
         self._proximal()
-        self._show()
+        self._write_weights()
         return loss
 
     @torch.no_grad()
@@ -131,7 +133,7 @@ class APD(Separate):
         return Snapshot(self._sum(self.sigma, mine.tau, mine.mask), mine.buffers)
 
     def capacity(self) -> dict[str, float]:
-        """All numbers that prediction needs, and how many more than one network's."""
+        """The count of numbers that prediction needs, and its excess over one network's."""
         if self.sigma is None or not self.learned:
             return {}
         flat, capacity = self.learner.flat, 0
@@ -145,7 +147,7 @@ class APD(Separate):
 
     @torch.no_grad()
     def _pull(self) -> None:
-        """The gradient in sigma, tau and the mask, from the one that theta has."""
+        """Turn the gradient in theta into those in sigma, tau and the mask, by the chain rule."""
         phi, slope = self.learner.optimized, self.learner.flat.grad
         assert phi.grad is not None
         sigma, _, v = self._parts(phi.detach())
@@ -162,16 +164,16 @@ class APD(Separate):
 
     @torch.no_grad()
     def _proximal(self) -> None:
-        """The steps of the L1 terms of tau, and of the past's in sigma."""
+        """Take the proximal steps of the L1 terms: of tau_t, and of past tasks in sigma."""
         phi, count = self.learner.optimized, len(self.price)
         step = step_sizes(self.learner.optimizer, phi)
         sigma, tau, _ = self._parts(phi.detach())
-        tau.copy_(soft(tau, step[count : 2 * count] * self.price))
+        tau.copy_(soft_threshold(tau, step[count : 2 * count] * self.price))
         if self.past is not None:
             sigma.copy_(self.past.step(sigma, step[:count]))
 
-    def _wide(self, mask: Tensor) -> Tensor:
-        """The mask (V,) over theta (P,); 0 beside the weights."""
+    def _full_mask(self, mask: Tensor) -> Tensor:
+        """The mask (V,), repeated over theta (P,): 0 for all that are not weights."""
         out = torch.zeros_like(self.price)
         for weight, share in zip(self._weights(out), self._shares(mask), strict=True):
             weight.copy_(share.expand_as(weight))
@@ -181,8 +183,8 @@ class APD(Separate):
         weight.masked_fill_(weight.abs() <= self.threshold, 0.0)
 
     @torch.no_grad()
-    def _show(self) -> None:
-        """Be the network of this task."""
+    def _write_weights(self) -> None:
+        """Write the weights of this task into theta."""
         sigma, tau, v = self._parts(self.learner.optimized.detach())
         self.learner.flat.theta.copy_(self._sum(sigma, tau, v.sigmoid()))
 

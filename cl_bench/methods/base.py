@@ -1,4 +1,4 @@
-"""What a method is: four hooks around one learner, and perhaps a memory, or a network a task."""
+"""Base classes of methods: `Method`, `Rehearsal` (with a memory), `Separate` (many networks)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from cl_bench.core.types import Batch, Snapshot, Task
 
 
 class Method(Stateful):
-    """A way to move `learner.flat.theta`; its attributes are its whole state."""
+    """Trains `learner.flat.theta` (P,), the parameters, by the four hooks that follow.
 
-    scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # those it can serve
-    # it steps by itself, as SGD without momentum or weight decay
+    All attributes are written to checkpoints, except those that are rebuilt from the config.
+    """
+
+    scenarios: ClassVar[tuple[str, ...]] = ("data", "task", "class")  # that it can be run in
+    # True where it moves theta itself, as SGD without momentum and weight decay
     requires_plain_sgd: ClassVar[bool] = False
-    # its penalties take the place of weight decay
+    # True where its own penalties take the place of weight decay
     forbids_weight_decay: ClassVar[bool] = False
-    # its curvature, if it has one, makes a quadratic penalty
+    # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 
     def __init__(self, learner: Learner) -> None:
@@ -31,40 +34,40 @@ class Method(Stateful):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
-        """UserError where the rest of a resolved config does not go with the method's own part."""
+        """Raise UserError where another part of a resolved config does not go with the method."""
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        """Keys that make no difference where the rest is as it is: a run's name leaves them out."""
+        """The keys that make no difference in this config; the config's hash leaves them out."""
         return set()
 
     def begin_task(self, task: Task) -> None:
-        """Before the first batch of a task."""
+        """Called before the first batch of a task."""
 
     def observe(self, batch: Batch) -> Tensor:
-        """One step on one batch; returns the loss, still on the device."""
+        """Take one training step on a batch; returns the loss, a scalar on the device."""
         raise NotImplementedError
 
     def end_task(self, task: Task) -> None:
-        """After the last batch of a task; its data will not be seen again."""
+        """Called after the last batch of a task, whose data is not seen again."""
 
     def capacity(self) -> dict[str, float]:
-        """What it has to say of itself after a task: for a method that grows, its capacity."""
+        """Numbers for the record after each task: the parameter count of a method that grows."""
         return {}
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:
-        """The networks that `predict` uses, by name: one without a name, or task0, task1, ..."""
+        """The networks that `predict` uses, with names: one named "", or task0, task1, ..."""
         yield "", self.learner.snapshot()
 
     def predict(self, batch: Batch) -> Tensor:
-        """(B, K) logits; where all classes compete (data-IL) they may not depend on `batch.t`."""
+        """Logits (B, K) of test images; in data-IL they must not depend on `batch.t`, the task."""
         return self.learner.logits(self.learner.flat.theta, batch)
 
 
 class Rehearsal(Method):
-    """One with a memory of past samples, which learns where tasks begin and end.
+    """A method with a memory of past samples (`buffer`).
 
-    It offers the memory each sample once an epoch, or once at the end of a task.
+    A subclass offers each sample to `memory` once an epoch, or once at the end of a task.
     """
 
     def __init__(self, learner: Learner, buffer: Callable[..., Buffer]) -> None:
@@ -79,7 +82,7 @@ class Rehearsal(Method):
 
 
 class Separate(Method):
-    """Predicts with the network of `batch.t`, put together once; before it is there, with theta."""
+    """A task-IL method with a network for each task; theta predicts for tasks not yet learned."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
 
@@ -88,7 +91,7 @@ class Separate(Method):
         self.ready = lru_cache(maxsize=1)(self.network)
 
     def network(self, task: int) -> Snapshot | None:
-        """The network of a task that was learned; None for another."""
+        """The network of a task; None where the task was not learned yet."""
         raise NotImplementedError
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:

@@ -16,10 +16,10 @@ from cl_bench.methods.base import Rehearsal
 
 
 class DER(Rehearsal):
-    """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''): two draws from one memory.
+    """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''), with x' and x'' two draws of the memory.
 
-    z' is what the network outputs of x' when it was stored: the logits of that step, under that
-    step's augmentation, before its update. On replay x' is augmented anew.
+    z' are the logits of x' in the step in which it was stored, before the update and with the
+    augmentation of that step. When it is replayed, x' is augmented anew.
     distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
     """
 
@@ -55,7 +55,7 @@ class DER(Rehearsal):
     def _replayed(
         self, theta: Tensor, batch: Batch, dark: Batch, *light: Batch
     ) -> tuple[Tensor, Tensor]:
-        """Each part by its own forward pass, as in the authors' code (batch norm)."""
+        """The replayed terms, each by its own forward pass as in the authors' code (batch norm)."""
         loss, logits = self._alone(theta, batch)
         assert dark.logits is not None
         gap = (self.learner.logits(theta, dark).to(dark.logits.dtype) - dark.logits).square()

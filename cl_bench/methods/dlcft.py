@@ -1,13 +1,13 @@
 """DLCFT: deep linear continual fine-tuning (Shon et al. 2022, ECCV; equations are the paper's).
 
-The network is linearized (model.linearize), the loss squared (criterion=scaled_mse). On frozen
-features, or with a linearized head, the loss of the past is the very quadratic that the penalty
-holds, and training in sequence is training on all at once, but for what the curvature leaves out.
-The paper's head (bilinear) is linear in psi and in (w, b), but not in both: there the quadratic is
-an approximation too. Every part is an option of its own.
+The network is linearized (model.linearize), and the loss is squared (criterion=scaled_mse). If
+features are frozen or the head is linearized too, the loss of past tasks is exactly the quadratic
+of the penalty, and training in sequence equals training on all tasks at once, up to what the
+curvature approximates. The paper's head (bilinear) is linear in psi and in (w, b), but not in both
+together: there the quadratic is an approximation. Each of these parts is an option.
 
-Its text weights Kronecker factors by (t-1) : t; only (t-1)/t : 1/t, merging=count, gives that
-equality (tests/test_dlcft.py), and is the default here; merging=literal is the other.
+The paper's text weights the Kronecker factors of past and new tasks (t-1) : t (merging=literal).
+Only (t-1)/t : 1/t gives the equality above (tests/test_dlcft.py): merging=count, the default here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from cl_bench.methods.base import Rehearsal
 class DLCFT(Rehearsal):
     """loss / t + (t-1)/t (share strength/2 d' H d + (1 - share) replay), d = theta - anchor.
 
-    Eq. 11 where nothing is replayed (share is 1 then), eq. 14 where something is: memory=growing
-    keeps samples if later tasks bring new competitors (class-IL).
+    This is eq. 14; without replay, where share is 1, it is eq. 11.
+    memory=growing  store samples only if later tasks bring new classes into the softmax (class-IL)
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class DLCFT(Rehearsal):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
-        """UserError unless merging averages over tasks (eq. 11) and new heads start at 0 (3.3)."""
+        """Raise UserError unless merging averages over tasks (eq. 11) and new heads start at 0."""
         check_options(config)
         if config["method"]["merging"]["_target_"] != path_of(running_mean):
             raise UserError(
@@ -111,7 +111,7 @@ class DLCFT(Rehearsal):
         return self.learner.loss(theta, batch) / (self.tasks + 1)
 
     def _new_and_old(self, theta: Tensor, batch: Batch, old: Batch) -> Tensor:
-        """Both losses by one forward pass."""
+        """The losses on new and old samples, by one forward pass."""
         losses = self.learner.losses(theta, batch.cat(old))
         new, before = losses.split([len(batch.y), len(old.y)])
         past = (1 - self.share) * self.tasks
@@ -119,7 +119,7 @@ class DLCFT(Rehearsal):
 
 
 def growing(learner: Learner) -> bool:
-    """Whether classes will compete later that do not yet."""
+    """Whether later tasks bring classes that do not compete yet."""
     return learner.heads.live_at_end is not None and bool(
         torch.any(learner.heads.live_at_end & ~learner.heads.live)
     )

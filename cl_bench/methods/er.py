@@ -15,9 +15,10 @@ from cl_bench.methods.base import Rehearsal
 
 
 class ER(Rehearsal):
-    """Descend on the new batch together with a draw from the memory.
+    """Descend on the loss of the new batch and of samples drawn from the memory.
 
-    combine=mean  one mean over both (the authors', Mammoth); sum: the sum of their means
+    combine=mean  one mean over new and old samples (the authors' code, Mammoth)
+    combine=sum   the mean over new samples plus the mean over old ones
     """
 
     def __init__(
@@ -42,6 +43,6 @@ class ER(Rehearsal):
         return loss
 
     def _sum(self, theta: Tensor, batch: Batch, old: Batch) -> Tensor:
-        """Both means by one forward pass."""
+        """The sum of both means, by one forward pass."""
         losses = self.learner.losses(theta, batch.cat(old))
         return losses[: len(batch.y)].mean() + losses[len(batch.y) :].mean()

@@ -1,4 +1,4 @@
-"""Fine-tuning: plain gradient descent, the lower bound; on a joined stream the upper one."""
+"""Fine-tuning: plain gradient descent. With stream=joint it is joint training, the upper bound."""
 
 from __future__ import annotations
 

@@ -16,12 +16,13 @@ from cl_bench.methods.base import Rehearsal
 
 
 class GEM(Rehearsal):
-    """g + G'v, v = argmin_{v >= margin} 1/2 v'(GG' + ridge I) v + (G g)'v: eq. 11, dual.
+    """The gradient g + G'v, v = argmin_{v >= margin} 1/2 v'(GG' + ridge I) v + (G g)'v (eq. 11).
 
-    The rows of G are the gradients on each past task's whole memory; g stays as it is where it
-    would raise the loss on none. With margin = ridge = 0 it is the nearest gradient that raises
-    none (eq. 7, 8). The authors' code adds both; the margin moves g even where a task is content.
-    The problem is solved on the CPU in float64: a CUDA device is waited for at every step.
+    The rows of G (t, P) are the gradients on all samples stored of each past task. Where g raises
+    the loss on none of them it stays as it is. With margin = ridge = 0 the result is the gradient
+    nearest to g that raises the loss on no past task (eq. 7, 8). The authors' code has both above
+    0; a margin also moves g along tasks whose loss it would not raise. The quadratic program is
+    solved on the CPU in float64, which synchronises a CUDA device at every step.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class GEM(Rehearsal):
 
 
 def multipliers(past: Tensor, dots: Tensor, margin: NonNegative, ridge: NonNegative) -> Tensor:
-    """GG' (t, t), G g (t,) -> v (t,), in float64; zero where no row of G objects to g.
+    """v (t,) in float64 from GG' (t, t) and G g (t,); 0 if no entry of G g is negative.
 
-    Zero too where one is not finite: neither is their sum, and the loss, which is watched, says so.
+    Also 0 if an entry is not finite: then the loss is not finite either, and ends the run.
     """
     finite = bool(past.isfinite().all() and dots.isfinite().all())
     if not finite or bool((dots >= 0).all()):
@@ -64,7 +65,7 @@ def multipliers(past: Tensor, dots: Tensor, margin: NonNegative, ridge: NonNegat
 def nonnegative(A: Tensor, b: Tensor) -> Tensor:
     """argmin_{x >= 0} 1/2 x'Ax + b'x by active sets (Lawson & Hanson 1974, chapter 23).
 
-    (t, t) positive semi-definite and (t,), in float64: exact but for rounding.
+    A (t, t) is positive semi-definite, b (t,); in float64, exact up to rounding.
     """
     x, free = torch.zeros_like(b), torch.zeros_like(b, dtype=torch.bool)
     tiny = 1e-12 * float(b.abs().max())
@@ -78,7 +79,7 @@ def nonnegative(A: Tensor, b: Tensor) -> Tensor:
 
 
 def _within(A: Tensor, b: Tensor, x: Tensor, free: Tensor) -> Tensor:
-    """The minimum over the free entries, going back as far as needed to stay at 0 or above."""
+    """The minimiser over the free entries, or as far towards it as all stay at 0 or above."""
     while True:
         target = torch.zeros_like(x)
         target[free] = torch.linalg.lstsq(A[free][:, free], -b[free], driver="gelsd").solution

@@ -1,11 +1,12 @@
 """HALRP: Hessian-aware low-rank perturbation (Li et al. 2024; numbers are the paper's).
 
-The first task's network stays as it is, the base. Each later task is learned freely for a while
-from the base, in order to see where its weights want to go; then scalings and low-rank factors take
-over (`lowrank`), of a rank for each layer that keeps so much of what the loss would lose by half
-the layer's importance times its residual (Theorem 1), and they are trained to the end. Biases,
-batch norm and head are the task's own. What the authors' code does by oversight is left out unless
-reference_compat.
+The network of the first task is the base and does not change. A later task is trained in two parts:
+- warm-up: all its weights start from the base and move freely, to find where they end up;
+- then each layer's weights become W = diag(R) W0 diag(S) + U V (`shared/low_rank.py`), and R, S, U
+  and V are trained. The rank of U V in each layer is chosen so that most of the loss is kept: a
+  residual costs half its square times the layer's importance, which is its curvature (Theorem 1).
+Biases, batch norm and head are separate for each task. reference_compat=true also does what the
+authors' code does, but not their paper.
 """
 
 from __future__ import annotations
@@ -32,25 +33,30 @@ from cl_bench.methods.shared.low_rank import Decomposition, Layout, layers_of
 class HALRP(Separate):
     """loss + l2/2 (|R - 1|^2 + |S - 1|^2 + |U|^2 + |V|^2) + l1 (|U|_1 + |V|_1).
 
-    warm_up      epochs in which a task's weights move freely, of those that the schedule gives it
-    importance   of a layer, by its curvature: norm, |H|_F as in Theorem 1 (of layer_hessian: the
-                 theorem's own); trace; mean, of the diagonal (of diag_batched: the authors'
-                 scalar); none: all layers alike; flat: no estimate, the same rank everywhere
-    share        of the estimated loss that ranks keep; not with a budget
-    budget       None, or what a task's factors may cost, in sizes of the base: those directions
-                 are kept that keep most of the loss for what they cost
-    cap          the highest rank
+    warm_up      epochs of warm-up, out of schedule.epochs
+    importance   of a layer, from its curvature H:
+      norm         |H|_F, as in Theorem 1; curvature=layer_hessian is the theorem's own Hessian
+      trace        the trace of H
+      mean         the mean of its diagonal; with curvature=diag_batched the authors' scalar
+      none         all layers have the same importance
+      flat         no estimate: all layers get the same rank
+    share        fraction of the estimated loss that the ranks keep; unused with a budget
+    budget       None, or the size of a task's factors, as a multiple of the base: the directions
+                 that keep most loss for their size are chosen
+    cap          largest rank
     rounds       of fitting R, then S
-    growth       None, or what all tasks together may add, in sizes of the base
-    pruning      how that is kept: loss, after each task those entries of all tasks are set to 0
-                 that cost it least, by importance x what the weight changes (`HALRPTask.losses`);
-                 magnitude, the smallest of each task, in each the same share, as the authors'
-                 code; ranks, none are: each task has a budget, its equal part of growth
-    threshold    entries up to here are set to 0 then, too
+    growth       None, or the size of all that tasks add, as a multiple of the base
+    pruning      how `growth` is kept:
+      loss         after each task, the entries of all tasks that matter least for the loss are set
+                   to 0: importance x the change of the weight (`HALRPTask.losses`)
+      magnitude    the smallest entries, the same fraction of each task, as in the authors' code
+      ranks        no entries: each task has a budget, its equal part of `growth`
+    threshold    after a task, entries of at most this size are set to 0 as well
 
-    reference_compat: R and S decay to 0; a layer has a rank of 1 at least, and of 1 if share is 1;
-    `growth` leaves out what cannot be pruned. Not method's, and left out: their order of samples
-    (never shuffled), learning rates by a constant of 50,000 samples, batch statistics at test time.
+    reference_compat: R and S decay to 0; each layer has rank 1 at least, and exactly 1 if share is
+    1; `growth` does not count what cannot be pruned. Three more things in the authors' code are not
+    part of the method and are left out: samples are never shuffled, learning rates are divided by a
+    constant of 50,000 samples, and batch norm uses batch statistics at test time.
     """
 
     forbids_weight_decay, curvature_is_penalty = True, False
@@ -157,18 +163,18 @@ class HALRP(Separate):
         return Snapshot(theta, mine.buffers)
 
     def capacity(self) -> dict[str, float]:
-        """Numbers that prediction needs, and how many more than one network's."""
+        """The count of numbers that prediction needs, and its excess over one network's."""
         return self.account.capacity(self.learned.values())
 
     def _decay(self) -> None:
-        """l2/2 |W|^2 over the weights that later tasks scale."""
+        """Add the gradient of l2/2 |W|^2 for the weights of the base that later tasks scale."""
         flat = self.learner.flat
         values, slopes = flat.views(flat.theta.detach()), flat.views(flat.grad)
         for name, _ in layers_of(flat, self.learner.net.head):
             slopes[name].add_(values[name], alpha=self.l2)
 
     def _perturb(self, base: Snapshot, task: Task) -> None:
-        """From free weights to scalings and factors."""
+        """End the warm-up: replace the free weights by scalings and low-rank factors."""
         learner, flat = self.learner, self.learner.flat
         warm = flat.theta.detach()
         if not bool(warm.isfinite().all()):
@@ -195,7 +201,7 @@ class HALRP(Separate):
 
     @torch.no_grad()
     def _move(self, layout: Layout, phi: nn.Parameter) -> None:
-        """One step of phi, by the gradient that theta has."""
+        """Take one step of phi, the factors (Q,), by the gradient in theta."""
         assert self.base is not None and phi.grad is not None
         flat, base = self.learner.flat, self.base.theta
         layout.pull(flat, base, phi, flat.grad, phi.grad)
@@ -230,7 +236,7 @@ class HALRP(Separate):
         return [min(rank, most) for rank, most in zip(ranks, capped, strict=True)]
 
     def _importances(self, names: tuple[str, ...], task: Task) -> Tensor:
-        """(L,): what a unit of squared residual costs in each layer, to a common factor."""
+        """(L,): the cost of a unit of squared residual in each layer, up to a common factor."""
         flat, kind = self.learner.flat, self.importance
         if kind in ("none", "flat"):
             return flat.grad.new_ones(len(names))

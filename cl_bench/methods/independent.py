@@ -1,4 +1,4 @@
-"""A network a task (single-task learning, STL)."""
+"""Single-task learning (STL): a separate network for each task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cl_bench.methods.shared.capacity import size
 
 
 class Independent(Separate):
-    """Each task from the same start: nothing is forgotten, and nothing carried over."""
+    """Trains each task from the same initial network: no forgetting, and no transfer."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)

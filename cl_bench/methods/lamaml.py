@@ -17,18 +17,18 @@ from cl_bench.methods.base import Rehearsal
 
 
 class LaMAML(Rehearsal):
-    """Descend on the mean of L(theta_i; new and old), theta_i = theta_{i-1} - a * g_i.
+    """Descend on the mean over i of L(theta_i; new and old), with theta_i = theta_{i-1} - a * g_i.
 
-    g_i is the gradient of the i-th slice of the new batch alone, each entry within +-clip, and a a
-    learning rate of each parameter's own, never below 0. The gradient reaches theta and a, each
-    cut to the norm `clip`.
-    rates=learned  a <- a - rate_lr grad_a, first; fixed: a stays what it was
-    update=rates   theta <- theta - a * grad_theta; sgd: at the optimizer's learning rate
-    order=second   through the g_i; first: as if they were constants
-    La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). A batch is looked at
-    `passes` times, each with a draw of its own; `batch_norm`: how it sees a slice of the new
-    batch, and the new and old samples together (`InnerLoop.batch_norm_mode`). C-MAML leaves rate_lr
-    unused, La-MAML optimizer.lr.
+    g_i is the gradient on the i-th slice of the new batch, with entries clipped to +-clip; a (P,)
+    has a learning rate for each parameter, never below 0. L is differentiated in theta_0 and in a,
+    and both gradients are clipped to the norm `clip`.
+    rates=learned  first a <- a - rate_lr * gradient in a; fixed: a is constant
+    update=rates   then theta <- theta - a * gradient in theta; sgd: the optimizer's learning rate
+    order=second   differentiate through the g_i; first: take them as constants
+    La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). Each batch is used
+    `passes` times, each time with a new draw from the memory. `batch_norm` says how batch norm
+    treats slices, and new and old samples together (`InnerLoop.batch_norm_mode`). C-MAML does not
+    use rate_lr, La-MAML not optimizer.lr.
     """
 
     requires_plain_sgd = True
@@ -62,14 +62,14 @@ class LaMAML(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         losses = []
-        for glance in range(self.passes):
+        for number in range(self.passes):
             shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
-            losses.append(self._look(batch.rows(shuffled)))
-            if glance == 0:
+            losses.append(self._pass(batch.rows(shuffled)))
+            if number == 0:
                 self.memory.add(batch)
         return losses[0]
 
-    def _look(self, batch: Batch) -> Tensor:
+    def _pass(self, batch: Batch) -> Tensor:
         seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
         seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
         ahead = self._second if self.order == "second" else self._first
@@ -98,7 +98,7 @@ class LaMAML(Rehearsal):
         return torch.stack(losses).mean(), slope / count, slope_a * (self.a > 0) / count
 
     def _second(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, differentiated through the inner steps."""
+        """The same gradients, differentiated through the inner steps."""
         learner = self.learner
         theta = learner.flat.theta.detach().clone().requires_grad_()
         a = self.a.clone().requires_grad_()
@@ -114,7 +114,7 @@ class LaMAML(Rehearsal):
         return loss.detach(), slope, slope_a
 
     def _cut(self, slope: Tensor) -> Tensor:
-        """To the norm `clip` at most; by arithmetic, so that no device waits."""
+        """Scale a gradient to the norm `clip` at most, without synchronising the device."""
         norm = slope.norm().clamp(min=torch.finfo(slope.dtype).tiny)
         return slope * (self.clip / norm).clamp(max=1)
 

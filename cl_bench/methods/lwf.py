@@ -1,7 +1,8 @@
-"""Distillation from the network as the last task left it.
+"""Distillation from the network at the end of the last task.
 
-LwF (Li & Hoiem 2016, arXiv:1606.09282): source=new, on the new task's images, temperature 2.
-Yun 2020 eq. 4: temperature 1 on old images, source=buffer, of which buffer=everything keeps all.
+LwF (Li & Hoiem 2016, arXiv:1606.09282): on the images of the new task (source=new), temperature 2.
+Yun 2020, eq. 4: on stored images of old tasks (source=buffer), temperature 1; buffer=everything
+stores all of them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from cl_bench.methods.base import Rehearsal
 class LwF(Rehearsal):
     """loss + strength T^2 KL(softmax(f_old / T) || softmax(f / T)), summed over old heads.
 
-    A head is a set of classes that competed for a past task when it ended: each task's own in
-    task-IL, all classes so far in class-IL, all classes in data-IL. On an old image it is that of
-    the image's task alone. The teacher sees the very image that the student sees, in evaluation
-    mode, with the statistics of batch norm that it had.
+    An old head is the set of classes that competed when a past task ended: its own classes in
+    task-IL, all classes so far in class-IL, all classes in data-IL. For a stored image only the
+    head of its task counts. The teacher f_old sees the same augmented image as the student, in
+    evaluation mode and with its own statistics of batch norm.
     """
 
     def __init__(
@@ -75,14 +76,14 @@ class LwF(Rehearsal):
             super().end_task(task)
 
     def _on_new(self, theta: Tensor, batch: Batch, heads: Tensor) -> Tensor:
-        """The loss and the divergence on one batch, by one forward pass."""
+        """The loss and the divergence on the new batch, by one forward pass of the student."""
         logits = self.learner.logits(theta, batch)
         losses = self.learner.criterion(logits, batch.y, self.learner.heads.competing(batch))
         assert batch.logits is not None
         return losses.mean() + self._pull(batch.logits, logits, heads)
 
     def _on_old(self, theta: Tensor, batch: Batch, old: Batch, heads: Tensor) -> Tensor:
-        """The loss on the new, the divergence on the old."""
+        """The loss on the new batch plus the divergence on the old one."""
         assert old.logits is not None
         kept = self._pull(old.logits, self.learner.logits(theta, old), heads)
         return self.learner.loss(theta, batch) + kept

@@ -1,4 +1,4 @@
-"""Meta-Experience Replay (Riemer et al. 2019, arXiv:1810.11910; algorithms are its own)."""
+"""Meta-Experience Replay (Riemer et al. 2019, arXiv:1810.11910, whose algorithms are numbered)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cl_bench.methods.base import Rehearsal
 
 
 class MER(Rehearsal):
-    """SGD on single samples, old ones and a new one; then Reptile: theta <- before + share * moved.
+    """SGD on single samples, old and new; then Reptile: theta <- start + share * (end - start).
 
-    algorithm=1  for each new sample `batches` draws of `replay` old ones, the new one first;
-                 theta goes `beta` of the way that each batch leads, and `gamma` of all
-    algorithm=6  one draw of batches * replay old ones, the new one last; `beta` is unused
-    algorithm=7  the same, the new one anywhere among them, its learning rate times `batches`
+    algorithm=1  for each new sample, `batches` times: SGD on it and then on `replay` old samples,
+                 after which theta goes back to a share `beta` of the way; a share `gamma` over all
+    algorithm=6  one sequence of batches * replay old samples and the new one last; `beta` is unused
+    algorithm=7  as 6, with the new sample at a random place and its learning rate times `batches`
 
-    Plain SGD at the optimizer's learning rate: Reptile undoes what momentum would carry over.
-    `batch_norm`: how it sees single samples (`InnerLoop.batch_norm_mode`), old ones, too.
+    SGD is plain, at the optimizer's learning rate: Reptile would undo momentum. `batch_norm` says
+    how batch norm treats single samples (`InnerLoop.batch_norm_mode`).
     """
 
     requires_plain_sgd = True
@@ -85,7 +85,7 @@ class MER(Rehearsal):
         return loss
 
     def _with_old(self, new: Batch, count: int) -> Batch:
-        """The new sample and a draw, augmented together."""
+        """The new sample followed by a draw from the memory, augmented."""
         whole = new.cat(self.memory.sample(count)) if len(self.memory) else new
         return self.learner.augmented(whole)
 

@@ -18,11 +18,12 @@ from cl_bench.methods.base import Method
 
 
 class SI(Method):
-    """omega -= g * (change of theta) along the way; Omega += max(omega, 0) / (change^2 + xi).
+    """omega -= g * (change of theta) each step; Omega += max(omega, 0) / (change^2 + xi) each task.
 
-    g is the gradient of the task's loss alone. The paper's penalty is c sum Omega (theta -
-    anchor)^2, so c = strength / 2; a parameter whose omega is negative (the loss rose along it)
-    gets no penalty, where the paper's would be unbounded below.
+    g is the gradient of the loss without the penalty; `change` is that of theta over the task. The
+    penalty is strength/2 sum Omega (theta - anchor)^2, so that the paper's c is strength / 2. Where
+    omega is negative, because the loss rose along a parameter, Omega is 0: the paper's penalty
+    would be unbounded below.
     """
 
     def __init__(self, learner: Learner, strength: NonNegative, xi: Positive, step: Step) -> None:

@@ -1,1 +1,1 @@
-"""What two or more methods use: low-rank factors, capacity of growing methods, proximal steps."""
+"""Parts of methods: low-rank factors, the capacity of growing methods, proximal steps."""

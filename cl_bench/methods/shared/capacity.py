@@ -1,4 +1,4 @@
-"""How much a method that grows has grown, and what keeps it from more (Li et al. 2024)."""
+"""Parameter count of growing methods, and pruning to their `growth` budget (Li et al. 2024)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pruning = Literal["loss", "magnitude", "ranks"]
 
 
 def size(learner: Learner, live: Tensor) -> int:
-    """Numbers of a network with the classes `live` (K,), batch norm's statistics included."""
+    """Count a network's numbers, with statistics, and with head rows for `live` (K,) only."""
     return int(learner.heads.in_use(live).sum()) + _held(learner)
 
 
@@ -31,7 +31,7 @@ def _held(learner: Learner) -> int:
 @stored_as("halrp_task")
 @dataclass
 class HALRPTask:
-    """A task after the first: what turns the base into its network."""
+    """The parameters of a task after the first, which turn the base into its network."""
 
     layout: Layout
     phi: Tensor  # (Q,)
@@ -40,17 +40,17 @@ class HALRPTask:
 
     @property
     def low(self) -> Tensor:
-        """All U and V: a view of phi."""
+        """All entries of U and V: a view of phi."""
         start = self.layout.scales
         return self.phi[start : start + self.layout.factors]
 
     @property
     def alive(self) -> int:
-        """Entries of U and V that are not 0."""
+        """The number of entries of U and V that are not 0."""
         return int(self.low.count_nonzero())
 
     def losses(self) -> Tensor:
-        """As `low`: what it would cost to set one entry to 0, by the layer's worth."""
+        """For each entry of `low`, the estimated loss if it were set to 0."""
         layers, _ = self.layout.split(self.phi)
         found = []
         for layer, worth in zip(layers, self.worth, strict=True):
@@ -60,11 +60,12 @@ class HALRPTask:
 
 
 class Account(Stateful):
-    """Counts what tasks add to the network of the first; keeps it within `growth` of it.
+    """Counts the numbers that tasks add to the network of the first, and prunes them to `growth`.
 
-    Two counts: all that prediction needs; and the authors' ("theirs"), without biases and batch
-    norm's statistics. compat prunes by theirs and as they do, as if all that a task adds could be
-    pruned: scalings, heads and batch norm come on top of `growth`.
+    There are two counts: all that prediction needs, and the authors' ("theirs"), without biases and
+    statistics of batch norm. With compat the authors' count and rule of pruning are used, which
+    treat all that a task adds as if it could be pruned: scalings, heads and batch norm come on top
+    of `growth`.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Account(Stateful):
         self.single = self.single_theirs = 0  # numbers of the first task's network
 
     def start(self, task: Task) -> None:
-        """Before the first task; UserError where `growth` cannot be reached."""
+        """Called before the first task; raises UserError where `growth` cannot be kept."""
         live = self.learner.heads.competing_in(task)
         self.single_theirs = int(self.learner.heads.in_use(live).sum())
         self.single = size(self.learner, live)
@@ -101,21 +102,21 @@ class Account(Stateful):
             )
 
     def room(self, first: int) -> int | None:
-        """What a task's factors may cost; None: they are pruned, or nothing bounds them."""
+        """The numbers that a task's factors may have; None where pruning or nothing limits them."""
         if self.growth is None or self.pruning != "ranks":
             return None
         bare = self._bare(first)
         return int((self.growth - sum(bare) / self.single) * self.single / len(bare))
 
     def _bare(self, first: int) -> list[int]:
-        """What tasks but the first one add, each of them, if all ranks are 0."""
+        """The numbers that each task after the first adds if all ranks are 0."""
         shapes = tuple(shape for _, shape in layers_of(*self._net))
         others = [live for i, live in enumerate(self.learner.heads.live) if i != first]
         bare = [Layout((), shapes, (0,) * len(shapes), self.own(live)) for live in others]
         return list(map(self.fixed, bare))
 
     def own(self, live: Tensor) -> Tensor:
-        """(M,): where biases, batch norm and the head of the classes `live` (K,) lie in theta."""
+        """(M,): indices in theta of biases, batch norm and the head rows of `live` (K,)."""
         mask = self.learner.heads.in_use(live).bool()
         views = self.learner.flat.views(mask)
         for name, _ in layers_of(*self._net):
@@ -123,11 +124,11 @@ class Account(Stateful):
         return mask.nonzero().squeeze(1)
 
     def fixed(self, layout: Layout) -> int:
-        """What a task adds that is not pruned."""
+        """The numbers that a task adds and that are never pruned."""
         return layout.scales + len(layout.own) + _held(self.learner)
 
     def capacity(self, tasks: Collection[HALRPTask]) -> dict[str, float]:
-        """The capacity, and how much more it is than one network's; the same by their count."""
+        """The capacity and its excess over one network's, by both counts."""
         alive = sum(task.alive for task in tasks)
         ours = sum(self.fixed(task.layout) for task in tasks) + alive
         theirs = sum(self._fixed_theirs(task.layout) for task in tasks) + alive
@@ -139,9 +140,9 @@ class Account(Stateful):
         }
 
     def prune(self, tasks: Collection[HALRPTask]) -> None:
-        """Cut all factors down to `growth`: together, or in each task the same share of them.
+        """Set entries of the factors to 0 until `growth` holds; they stay 0.
 
-        What was cut stays cut.
+        pruning=loss compares the entries of all tasks, magnitude prunes the same share of each.
         """
         if self.growth is None or self.pruning == "ranks":
             return
@@ -167,7 +168,7 @@ class Account(Stateful):
         return self.learner.flat, self.learner.net.head
 
     def _fixed_theirs(self, layout: Layout) -> int:
-        """Without biases of linear and convolutional layers but the head's."""
+        """The authors' count of `fixed`: without biases, except that of the head."""
         flat, head = self._net
         both = [(flat.owners[name], shape) for name, shape in flat.shapes.items()]
         biases = sum(

@@ -1,8 +1,8 @@
 """W = diag(R) W0 diag(S) + U V, layer by layer (Li et al. 2024; "R-perturb" and "S-perturb").
 
-In a convolution R scales the channels that go out, S those that come in, and the low-rank part is
-the same at every place of the kernel. Weights are put together and used as they are, so that a
-network costs what it costs; gradients come back by the chain rule.
+In a convolution R scales output channels, S input channels, and the low-rank part is the same at
+every place of the kernel. The weights W are assembled before each step, so that the network itself
+costs no more than without factors; gradients in the factors follow by the chain rule.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cl_bench.core.state import stored_as
 
 
 class LowRankFactors(NamedTuple):
-    """One layer's: R (out,), S (in,), U (out, rank), V (rank, in)."""
+    """The factors of one layer: R (out,), S (in,), U (out, rank), V (rank, in)."""
 
     r: Tensor
     s: Tensor
@@ -30,9 +30,9 @@ class LowRankFactors(NamedTuple):
 @stored_as("low_rank_layout")
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies in a task's vector phi (Q,): all R and S, all U and V, then its own.
+    """The layout of a task's vector phi (Q,): all R and S, all U and V, then its own parameters.
 
-    Its own are parameters that take the place of the base's: biases, batch norm, the head.
+    Its own parameters replace those of the base: biases, batch norm, the head.
     """
 
     weights: tuple[str, ...]  # of the layers
@@ -42,23 +42,23 @@ class Layout:
 
     @property
     def scales(self) -> int:
-        """How many of phi are in R and S: the first ones."""
+        """The number of entries of R and S, which come first in phi."""
         return sum(out + into for out, into in self.shapes)
 
     @property
     def factors(self) -> int:
-        """How many of phi are in U and V: those after them."""
+        """The number of entries of U and V, which follow them."""
         return sum(
             rank * (out + into) for rank, (out, into) in zip(self.ranks, self.shapes, strict=True)
         )
 
     @property
     def size(self) -> int:
-        """Q"""
+        """Q, the length of phi."""
         return self.scales + self.factors + len(self.own)
 
     def split(self, phi: Tensor) -> tuple[list[LowRankFactors], Tensor]:
-        """phi (Q,) as every layer's factors and the task's own: views of it."""
+        """Split phi (Q,) into each layer's factors and the task's own parameters, as views."""
         sizes = [n for shape in self.shapes for n in shape]
         both = zip(self.ranks, self.shapes, strict=True)
         sizes += [rank * n for rank, shape in both for n in shape]
@@ -71,7 +71,7 @@ class Layout:
 
     @torch.no_grad()
     def assemble(self, flat: FlatParams, base: Tensor, phi: Tensor, theta: Tensor) -> None:
-        """theta (P,) <- what phi makes of base (P,), in place."""
+        """Write the weights that phi makes of base (P,) into theta (P,)."""
         old, new = flat.views(base), flat.views(theta)
         layers, own = self.split(phi)
         for name, (r, s, u, v) in zip(self.weights, layers, strict=True):
@@ -83,7 +83,7 @@ class Layout:
 
     @torch.no_grad()
     def pull(self, flat: FlatParams, base: Tensor, phi: Tensor, grad: Tensor, out: Tensor) -> None:
-        """out (Q,) <- d/d phi of what has the gradient `grad` (P,) in theta."""
+        """Write into out (Q,) the gradient in phi, given the gradient `grad` (P,) in theta."""
         old, slope = flat.views(base), flat.views(grad)
         layers, _ = self.split(phi)
         found, own = self.split(out)
@@ -98,17 +98,17 @@ class Layout:
 
 
 def _spread(matrix: Tensor, weight: Tensor) -> Tensor:
-    """(out, in), to stand beside a weight (out, in, ...)."""
+    """View (out, in) with as many trailing axes as a weight (out, in, ...), to broadcast."""
     return matrix.view(*matrix.shape, *[1] * (weight.dim() - 2))
 
 
 def _summed(weight: Tensor) -> Tensor:
-    """(out, in, ...) -> (out, in): over the places of the kernel."""
+    """Sum (out, in, ...) over the places of the kernel: (out, in)."""
     return weight.flatten(2).sum(-1) if weight.dim() > 2 else weight
 
 
 class Decomposition(NamedTuple):
-    """What a warm weight is made of: scalings, and its residual's singular values and vectors."""
+    """The scalings that fit a warmed-up weight, and the SVD of what they leave over."""
 
     r: Tensor
     s: Tensor
@@ -118,7 +118,7 @@ class Decomposition(NamedTuple):
     places: int  # of the kernel
 
     def factors(self, rank: int) -> LowRankFactors:
-        """U and V from the `rank` largest."""
+        """R, S, U and V, with U V the best approximation of the residual of this rank."""
         root = self.sigma[:rank].sqrt()
         return LowRankFactors(
             self.r, self.s, self.left[:, :rank] * root, root[:, None] * self.right[:rank]
@@ -127,10 +127,10 @@ class Decomposition(NamedTuple):
 
 @torch.no_grad()
 def decompose(base: Tensor, warm: Tensor, rounds: int) -> Decomposition:
-    """The least-squares scalings of `warm` (out, in, ...) by `base`, and what they leave over.
+    """Fit R and S to minimise |warm - R base S|^2, and decompose the residual.
 
-    R first with S = 1, then S, `rounds` times: each minimises |warm - R base S|^2 given the other.
-    Of a convolution's residual its mean over the kernel is decomposed.
+    R is fitted first with S = 1, then S given R, `rounds` times. For a convolution the mean of the
+    residual over the kernel is decomposed.
     """
     w0, w = (weight.reshape(*base.shape[:2], -1) for weight in (base, warm))
     r, s = (w0.new_ones(count) for count in base.shape[:2])
@@ -143,19 +143,19 @@ def decompose(base: Tensor, warm: Tensor, rounds: int) -> Decomposition:
 
 
 def _fit(of: Tensor, to: Tensor, over: tuple[int, int]) -> Tensor:
-    """The factors by which `of` comes nearest to `to`; 1 where there is nothing to scale."""
+    """The least-squares factors from `of` to `to`, row by row; 1 where a row of `of` is 0."""
     norm = of.square().sum(over)
     return torch.where(norm > 0, (of * to).sum(over) / norm.clamp_min(1e-20), 1.0)
 
 
 def scores(parts: Sequence[Decomposition], importances: Tensor) -> list[Tensor]:
-    """Each singular direction's share in the loss: importance x |its part of the residual|^2."""
+    """The estimated loss without each singular direction: importance x squared norm of it."""
     pairs = zip(parts, importances, strict=True)
     return [part.places * part.sigma.square() * weight for part, weight in pairs]
 
 
 def by_share(found: list[Tensor], share: float) -> list[int]:
-    """How many of each list belong to the fewest that hold `share` of the sum of all."""
+    """Ranks by `share`: the fewest directions that hold this fraction of the total score."""
     together, order = torch.cat(found).double().sort(descending=True, stable=True)
     sums = together.cumsum(0)
     if not bool(sums[-1] > 0):
@@ -165,7 +165,7 @@ def by_share(found: list[Tensor], share: float) -> list[int]:
 
 
 def by_budget(found: list[Tensor], costs: list[int], budget: int) -> list[int]:
-    """How many of each list are among those worth most for their cost, within the budget."""
+    """Ranks within a budget: directions in the order of score per cost, while they fit."""
     pairs = list(zip(costs, found, strict=True))
     order = torch.cat([v / cost for cost, v in pairs]).sort(descending=True, stable=True).indices
     each = torch.tensor([cost for cost, values in pairs for _ in range(len(values))])
@@ -179,7 +179,7 @@ def _counted(found: list[Tensor], chosen: Tensor) -> list[int]:
 
 
 def equal_ranks(limits: list[int], costs: list[int], budget: int) -> list[int]:
-    """The same number everywhere, as far as the limits go, within the budget."""
+    """The same rank in all layers, up to each layer's limit, within the budget."""
     best = 0
     for rank in range(1, max(limits, default=0) + 1):
         if sum(min(rank, limit) * cost for limit, cost in zip(limits, costs, strict=True)) > budget:
@@ -189,7 +189,7 @@ def equal_ranks(limits: list[int], costs: list[int], budget: int) -> list[int]:
 
 
 def topk_mask(values: Tensor, count: int) -> Tensor:
-    """Where the `count` highest of `values` lie: (n,) bool."""
+    """(n,) bool: True at the `count` largest of `values` (n,)."""
     if count >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
     kept = values.topk(max(count, 0)).indices
@@ -197,7 +197,7 @@ def topk_mask(values: Tensor, count: int) -> Tensor:
 
 
 def layers_of(flat: FlatParams, head: object) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The weights of all linear and convolutional layers but the head: their names, (out, in)."""
+    """Names and shapes (out, in) of the linear and convolutional weights but the head's."""
     for name, shape in flat.shapes.items():
         if len(shape) > 1 and flat.owners[name] is not head:
             yield name, (shape[0], shape[1])

@@ -1,4 +1,4 @@
-"""Proximal steps of sums of absolute values, entry by entry."""
+"""Proximal steps of sums of absolute values, for each entry of a vector."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from cl_bench.core.state import stored_as
 
 
-def soft(x: Tensor, by: Tensor) -> Tensor:
-    """argmin_y |y - x|^2 / 2 + by |y|: towards 0 by so much, and no further."""
+def soft_threshold(x: Tensor, by: Tensor) -> Tensor:
+    """Soft thresholding: argmin_y |y - x|^2 / 2 + by |y|."""
     return x - x.clamp(-by, by)
 
 
@@ -30,7 +30,7 @@ class PiecewiseLinear(NamedTuple):
 
     @staticmethod
     def of(start: Tensor, l1: float, taus: list[Tensor], masks: list[Tensor]) -> PiecewiseLinear:
-        """M_i above 0, or 0 where tau_i is 0 too."""
+        """Requires M_i > 0, or M_i = 0 where tau_i is 0 too."""
         some = torch.stack([tau != 0 for tau in taus]).any(0).nonzero().squeeze(1)
         shares = torch.stack([mask[some] for mask in masks])
         shares = shares.clamp(min=torch.finfo(shares.dtype).tiny)
@@ -46,7 +46,7 @@ class PiecewiseLinear(NamedTuple):
 
         The median of the breakpoints and of where each slope leads (Li & Osher 2009).
         """
-        found = self.start + soft(x - self.start, stride * self.hold)
+        found = self.start + soft_threshold(x - self.start, stride * self.hold)
         ends = x[self.some] + stride[self.some] * self.slopes
         found[self.some] = torch.cat([self.breakpoints, ends]).median(0).values
         return found
