@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 IN_README = "pmnist"  # the table in the README
 START = f"<!-- results/{IN_README}.csv, by scripts/results_pages.py -->"
 END = "<!-- end of results -->"
+PLUS_MINUS = "\u00a0±\u00a0"  # with spaces at which no line breaks
 MOVED = "carried over from "
 MADE = "<!-- made by scripts/results_pages.py: change results/{}, not this page -->"
 Group = list[ResultRow]  # the results with one row label, one for each metric
@@ -54,9 +55,9 @@ def index(about: dict[str, dict[str, str]]) -> str:
     lines = [f"- [{about[name]['title']}]({name}.md)" for name in about]
     return "\n".join(
         [
-            MADE.format("*.csv"),
-            "",
             "# Results",
+            "",
+            MADE.format("*.csv"),
             "",
             "What was measured with this benchmark. Each page shows one file of `results/`, whose",
             "`README.md` says what the columns hold: mean ± standard deviation over n seeds (or",
@@ -73,7 +74,7 @@ def index(about: dict[str, dict[str, str]]) -> str:
 def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
     """The page on one table of results."""
     groups = grouped(rows)
-    parts = [MADE.format(f"{name}.csv"), f"# {about['title']}"]
+    parts = [f"# {about['title']}", MADE.format(f"{name}.csv")]
     parts += [about["text"]] if about["text"] else []
     metrics = list(dict.fromkeys(row.metric for row in rows))
     sparse = len(rows) * 2 < len(groups) * len(metrics)
@@ -157,7 +158,7 @@ def count(group: Group) -> str:
 def measured(row: ResultRow) -> str:
     """`70.07 ± 0.96`."""
     exact = row.sd is None or (row.unit == "count" and row.sd == 0)
-    return digits(row.mean, row.unit) + ("" if exact else f" ± {digits(row.sd, row.unit)}")
+    return digits(row.mean, row.unit) + ("" if exact else f"{PLUS_MINUS}{digits(row.sd, row.unit)}")
 
 
 def interval(row: ResultRow) -> str:
@@ -170,7 +171,7 @@ def published(row: ResultRow) -> str:
     """`73.61 ± 1.12 (EMCL, table III)`."""
     if row.published is None:
         return ""
-    spread = "" if row.published_spread is None else f" ± {row.published_spread}"
+    spread = "" if row.published_spread is None else f"{PLUS_MINUS}{row.published_spread}"
     return f"{row.published}{spread} ({markdown(visible(row.published_source))})"
 
 
