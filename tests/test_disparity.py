@@ -94,9 +94,9 @@ def test_the_floor_is_what_equal_orders_show() -> None:
     for _ in range(30):
         runs = [0.5 + 0.01 * torch.randn(3, 10, generator=rng) for _ in range(5)]
         stream = {"task_identities": list(range(10))}
-        orders = [
-            [Run(Path(), {"accuracy": [r.tolist()], "stream": stream}) for r in f] for f in runs
-        ]
+        records = [[{"accuracy": [r.tolist()], "stream": stream} for r in f] for f in runs]
+        names = "", "", "", "test", "", 0, {}
+        orders = [[Run(Path(), record, *names) for record in f] for f in records]
         found = disparity(orders).values
         shown.append((found["AOPD"], found["MOPD"]))
         floors.append((found["AOPD of seeds"], found["MOPD of seeds"]))

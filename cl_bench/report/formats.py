@@ -11,10 +11,10 @@ import pandas as pd
 from cl_bench.base.escape import cell
 from cl_bench.base.escape import markdown as escaped
 from cl_bench.report.orders import NO_ORDERS, ORDERS_NOTE, OrderSummary
-from cl_bench.report.quantities import COSTS, METRICS, Quantity
+from cl_bench.report.quantities import COSTS, METRICS
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import INTERVAL_NOTE, Summary, mean_and_sd
-from cl_bench.report.tables import MIXED_CODE, NOTE, Cell, Table, columns
+from cl_bench.report.tables import MIXED_CODE, NOTE, Cell, Column, Table, columns
 from cl_bench.results.page import markdown_table
 
 ORDERS_TITLE = "Order of the tasks"
@@ -114,44 +114,41 @@ def latex(tables: list[Table], orders: OrderSummary = NO_ORDERS) -> str:
 
 
 def _latex_table(table: Table) -> str:
-    ranks = {quantity.name: table.ranks(quantity) for quantity in table.metrics}
-    has_options = any(row.options for row in table.rows)
-    heads = ["Method", *(["Options"] if has_options else []), "$n$", *ranks]
-    lines = []
-    for place, row in enumerate(table.rows):
-        mark = r"$^\dagger$" if row.differing_modules else ""
-        line = [_latex_text(row.method) + mark]
-        line += [_latex_text(row.options)] if has_options else []
-        line += [str(row.seeds)]
-        line += [
-            _latex_number(row.summary(quantity), quantity, ranks[quantity.name].get(place))
-            for quantity in table.metrics
-        ]
-        lines.append(line)
-    shape = "l" * (1 + has_options) + "r" * (1 + len(ranks))
+    heads = {"options": "Options", "n": "$n$"} | {q.name: q.name for q in table.metrics}
+    shown = [column for column in columns(table) if column.name in heads]
+    marks = [r"$^\dagger$" if row.differing_modules else "" for row in table.rows]
+    methods = [_latex_text(row.method) + mark for row, mark in zip(table.rows, marks, strict=True)]
+    lines = zip(methods, *map(_latex_cells, shown), strict=True)
+    texts = 1 + sum(column.is_text for column in shown)
+    shape = "l" * texts + "r" * (1 + len(shown) - texts)
     caption = rf"{_latex_text(table.section.title)}, in percent: mean $\pm$ standard deviation "
     caption += "over $n$ seeds."
     mixed = "; ".join(sorted({row.differing_modules for row in table.rows} - {""}))
     caption += rf" $^\dagger$: {MIXED_CODE} ({_latex_text(mixed)})." if mixed else ""
-    return _booktabs(caption, shape, heads, lines)
+    return _booktabs(caption, shape, ["Method", *(heads[c.name] for c in shown)], lines)
 
 
-def _booktabs(caption: str, shape: str, heads: list[str], lines: Iterable[list[str]]) -> str:
+def _latex_cells(column: Column) -> list[str]:
+    if column.is_text or column.name == "n":
+        return [_latex_text(cell.text) for cell in column.cells]
+    return [_latex_number(cell) for cell in column.cells]
+
+
+def _latex_number(number: Cell) -> str:
+    if number.sort_key is None:
+        return "--"
+    text = "$" + number.text.replace("±", r"\pm") + "$"
+    ranked = {1: rf"\textbf{{\boldmath{text}}}", 2: rf"\underline{{{text}}}"}
+    return ranked.get(number.rank or 0, text)
+
+
+def _booktabs(caption: str, shape: str, heads: list[str], lines: Iterable[Sequence[str]]) -> str:
     begin = [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}"]
     begin += [rf"\begin{{tabular}}{{{shape}}}", r"\toprule"]
     head, *body = (" & ".join(line) + r" \\" for line in [heads, *lines])
     body = [f"{{}}{line}" if line[0] in "[*" else line for line in body]  # no option of \\
     end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join([*begin, head, r"\midrule", *body, *end])
-
-
-def _latex_number(found: Summary | None, quantity: Quantity, rank: int | None) -> str:
-    if found is None:
-        return "--"
-    number = "$" + found.formatted(quantity.digits, r" \pm ") + "$"
-    if rank == 1:
-        return f"\\textbf{{\\boldmath{number}}}"
-    return f"\\underline{{{number}}}" if rank == 2 else number
 
 
 def _latex_text(text: str) -> str:

@@ -11,7 +11,6 @@ import jinja2
 from cl_bench import __version__
 from cl_bench.report import charts
 from cl_bench.report.orders import ORDERS_NOTE, OrderSummary
-from cl_bench.report.published import Comparison
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import INTERVAL_NOTE
 from cl_bench.report.tables import NOTE, Table, columns
@@ -46,21 +45,10 @@ def _section(table: Table) -> dict[str, Any]:
         "curves": charts.curves(drawn),
         "costs": charts.against_costs(table, drawn),
         "maps": [_map(row) for row in drawn],
-        "published": [_comparison(found) for found in table.published],
+        "published": table.published,
     }
 
 
 def _map(row: Row) -> dict[str, Any]:
     tasks = len(row.runs[0].record["accuracy"])
     return {"name": row.name, "picture": charts.heat_map(row), "tasks": tasks}
-
-
-def _comparison(found: Comparison) -> dict[str, str]:
-    return {
-        "row": found.row.name,
-        "metric": found.figure.metric,
-        "ours": f"{found.ours:.2f}",
-        "published": found.figure.formatted(),
-        "deviation": f"{found.deviation:+.2f}",
-        "differences": "; ".join(found.differences) or "nothing that is known",
-    }

@@ -99,9 +99,13 @@ class OrderGroup:
     options: str  # tells it from the other groups of its data set, scenario and method
     orders: dict[str, list[Run]]  # two or more
 
-    @property
-    def first(self) -> Run:
-        return next(iter(self.orders.values()))[0]
+    def texts(self) -> dict[str, Any]:
+        """A row of the report."""
+        first, found = next(iter(self.orders.values()))[0], disparity(self.orders.values())
+        row: dict[str, Any] = {"dataset": first.dataset, "scenario": first.scenario}
+        row |= {"method": first.method, "options": self.options}
+        row |= {"orders": len(self.orders), "seeds": found.seeds, "ACC": found.acc.formatted()}
+        return row | {k: "-" if v is None else f"{v:.2f}" for k, v in found.values.items()}
 
 
 def order_groups(runs: Iterable[Run]) -> tuple[list[OrderGroup], str]:
@@ -114,7 +118,10 @@ def order_groups(runs: Iterable[Run]) -> tuple[list[OrderGroup], str]:
     alone: list[str] = []
     for family in grouped(tested, attrgetter("dataset", "scenario", "method")).values():
         several, count = _under_several_orders(family)
-        groups += _named(several)
+        configs = [_config(next(iter(orders.values()))[0]) for orders in several]
+        keys = varying_keys(configs)
+        options = [format_overrides(config, keys) for config in configs]
+        groups += [OrderGroup(*pair) for pair in zip(options, several, strict=True)]
         alone += [f"{family[0].method} on {family[0].dataset} ({count} runs)"] if count else []
     note = "Left out, as their orders have unlike tasks (stream.first): " + ", ".join(alone) + "."
     return groups, note if alone else ""
@@ -139,29 +146,21 @@ def order_of(run: Run) -> str:
     return str(run.config.get(ORDER))
 
 
-def _without_order(run: Run) -> Leaves:
-    return {key: value for key, value in run.config.items() if key != ORDER}
+def _config(run: Run) -> Leaves:
+    """A run's config without the order, and with its tasks."""
+    return {k: v for k, v in run.config.items() if k != ORDER} | {"tasks": [*_tasks(run)]}
 
 
 def _config_text(run: Run) -> str:
-    return json.dumps(_without_order(run), sort_keys=True, default=str)
-
-
-def _named(several: list[dict[str, list[Run]]]) -> list[OrderGroup]:
-    """The groups of a data set, scenario and method."""
-    firsts = [next(iter(orders.values()))[0] for orders in several]
-    configs = [_without_order(run) | {"tasks": [*_tasks(run)]} for run in firsts]
-    keys = varying_keys(configs)
-    options = [format_overrides(config, keys) for config in configs]
-    return [OrderGroup(*pair) for pair in zip(options, several, strict=True)]
+    return json.dumps(_config(run) | {"tasks": None}, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
 class OrderSummary:
-    """A row of texts for each group of orders, and what is left out of them."""
+    """A row of texts for each group of orders, and a sentence on what is left out."""
 
     rows: list[dict[str, Any]]
-    left_out: str  # a sentence; empty: nothing
+    left_out: str  # empty: nothing
 
     @property
     def heads(self) -> list[str]:
@@ -172,15 +171,6 @@ NO_ORDERS = OrderSummary([], "")
 
 
 def order_summary(runs: Iterable[Run]) -> OrderSummary:
-    """AOPD, MOPD and ACC of each group of orders, as texts."""
+    """AOPD, MOPD and ACC of each group of orders."""
     groups, note = order_groups(runs)
-    return OrderSummary([_row(group) for group in groups], note)
-
-
-def _row(group: OrderGroup) -> dict[str, Any]:
-    first, found = group.first, disparity(group.orders.values())
-    row: dict[str, Any] = {"dataset": first.dataset, "scenario": first.scenario}
-    row |= {"method": first.method, "options": group.options}
-    row |= {"orders": len(group.orders), "seeds": found.seeds}
-    texts = {k: "-" if v is None else f"{v:.2f}" for k, v in found.values.items()}
-    return row | {"ACC": found.acc.formatted()} | texts
+    return OrderSummary([group.texts() for group in groups], note)

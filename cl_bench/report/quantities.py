@@ -8,6 +8,7 @@ from statistics import mean
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.report.runs import Record, Run
+from cl_bench.results.record import at
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class Quantity:
 
     name: str
     read: Callable[[Record], float | None]  # None: not measured
-    better: int  # 1: higher is better, -1: lower
     meaning: str
     unit: str = "percent"
     digits: int = 2
+    better: int = -1  # 1: higher is better, -1: lower
 
     def values(self, runs: Iterable[Run]) -> list[float]:
         """The numbers of the runs in which it was measured."""
@@ -27,79 +28,54 @@ class Quantity:
         return [value for value in read if value is not None]
 
 
-def _metric(name: str, better: int, meaning: str) -> Quantity:
-    return Quantity(name, lambda run: _times(run["metrics"].get(name), 100), better, meaning)
+def _at(place: str, factor: float = 1) -> Callable[[Record], float | None]:
+    """Read the number at a dotted place of a record, times a factor."""
+    return lambda record: None if (value := at(record, place)) is None else factor * value
 
 
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else factor * value
+def _metric(name: str, meaning: str, better: int = 1) -> Quantity:
+    return Quantity(name, _at(f"metrics.{name}", 100), meaning, better=better)
 
 
-def _growth(run: Record) -> float | None:
-    return _times((run.get("method") or {}).get("growth"), 100)
+def _train_seconds(record: Record) -> float:
+    return sum(record["measured"]["train_seconds"])
 
 
-def _later_over_first(run: Record) -> float | None:
-    first, *later = run["measured"]["train_seconds"]
+def _later_over_first(record: Record) -> float | None:
+    first, *later = record["measured"]["train_seconds"]
     return mean(later) / first if later and first else None
 
 
-ACC = _metric("ACC", 1, "mean accuracy over all tasks after the last one")
-BWT = _metric("BWT", 1, "mean over tasks of the final accuracy minus that right after the task")
+ACC = _metric("ACC", "mean accuracy over all tasks after the last one")
+BWT = _metric("BWT", "mean over tasks of the final accuracy minus that right after the task")
+ADDED = "parameters added after the first task, relative to its network"
 GROWTH = Quantity(
-    "growth", _growth, -1, "numbers added to the network of the first task, relative to it"
+    "growth",
+    _at("method.growth", 100),
+    ADDED,
 )
 METRICS = (  # in percent
     ACC,
     BWT,
-    _metric("FWT", 1, "mean over tasks of the accuracy just before the task minus the initial one"),
-    _metric("forgetting", -1, "mean over tasks of the best earlier accuracy minus the final one"),
-    _metric("LA", 1, "mean over tasks of the accuracy right after the task"),
-    _metric("AIA", 1, "mean over time of the mean accuracy on the tasks so far"),
+    _metric("FWT", "mean over tasks of the accuracy just before the task minus the initial one"),
+    _metric("forgetting", "mean over tasks of the best earlier accuracy minus the final one", -1),
+    _metric("LA", "mean over tasks of the accuracy right after the task"),
+    _metric("AIA", "mean over time of the mean accuracy on the tasks so far"),
     GROWTH,
 )
 GRADIENTS = Quantity(
-    "gradients",
-    lambda run: run.get("gradients_per_sample"),
-    -1,
-    "backward passes per training image",
-    "count",
-    1,
+    "gradients", _at("gradients_per_sample"), "backward passes per training image", "count", 1
 )
-TRAIN_SECONDS = Quantity(
-    "train s",
-    lambda run: sum(run["measured"]["train_seconds"]),
-    -1,
-    "seconds of training, all tasks",
-    "seconds",
-    1,
-)
+TRAIN_SECONDS = Quantity("train s", _train_seconds, "seconds of training, all tasks", "seconds", 1)
+LATER = "mean seconds of the tasks after the first, relative to the first"
+PEAK = "peak memory: on CUDA what PyTorch allocated, else the whole process"
+STATE = "memory that the method keeps between tasks, besides the network"
 COSTS = (
     GRADIENTS,
     TRAIN_SECONDS,
-    Quantity(
-        "later / first",
-        _later_over_first,
-        -1,
-        "mean seconds of the tasks after the first, relative to the first",
-        "ratio",
-    ),
-    Quantity(
-        "peak MiB",
-        lambda run: run["measured"].get("peak_mib"),
-        -1,
-        "peak memory: on CUDA what PyTorch allocated, else the whole process",
-        "MiB",
-        0,
-    ),
-    Quantity(
-        "state MiB",
-        lambda run: _times(run.get("state_bytes"), 2**-20),
-        -1,
-        "memory that the method keeps between tasks, besides the network",
-        "MiB",
-        1,
-    ),
+    Quantity("later / first", _later_over_first, LATER, "ratio"),
+    Quantity("peak MiB", _at("measured.peak_mib"), PEAK, "MiB", 0),
+    Quantity("state MiB", _at("state_bytes", 2**-20), STATE, "MiB", 1),
 )
 
 

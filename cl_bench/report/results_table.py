@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.base import files
-from cl_bench.base.escape import FORMULA, cell
+from cl_bench.base.escape import FORMULA
 from cl_bench.base.exceptions import UserError
+from cl_bench.results.page import csv_table
 
 UNITS = ("percent", "count", "seconds", "ratio", "MiB")
 SPLITS = ("test", "val", "")
@@ -110,31 +111,22 @@ def _parse(line: list[str], table: str) -> ResultRow:
 
 def faults(row: ResultRow, table: str) -> Iterator[str]:
     """The reasons why a row cannot be right in a table of this name."""
+    date, seeds = r"\d{4}-\d{2}-\d{2}", r"\d+(,\d+)*"
+    ends, sourced = f"lower={row.lower}, upper={row.upper}", bool(row.published_source)
+    known, spread = row.published is not None, row.published_spread is not None
     rules = [
         (row.table == table, f"table={row.table}: the file is that of {table}"),
         (row.row.strip(), "row: is missing"),
         (row.metric.strip(), "metric: is missing"),
         (row.unit in UNITS, f"unit={row.unit}: must be one of {', '.join(UNITS)}"),
         (row.split in SPLITS, f"split={row.split}: must be test, val or empty"),
-        (_empty_or_like(r"\d+(,\d+)*", row.seeds), f"seeds={row.seeds}: must look like 0,1,2"),
-        (
-            _empty_or_like(r"\d{4}-\d{2}-\d{2}", row.date),
-            f"date={row.date}: must look like 2026-11-28",
-        ),
+        (_empty_or_like(seeds, row.seeds), f"seeds={row.seeds}: must look like 0,1,2"),
+        (_empty_or_like(date, row.date), f"date={row.date}: must look like 2026-11-28"),
         (row.sd is None or row.sd >= 0, f"sd={row.sd}: must be at least 0"),
         (row.sd is None or row.n != 1, f"sd={row.sd}: must be empty where n is 1"),
-        (
-            _interval_encloses_mean(row),
-            f"lower={row.lower}, upper={row.upper}: do not enclose {row.mean}",
-        ),
-        (
-            (row.published is None) == (not row.published_source),
-            "published, published_source: one of them is missing",
-        ),
-        (
-            row.published_spread is None or row.published is not None,
-            "published_spread: needs a published value",
-        ),
+        (_interval_encloses_mean(row), f"{ends}: do not enclose {row.mean}"),
+        (known == sourced, "published, published_source: one of them is missing"),
+        (known or not spread, "published_spread: needs a published value"),
     ]
     yield from (text for right, text in rules if not right)
 
@@ -170,12 +162,7 @@ def _unescaped(text: str) -> str:
 
 def as_csv(rows: Iterable[ResultRow]) -> str:
     """The text of a file with these rows."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([cell(getattr(row, name)) for name in COLUMNS])
-    return text.getvalue()
+    return csv_table(COLUMNS, ([getattr(row, name) for name in COLUMNS] for row in rows))
 
 
 def write(file: Path, rows: Iterable[ResultRow]) -> None:

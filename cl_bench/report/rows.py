@@ -11,7 +11,6 @@ from operator import attrgetter
 from statistics import mean
 
 from cl_bench.config.nodes import Leaves
-from cl_bench.report import code
 from cl_bench.report.configs import (
     format_overrides,
     format_value,
@@ -23,6 +22,7 @@ from cl_bench.report.quantities import Quantity
 from cl_bench.report.runs import Run, finished_runs, grouped
 from cl_bench.report.statistics import Summary, summary
 from cl_bench.results.record import Records
+from cl_bench.results.source_code import changed_since
 
 # rows of one table have these keys in common
 STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")
@@ -32,6 +32,7 @@ LEARNER_KEYS = ("model.", "schedule.", "criterion.", "optimizer.")
 HEADLINE_KEYS = ("dataset.tasks", "stream.first", "dataset.train_per_task", "dataset.fraction")
 HEADLINE_KEYS += ("schedule.epochs", "schedule.batch_size", "model._target_", "optimizer._target_")
 HEADLINE_KEYS += ("optimizer.lr",)
+MAX_MODULES = 3  # that are named
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,21 @@ class Row:
 
     @property
     def differing_modules(self) -> str:
-        """The modules that differ between its runs (`code.differing_modules`)."""
-        return code.differing_modules(self.runs)
+        """The modules that differ where its runs were made by different code; else empty."""
+        codes = [run.record.get("code") or {} for run in self.runs]
+        parts = any("parts" in code for code in codes)  # it changed while a run was interrupted
+        if len({code.get("sha256") for code in codes}) < 2 and not parts:
+            return ""
+        files = [code.get("files") or {} for code in codes]
+        names = {name for hashes in files for name in hashes}
+        differing = {n for n in names if len({str(hashes.get(n)) for hashes in files}) > 1}
+        return _listed(differing) or "within a run"
 
     @property
     def changed_modules(self) -> str:
-        """The modules that have changed since its runs (`code.changed_modules`)."""
-        return code.changed_modules(self.runs)
+        """The modules that made some of its runs and have changed since; empty for none."""
+        codes = [run.record.get("code") or {} for run in self.runs]
+        return _listed({name for code in codes for name in changed_since(code)})
 
     @property
     def config(self) -> Leaves:
@@ -110,6 +119,12 @@ class Row:
     def summary(self, quantity: Quantity) -> Summary | None:
         """Over the seeds; None where a run lacks the quantity."""
         return summary([*self.by_seed(quantity).values()])
+
+
+def _listed(modules: set[str]) -> str:
+    names = sorted(modules)
+    more = f" and {len(names) - MAX_MODULES} more" if len(names) > MAX_MODULES else ""
+    return ", ".join(names[:MAX_MODULES]) + more
 
 
 def gather(records: Records, by: Sequence[str] = ()) -> list[Row]:

@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,43 +20,17 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: its record, and the folder that it lies in.
-
-    All names come from the record, not from the folder.
-    """
+    """A finished run. All names come from its record, not from the folder that it lies in."""
 
     folder: Path
     record: Record
-
-    @property
-    def dataset(self) -> str:
-        return self.record["labels"]["dataset"]
-
-    @property
-    def scenario(self) -> str:
-        return self.record["labels"]["scenario"]
-
-    @property
-    def method(self) -> str:
-        return self.record["labels"]["method"]
-
-    @property
-    def hash(self) -> str:
-        return self.record["hash"]
-
-    @property
-    def seed(self) -> int:
-        return self.record["seed"]
-
-    @property
-    def split(self) -> str:
-        """The images that it was tested on: test or val."""
-        return str(self.config.get("evaluation.split", "test"))
-
-    @cached_property
-    def config(self) -> Leaves:
-        """The values of its config that can change a number, by dotted key, without the seed."""
-        return leaves(self.record["config"])
+    dataset: str
+    scenario: str
+    method: str
+    split: str  # the images that it was tested on: test or val
+    hash: str
+    seed: int
+    config: Leaves  # the values that can change a number, by dotted key, without the seed
 
     def journal(self) -> list[dict[str, Any]]:
         """The rows of its metrics.jsonl; UserError where they cannot be read."""
@@ -66,9 +39,8 @@ class Run:
             rows = [json.loads(line) for line in file.read_bytes().splitlines()]
             return [row | {"event": row["event"]} for row in rows]
         except (OSError, ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{file}: is missing or damaged; run it again with force=true"
-            ) from None
+            line = f"{file}: is missing or damaged; run it again with force=true"
+            raise UserError(line) from None
 
 
 def finished_runs(records: Records) -> list[Run]:
@@ -77,9 +49,13 @@ def finished_runs(records: Records) -> list[Run]:
     Control characters in their records are written out.
     """
     found: dict[tuple[Any, ...], Run] = {}
-    for folder, record in records.runs:
-        run = Run(folder, visible(record))
-        found.setdefault((run.dataset, run.scenario, run.method, run.hash, run.seed), run)
+    for folder, content in records.runs:
+        record = visible(content)
+        config, labels = leaves(record["config"]), record["labels"]
+        split = str(config.get("evaluation.split", "test"))
+        place = labels["dataset"], labels["scenario"], labels["method"], split
+        name = (*place, record["hash"], record["seed"])
+        found.setdefault(name, Run(folder, record, *name, config))
     return list(found.values())
 
 

@@ -29,18 +29,24 @@ class Page:
     def write(self, folder: Path) -> str:
         """Write the three files into the folder and return the text of page.md."""
         folder.mkdir(parents=True, exist_ok=True)
-        table, heads = io.StringIO(), list(self.rows[0])
-        writer = csv.DictWriter(table, heads, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: cell(value) for key, value in row.items()} for row in self.rows)
-        files.write_text(folder / "table.csv", table.getvalue())
+        heads = list(self.rows[0])
+        cells = [[row[head] for head in heads] for row in self.rows]
+        files.write_text(folder / "table.csv", csv_table(heads, cells))
         files.write_bytes(folder / "figure.png", picture(self.draw))
         findings = "\n".join(f"- {markdown(line)}" for line in self.findings)
-        lines = [[format_cell(row[head]) for head in heads] for row in self.rows]
+        lines = [[format_cell(value) for value in line] for line in cells]
         grid = markdown_table([markdown(head) for head in heads], lines)
         text = f"# {self.title}\n\n{findings}\n\n{grid}\n\n![figure](figure.png)\n"
         files.write_text(folder / "page.md", text)
         return text
+
+
+def csv_table(heads: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    """A table as CSV, in which no text is a formula to a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([heads, *([cell(value) for value in line] for line in lines)])
+    return text.getvalue()
 
 
 def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

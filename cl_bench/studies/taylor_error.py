@@ -42,21 +42,24 @@ def study(
     rows, options = [], (dimension, drawn, tasks, drift)
     for name, model in MODELS.items():
         count = samples if model.regression else samples // 5
-        once = [
-            _errors(model, count, *options, Generator().manual_seed(1000 * seed + i))
-            for i in range(repeats)
-        ]
+        rngs = [Generator().manual_seed(1000 * seed + i) for i in range(repeats)]
+        errors = [e for rng in rngs for e in _errors(model, count, *options, rng)]
         for scale in SCALES:
-            found = [e for run in once for e in run if e[0] == scale]
-            taylor, diagonal = mean(e[1] for e in found), mean(e[2] for e in found)
-            share = mean(e[2] > e[1] for e in found)
-            row = {"model": name, "displacement": scale, "taylor error": taylor}
-            rows.append({**row, "diagonal error": diagonal, "diagonal larger": share})
-    whole = {row["model"]: row for row in rows if row["displacement"] == 1.0}
+            taylor, diagonal = zip(*(e[1:] for e in errors if e[0] == scale), strict=True)
+            row = {"model": name, "displacement": scale, "taylor error": mean(taylor)}
+            row |= {"diagonal error": mean(diagonal)}
+            larger = (d > t for t, d in zip(taylor, diagonal, strict=True))
+            rows.append(row | {"diagonal larger": mean(larger)})
+    findings = _findings({row["model"]: row for row in rows if row["displacement"] == 1.0})
+    return Page("Errors of the Taylor expansion", findings, rows, lambda f: _draw(f, rows))
+
+
+def _findings(whole: dict[str, dict[str, Any]]) -> list[str]:
+    """A sentence for the row of each model at the whole displacement."""
     findings = [
         f"linear regression: Taylor's relative error is {whole['linear']['taylor error']:.1e}, "
-        f"rounding; the diagonal's {whole['linear']['diagonal error']:.1e}: that it dominates is "
-        "true and empty, the loss is quadratic",
+        f"rounding; the diagonal's is {whole['linear']['diagonal error']:.1e}: it is the larger "
+        "one because the loss is quadratic, so that its expansion is exact",
     ]
     for name in ("logistic", "mlp"):
         row = whole[name]
@@ -65,7 +68,7 @@ def study(
             f"{row['diagonal error']:.2g}; the diagonal's is larger in "
             f"{100 * row['diagonal larger']:.0f}% of transitions"
         )
-    return Page("Errors of the Taylor expansion", findings, rows, lambda f: _draw(f, rows))
+    return findings
 
 
 def _errors(
