@@ -8,7 +8,7 @@ from statistics import mean
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.report.runs import Record, Run
-from cl_bench.results.record import at
+from cl_bench.results.record import value_or_none
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Quantity:
 
 def _at(place: str, factor: float = 1) -> Callable[[Record], float | None]:
     """Read the number at a dotted place of a record, times a factor."""
-    return lambda record: None if (value := at(record, place)) is None else factor * value
+    return lambda record: (
+        None if (value := value_or_none(record, place)) is None else factor * value
+    )
 
 
 def _metric(name: str, meaning: str, better: int = 1) -> Quantity:
