@@ -57,6 +57,8 @@ SCHEDULE = Schedule(
 )  # 30 samples a task: the last batch is short
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
+# keep a memory, a network or data for each task
+GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent")
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
 LOOKS = ("method.passes=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
@@ -250,7 +252,9 @@ def test_runs_and_repeats(
     losses = [row["loss"] for row in one.rows if row["event"] == "step"]
     assert losses and all(loss == loss for loss in losses)
     assert one.rows == json_value(two.rows)
-    assert name == "joint" or one.rows[-1]["metrics"]["LA"] > 0.3, "blobs are easy to learn"
+    assert name == "joint" or one.rows[-1]["metrics"]["LA"] > 0.3, (
+        f"{name} has not learned the blobs in 8 steps; QUICK gives a slow method other options"
+    )
     made = one.method.learner
     assert whole(made.flat, made.net)
     state = checkpoint.state_of(one.method)["method"]
@@ -283,9 +287,7 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
     assert run.progress.matrix.summary()["LA"] > 0.6 or name == "joint"
 
 
-@pytest.mark.parametrize(
-    "name", ["finetune", "ewc", "gem", "mer", "lamaml", "emcl", "halrp", "apd"]
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +299,8 @@ def test_frozen_batch_norm_comes_back(
     )
     scenario = "data" if serves(name, "data") else "task"
     Run(name, scenario, build=hard)()
-    assert not seen[0].equal(seen[1]) and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
+    trains = name != "independent"  # which goes back to its first network at a task's end
+    assert seen[0].equal(seen[1]) != trains and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
     monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none", 0.5))
     stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, build=hard)
@@ -357,8 +360,10 @@ def test_what_a_method_keeps_does_not_grow(name: str) -> None:
             lambda run, row: (kept.append(checkpoint.state_bytes(run.method)), measure(run, row)),
         )
         Run(name, "data" if serves(name, "data") else "task")()
-    grows = name in ("agem", "gem", "distill", "halrp", "apd", "independent")
-    assert name == "joint" or (kept[3] > kept[2]) == grows
+    assert name == "joint" or (kept[3] > kept[2]) == (name in GROWS), (
+        f"{name} keeps {kept[2:]} bytes after tasks 2 and 3; GROWS names the methods that keep "
+        "something for each task"
+    )
 
 
 def test_anchors_apart_grow_with_the_tasks() -> None:
@@ -447,6 +452,20 @@ def test_evaluation_leaves_no_trace(name: str, straight: Straight) -> None:
     second = accuracies(run.method, run.stream.tests, 1000)
     assert first == second, "accuracy does not depend on the evaluation's batch size"
     assert run.theta.equal(before[0]) and run.method.learner.rng.get_state().equal(before[1])
+
+
+@pytest.mark.parametrize(("name", "scenario"), PAIRS)
+def test_networks_are_those_that_predict(name: str, scenario: str, straight: Straight) -> None:
+    """model.safetensors and theta_sha256 are of what `predict` uses."""
+    method, tests = straight(name, scenario).method, straight(name, scenario).stream.tests
+    networks = dict(method.networks())
+    with method.learner.evaluating(full_precision=False), torch.no_grad():
+        for test in tests:
+            snapshot = networks[""] if "" in networks else networks.get(f"task{test.id}")
+            if snapshot is not None:
+                rows = Batch(test.x, test.y, test.t)
+                found = method.learner.snapshot_logits(snapshot, rows)
+                torch.testing.assert_close(method.predict(rows), found)
 
 
 def test_accuracy_counts_every_sample_once() -> None:

@@ -90,7 +90,12 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
         transform=stream.transform,
         machine=machine,
     )
-    return build(cfg.method, learner=learner)
+    method = build(cfg.method, learner=learner)
+    if getattr(method, "learner", None) is not learner:
+        name = type(method).__name__
+        raise TypeError(f"{name}.__init__ must call super().__init__(learner) of Method")
+    method.state_dict()  # refuses what cannot go into a checkpoint, before training
+    return method
 
 
 def refuse_leak(stream: Stream, backbone: dict[str, Any] | None) -> None:

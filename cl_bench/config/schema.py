@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Optional
@@ -94,7 +95,7 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     try:
         target = get_object(path)
     except Exception as error:
-        reason = one_line(error, 200)
+        reason = _missing_name(path) or one_line(error, 200)
         raise UserError(f"{key}._target_={node['_target_']}: {reason}") from None
     if not callable(target):
         raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
@@ -107,6 +108,12 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     }
     _check_parameters(key, node["_target_"], parameters, list(given))
     hints = _hints(target)
+    if key == "method" and hints:
+        for name in given.keys() - hints.keys():
+            raise UserError(
+                f"method.{name}: {path} does not give its type; annotate it in __init__, for "
+                "example with a bound of cl_bench.base.bounds"
+            )
     for name, value in given.items():
         check_type(f"{key}.{name}", value, hints.get(name, Any))
 
@@ -147,6 +154,17 @@ def _check_reserved(key: str, node: dict[str, Any]) -> None:
     if node.get("_partial_", False) is not wanted:
         value = as_yaml(node.get("_partial_"))
         raise UserError(f"{key}._partial_={value}: must be {as_yaml(wanted)} here")
+
+
+def _missing_name(path: str) -> str:
+    """Say that a module lacks the name of a dotted path, and what it has; '' in other cases."""
+    module, _, name = path.rpartition(".")
+    loaded = sys.modules.get(module)
+    if loaded is None or hasattr(loaded, name):
+        return ""
+    own = [n for n, v in vars(loaded).items() if getattr(v, "__module__", None) == module]
+    classes = ", ".join(sorted(n for n in own if not n.startswith("_")))
+    return f"{module} has no {name}; it has {classes or 'no class or function'}"
 
 
 def _parameters(key: str, node: dict[str, Any], target: Any) -> dict[str, inspect.Parameter]:

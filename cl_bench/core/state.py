@@ -35,7 +35,15 @@ class Stateful:
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values; raises TypeError for an attribute that cannot be stored."""
-        return {name: packed(v) for name, v in vars(self).items() if is_state(v)}
+        state = {}
+        for name, value in vars(self).items():
+            if not is_state(value):
+                continue
+            try:
+                state[name] = packed(value)
+            except TypeError as error:
+                raise TypeError(f"{type(self).__name__}.{name}: {error}") from None
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned; raises KeyError where an attribute is missing."""
@@ -62,7 +70,9 @@ def is_state(value: Any) -> bool:
     """Whether an attribute belongs to the state, and does not come from the config."""
     if isinstance(value, Stateful) or type(value) in _names:
         return True
-    return not (callable(value) or isinstance(value, Rebuilt | Generator))
+    if isinstance(value, Rebuilt | Generator):
+        return False
+    return isinstance(value, nn.Module) or not callable(value)
 
 
 def packed(value: Any) -> Any:
@@ -77,6 +87,8 @@ def packed(value: Any) -> Any:
         return {"kind": SET, "state": sorted(value)}
     if isinstance(value, Stateful):
         return {"kind": "", "state": value.state_dict()}
+    if isinstance(value, nn.Module):
+        raise TypeError("is a network; keep its parameters: Learner.snapshot(), or tensors")
     cls = type(value)
     if cls in _names and not isinstance(value, nn.Module):
         own = _fields(value)

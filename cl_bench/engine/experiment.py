@@ -132,6 +132,9 @@ def _probe(session: Session, task: Task) -> float:
 
 
 def _log_loss(session: Session, loss: Tensor, task: Task) -> None:
+    if not isinstance(loss, Tensor):
+        method = type(session.method).__name__
+        raise TypeError(f"{method}.observe must return the loss, a tensor; it returned {loss!r}")
     value, progress = loss.item(), session.progress
     if not isfinite(value):
         raise diverged(f"the loss is {value} at step {progress.step}", task.id)
