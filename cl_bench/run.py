@@ -28,9 +28,8 @@ def main(cfg: DictConfig) -> float:
     sweeping, plan = HydraConfig.get().mode is RunMode.MULTIRUN, None
     worker = sweeping and follow_sweep()
     try:
-        from cl_bench.engine import (
-            job,
-        )  # a config that cannot be composed is refused without PyTorch
+        # imported here, so that a config that cannot be composed is refused without PyTorch
+        from cl_bench.engine import job
 
         plan = job.make_plan(cfg)
         return job.run(plan) if cfg.get("study") is None else job.run_study(plan)

@@ -6,8 +6,10 @@ import copy
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -255,6 +257,9 @@ def command(*overrides: str, where: Path, **environment: str) -> Command:
 
 
 def finished(process: Command) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
+    """Exit code, standard output, standard error; it is killed after five minutes."""
+    timer = threading.Timer(300, process.send_signal, (signal.SIGKILL,))
+    timer.start()
     out, err = process.communicate()
+    timer.cancel()
     return process.wait(), out, err

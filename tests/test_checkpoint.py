@@ -64,7 +64,7 @@ def test_buffers_go_on_as_if_never_stopped(kind: type, tmp_path: Path) -> None:
 def test_unknown_types_are_refused_with_their_name() -> None:
     with pytest.raises(TypeError, match=r"pathlib.*Path cannot go into a checkpoint"):
         packed({"x": Path("y")})
-    with pytest.raises(TypeError, match=r"torch.*Linear cannot go into a checkpoint"):
+    with pytest.raises(TypeError, match="is a network; keep its parameters"):
         packed(torch.nn.Linear(1, 1))
 
 

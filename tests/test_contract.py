@@ -24,6 +24,7 @@ from conftest import (
     method_for,
     mlp,
     names,
+    resnet,
 )
 from hydra.utils import get_object
 from test_flat import whole
@@ -52,9 +53,8 @@ from cl_bench.results.tracking import Null
 METHODS = names("method")
 CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(METHODS)}
 KINDS = sorted(CLASSES.values())  # one of each class
-SCHEDULE = Schedule(
-    2, 8, "train", "none", "none", 0.5
-)  # 30 samples a task: the last batch is short
+# a task has 30 samples, so that the last batch of an epoch is short
+SCHEDULE = Schedule(2, 8, "train", "none", "none", 0.5)
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
 STEPS = 24  # of three tasks
 # keep a memory, a network or data for each task
@@ -306,6 +306,17 @@ def test_frozen_batch_norm_comes_back(
     stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, build=hard)
 
 
+@pytest.mark.parametrize("name", ["er", "halrp"])
+def test_a_residual_network_comes_back(name: str, tmp_path: Path) -> None:
+    """The package's own, with its batch norm and subsampled shortcuts."""
+
+    def residual(rt: Any) -> Learner:
+        return learner(resnet(shape=(1, 4, 4)), rt, lambda p: torch.optim.Adam(p, lr=0.01))
+
+    scenario = "class" if serves(name, "class") else "task"
+    stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, build=residual)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_warm_up_comes_once(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -377,10 +388,12 @@ def test_anchors_apart_grow_with_the_tasks() -> None:
     assert len(method.penalty.quadratics) == 3
 
 
-@pytest.mark.parametrize(("name", "scenario"), [("er", "class"), ("emcl", "data")])
-def test_a_compiled_run_comes_back(name: str, scenario: str, tmp_path: Path) -> None:
-    """By the compiled gradient, and by the compiled inner loop."""
-    stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, compiled=True)
+@pytest.mark.parametrize(
+    ("name", "scenario", "stop"), [("er", "class", 11), ("emcl", "data", 11), ("halrp", "task", 14)]
+)
+def test_a_compiled_run_comes_back(name: str, scenario: str, stop: int, tmp_path: Path) -> None:
+    """By the compiled gradient, by the compiled inner loop, and after halrp's factors are made."""
+    stopped_and_continued(tmp_path, [stop], name=name, scenario=scenario, compiled=True)
 
 
 def stopped_and_continued(

@@ -55,7 +55,6 @@ def test_operations_are_those_of_the_dense_matrix(kind: str, name: str, criterio
     assert values[0] > -1e-9 * values[-1], "positive semi-definite"
     v = torch.randn(3, size(made), generator=Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(found.matvec(v), v @ matrix, **CLOSE)
-    torch.testing.assert_close(found.quadratic(v), ((v @ matrix) * v).sum(-1), **CLOSE)
     damped = matrix + 0.3 * torch.eye(size(made), dtype=torch.float64)
     torch.testing.assert_close(found.solve(v, 0.3), torch.linalg.solve(damped, v.T).T, **CLOSE)
     drawn, anchor = v[0].clone(), v[1]

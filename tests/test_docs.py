@@ -136,9 +136,8 @@ def test_every_command_is_accepted(page: Path) -> None:
         line = line.replace("method=anchor", "method=l2").replace(
             "dataset=stripes", "dataset=folder"
         )
-        for words in composed_words(
-            line
-        ):  # of the tutorials' own, the nearest: test_readme runs them
+        # the examples of the tutorials are run by test_readme; here the nearest option
+        for words in composed_words(line):
             assert commands.said(words) is None, (line, words)
         for launcher in re.findall(r"hydra/launcher=(\w+)", line):
             assert (ROOT / f"conf/hydra/launcher/{launcher}.yaml").is_file()

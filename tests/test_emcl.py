@@ -254,3 +254,9 @@ def test_a_compiled_emcl_is_the_same_emcl() -> None:
         ends.append((theta_of(made), method.h, method.alpha))
     for one, two in zip(*ends, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_the_mean_along_the_way_costs_no_gradient_of_its_own() -> None:
+    made = start()
+    readings(made, "method.at=mean").observe(batch(6))
+    assert made.sample_gradients == 6

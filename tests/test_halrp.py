@@ -318,6 +318,7 @@ def test_the_layer_hessian_is_the_hessian_by_products(kind: str) -> None:
     whole = curvature_of("full_hessian", made, task, "curvature.negative=raw")
     assert float(torch.linalg.eigvalsh(whole.matrix).min()) < -1e-4
     assert found.signs.shape == (3, made.flat.grad.numel()) and found.signs.abs().eq(1).all()
+    assert not found.signs[0].equal(found.signs[1]) and found.signs.mean().abs() < 0.5
     for v in found.signs:
         torch.testing.assert_close(found.product(v), whole.matvec(v))
     names = [n for n, _ in layers_of(made.flat, made.net.head)]

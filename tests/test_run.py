@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command, composed, finished
+from conftest import ROOT, command, composed, finished
 
 import cl_bench.run  # noqa: F401  (the module imports without a config)
 from cl_bench.config.name import config_hash
@@ -174,3 +177,18 @@ def test_a_sweep_goes_on_past_a_failure_and_repeats_nothing(tmp_path: Path) -> N
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
     finished(command(*sweep, where=tmp_path))
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_a_fresh_interpreter_gives_the_same_record(
+    seed: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`python -m cl_bench.run` itself: nothing is imported before, sets of texts have any order."""
+    words = (*SMALL, "method=ewc", f"output_dir={tmp_path}", f"data_dir={tmp_path / 'data'}")
+    here = {"PYTHONHASHSEED": seed, "CL_BENCH_DATA": str(tmp_path_factory.getbasetemp() / "fresh")}
+    call = [sys.executable, "-m", "cl_bench.run", *words]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env=os.environ | here)
+    assert done.returncode == 0, done.stderr
+    forked = tmp_path / "forked"
+    assert finished(command(*SMALL, "method=ewc", where=forked))[0] == 0
+    assert proved(tmp_path / "pmnist5k") == proved(forked)

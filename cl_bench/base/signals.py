@@ -44,9 +44,8 @@ class StopSignals:
             self.deliver()
 
     def _notice(self, number: int, _: FrameType | None) -> None:
-        if (
-            self.pending is not None and not self.held
-        ):  # the second signal: do not wait for the step
+        # at the second signal, the step is not waited for
+        if self.pending is not None and not self.held:
             raise StopRun(number)
         self.pending = number
 

@@ -56,9 +56,8 @@ KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no sign
     "optimizer.weight_decay": NonNegative,
     **{f"model.{key}": hint for key, hint in PREPARE_KEYS.items()},
 }
-logging.getLogger("hydra.utils").setLevel(
-    logging.CRITICAL
-)  # else it repeats our refusal of a target
+# Hydra would log a target that cannot be found beside our refusal
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 
 def required_value(plain: dict[str, Any], key: str) -> Any:

@@ -19,11 +19,8 @@ from cl_bench.methods.lamaml import LaMAML
 from cl_bench.methods.mer import MER
 
 Node = dict[str, Any]
-NORMALISED = (
-    EMCL,
-    LaMAML,
-    MER,
-)  # methods that use `InnerLoop.batch_norm_mode`
+# methods that use `InnerLoop.batch_norm_mode`
+NORMALISED = (EMCL, LaMAML, MER)
 COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
 
 

@@ -31,9 +31,8 @@ class Heads:
     def reveal(self, live: Tensor, live_at_end: Tensor | None) -> None:
         """Set the classes that compete from now on."""
         self.live, self.live_at_end = live, live_at_end
-        self.masked = self.masked or not bool(
-            live.all()
-        )  # stays true: a compiled graph takes a mask or not
+        # it stays true, as a compiled graph either takes a mask or not
+        self.masked = self.masked or not bool(live.all())
 
     def competing(self, batch: Batch) -> Tensor | None:
         """(B, K) bool: the classes that compete for each sample; None: all of them."""

@@ -198,7 +198,7 @@ class Learner(NetworkFunction):
             "theta": self.flat.theta.detach(),
             "channels_last": self.flat.channels_last,
             "buffers": dict(self.net.named_buffers()),
-            "moved": None if self.optimized is self.flat.theta else self.optimized.detach(),
+            "optimized": None if self.optimized is self.flat.theta else self.optimized.detach(),
             "optimizer": self.optimizer.state_dict(),
             "masked": self.heads.masked,
             "sample_gradients": self.sample_gradients,
@@ -219,8 +219,8 @@ class Learner(NetworkFunction):
         self.flat.theta.copy_(state["theta"])
         for name, buffer in self.net.named_buffers():
             buffer.copy_(state["buffers"][name])
-        if state["moved"] is not None:
-            self.restart_optimizer(nn.Parameter(state["moved"]))
+        if state["optimized"] is not None:
+            self.restart_optimizer(nn.Parameter(state["optimized"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 

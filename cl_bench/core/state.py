@@ -4,8 +4,8 @@ State consists of tensors, numbers, texts, None, and lists, tuples, sets and dic
 two kinds of objects that hold them:
 
 - A `Stateful` object (a method, its buffer, its penalty) is built again from the config when a run
-  continues, and then loads its state in place. Attributes that come from the config alone are no
-  state: functions, generators, networks, and objects marked `Rebuilt`.
+  continues, and then loads its state in place. Left out are functions, generators and objects
+  marked `Rebuilt`; options that are plain values are stored with the rest.
 - An object that a run creates while it trains (the curvature of a task) is a dataclass or a named
   tuple. It is stored under a name that `stored_as` gives its class, so that the class may be moved
   or renamed.

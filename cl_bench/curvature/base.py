@@ -22,10 +22,6 @@ class Curvature(Protocol):
         """A v: the gradient of 1/2 v'Av."""
         ...
 
-    def quadratic(self, v: Tensor) -> Tensor:
-        """v'Av, a scalar for each vector."""
-        ...
-
     def solve(self, v: Tensor, damping: float) -> Tensor:
         """(A + damping I)^-1 v."""
         ...

@@ -89,9 +89,6 @@ class Blocks:
             block.place.write(out, block.matvec(block.place.read(v)))
         return out
 
-    def quadratic(self, v: Tensor) -> Tensor:
-        return (self.matvec(v) * v).sum(-1)
-
     def solve(self, v: Tensor, damping: float) -> Tensor:
         out = v / (self.rest + damping)
         for block in self.blocks:
@@ -125,7 +122,13 @@ class Blocks:
         return self.rest[span].norm() if block is None else block.weight_norm()
 
     def _block_of(self, span: slice) -> Block | None:
-        return next((b for b in self.blocks if b.place.weight[0] == span.start), None)
+        """The block whose weight lies at `span`; None where no block has these parameters."""
+        for block in self.blocks:
+            weight, bias = block.place.weight, block.place.bias
+            if weight[0] == span.start:
+                return block
+            assert bias is None or bias[0] != span.start, "a bias has no block of its own"
+        return None
 
     def max_eigenvalue(self) -> Tensor:
         tops = [block.max_eigenvalue() for block in self.blocks]

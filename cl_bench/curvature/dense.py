@@ -36,9 +36,6 @@ class Dense:
     def matvec(self, v: Tensor) -> Tensor:
         return v @ self.matrix
 
-    def quadratic(self, v: Tensor) -> Tensor:
-        return (self.matvec(v) * v).sum(-1)
-
     def solve(self, v: Tensor, damping: float) -> Tensor:
         values, vectors = self.eigen
         return ((v @ vectors) / (values + damping)) @ vectors.T

@@ -47,9 +47,6 @@ class Diagonal:
     def matvec(self, v: Tensor) -> Tensor:
         return self.values * v
 
-    def quadratic(self, v: Tensor) -> Tensor:
-        return (self.values * v * v).sum(-1)
-
     def solve(self, v: Tensor, damping: float) -> Tensor:
         return v / (self.values + damping)
 

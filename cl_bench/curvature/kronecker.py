@@ -66,11 +66,11 @@ class KroneckerFactors:
 
     def weight_trace(self) -> Tensor:
         """The trace of the weight's part of the block, without the bias."""
-        return self.scale * self._weight_a.trace() * self.g.trace()
+        return self.scale * (self._weight_a.trace() * self.g.trace())
 
     def weight_norm(self) -> Tensor:
         """The Frobenius norm of the weight's part of the block, without the bias."""
-        return self.scale * self._weight_a.norm() * self.g.norm()
+        return self.scale * (self._weight_a.norm() * self.g.norm())
 
     @property
     def _weight_a(self) -> Tensor:

@@ -47,8 +47,8 @@ class ExplicitStep(Stateful):
         """Nothing to prepare."""
 
     def take(self, learner: Learner, quadratics: Quadratics, weight: float) -> None:
-        flat = learner.flat
-        for each in quadratics:
+        flat, moves = learner.flat, effective_lr(learner.optimizer) > 0
+        for each in quadratics if moves else ():  # at lr 0 it would only fill the momentum
             each.curvature.add_matvec_(flat.grad, flat.theta - each.anchor, weight)
         learner.step()
 

@@ -28,7 +28,7 @@ class Sum:
 
     def __init__(self, name: str, layer: nn.Module, learner: Learner) -> None:
         self.place, self.channels_last = Place.of(name, learner.flat), learner.flat.channels_last
-        self.size = self.place.size - (self.place.bias is not None)
+        self.size = self.place.inputs
         self.core = learner.flat.grad.new_zeros(self.size, self.size)
         self.edge = learner.flat.grad.new_zeros(self.size + 1)  # of the bias: its row of A
         self.g = learner.flat.grad.new_zeros(self.place.out, self.place.out)

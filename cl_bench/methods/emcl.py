@@ -101,7 +101,7 @@ class EMCL(Method):
         learner, theta = self.learner, self.learner.flat.theta.detach()
         theta_0 = theta.clone()
         g = self._gradient_at_start(batch)
-        loss = self._inner_loop(batch, theta_0)
+        loss = self._inner_loop(batch, theta_0, g)
         step = theta.new_full((), learner.lr_factor)
         state = self.h, self.alpha, self.used
         moved, self.h, self.alpha = self._meta(theta_0, theta, g, step, *state)
@@ -115,8 +115,11 @@ class EMCL(Method):
         self.learner.loss_gradient(batch)
         return self.learner.flat.grad.clone()
 
-    def _inner_loop(self, batch: Batch, theta_0: Tensor) -> Tensor:
-        """Move theta from theta_0 to theta_k; returns the mean loss along the way."""
+    def _inner_loop(self, batch: Batch, theta_0: Tensor, g: Tensor | None) -> Tensor:
+        """Move theta from theta_0 to theta_k; returns the mean loss along the way.
+
+        g is the importance's gradient, to which `EMCLReadings` adds on the way.
+        """
         rate = self.inner_lr * self.learner.lr_factor
         if self.inner in ("gradient", "modulated"):
             return self._steps_by_gradient(batch, theta_0, rate)

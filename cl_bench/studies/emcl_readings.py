@@ -65,11 +65,20 @@ class EMCLReadings(EMCL):
     ) -> None:
         self.meta, self.at, self.start, self.unit = meta, at, start, unit
         self.rule, self.floor, self.rates = rule, floor, rates
-        shared: list[Any] = [inner, inner_lr, prox, strength, importance, decay, scale]
-        shared += [passes, slice_size, batch_norm]
-        super().__init__(learner, *shared)
+        super().__init__(
+            learner,
+            inner=inner,
+            inner_lr=inner_lr,
+            prox=prox,
+            strength=strength,
+            importance=importance,
+            decay=decay,
+            scale=scale,
+            passes=passes,
+            slice_size=slice_size,
+            batch_norm=batch_norm,
+        )
         self.h = torch.ones_like(self.h) * (start == "one" or importance == "none")
-        self.along: Tensor | None = None  # the gradient of at=first and at=mean, so far
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -93,32 +102,27 @@ class EMCLReadings(EMCL):
         """With at=first and at=mean zeros, to which the inner steps add."""
         if self.at == "batch" or self.importance == "none":
             return super()._gradient_at_start(batch)
-        self.along = torch.zeros_like(self.h)
-        return self.along
+        return torch.zeros_like(self.h)
 
-    def _inner_loop(self, batch: Batch, theta_0: Tensor) -> Tensor:
-        if self.along is None:
-            return super()._inner_loop(batch, theta_0)
-        loss = self._watched_steps(batch, theta_0, self.along)
-        self.along = None
-        return loss
-
-    def _watched_steps(self, batch: Batch, theta_0: Tensor, along: Tensor) -> Tensor:
-        """The inner steps one by one, whose gradients are added up in `along`."""
+    def _inner_loop(self, batch: Batch, theta_0: Tensor, g: Tensor | None) -> Tensor:
+        if self.at == "batch" or g is None:
+            return super()._inner_loop(batch, theta_0, g)
         theta, losses = self.learner.flat.theta.detach(), []
         rate = self.alpha if self.inner == "modulated" else self.inner_lr
-        pull = self.strength * self._weights(self.h)
+        held = self.inner == "gradient"
+        pull = self.strength * self._weights(self.h) if held else 0
+        kept = self._kept(self.h) if self.inner == "proximal" else None
         for i, some in enumerate(batch.slices(self.slice_size)):
             part = len(some.y) / len(batch.y)
             losses.append(part * self.learner.loss_gradient(some))
-            g = self.learner.flat.grad
+            step = self.learner.flat.grad
             if self.at == "mean" or i == 0:
-                along.add_(g, alpha=part if self.at == "mean" else 1)
-            if self.inner == "gradient":
-                g = g + pull * (theta - theta_0)
-            theta.sub_(g * (rate * self.learner.lr_factor))
-            if self.inner == "proximal":
-                torch.lerp(theta_0, theta, self._share_kept(self.h), out=theta)
+                g.add_(step, alpha=part if self.at == "mean" else 1)
+            if held:
+                step = step + pull * (theta - theta_0)
+            theta.sub_(step * (rate * self.learner.lr_factor))
+            if kept is not None:
+                torch.lerp(theta_0, theta, kept, out=theta)
         return torch.stack(losses).sum()
 
     def _meta_step(
