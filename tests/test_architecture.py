@@ -146,8 +146,7 @@ def test_files_and_functions_stay_short(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
-            documented = ast.get_docstring(node) or ""
-            assert length - documented.count("\n") <= 45, f"{name_of(path)}: {node.name} {length}"
+            assert length <= 40, f"{name_of(path)}: {node.name} {length}"
 
 
 HEAVY = ("wandb", "matplotlib", "pandas", "torchvision", "sklearn", "PIL")

@@ -311,7 +311,8 @@ def test_a_residual_network_comes_back(name: str, tmp_path: Path) -> None:
     """The package's own, with its batch norm and subsampled shortcuts."""
 
     def residual(rt: Any) -> Learner:
-        return learner(resnet(shape=(1, 4, 4)), rt, lambda p: torch.optim.Adam(p, lr=0.01))
+        net, seen = resnet(shape=(1, 4, 4)), identity(rt.device, channels=1)
+        return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.01), transform=seen)
 
     scenario = "class" if serves(name, "class") else "task"
     stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, build=residual)

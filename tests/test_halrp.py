@@ -551,7 +551,7 @@ def test_a_step_of_phi_is_a_step_on_the_loss_with_its_penalties() -> None:
     batch = next(stream.tasks[1].batches(10, seeded()))
     made.flat.theta.data.add_(normal(made.flat.theta.numel(), seed=4), alpha=0.1)
     method._perturb(method.base, stream.tasks[1])
-    layout, base = method.layout, method.base.theta
+    layout, base = method.progress.layout, method.base.theta
     phi = made.optimized.detach().clone().requires_grad_()
     theta = base.clone().index_copy(0, layout.own, layout.split(phi)[1])
     for name, (r, s, u, v) in zip(layout.weights, layout.split(phi)[0], strict=True):

@@ -44,7 +44,6 @@ def build(
     split=sample       each task has a stratified share of all classes; one test set for all tasks
     split=permutation  each task has all images, with its own fixed permutation of the pixels
     split=rotation     each task has all images, rotated by its own angle (`split.angles`)
-
     With the last three, heads=apart makes class c of task t a class of its own, with id tC + c.
     Each task keeps `train_per_task` of its training images, or a part `fraction` of them, drawn at
     random with permutation and rotation (as in GEM), and stratified by class otherwise.

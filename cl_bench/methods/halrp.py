@@ -25,7 +25,7 @@ from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.layer_hessian import LayerHessian
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared import low_rank
-from cl_bench.methods.shared.capacity import Account, HALRPTask, Pruning
+from cl_bench.methods.shared.capacity import Account, HALRPProgress, HALRPTask, Pruning
 from cl_bench.methods.shared.importance import Importance, check_importance, layer_importances
 from cl_bench.methods.shared.low_rank import Decomposition, Layout, layers_of
 
@@ -88,9 +88,7 @@ class HALRP(Separate):
         self.base: Snapshot | None = None
         self.first = -1  # the task that the base has learned
         self.learned: dict[int, HALRPTask] = {}
-        self.seen = 0  # samples of this task
-        self.layout: Layout | None = None  # None: weights move freely
-        self.worth = learner.flat.grad.new_ones(0)  # of this task's layers: see `HALRPTask`
+        self.progress = HALRPProgress()
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
@@ -120,7 +118,7 @@ class HALRP(Separate):
         return {f"method.{key}" for key, yes in idle.items() if yes}
 
     def begin_task(self, task: Task) -> None:
-        self.seen, self.layout = 0, None
+        self.progress = HALRPProgress()
         if self.importance not in ("none", "flat"):
             self.estimate.check(self.learner, task)
         if self.base is None:
@@ -129,13 +127,13 @@ class HALRP(Separate):
     def observe(self, batch: Batch) -> Tensor:
         task = self.learner.task
         assert task is not None
-        free = self.seen < self.warm_up * len(task)
-        if self.base is not None and self.layout is None and not free:
+        progress, warm_up = self.progress, self.warm_up * len(task)
+        if self.base is not None and progress.layout is None and progress.samples >= warm_up:
             self._perturb(self.base, task)
         loss = self.learner.gradient(batch)
-        self.seen += len(batch.y)
-        if self.layout is not None:
-            self._move(self.layout, self.learner.optimized)
+        progress.samples += len(batch.y)
+        if progress.layout is not None:
+            self._move(progress.layout, self.learner.optimized)
         else:
             if self.base is None:
                 self._decay()
@@ -147,11 +145,10 @@ class HALRP(Separate):
         if self.base is None:
             self.base, self.first = self.learner.snapshot(), task.id
             return
-        assert self.layout is not None, "warm_up leaves steps to the factors"
-        now = self.learner.snapshot()
-        self.learned[task.id] = HALRPTask(
-            self.layout, self.learner.optimized.detach().clone(), now.buffers, self.worth
-        )
+        layout, worth = self.progress.layout, self.progress.worth
+        assert layout is not None and worth is not None, "warm_up leaves steps to the factors"
+        phi, buffers = self.learner.optimized.detach().clone(), self.learner.snapshot().buffers
+        self.learned[task.id] = HALRPTask(layout, phi, buffers, worth)
         self.learner.restore(self.base)
         self.account.prune(self.learned.values())
 
@@ -186,7 +183,7 @@ class HALRP(Separate):
         parts = [low_rank.decompose(old[name], new[name], self.rounds) for name in names]
         importances = self._importances(names, task)
         ranks = self._ranks(parts, shapes, importances)
-        self.worth = importances * importances.new_tensor([part.places for part in parts])
+        self.progress.worth = importances * importances.new_tensor([p.places for p in parts])
         apart = self.account.own(learner.heads.competing_in(task))
         layout = Layout(names, shapes, tuple(ranks), apart)
         phi = warm.new_zeros(layout.size)
@@ -197,7 +194,7 @@ class HALRP(Separate):
         own.copy_(warm[layout.own])
         learner.restart_optimizer(nn.Parameter(phi))
         layout.assemble(flat, base.theta, phi, warm)
-        self.layout = layout
+        self.progress.layout = layout
 
     @torch.no_grad()
     def _move(self, layout: Layout, phi: nn.Parameter) -> None:

@@ -59,6 +59,16 @@ class HALRPTask:
         return torch.cat([part.flatten() for part in found])
 
 
+@stored_as("halrp_progress")
+@dataclass
+class HALRPProgress:
+    """How far the training of the present task is: in its warm-up, or at its factors."""
+
+    samples: int = 0  # that were trained on
+    layout: Layout | None = None  # of the factors; None in the warm-up and in the first task
+    worth: Tensor | None = None  # (L,): see `HALRPTask`
+
+
 class Account(Stateful):
     """Counts the numbers that tasks add to the network of the first, and prunes them to `growth`.
 
