@@ -222,12 +222,9 @@ def root_page() -> str:
     rows = [f"| [{g}]({g}.md) | {f'`{o}`' if o else 'none'} | {ABOUT[g]} |" for g, o in chosen]
     rows.append(f"| [launcher](launcher.md) | Hydra's own | {ABOUT['launcher']} |")
     head = ["| group | default | what it decides |", "|---|---|---|"]
-    lines = [
-        "# Options",
-        "",
-        "A config has these groups. `group=option` on the command line chooses.",
-    ]
-    lines += ["", *head, *rows, "", "## Keys of no group", "", *table(config)]
+    intro = "A config has these groups. `group=option` on the command line chooses."
+    lines = ["# Options", "", intro, "", *head, *rows]
+    lines += ["", "## Keys of no group", "", *table(config)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -27,14 +27,14 @@ class Place:
     out: int
 
     @property
-    def size(self) -> int:
-        """Columns of D."""
-        return (self.weight[1] - self.weight[0]) // self.out + (self.bias is not None)
-
-    @property
     def inputs(self) -> int:
         """Columns of D that belong to the weight: all but the bias's, which is the last."""
-        return self.size - (self.bias is not None)
+        return (self.weight[1] - self.weight[0]) // self.out
+
+    @property
+    def size(self) -> int:
+        """Columns of D."""
+        return self.inputs + (self.bias is not None)
 
     @classmethod
     def of(cls, layer: str, flat: FlatParams) -> Place:

@@ -7,6 +7,7 @@ the others, the printed one among them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Method
 
+# called with a slice's number, its gradient (P,) and its share of the batch
+Watch = Callable[[int, Tensor, float], None]
 LEAST = 1e-8  # importance that a parameter has at least, in units of the mean
 
 
@@ -120,25 +123,30 @@ class EMCL(Method):
 
         g is the importance's gradient, to which `EMCLReadings` adds on the way.
         """
-        rate = self.inner_lr * self.learner.lr_factor
         if self.inner in ("gradient", "modulated"):
-            return self._steps_by_gradient(batch, theta_0, rate)
+            return self._single_steps(batch, theta_0)
+        rate = self.inner_lr * self.learner.lr_factor
         kept = self._kept(self.h) if self.inner == "proximal" else None
         usual = len(batch.y) == self.batch_size
         return self.learner.inner.sgd_sequence(batch, rate, kept, usual, self.slice_size)
 
-    def _steps_by_gradient(self, batch: Batch, theta_0: Tensor, rate: float) -> Tensor:
-        """The inner steps where each needs more than the sample's gradient and one rate."""
+    def _single_steps(self, batch: Batch, theta_0: Tensor, watch: Watch | None = None) -> Tensor:
+        """`_inner_loop` one slice after the other, for any `inner`; `watch` sees each gradient."""
         theta, losses = self.learner.flat.theta.detach(), []
-        held = self.inner == "gradient"
-        rates = rate if held else self.alpha * self.learner.lr_factor
-        pull = self.strength * self._weights(self.h) if held else 0
-        for some in batch.slices(self.slice_size):
-            losses.append(self.learner.loss_gradient(some) * (len(some.y) / len(batch.y)))
+        rate = (self.alpha if self.inner == "modulated" else self.inner_lr) * self.learner.lr_factor
+        pull = self.strength * self._weights(self.h) if self.inner == "gradient" else None
+        kept = self._kept(self.h) if self.inner == "proximal" else None
+        for i, some in enumerate(batch.slices(self.slice_size)):
+            share = len(some.y) / len(batch.y)
+            losses.append(self.learner.loss_gradient(some) * share)
             g = self.learner.flat.grad
-            if held:
+            if watch is not None:
+                watch(i, g, share)
+            if pull is not None:
                 g = g + pull * (theta - theta_0)
-            theta.sub_(g * rates)
+            theta.sub_(g * rate)
+            if kept is not None:
+                torch.lerp(theta_0, theta, kept, out=theta)
         return torch.stack(losses).sum()
 
     def _share_kept(self, h: Tensor) -> Tensor:

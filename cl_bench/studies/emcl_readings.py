@@ -107,23 +107,12 @@ class EMCLReadings(EMCL):
     def _inner_loop(self, batch: Batch, theta_0: Tensor, g: Tensor | None) -> Tensor:
         if self.at == "batch" or g is None:
             return super()._inner_loop(batch, theta_0, g)
-        theta, losses = self.learner.flat.theta.detach(), []
-        rate = self.alpha if self.inner == "modulated" else self.inner_lr
-        held = self.inner == "gradient"
-        pull = self.strength * self._weights(self.h) if held else 0
-        kept = self._kept(self.h) if self.inner == "proximal" else None
-        for i, some in enumerate(batch.slices(self.slice_size)):
-            part = len(some.y) / len(batch.y)
-            losses.append(part * self.learner.loss_gradient(some))
-            step = self.learner.flat.grad
+
+        def add(i: int, gradient: Tensor, share: float) -> None:
             if self.at == "mean" or i == 0:
-                g.add_(step, alpha=part if self.at == "mean" else 1)
-            if held:
-                step = step + pull * (theta - theta_0)
-            theta.sub_(step * (rate * self.learner.lr_factor))
-            if kept is not None:
-                torch.lerp(theta_0, theta, kept, out=theta)
-        return torch.stack(losses).sum()
+                g.add_(gradient, alpha=share if self.at == "mean" else 1)
+
+        return self._single_steps(batch, theta_0, add)
 
     def _meta_step(
         self,
