@@ -52,7 +52,7 @@ from cl_bench.results.tracking import Null
 
 METHODS = names("method")
 CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(METHODS)}
-KINDS = sorted(CLASSES.values())  # one of each class
+KINDS = sorted({*CLASSES.values(), "emcl_replay"})  # one of each class; EMCL with a memory, too
 # a task has 30 samples, so that the last batch of an epoch is short
 SCHEDULE = Schedule(2, 8, "train", "none", "none", 0.5)
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
@@ -62,7 +62,7 @@ GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent")
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
 LOOKS = ("method.passes=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
-    "emcl": ("method.scale=10.0",),
+    **dict.fromkeys(("emcl", "emcl_replay"), ("method.scale=10.0",)),
     "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
     "mer": ("method.batches=2", "method.replay=3"),
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),

@@ -303,37 +303,45 @@ def test_clipping_clips(order: str) -> None:
     assert float((moved / method.a.relu()).norm()) == pytest.approx(0.01)
 
 
-IDLE = [
+ALONE = {"method.buffer", "method.replay_in"}  # what EMCL does not use without a memory
+IDLE: list[tuple[str, list[str], set[str]]] = [
     ("method=lamaml", [], {"optimizer.lr"}),
     ("method=sync", [], set()),
     ("method=cmaml", [], {"method.rate_lr"}),
     ("method=mer", [], set()),
     ("method=mer", ["method.algorithm=7", "method.replay=2"], {"method.beta"}),
     ("method=agem", ["method.reference=tasks"], {"method.replay"}),
-    ("method=emcl", [], set()),
-    ("method=emcl", ["method.inner=gradient"], {"method.prox"}),
-    ("method=emcl", ["method.inner=plain"], {"method.prox", "method.strength"}),
+    ("method=emcl", [], ALONE),
+    ("method=emcl", ["method.replay=4"], set()),
+    ("method=emcl", ["method.inner=gradient"], ALONE | {"method.prox"}),
+    ("method=emcl", ["method.inner=plain"], ALONE | {"method.prox", "method.strength"}),
     (
         "method=emcl",
         ["method.inner=modulated"],
-        {"method.inner_lr", "method.prox", "method.strength"},
+        ALONE | {"method.inner_lr", "method.prox", "method.strength"},
     ),
-    ("method=emcl", ["method.importance=none"], {"method.decay"}),
-    (READINGS, [], set()),
+    ("method=emcl", ["method.importance=none"], ALONE | {"method.decay"}),
+    (
+        "method=emcl",
+        ["method.importance=none", "method.replay=4", "method.replay_in=inner"],
+        {"method.decay"},
+    ),
+    (READINGS, [], ALONE),
+    (READINGS, ["method.replay=4"], set()),
     (
         READINGS,
         ["method.inner=plain"],
-        {"method.prox", "method.strength", "method.unit", "method.floor"},
+        ALONE | {"method.prox", "method.strength", "method.unit", "method.floor"},
     ),
-    (READINGS, ["method.inner=plain", "method.meta=closed_form"], {"method.prox"}),
+    (READINGS, ["method.inner=plain", "method.meta=closed_form"], ALONE | {"method.prox"}),
     (
         READINGS,
         ["method.importance=none"],
-        {"method.at", "method.decay", "method.start", "method.unit"},
+        ALONE | {"method.at", "method.decay", "method.start", "method.unit"},
     ),
-    (READINGS, ["method.rule=constant"], {"method.scale", "method.rates"}),
+    (READINGS, ["method.rule=constant"], ALONE | {"method.scale", "method.rates"}),
 ]
-OTHER = {"at": "first", "start": "zero", "unit": "one", "rates": "new"}
+OTHER = {"at": "first", "start": "zero", "unit": "one", "rates": "new", "replay_in": "importance"}
 
 
 @pytest.mark.parametrize(("chosen", "given", "keys"), IDLE)
@@ -342,12 +350,16 @@ def test_options_left_unused_make_no_difference(chosen: str, given: list[str], k
     plain = check_config(composed(chosen, *given))
     target = get_object(plain["method"]["_target_"])
     assert target.unused(plain) == keys
-    numbers = {k for k in ("replay", "beta", "rate_lr", "prox", "scale") if k in plain["method"]}
+    options = "replay", "beta", "rate_lr", "prox", "scale"
+    numbers = {k for k in options if plain["method"].get(k)}
     for key in keys | {f"method.{number}" for number in numbers}:
         group, _, option = key.partition(".")
         old = plain[group][option]
-        new = OTHER.get(option) or (old // 2 if isinstance(old, int) else old / 2)
-        changed = [f"{key}={new}"]
+        if option == "buffer":
+            changed = ["buffer.capacity=3"]
+        else:
+            new = OTHER.get(option) or (old // 2 if isinstance(old, int) else old / 2)
+            changed = [f"{key}={new}"]
         one, other = (moved(chosen, *given, *more) for more in ([], changed))
         assert one.equal(other) == (key in keys), key
 

@@ -55,6 +55,7 @@ IDLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("method=lamaml",), ("optimizer.lr=5.0",)),
     (("method=cmaml",), ("method.rate_lr=0.7", "method.batch_norm=whole")),
     (EMCL, ("method.batch_norm=batch",)),
+    (EMCL, ("buffer.capacity=7", "method.replay_in=inner")),
     ((*READINGS, "method.rule=constant"), ("method.scale=7.0", "method.rates=new")),
     ((*EMCL, "method.importance=none"), ("method.decay=0.1",)),
     ((*READINGS, "method.importance=none"), ("method.at=mean", "method.start=zero")),

@@ -11,6 +11,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(1)]
+ZeroOrMore = Annotated[int, Ge(0)]
 Size = Annotated[int, Ge(1), Le(65_536)]  # width of a layer, size of a kernel
 Pixels = Annotated[int, Ge(1), Le(2048)]  # side of an image
 Padding = Annotated[int, Ge(0), Le(2048)]  # pixels around an image

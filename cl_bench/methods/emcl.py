@@ -13,18 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import Count, NonNegative, Share
+from cl_bench.base.bounds import Count, NonNegative, Share, ZeroOrMore
+from cl_bench.core.buffer import Buffer
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
-from cl_bench.methods.base import Method
+from cl_bench.methods.base import Rehearsal
 
 # called with a slice's number, its gradient (P,) and its share of the batch
 Watch = Callable[[int, Tensor, float], None]
 LEAST = 1e-8  # importance that a parameter has at least, in units of the mean
 
 
-class EMCL(Method):
+class EMCL(Rehearsal):
     """Steps on single samples, held near theta_0 by an importance h; then theta_0 follows them.
 
     For each batch, with h (P,) the importance so far in units of its mean:
@@ -42,9 +43,14 @@ class EMCL(Method):
       si          |g * (theta_k - theta_0)|
       none        h = 1
 
+    The text denies a memory, and its L_t "over all tasks" (eq. 1, 5, 11) needs one. With `replay`
+    above 0 that many stored samples are drawn for each batch, and follow the new ones as inner
+    steps (replay_in=inner), in the gradient g of the importance (importance), or in both.
+
     A batch is gone through `passes` times, an inner step on `slice_size` samples: 1, as in the
     paper, or more where batch norm needs them; `batch_norm`: how it sees them
-    (`InnerLoop.batch_norm_mode`). Heads that are not in use keep their h and alpha.
+    (`InnerLoop.batch_norm_mode`). Heads of classes that do not compete for a sample of g's batch
+    keep their h and alpha.
     """
 
     requires_plain_sgd = True
@@ -62,12 +68,16 @@ class EMCL(Method):
         passes: Count,
         slice_size: Count,
         batch_norm: By,
+        buffer: Callable[..., Buffer],
+        replay: ZeroOrMore,
+        replay_in: Literal["inner", "importance", "both"],
     ) -> None:
-        super().__init__(learner)
+        super().__init__(learner, buffer)
         self.inner, self.inner_lr, self.prox, self.strength = inner, inner_lr, prox, strength
         self.importance, self.decay, self.scale = importance, decay, scale
         self.passes, self.slice_size = passes, slice_size
         self.batch_norm: By = batch_norm
+        self.replay, self.replay_in = replay, replay_in
         ones = torch.ones_like(learner.flat.grad)
         self.h = ones * (importance == "none")
         self.first_alpha, self.alpha, self.used = learner.lr, ones * learner.lr, ones
@@ -83,10 +93,12 @@ class EMCL(Method):
             "prox": inner != "proximal",
             "strength": inner not in ("proximal", "gradient"),
             "decay": config["method"]["importance"] == "none",
+            **dict.fromkeys(("buffer", "replay_in"), not config["method"]["replay"]),
         }
         return {f"method.{key}" for key, idle in keys.items() if idle}
 
     def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
         self.batch_size = 0
         self.used = self.learner.heads.in_use(self.learner.heads.competing_in(task))
 
@@ -94,22 +106,43 @@ class EMCL(Method):
         self.batch_size = self.batch_size or len(batch.y)
         losses = []
         for _ in range(self.passes):
-            augmented = self.learner.augmented(batch)
-            with self.learner.inner.batch_norm_mode(self.batch_norm, augmented):
-                losses.append(self._pass(augmented))
+            seen = self.learner.augmented(self._with_old(batch))
+            with self.learner.inner.batch_norm_mode(self.batch_norm, seen):
+                losses.append(self._pass(*self._parts(seen, len(batch.y))))
+        if self.replay:
+            self.memory.add(batch)
         return losses[0]
 
-    def _pass(self, batch: Batch) -> Tensor:
+    def _with_old(self, batch: Batch) -> Batch:
+        """The new samples, and after them the stored ones that are replayed."""
+        if not self.replay or not len(self.memory):
+            return batch
+        return batch.cat(self.memory.sample(self.replay))
+
+    def _parts(self, seen: Batch, new: int) -> tuple[Batch, Batch]:
+        """The samples of the inner steps, and those whose gradient importance is made of."""
+        fresh = seen.rows(slice(0, new))
+        inner = fresh if self.replay_in == "importance" else seen
+        return inner, fresh if self.replay_in == "inner" else seen
+
+    def _pass(self, inner: Batch, measured: Batch) -> Tensor:
         """Algorithm 1 for one batch; returns the mean loss of the inner steps."""
         learner, theta = self.learner, self.learner.flat.theta.detach()
         theta_0 = theta.clone()
-        g = self._gradient_at_start(batch)
-        loss = self._inner_loop(batch, theta_0, g)
+        g = self._gradient_at_start(measured)
+        loss = self._inner_loop(inner, theta_0, g)
         step = theta.new_full((), learner.lr_factor)
-        state = self.h, self.alpha, self.used
+        state = self.h, self.alpha, self._in_use(measured)
         moved, self.h, self.alpha = self._meta(theta_0, theta, g, step, *state)
         theta.copy_(moved)
         return loss
+
+    def _in_use(self, batch: Batch) -> Tensor:
+        """(P,): 0 in the head's rows of classes that compete for no sample of the batch."""
+        heads = self.learner.heads
+        if not self.replay or not heads.masked:
+            return self.used
+        return heads.in_use(heads.live[batch.t].any(0))
 
     def _gradient_at_start(self, batch: Batch) -> Tensor | None:
         """The batch's gradient at theta_0 (P,), of which importance is made; None: not needed."""
@@ -127,8 +160,12 @@ class EMCL(Method):
             return self._single_steps(batch, theta_0)
         rate = self.inner_lr * self.learner.lr_factor
         kept = self._kept(self.h) if self.inner == "proximal" else None
-        usual = len(batch.y) == self.batch_size
+        usual = len(batch.y) == self.batch_size + self._replayed()
         return self.learner.inner.sgd_sequence(batch, rate, kept, usual, self.slice_size)
+
+    def _replayed(self) -> int:
+        """The number of old samples in the inner steps on a batch, once so many are stored."""
+        return 0 if self.replay_in == "importance" else self.replay
 
     def _single_steps(self, batch: Batch, theta_0: Tensor, watch: Watch | None = None) -> Tensor:
         """`_inner_loop` one slice after the other, for any `inner`; `watch` sees each gradient."""

@@ -6,12 +6,14 @@ eq. 10 take the same h, it cancels. What came out is in docs/notes/emcl.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import Count, NonNegative, Positive, Share
+from cl_bench.base.bounds import Count, NonNegative, Positive, Share, ZeroOrMore
+from cl_bench.core.buffer import Buffer
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
@@ -55,6 +57,9 @@ class EMCLReadings(EMCL):
         passes: Count,
         slice_size: Count,
         batch_norm: By,
+        buffer: Callable[..., Buffer],
+        replay: ZeroOrMore,
+        replay_in: Literal["inner", "importance", "both"],
         meta: Literal["closed_form", "reptile"],
         at: Literal["batch", "first", "mean"],
         start: Literal["first", "zero", "one"],
@@ -77,6 +82,9 @@ class EMCLReadings(EMCL):
             passes=passes,
             slice_size=slice_size,
             batch_norm=batch_norm,
+            buffer=buffer,
+            replay=replay,
+            replay_in=replay_in,
         )
         self.h = torch.ones_like(self.h) * (start == "one" or importance == "none")
 
@@ -95,8 +103,14 @@ class EMCLReadings(EMCL):
             "unit": none or not weighted,
             "floor": own["rule"] == "literal" or not weighted,
             **dict.fromkeys(("scale", "rates"), constant),
+            **dict.fromkeys(("buffer", "replay_in"), own["replay"] == 0),
         }
         return {f"method.{key}" for key, idle in keys.items() if idle}
+
+    def _parts(self, seen: Batch, new: int) -> tuple[Batch, Batch]:
+        """With at=first and at=mean, importance is made of inner steps, too."""
+        inner, measured = super()._parts(seen, new)
+        return inner, measured if self.at == "batch" else inner
 
     def _gradient_at_start(self, batch: Batch) -> Tensor | None:
         """With at=first and at=mean zeros, to which the inner steps add."""
