@@ -59,7 +59,7 @@ def scenarios_and_groups(method: str) -> tuple[str, str]:
 def _with_bases(file: Path) -> str:
     """The text of a method's YAML file, with the texts of the options in its defaults before it."""
     text = file.read_text()
-    bases = re.findall(r"^  - (\w+)(?:@method)?$", text, flags=re.MULTILINE)
+    bases = re.findall(r"^  - (\w+)(?:@(?:method|_global_))?$", text, flags=re.MULTILINE)
     others = [file.with_name(f"{base}.yaml") for base in bases if base != "_self_"]
     return "".join([*map(_with_bases, others), text])
 

@@ -307,9 +307,10 @@ ALONE = {"method.buffer", "method.replay_in"}  # what EMCL does not use without 
 IDLE: list[tuple[str, list[str], set[str]]] = [
     ("method=lamaml", [], {"optimizer.lr"}),
     ("method=sync", [], set()),
-    ("method=cmaml", [], {"method.rate_lr"}),
+    ("method=cmaml", [], {"method.rate_lr", "method.inner_rates"}),
     ("method=mer", [], set()),
     ("method=mer", ["method.algorithm=7", "method.replay=2"], {"method.beta"}),
+    ("method=agem", [], {"method.reference_compat"}),
     ("method=agem", ["method.reference=tasks"], {"method.replay"}),
     ("method=emcl", [], ALONE),
     ("method=emcl", ["method.replay=4"], set()),
@@ -341,7 +342,10 @@ IDLE: list[tuple[str, list[str], set[str]]] = [
     ),
     (READINGS, ["method.rule=constant"], ALONE | {"method.scale", "method.rates"}),
 ]
-OTHER = {"at": "first", "start": "zero", "unit": "one", "rates": "new", "replay_in": "importance"}
+OTHER = {
+    **{"at": "first", "inner_rates": "signed", "reference_compat": "true"},
+    **{"start": "zero", "unit": "one", "rates": "new", "replay_in": "importance"},
+}
 
 
 @pytest.mark.parametrize(("chosen", "given", "keys"), IDLE)

@@ -30,6 +30,7 @@ COUNTS = [
     ("alexnet", (3, 32, 32), 10, 6_533_450),
     ("alexnet", (3, 64, 64), 10, 23_310_666),
     ("large_lenet", (3, 32, 32), 12, 24_470_188),
+    ("pc_cnn", (3, 32, 32), 100, 1_419_940),
 ]
 
 
@@ -107,3 +108,17 @@ def test_a_model_can_start_folded() -> None:
     assert net.training and not list(net.buffers())
     assert all(p.requires_grad for p in net.parameters())
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_la_mamls_network() -> None:
+    """Three halvings of 32 x 32 leave 4 x 4 x 160; weights have a variance of 2 / fan-in (He)."""
+    torch.manual_seed(0)
+    net = built("pc_cnn", (3, 32, 32), 100)
+    kinds = [type(layer).__name__ for layer in net.features]
+    assert kinds == ["Conv2d", "ReLU"] * 3 + ["Flatten"] + ["Linear", "ReLU"] * 2
+    assert net.features[:7](torch.zeros(1, 3, 32, 32)).shape == (1, 2560)
+    for layer in (net.features[2], net.features[7], net.head):
+        assert not layer.bias.any()
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().var()) == pytest.approx(2 / fan_in, rel=0.05)
+    assert built("pc_cnn", (3, 31, 9), 5)(torch.zeros(2, 3, 31, 9)).shape == (2, 5)

@@ -60,6 +60,12 @@ class Buffer(Stateful):
         assert self.rows is not None
         return self.rows.rows(torch.randperm(self.filled, generator=self.rng)[:count])
 
+    def sample_with_replacement(self, count: int) -> Batch:
+        """As many samples as `sample` draws, each of all that are stored."""
+        assert self.rows is not None
+        size = (min(count, self.filled),)
+        return self.rows.rows(torch.randint(self.filled, size, generator=self.rng))
+
     def by_task(self) -> list[Batch]:
         """The stored samples of each past task, a batch each; synchronises with a CUDA device."""
         assert self.rows is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -57,3 +58,9 @@ class Compiled:
 def make_engine(flat: FlatParams, compiler: Compiler | None) -> GradientEngine:
     """`Compiled` where a compiler is given, else `Eager`."""
     return Eager(flat) if compiler is None else Compiled(flat, compiler)
+
+
+def clip_norm(gradient: Tensor, most: float) -> Tensor:
+    """Scale a gradient in place to the norm `most` at most, without synchronising the device."""
+    norm = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
+    return gradient.mul_((most / norm).clamp(max=1))

@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cl_bench.base.bounds import Padding, Pixels, Positive
+from cl_bench.base.bounds import Padding, Pixels, Positive, Share
 from cl_bench.base.exceptions import UserError
 
 
 class Transform:
     """Turns uint8 pixels into the network's input.
 
-    draw  augments at random: pad with black, crop at a random place, flip with probability 1/2
+    draw  augments at random: pad with black, crop at a random place, flip with probability 1/2,
+          multiply with a factor from [1 - brightness, 1 + brightness]
     view  is deterministic: crop the centre if not cropped yet, resize, (x / 255 - mean) / std
     """
 
@@ -27,9 +28,11 @@ class Transform:
         padding: Padding,
         flip: bool,
         resize: Pixels | None,
+        brightness: Share,
         device: torch.device,
     ) -> None:
         self.crop, self.padding, self.flip, self.resize = crop, padding, flip, resize
+        self.brightness = brightness
         centre = torch.tensor(mean, device=device).view(-1, 1, 1)
         spread = torch.tensor(std, device=device).view(-1, 1, 1)
         self.scale, self.shift = 1 / (255 * spread), -centre / spread
@@ -37,8 +40,16 @@ class Transform:
 
     def draw(self, x: Tensor, rng: Generator) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, crop or H, crop or W) uint8, one random draw per sample."""
-        if self.crop is None and not self.flip and not self.padding:
-            return x
+        if self.crop is not None or self.flip or self.padding:
+            x = self._windows(x, rng)
+        if self.brightness:
+            uniform = torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device)
+            factor = 1 + self.brightness * (2 * uniform - 1)
+            x = (x * factor).clamp(max=255).to(torch.uint8)  # rounded down, as torchvision does
+        return x
+
+    def _windows(self, x: Tensor, rng: Generator) -> Tensor:
+        """A random window of each padded image, mirrored at random."""
         height, width = self.crop or x.shape[-2], self.crop or x.shape[-1]
         x = F.pad(x, [self.padding] * 4) if self.padding else x
         rows = _window(x.shape[-2], height, len(x), rng)

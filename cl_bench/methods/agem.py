@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import Count
+from cl_bench.base.bounds import Count, Positive
 from cl_bench.core.buffer import Buffer
+from cl_bench.core.gradient import clip_norm
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
@@ -22,7 +23,10 @@ class AGEM(Rehearsal):
     reference=batch  on a random batch of the memory, as in the paper
     reference=tasks  the mean over past tasks of the gradient on all samples stored of each, as in
                      La-MAML's code; `replay` is unused
-    The paper stores past tasks only (buffer=ring); buffer=reservoir is Mammoth's A-GEM-R.
+    The paper stores past tasks only (buffer=ring); buffer=reservoir is Mammoth's A-GEM-R. Each
+    batch is used `passes` times. With `clip`, g and the gradient of each part of the memory are
+    scaled to that norm at most, as in La-MAML's code. With reference_compat and reference=tasks
+    the first task is left out: that code never protects it, by oversight.
     """
 
     def __init__(
@@ -31,31 +35,53 @@ class AGEM(Rehearsal):
         buffer: Callable[..., Buffer],
         replay: Count,
         reference: Literal["batch", "tasks"],
+        passes: Count,
+        clip: Positive | None,
+        reference_compat: bool,
     ) -> None:
         super().__init__(learner, buffer)
         self.replay, self.reference = replay, reference
+        self.passes, self.clip, self.compat = passes, clip, reference_compat
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        return set() if config["method"]["reference"] == "batch" else {"method.replay"}
+        batch = config["method"]["reference"] == "batch"
+        return {"method.reference_compat"} if batch else {"method.replay"}
 
     def observe(self, batch: Batch) -> Tensor:
-        reference = self._reference() if len(self.memory) else None
-        loss = self.learner.gradient(batch)
+        losses = [self._step(batch) for _ in range(self.passes)]
+        self.memory.add(batch)
+        return losses[0]
+
+    def _step(self, batch: Batch) -> Tensor:
+        reference = self._reference()
+        loss = self._gradient(batch)
         if reference is not None:
             project(self.learner.flat.grad, reference)
         self.learner.step()
-        self.memory.add(batch)
         return loss
 
-    def _reference(self) -> Tensor:
-        learner, one = self.learner, self.reference == "batch"
-        parts = [self.memory.sample(self.replay)] if one else self.memory.by_task()
-        total = torch.zeros_like(learner.flat.grad)
+    def _reference(self) -> Tensor | None:
+        """The reference gradient (P,); None where no task is protected yet."""
+        parts = self._parts() if len(self.memory) else []
+        total = torch.zeros_like(self.learner.flat.grad)
         for part in parts:
-            learner.gradient(part)
-            total.add_(learner.flat.grad, alpha=1 / len(parts))
-        return total
+            self._gradient(part)
+            total.add_(self.learner.flat.grad, alpha=1 / len(parts))
+        return total if parts else None
+
+    def _parts(self) -> list[Batch]:
+        """The batches whose gradients make the reference, by their mean."""
+        if self.reference == "batch":
+            return [self.memory.sample(self.replay)]
+        return self.memory.by_task()[self.compat :]
+
+    def _gradient(self, batch: Batch) -> Tensor:
+        """Fill `flat.grad`, clipped; returns the loss."""
+        loss = self.learner.gradient(batch)
+        if self.clip is not None:
+            clip_norm(self.learner.flat.grad, self.clip)
+        return loss
 
 
 def project(g: Tensor, r: Tensor) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import NonNegative
+from cl_bench.base.bounds import Count, NonNegative, Positive
 from cl_bench.core.buffer import Buffer
+from cl_bench.core.gradient import clip_norm
 from cl_bench.core.gradient_matrix import gradients
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
@@ -21,8 +22,10 @@ class GEM(Rehearsal):
     The rows of G (t, P) are the gradients on all samples stored of each past task. Where g raises
     the loss on none of them it stays as it is. With margin = ridge = 0 the result is the gradient
     nearest to g that raises the loss on no past task (eq. 7, 8). The authors' code has both above
-    0; a margin also moves g along tasks whose loss it would not raise. The quadratic program is
-    solved on the CPU in float64, which synchronises a CUDA device at every step.
+    0; a margin also moves g along tasks whose loss it would not raise. With `clip`, g and each row
+    of G are first scaled to that norm at most, as in La-MAML's code. Each batch is used `passes`
+    times. The quadratic program is solved on the CPU in float64, which synchronises a CUDA device
+    at every step.
     """
 
     def __init__(
@@ -31,23 +34,42 @@ class GEM(Rehearsal):
         buffer: Callable[..., Buffer],
         margin: NonNegative,
         ridge: NonNegative,
+        passes: Count,
+        clip: Positive | None,
     ) -> None:
         super().__init__(learner, buffer)
-        self.margin, self.ridge = margin, ridge
+        self.margin, self.ridge, self.passes, self.clip = margin, ridge, passes, clip
 
     def observe(self, batch: Batch) -> Tensor:
         past = self.memory.by_task() if len(self.memory) else []
-        loss = self._guarded(past, batch) if past else self.learner.gradient(batch)
-        self.learner.step()
+        losses = [self._step(past, batch) for _ in range(self.passes)]
         self.memory.add(batch)
+        return losses[0]
+
+    def _step(self, past: list[Batch], batch: Batch) -> Tensor:
+        if past:
+            loss = self._guarded(past, batch)
+        else:
+            loss = self.learner.gradient(batch)
+            if self.clip is not None:
+                clip_norm(self.learner.flat.grad, self.clip)
+        self.learner.step()
         return loss
 
     def _guarded(self, past: list[Batch], batch: Batch) -> Tensor:
         rows, loss = gradients(self.learner, [*past, batch])
         products = rows.products().cpu()
+        scale = self._scale(products.diagonal())
+        products = products * scale * scale[:, None]
         v = multipliers(products[:-1, :-1], products[:-1, -1], self.margin, self.ridge)
-        rows.write(torch.cat([v, torch.ones(1)]))
+        rows.write(torch.cat([v, torch.ones(1)]) * scale)
         return loss
+
+    def _scale(self, squares: Tensor) -> Tensor:
+        """The factors that clip gradients of these squared norms."""
+        if self.clip is None:
+            return torch.ones_like(squares)
+        return (self.clip / squares.sqrt()).clamp(max=1)
 
 
 def multipliers(past: Tensor, dots: Tensor, margin: NonNegative, ridge: NonNegative) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive
 from cl_bench.core.buffer import Buffer
+from cl_bench.core.gradient import clip_norm
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
@@ -20,15 +21,23 @@ class LaMAML(Rehearsal):
     """Descend on the mean over i of L(theta_i; new and old), with theta_i = theta_{i-1} - a * g_i.
 
     g_i is the gradient on the i-th slice of the new batch, with entries clipped to +-clip; a (P,)
-    has a learning rate for each parameter, never below 0. L is differentiated in theta_0 and in a,
-    and both gradients are clipped to the norm `clip`.
+    has a learning rate for each parameter. L is differentiated in theta_0 and in a, and both
+    gradients are clipped to the norm `clip`.
     rates=learned  first a <- a - rate_lr * gradient in a; fixed: a is constant
-    update=rates   then theta <- theta - a * gradient in theta; sgd: the optimizer's learning rate
+    update=rates   then theta <- theta - max(a, 0) * gradient in theta; sgd: the optimizer's
+                   learning rate in place of max(a, 0)
     order=second   differentiate through the g_i; first: take them as constants
     La-MAML is (learned, rates), Sync (learned, sgd), C-MAML (fixed, sgd). Each batch is used
     `passes` times, each time with a new draw from the memory. `batch_norm` says how batch norm
     treats slices, and new and old samples together (`InnerLoop.batch_norm_mode`). C-MAML does not
     use rate_lr, La-MAML not optimizer.lr.
+
+    The authors' code has the second of each of these on CIFAR-100, and the second of the last two
+    on MNIST:
+    inner_rates=nonnegative  inner steps take max(a, 0); signed: they take a as it is
+    augment=anew             new and stored images are augmented anew for each use; once: when they
+                             come, for all passes over the batch, and they are stored as augmented
+    replacement=false        stored samples are drawn without replacement; true: independently
     """
 
     requires_plain_sgd = True
@@ -47,20 +56,27 @@ class LaMAML(Rehearsal):
         replay: Count,
         clip: Positive,
         batch_norm: By,
+        inner_rates: Literal["nonnegative", "signed"],
+        augment: Literal["anew", "once"],
+        replacement: bool,
     ) -> None:
         super().__init__(learner, buffer)
         self.a = torch.full_like(learner.flat.grad, inner_lr)
         self.rate_lr, self.rates, self.update, self.order = rate_lr, rates, update, order
         self.passes, self.slice_size, self.replay, self.clip = passes, slice_size, replay, clip
         self.batch_norm: By = batch_norm
+        self.inner_rates, self.augment, self.replacement = inner_rates, augment, replacement
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
         by_lr = "method.rate_lr" if config["method"]["rates"] == "fixed" else None
         by_rates = "optimizer.lr" if config["method"]["update"] == "rates" else None
-        return {key for key in (by_lr, by_rates) if key}
+        moving = config["method"]["rates"] == "learned"  # else they are never negative
+        sign = None if moving else "method.inner_rates"
+        return {key for key in (by_lr, by_rates, sign) if key}
 
     def observe(self, batch: Batch) -> Tensor:
+        batch = self.learner.augmented(batch) if self.augment == "once" else batch
         losses = []
         for number in range(self.passes):
             shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
@@ -70,20 +86,28 @@ class LaMAML(Rehearsal):
         return losses[0]
 
     def _pass(self, batch: Batch) -> Tensor:
-        seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
-        seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
+        seen, fresh = batch.cat(self._old()) if len(self.memory) else batch, batch
+        if self.augment == "anew":
+            seen, fresh = self.learner.augmented(seen), self.learner.augmented(fresh)
         ahead = self._second if self.order == "second" else self._first
         with self.learner.inner.batch_norm_mode(self.batch_norm, fresh):
             loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
-        self._move(
-            self._cut(self.learner.mask_frozen(slope)), self._cut(self.learner.mask_frozen(slope_a))
-        )
+        masked = map(self.learner.mask_frozen, (slope, slope_a))
+        self._move(*(clip_norm(gradient, self.clip) for gradient in masked))
         return loss
+
+    def _old(self) -> Batch:
+        draw = self.memory.sample_with_replacement if self.replacement else self.memory.sample
+        return draw(self.replay)
+
+    def _rates(self) -> Tensor:
+        """The learning rates (P,) of the inner steps."""
+        return self.a if self.inner_rates == "signed" else self.a.clamp(min=0)
 
     def _first(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """d L(theta_i) / d theta = grad L(theta_i), d / d a = -(g_1 + ... + g_i) * grad L."""
         learner, theta = self.learner, self.learner.flat.theta.detach()
-        start, a, losses = theta.clone(), self.a.clamp(min=0), []
+        start, a, losses = theta.clone(), self._rates(), []
         walked, slope, slope_a = (torch.zeros_like(start) for _ in range(3))
         for each in slices:
             learner.loss_gradient(each)
@@ -95,28 +119,38 @@ class LaMAML(Rehearsal):
             slope_a.addcmul_(learner.flat.grad, walked, value=-1)
         theta.copy_(start)
         count = len(slices)
-        return torch.stack(losses).mean(), slope / count, slope_a * (self.a > 0) / count
+        return torch.stack(losses).mean(), slope / count, self._followed(slope_a) / count
 
     def _second(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The same gradients, differentiated through the inner steps."""
-        learner = self.learner
-        theta = learner.flat.theta.detach().clone().requires_grad_()
-        a = self.a.clone().requires_grad_()
-        rates, fast, losses = a.relu(), theta, []
-        for each in slices:
-            (g,) = torch.autograd.grad(learner.loss(fast, each), fast, create_graph=True)
-            fast = fast - rates * learner.mask_frozen(g).clamp(-self.clip, self.clip)
-            losses.append(learner.loss(fast, seen))
-        loss = torch.stack(losses).mean()
-        slope, slope_a = torch.autograd.grad(loss, (theta, a))
-        new = sum(len(each.y) for each in slices)
-        learner.sample_gradients += 2 * new + len(slices) * len(seen.y)
-        return loss.detach(), slope, slope_a
+        """The same gradients, differentiated through the inner steps, from the last one back.
 
-    def _cut(self, slope: Tensor) -> Tensor:
-        """Scale a gradient to the norm `clip` at most, without synchronising the device."""
-        norm = slope.norm().clamp(min=torch.finfo(slope.dtype).tiny)
-        return slope * (self.clip / norm).clamp(max=1)
+        With m_i = grad L(theta_i) / n and H_i the Hessian of slice i's loss at theta_{i-1}, 0 in
+        the rows of clipped entries, the gradient in theta_{i-1} of all the losses from there on is
+        l_{i-1} = m_{i-1} + l_i - H_i (a * l_i), with m_0 = 0. The gradient in a is the sum over i
+        of -l_i * g_i.
+        """
+        learner, theta = self.learner, self.learner.flat.theta.detach()
+        start, rates, steps, losses = theta.clone(), self._rates(), [], []
+        for each in slices:
+            here = theta.clone().requires_grad_()
+            (raw,) = torch.autograd.grad(learner.loss(here, each), here, create_graph=True)
+            g = learner.mask_frozen(raw.detach()).clamp(-self.clip, self.clip)
+            theta.addcmul_(rates, g, value=-1)
+            losses.append(learner.loss_gradient(seen))
+            steps.append((here, raw, g, learner.flat.grad / len(slices)))
+        theta.copy_(start)
+        slope, slope_a = torch.zeros_like(start), torch.zeros_like(start)
+        for here, raw, g, following in reversed(steps):
+            slope.add_(following)
+            slope_a.addcmul_(slope, g, value=-1)
+            vector = learner.mask_frozen((rates * slope).mul_(raw.detach() == g))
+            slope.sub_(torch.autograd.grad(raw, here, vector)[0])
+        learner.sample_gradients += 2 * sum(len(each.y) for each in slices)
+        return torch.stack(losses).mean(), slope, self._followed(slope_a)
+
+    def _followed(self, slope_a: Tensor) -> Tensor:
+        """The gradient in a, 0 where inner steps take 0 in place of a."""
+        return slope_a if self.inner_rates == "signed" else slope_a * (self.a > 0)
 
     @torch.no_grad()
     def _move(self, slope: Tensor, slope_a: Tensor) -> None:

@@ -1,0 +1,49 @@
+"""Convolutions of stride 2 without batch norm, as in La-MAML (Gupta et al. 2020, `pc_cnn`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from torch import Tensor, nn
+
+from cl_bench.base.bounds import Size
+from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, initialise
+
+
+class StridedConvNet(nn.Module):
+    """3x3 convolutions of stride 2, each followed by the activation, and linear layers.
+
+    channels  outputs of each convolution, which halves the side of its input (rounded up)
+    hidden    widths of the linear layers before the head, each followed by the activation
+    """
+
+    batch_norm = False
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        channels: list[Size],
+        hidden: list[Size],
+        activation: Activation,
+        init: Init,
+        head_init: HeadInit,
+    ) -> None:
+        super().__init__()
+        act, layers, (before, height, width) = ACTIVATIONS[activation], [], shape
+        for after in channels:
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), act()]
+            before, height, width = after, ceil(height / 2), ceil(width / 2)
+        layers.append(nn.Flatten())
+        before *= height * width
+        for after in hidden:
+            layers += [nn.Linear(before, after), act()]
+            before = after
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(before, num_classes)
+        initialise(self, self.head, init, head_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float -> (B, K)."""
+        return self.head(self.features(x))
