@@ -216,7 +216,7 @@ def test_dead_inputs_leave_no_nan(rule: str) -> None:
         task.x[:, :, :2] = 0
         made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
         method.begin_task(task)
-        other = method.used == 0
+        other = made.heads.in_use(made.heads.competing_in(task)) == 0
         kept, rates = method.h[other].clone(), method.alpha[other].clone()
         for rows in task.batches(10, Generator().manual_seed(0), epochs=15):
             method.observe(rows)

@@ -142,7 +142,7 @@ def test_a_perceptrons_rows_come_of_one_pass(
         rows.write(weights)
         torch.testing.assert_close(made.flat.grad, weights.to(device) @ expected)
         ends.append(loss)
-        made.mlp, made._fill = None, made._fill_by_engine
+        made.direct = None
     torch.testing.assert_close(*ends)
 
 

@@ -52,3 +52,13 @@ class Heads:
         for rows in self.flat.parts(mask, lambda module: module is self.head):
             rows[~live] = 0.0
         return mask
+
+    def keep_unused_(self, new: Tensor, old: Tensor, batch: Batch) -> None:
+        """Copy from `old` to `new` (P,) the head's rows of classes that compete for no sample."""
+        if not self.masked:
+            return
+        unused = ~self.live[batch.t].any(0)
+        of_head = [self.flat.parts(v, lambda module: module is self.head) for v in (new, old)]
+        for after, before in zip(*of_head, strict=True):
+            rows = unused.view(-1, *[1] * (after.ndim - 1))
+            after.copy_(torch.where(rows, before, after))

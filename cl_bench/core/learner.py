@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.core.conv_gradient import ConvGradient, conv_gradient
 from cl_bench.core.criteria import Criterion
 from cl_bench.core.gradient import Objective, make_engine
 from cl_bench.core.inner_loop import InnerLoop
-from cl_bench.core.mlp_gradient import LossesAndGradients, mlp_gradient
+from cl_bench.core.mlp_gradient import LossesAndGradients, MLPGradient, mlp_gradient
 from cl_bench.core.network import BatchNorm, NetworkFunction
 from cl_bench.core.optim import Optimizer
 from cl_bench.core.runtime import Runtime
@@ -57,9 +58,12 @@ class Learner(NetworkFunction):
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
         self._engine = make_engine(self.flat, machine.compiler)
-        perceptron = mlp_gradient(net, self.flat) if machine.precision == "fp32" else None
-        self.mlp = perceptron if machine.compiler is None else None
-        self._fill = self._fill_by_engine if self.mlp is None else self._fill_by_mlp
+        full = machine.precision == "fp32"
+        perceptron = mlp_gradient(net, self.flat) if full else None
+        # the gradient without autograd, where the network has one
+        self.direct: MLPGradient | ConvGradient | None = None
+        if full and machine.compiler is None:
+            self.direct = perceptron or conv_gradient(net)
         sequence = None
         if perceptron is not None and machine.compiler is not None:
             sequence = perceptron.compiled_sequence(
@@ -186,8 +190,8 @@ class Learner(NetworkFunction):
         """The batch with its images augmented at random."""
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
 
-    def mlp_inputs(self, batch: Batch) -> tuple[Tensor, LossesAndGradients]:
-        """The inputs of `mlp`: images as floats, and the criterion as a function of the logits."""
+    def direct_inputs(self, batch: Batch) -> tuple[Tensor, LossesAndGradients]:
+        """What `direct` takes: images as floats, and the criterion as a function of the logits."""
         competing = self.heads.competing(batch)
         x = self.transform.view(batch.x).to(self.flat.grad.dtype)
         return x, partial(self.criterion.losses_and_gradients, y=batch.y, live=competing)
@@ -224,12 +228,11 @@ class Learner(NetworkFunction):
         self.optimizer.load_state_dict(state["optimizer"])
         self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 
-    def _fill_by_engine(self, batch: Batch) -> Tensor:
-        return self._engine(self.loss, (batch,), has_aux=False)
-
-    def _fill_by_mlp(self, batch: Batch) -> Tensor:
-        assert self.mlp is not None
-        return self.mlp.fill(*self.mlp_inputs(batch))
+    def _fill(self, batch: Batch) -> Tensor:
+        """Fill `flat.grad` with the gradient of the mean loss; returns the loss."""
+        if self.direct is None:
+            return self._engine(self.loss, (batch,), has_aux=False)
+        return self.direct.fill(*self.direct_inputs(batch))
 
     def _zero_frozen(self, value: Tensor) -> Tensor:
         """Set `flat.grad` to 0 where parameters are frozen; returns `value`, detached."""
@@ -242,9 +245,9 @@ class Learner(NetworkFunction):
 
     def _sgd_step(self, batch: Batch, lr: float) -> Tensor:
         """theta <- theta - lr gradient, without the optimizer; returns the mean loss before it."""
-        if self.mlp is not None:
+        if self.direct is not None:
             self._count(batch)
-            return self.mlp.descend(*self.mlp_inputs(batch), lr)
+            return self.direct.descend(*self.direct_inputs(batch), lr)
         loss = self.loss_gradient(batch)
         self.flat.theta.detach().sub_(self.flat.grad, alpha=lr)
         return loss

@@ -80,7 +80,7 @@ class EMCL(Rehearsal):
         self.replay, self.replay_in = replay, replay_in
         ones = torch.ones_like(learner.flat.grad)
         self.h = ones * (importance == "none")
-        self.first_alpha, self.alpha, self.used = learner.lr, ones * learner.lr, ones
+        self.first_alpha, self.alpha = learner.lr, ones * learner.lr
         self.batch_size = 0  # of this task's batches but the last
         compiler = learner.machine.compiler or (lambda f: f)
         self._kept, self._meta = compiler(self._share_kept), compiler(self._meta_step)
@@ -100,7 +100,6 @@ class EMCL(Rehearsal):
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         self.batch_size = 0
-        self.used = self.learner.heads.in_use(self.learner.heads.competing_in(task))
 
     def observe(self, batch: Batch) -> Tensor:
         self.batch_size = self.batch_size or len(batch.y)
@@ -132,17 +131,13 @@ class EMCL(Rehearsal):
         g = self._gradient_at_start(measured)
         loss = self._inner_loop(inner, theta_0, g)
         step = theta.new_full((), learner.lr_factor)
-        state = self.h, self.alpha, self._in_use(measured)
-        moved, self.h, self.alpha = self._meta(theta_0, theta, g, step, *state)
-        theta.copy_(moved)
+        before = theta_0, self.h, self.alpha
+        after = self._meta(theta_0, theta, g, step, self.h, self.alpha)
+        for new, old in zip(after, before, strict=True):
+            learner.heads.keep_unused_(new, old, measured)
+        theta.copy_(after[0])
+        self.h, self.alpha = after[1:]
         return loss
-
-    def _in_use(self, batch: Batch) -> Tensor:
-        """(P,): 0 in the head's rows of classes that compete for no sample of the batch."""
-        heads = self.learner.heads
-        if not self.replay or not heads.masked:
-            return self.used
-        return heads.in_use(heads.live[batch.t].any(0))
 
     def _gradient_at_start(self, batch: Batch) -> Tensor | None:
         """The batch's gradient at theta_0 (P,), of which importance is made; None: not needed."""
@@ -188,7 +183,7 @@ class EMCL(Rehearsal):
 
     def _share_kept(self, h: Tensor) -> Tensor:
         """1 / (1 + c): the share of a step away from theta_0 that eq. 21 leaves."""
-        return 1 / (1 + self.prox * self.strength * self._weights(h))
+        return (self.prox * self.strength * self._weights(h)).add_(1).reciprocal_()
 
     def _meta_step(
         self,
@@ -198,19 +193,18 @@ class EMCL(Rehearsal):
         step: Tensor,
         h: Tensor,
         alpha: Tensor,
-        used: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The next theta_0, h and alpha; `step` is the annealed learning rate, as a share."""
         way = theta_0 - theta_k
         if g is not None:
-            omega = (g * (way if self.importance == "si" else theta_0)).abs()
-            h = torch.where(used > 0, self._averaged(omega, h), h)
-        new = torch.where(used > 0, self._rates(h), alpha)
-        return theta_0 - step * alpha.clamp(max=1) * way, h, new
+            omega = (g * (way if self.importance == "si" else theta_0)).abs_()
+            h = self._averaged(omega, h)
+        moved = theta_0 - (step * alpha.clamp(max=1)).mul_(way)
+        return moved, h, self._rates(h)
 
     def _weights(self, h: Tensor) -> Tensor:
         """h in units of its mean."""
-        return (h / mean(h)).clamp(min=LEAST)
+        return (h / mean(h)).clamp_(min=LEAST)
 
     def _averaged(self, omega: Tensor, h: Tensor) -> Tensor:
         """Eq. 7; a parameter's first Omega is its h."""
@@ -219,7 +213,7 @@ class EMCL(Rehearsal):
     def _rates(self, h: Tensor) -> Tensor:
         """Eq. 8, read as "inversely proportional", whatever the unit of h."""
         tiny = torch.finfo(h.dtype).tiny
-        return self.first_alpha * (self.scale * mean(h) / h.clamp(min=tiny)).clamp(max=1)
+        return (self.scale * mean(h) / h.clamp(min=tiny)).clamp_(max=1).mul_(self.first_alpha)
 
 
 def mean(h: Tensor) -> Tensor:

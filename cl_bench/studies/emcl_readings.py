@@ -136,13 +136,12 @@ class EMCLReadings(EMCL):
         step: Tensor,
         h: Tensor,
         alpha: Tensor,
-        used: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         way, after = theta_0 - theta_k, h
         if g is not None:
             omega = (g * (way if self.importance == "si" else theta_0)).abs()
-            after = torch.where(used > 0, self._averaged(omega, h), h)
-        new = torch.where(used > 0, self._ruled(after, alpha), alpha)
+            after = self._averaged(omega, h)
+        new = self._ruled(after, alpha)
         share = alpha if self.rates == "old" else new
         share = share * self.strength * self._weights(h) if self.meta == "closed_form" else share
         share = share if self.rule == "literal" else share.clamp(max=1)

@@ -1,0 +1,103 @@
+"""The gradient of a plain convolutional network without autograd.
+
+The inner loops of MER, La-MAML and EMCL take steps on one or two images. There autograd's graph and
+its passes over a whole vector (zeroing, accumulating, subtracting the gradient) cost as much as the
+convolutions (EMCL in scripts/bench.py --online).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_bench.core.mlp_gradient import LEAKY_RELU_BACKWARD, NEGATIVE_SLOPE, LossesAndGradients
+from cl_bench.models.strided import StridedConvNet
+
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
+# a layer, the gradient s in its output, its input a, and its weight's gradient; None: s' a
+Step = tuple[Any, Tensor, Tensor, Tensor | None]
+OVER = {2: (0,), 4: (0, 2, 3)}  # all dimensions but the channels'
+
+
+class ConvGradient:
+    """Forward and backward pass of z_i = layer_i(a_{i-1}), a_i = act(z_i); z_n are the logits."""
+
+    def __init__(self, layers: list[Any], negative_slope: float) -> None:
+        self.layers, self.negative_slope = layers, negative_slope
+
+    @torch.no_grad()
+    def fill(self, x: Tensor, criterion: LossesAndGradients) -> Tensor:
+        """Write the gradient of the mean loss into the layers' `grad`; returns the mean loss."""
+        losses, steps = self._passes(x, criterion)
+        for layer, s, a, weight in steps:
+            if weight is None:
+                torch.mm(s.T, a, out=layer.weight.grad)
+            else:
+                layer.weight.grad.copy_(weight)
+            torch.sum(s, OVER[s.ndim], out=layer.bias.grad)
+        return losses.mean()
+
+    @torch.no_grad()
+    def descend(self, x: Tensor, criterion: LossesAndGradients, lr: float) -> Tensor:
+        """theta <- theta - lr gradient of the mean loss, without writing the gradient out."""
+        losses, steps = self._passes(x, criterion)
+        for layer, s, a, weight in steps:
+            if weight is None:
+                layer.weight.addmm_(s.T, a, alpha=-lr)
+            else:
+                layer.weight.sub_(weight, alpha=lr)
+            layer.bias.sub_(s.sum(OVER[s.ndim]), alpha=lr)
+        return losses.mean()
+
+    def _passes(self, x: Tensor, criterion: LossesAndGradients) -> tuple[Tensor, Iterator[Step]]:
+        """The losses (N,), and what each layer's gradient is made of, from the last layer down."""
+        inputs, outputs, a = [], [], x
+        for layer in self.layers:
+            inputs.append(a.flatten(1) if isinstance(layer, nn.Linear) else a)
+            outputs.append(layer(inputs[-1]))
+            a = F.leaky_relu(outputs[-1], self.negative_slope)
+        losses, s = criterion(outputs[-1])
+        return losses, self._backward(s / len(x), inputs, outputs)
+
+    def _backward(self, s: Tensor, inputs: list[Tensor], outputs: list[Tensor]) -> Iterator[Step]:
+        """The slope below a layer is computed before the layer is given out and may be changed."""
+        for i in reversed(range(len(self.layers))):
+            layer, a, weight = self.layers[i], inputs[i], None
+            if isinstance(layer, nn.Linear):
+                below = s @ layer.weight if i else None
+            else:
+                below, weight = _convolution_backward(layer, s, a, needs_input=i > 0)
+            yield layer, s, a, weight
+            if below is not None:
+                z = outputs[i - 1]
+                s = LEAKY_RELU_BACKWARD(below.view_as(z), z, self.negative_slope, False)
+
+
+def _convolution_backward(
+    layer: nn.Conv2d, s: Tensor, a: Tensor, needs_input: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients in the input (None if it is not needed) and in the weight."""
+    sizes = layer.stride, layer.padding, layer.dilation
+    wanted = [needs_input, True, False]
+    below, weight, _ = CONVOLUTION_BACKWARD(
+        s, a, layer.weight, None, *sizes, False, [0, 0], layer.groups, wanted
+    )
+    return below, weight
+
+
+def conv_gradient(net: nn.Module) -> ConvGradient | None:
+    """The `ConvGradient` of a network; None where it does not apply.
+
+    It applies to a `StridedConvNet` with ReLU or leaky ReLU of which all layers are trained.
+    """
+    if type(net) is not StridedConvNet:
+        return None
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    activations = {type(m) for m in net.features} - {nn.Conv2d, nn.Linear, nn.Flatten}
+    if not activations <= set(NEGATIVE_SLOPE) or any(p.grad is None for p in net.parameters()):
+        return None
+    return ConvGradient(layers, NEGATIVE_SLOPE[activations.pop()] if activations else 0.0)
