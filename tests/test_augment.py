@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
@@ -93,3 +95,27 @@ def test_draws_on_the_device(device: str) -> None:
     assert drawn.device.type == device and drawn.shape == (64, 3, 8, 8)
     again = made.draw(X.to(where), Generator(where).manual_seed(0))
     assert again.equal(drawn) and made.view(drawn).device.type == device
+
+
+def test_brightness_is_a_factor_for_each_image() -> None:
+    """As torchvision's, of factors uniform in [1 - b, 1 + b]."""
+    drawn = transform(brightness=0.3).draw(X, Generator().manual_seed(1))
+    factors = 1 + 0.3 * (2 * torch.rand(64, generator=Generator().manual_seed(1)) - 1)
+    for image, out, factor in zip(X, drawn, factors.tolist(), strict=True):
+        off = out.int() - tv.adjust_brightness(image, factor).int()
+        assert off.abs().max() <= 1 and (off != 0).float().mean() < 0.01, "but for rounding"
+    white = torch.full((9_000, 1, 1, 1), 100, dtype=torch.uint8)
+    levels = transform(brightness=0.2).draw(white, Generator().manual_seed(0)).flatten()
+    assert int(levels.min()) == 80 and int(levels.max()) == 119
+    counts = levels.int().bincount()[80:]
+    assert counts.min() > 150 and counts.max() < 300
+
+
+def test_brightness_comes_after_the_windows() -> None:
+    """The same windows as without it, and the border stays black."""
+    changes: dict[str, Any] = {"crop": 10, "padding": 2, "flip": True}
+    rng = Generator().manual_seed(1)
+    plain = transform(**changes).draw(X, rng)
+    factors = 1 + 0.5 * (2 * torch.rand(64, 1, 1, 1, generator=rng) - 1)
+    found = transform(**changes, brightness=0.5).draw(X, Generator().manual_seed(1))
+    assert found.equal((plain * factors).clamp(max=255).byte()) and not found.equal(plain)

@@ -84,6 +84,15 @@ def test_draws_are_distinct_and_seeded() -> None:
     assert draw(1).equal(draw(1)) and not draw(1).equal(draw(2))
 
 
+def test_draws_with_replacement_are_independent() -> None:
+    memory = filled(30, 30, 10, 0)
+    drawn = torch.cat([memory.sample_with_replacement(10).y for _ in range(900)])
+    counts = drawn.bincount(minlength=30)
+    assert len(counts) == 30 and counts.min() > 220 and counts.max() < 380
+    small = filled(30, 3, 1, 0)
+    assert len(small.sample_with_replacement(10).y) == 3, "as many as are stored"
+
+
 def test_ring_keeps_the_last_samples_of_each_task() -> None:
     ring = Ring(4, "all", Generator().manual_seed(0))
     for first in (0, 3, 6):

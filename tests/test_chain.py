@@ -9,6 +9,7 @@ import torch
 from conftest import DEVICES, batch, blobs, identity, learner, machine, method_for, mlp, resnet
 from torch import Tensor
 
+from cl_bench.core.conv_gradient import ConvGradient, conv_gradient
 from cl_bench.core.criteria import CrossEntropy, Live, ScaledMSE
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
@@ -16,6 +17,7 @@ from cl_bench.core.mlp_gradient import mlp_gradient
 from cl_bench.core.types import Batch
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.prepare import prepare_network
+from cl_bench.models.strided import StridedConvNet
 
 LIVE = torch.tensor(
     [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]
@@ -58,6 +60,38 @@ def test_equals_autograd(
         torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("live", [None, LIVE], ids=["all", "masked"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("hidden", [[], [7]], ids=str)
+def test_convolutions_equal_autograd(
+    hidden: list[int], activation: str, live: Live, channels_last: bool, device: str
+) -> None:
+    torch.manual_seed(0)
+    net = strided(activation, hidden).double()
+    rt = machine(device, channels_last=channels_last)
+    made = learner(net, rt, transform=identity(rt.device, channels=3))
+    assert isinstance(made.direct, ConvGradient)
+    rows = batch(6, shape=(3, 9, 8))
+    if live is not None:
+        rows = rows._replace(y=2 * rows.t + rows.y % 2)
+        made.begin_task(live.to(device), torch.tensor([0]), None)
+    rows = Batch(*(part.to(device) for part in rows[:3]))
+    for some in (rows, rows.rows(slice(3, 4))):
+        loss, expected = slow(made, some)
+        made.flat.grad.fill_(9)
+        torch.testing.assert_close(made.gradient(some), loss)
+        torch.testing.assert_close(made.flat.grad, expected, rtol=1e-10, atol=1e-12)
+        before = made.flat.theta.detach().clone()
+        torch.testing.assert_close(made.inner.descend(some, 0.3), loss)
+        torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
+
+
+def strided(activation: Any = "relu", hidden: Any = (7,)) -> StridedConvNet:
+    return StridedConvNet((3, 9, 8), 6, [4, 5], list(hidden), activation, "kaiming", "same")
+
+
 def test_an_objective_of_a_methods_own_goes_by_autograd() -> None:
     made, rows = case("cpu", CrossEntropy(), None)
 
@@ -83,6 +117,13 @@ def test_other_networks_are_no_chains() -> None:
         mlp(), torch.zeros(1, 1, 4, 4), head_mode="head_only", with_head=False, **options
     )
     assert found(fixed) is None
+    FlatParams(plain := strided(), False)
+    assert conv_gradient(plain) is not None and conv_gradient(resnet()) is None
+    FlatParams(smooth := strided("gelu"), False)
+    assert conv_gradient(smooth) is None
+    plain.head.weight.requires_grad_(False)
+    plain.head.weight.grad = None
+    assert conv_gradient(plain) is None
 
 
 def test_a_plain_step_of_any_network() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import batch, blobs, compiles, composed, machine, method_for
 from scipy.optimize import minimize_scalar
-from test_meta import CLOSE, READINGS, slope, start, theta_of
+from test_meta import CLOSE, READINGS, slope, start, theta_of, twin
 from torch import Generator, Tensor
 
 from cl_bench.config.build import build
+from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
 
@@ -239,14 +240,15 @@ def test_emcl_is_the_first_of_its_readings(inner: str, importance: str) -> None:
         assert small.h.equal(large.h) and small.alpha.equal(large.alpha)
 
 
-def test_a_compiled_emcl_is_the_same_emcl() -> None:
+@pytest.mark.parametrize("name", ["emcl", "emcl_replay"])
+def test_a_compiled_emcl_is_the_same_emcl(name: str) -> None:
     ends = []
     for compiled in (False, True):
         rt = machine()
         if compiled:
             compiles(rt)
         made = start(rt=rt, hidden=[8, 7])
-        method = method_for("emcl", made, "method.scale=10")
+        method = method_for(name, made, "method.scale=10", "method.passes=2")
         before = theta_of(made)
         for count in (4, 4, 5):
             method.observe(batch(count))
@@ -260,3 +262,129 @@ def test_the_mean_along_the_way_costs_no_gradient_of_its_own() -> None:
     made = start()
     readings(made, "method.at=mean").observe(batch(6))
     assert made.sample_gradients == 6
+
+
+def with_memory(made: Learner, *given: str) -> tuple[Any, Batch]:
+    """EMCL with replay, and the seven samples that it has stored."""
+    method = method_for("emcl_replay", made, "method.scale=3", *given)
+    old = batch(9).rows(slice(2, 9))
+    method.memory.add(old)
+    return method, old
+
+
+@pytest.mark.parametrize("where", ["inner", "importance", "both"])
+@pytest.mark.parametrize("importance", ["taylor", "si", "none"])
+def test_where_stored_samples_come_in(where: str, importance: str) -> None:
+    """The new samples first, then those drawn; as EMCL's equations on these batches."""
+    made = start()
+    given = "method.replay=3", f"method.replay_in={where}", f"method.importance={importance}"
+    method, old = with_memory(made, *given)
+    new, theta_0 = batch(4), theta_of(made)
+    drawn = old.rows(torch.randperm(7, generator=twin(made.rng))[:3])
+    seen = new.cat(drawn)
+    inner, measured = new if where == "importance" else seen, new if where == "inner" else seen
+    method.h = torch.rand(method.h.shape, dtype=torch.float64, generator=Generator().manual_seed(1))
+    h, theta, rate = method.h.clone(), theta_0.clone(), method.alpha.clone()
+    kept = 1 / (1 + 0.05 * 0.6 * h / h.mean())
+    for one in inner.slices(1):
+        theta = theta_0 + kept * (theta - 0.05 * slope(made, theta, one) - theta_0)
+    way = theta - theta_0
+    if importance != "none":
+        omega = slope(made, theta_0, measured) * (theta_0 if importance == "taylor" else way)
+        h = 0.999 * h + 0.001 * omega.abs()
+    method.observe(new)
+    torch.testing.assert_close(theta_of(made), theta_0 + rate.clamp(max=1) * way, **CLOSE)
+    torch.testing.assert_close(method.h, h, **CLOSE)
+    assert len(method.memory) == 11, "the new samples are stored"
+    counted = len(inner.y) + len(measured.y) * (importance != "none")
+    assert made.sample_gradients == counted
+
+
+def test_nothing_is_stored_without_replay() -> None:
+    made = start()
+    method = method_for("emcl", made)
+    method.observe(batch(4))
+    assert len(method.memory) == 0 and method.memory.rows is None
+
+
+def test_each_pass_draws_anew() -> None:
+    made = start()
+    method, old = with_memory(made, "method.replay=2", "method.passes=2")
+    seen, rng = [], twin(made.rng)
+    own = method._pass
+    method._pass = lambda inner, measured: (seen.append(inner), own(inner, measured))[1]
+    method.observe(batch(4))
+    draws = [old.rows(torch.randperm(7, generator=rng)[:2]) for _ in range(2)]
+    assert [each.x[4:].equal(draw.x) for each, draw in zip(seen, draws, strict=True)] == [True] * 2
+    assert not draws[0].x.equal(draws[1].x) and seen[0].x[:4].equal(batch(4).x)
+
+
+@pytest.mark.parametrize("where", ["inner", "both"])
+def test_heads_of_replayed_tasks_are_in_use(where: str) -> None:
+    """Of the tasks in the importance's batch; all other heads keep theta, h and alpha."""
+    made, stream = start(), blobs("task")
+    given = "method.replay=1", f"method.replay_in={where}", "method.scale=3"
+    method = method_for("emcl_replay", made, *given)
+    for task in stream.tasks[:2]:
+        made.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
+        method.begin_task(task)
+        for rows in task.batches(10, Generator().manual_seed(0)):
+            method.observe(rows)
+    made.begin_task(stream.live(2), torch.tensor([2]), stream.live_at_end)
+    method.begin_task(stream.tasks[2])
+    replayed = set()
+    for rows in stream.tasks[2].batches(3, Generator().manual_seed(1)):
+        old = method.memory.rows.t[torch.randperm(len(method.memory), generator=twin(made.rng))[0]]
+        before = method.h.clone(), method.alpha.clone(), theta_of(made)
+        method.observe(rows)
+        after = method.h, method.alpha, theta_of(made)
+        for task in range(3):
+            rows_of = made.heads.in_use(~stream.classes[task]) == 0
+            same = [
+                new[rows_of].equal(then[rows_of]) for new, then in zip(after, before, strict=True)
+            ]
+            if task == 2 or (task == int(old) and where == "both"):
+                assert same == [False] * 3
+            else:
+                assert all(same), f"{task}, {old}, {where}"
+        replayed.add(int(old))
+    assert replayed == {0, 1, 2}
+
+
+def test_the_meta_gradient_with_replay_is_the_envelopes() -> None:
+    """lambda h (theta_0 - theta*) is the gradient in theta_0 of min_theta L + lambda/2 sum h
+    (theta - theta_0)^2, where L is over new and stored samples; theta* stays where it is under
+    the inner step on all of them, with prox = inner_lr.
+
+    L is quadratic: a linear network and a squared loss.
+    """
+    made = start(hidden=[])
+    made.criterion = ScaledMSE(1.0)
+    options = "method.inner_lr=0.1", "method.prox=0.1", "method.strength=2", "method.slice_size=99"
+    method, old = with_memory(made, "method.replay=7", *options)
+    method.h = torch.rand(method.h.shape, dtype=torch.float64, generator=Generator().manual_seed(1))
+    seen = batch(2).cat(old)
+    assert len(seen.y) == 9
+    pull, theta_0 = 2 * method.h / method.h.mean(), theta_of(made)
+
+    def objective(theta: Tensor, anchor: Tensor) -> Tensor:
+        return made.loss(theta, seen) + (pull * (theta - anchor).square()).sum() / 2
+
+    A = torch.autograd.functional.hessian(lambda x: objective(x, theta_0), theta_0)
+
+    def minimiser(anchor: Tensor) -> Tensor:
+        leaf = theta_0.clone().requires_grad_()
+        (g,) = torch.autograd.grad(objective(leaf, anchor), leaf)
+        return theta_0 - torch.linalg.solve(A, g)
+
+    best = minimiser(theta_0)
+    made.flat.theta.data.copy_(best)
+    method._single_steps(seen, theta_0)
+    torch.testing.assert_close(theta_of(made), best, rtol=1e-9, atol=1e-9)
+    way = torch.randn(len(best), generator=Generator().manual_seed(2), dtype=torch.float64)
+    ends = [
+        float(objective(minimiser(x), x).detach())
+        for x in (theta_0 + 1e-4 * way, theta_0 - 1e-4 * way)
+    ]
+    along = float((pull * (theta_0 - best)) @ way)
+    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(along, rel=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import DEVICES, blobs, learner, machine, method_for, mlp
@@ -174,3 +176,87 @@ def test_agems_reference_over_tasks() -> None:
         made.gradient(part)
         parts.append(made.flat.grad.clone())
     torch.testing.assert_close(method._reference(), (parts[0] + parts[1]) / 2)
+
+
+def past_and_new(*overrides: str) -> tuple[Learner, Any, Batch, list[Tensor]]:
+    """A method after two tasks, a batch of the third, and the gradients on parts and batch."""
+    made, stream = learner(mlp().double()), blobs("data")
+    method = method_for(overrides[0], made, "buffer.per_task=4", *overrides[1:])
+    for task in stream.tasks[:2]:
+        method.begin_task(task)
+        method.memory.add(Batch(task.x, task.y, task.t))
+        method.end_task(task)
+    rows = Batch(*(part[:5] for part in (stream.tasks[2].x, stream.tasks[2].y, stream.tasks[2].t)))
+    found = []
+    for part in [*method.memory.by_task(), rows]:
+        made.gradient(part)
+        found.append(made.flat.grad.clone())
+    return made, method, rows, found
+
+
+def cut(g: Tensor, most: float) -> Tensor:
+    return g * min(1.0, most / float(g.norm()))
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_agem_as_in_la_mamls_code(compat: bool) -> None:
+    """The mean of clipped gradients of past tasks, without the first one; two clipped steps."""
+    options = "method.reference=tasks", "method.clip=0.1", "method.passes=2"
+    name = f"method.reference_compat={str(compat).lower()}"
+    made, method, rows, slopes = past_and_new("agem", *options, name)
+    assert all(float(g.norm()) > 0.1 for g in slopes)
+    for _ in range(2):
+        theta, expected = made.flat.theta.detach().clone(), cut(slopes[2], 0.1)
+        protected = slopes[1:2] if compat else slopes[:2]
+        reference = torch.stack([cut(g, 0.1) for g in protected]).mean(0)
+        project(expected, reference)
+        slopes = [slope_at(made, part) for part in [*method.memory.by_task(), rows]]
+        method._step(rows)
+        torch.testing.assert_close(theta - made.flat.theta.detach(), made.lr * expected)
+        slopes = [slope_at(made, part) for part in [*method.memory.by_task(), rows]]
+    before = made.sample_gradients
+    method.observe(rows)
+    assert made.sample_gradients - before == 2 * (5 + (4 if compat else 8))
+
+
+def slope_at(made: Learner, rows: Batch) -> Tensor:
+    leaf = made.flat.theta.detach().clone().requires_grad_()
+    return torch.autograd.grad(made.loss(leaf, rows), leaf)[0]
+
+
+def test_the_first_task_alone_is_not_protected_in_la_mamls_code() -> None:
+    made, stream = learner(mlp().double()), blobs("data")
+    given = "method.reference=tasks", "method.reference_compat=true", "buffer.per_task=4"
+    method, task = method_for("agem", made, *given), stream.tasks[0]
+    method.begin_task(task)
+    method.memory.add(Batch(task.x, task.y, task.t))
+    method.end_task(task)
+    assert len(method.memory) == 4 and method._reference() is None
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_gem_clips_every_gradient(direct: bool) -> None:
+    """As GEM on gradients that were scaled to the norm before."""
+    most = 0.1
+    made, method, rows, slopes = past_and_new("gem", f"method.clip={most}", "method.passes=2")
+    made.direct = made.direct if direct else None
+    g = cut(slopes[2], most)
+    past = torch.stack([cut(p, most) for p in slopes[:2]])
+    if bool((past @ g >= 0).all()):  # then nothing is projected: turn the labels of the batch
+        pytest.fail("no task is in the way")
+    expected = g + correction(past, g, method.margin, method.ridge)
+    theta = made.flat.theta.detach().clone()
+    method._step(method.memory.by_task(), rows)
+    torch.testing.assert_close(theta - made.flat.theta.detach(), made.lr * expected)
+    before = made.sample_gradients
+    method.observe(rows)
+    assert made.sample_gradients - before == 2 * (5 + 8)
+
+
+def test_gem_clips_before_there_is_a_past() -> None:
+    made, rows = learner(mlp().double()), blobs("data").tasks[0]
+    method = method_for("gem", made, "method.clip=0.01")
+    theta = made.flat.theta.detach().clone()
+    method.observe(Batch(rows.x, rows.y, rows.t))
+    moved_by = (theta - made.flat.theta.detach()).norm()
+    assert float(moved_by) == pytest.approx(0.01 * made.lr)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
+    CPU,
     batch,
     blobs,
     compiles,
@@ -29,6 +30,7 @@ from cl_bench.config.check import check_config
 from cl_bench.core.learner import Learner
 from cl_bench.core.optim import SGD
 from cl_bench.core.types import Batch
+from cl_bench.data.augment import Transform
 
 READINGS = "experiment=emcl/readings"
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
@@ -149,6 +151,77 @@ def lookahead(made: Learner, theta: Tensor, a: Tensor, cuts: list[Batch], seen: 
         fast = fast - a.relu() * g.clamp(-2, 2)
         total = total + made.loss(fast, seen)
     return total / len(cuts)
+
+
+@pytest.mark.parametrize("rates", ["nonnegative", "signed"])
+@pytest.mark.parametrize("clip", [2.0, 0.02])
+def test_second_order_is_autograds(rates: str, clip: float) -> None:
+    """The gradients from the last inner step back are those through the whole graph."""
+    made, (cuts, seen) = start(activation="tanh"), parts(2)
+    options = "method.order=second", f"method.inner_rates={rates}", f"method.clip={clip}"
+    method = method_for("lamaml", made, *options)
+    method.a += torch.rand(method.a.shape, generator=Generator().manual_seed(1)) - 0.4
+    assert (method.a < 0).any()
+    theta, a = theta_of(made).requires_grad_(), method.a.clone().requires_grad_()
+    fast, total = theta, torch.zeros(())
+    for each in cuts:
+        (g,) = torch.autograd.grad(made.loss(fast, each), fast, create_graph=True)
+        assert (g.abs() > clip).any() == (clip < 1)
+        fast = fast - (a if rates == "signed" else a.relu()) * g.clamp(-clip, clip)
+        total = total + made.loss(fast, seen) / len(cuts)
+    expected = torch.autograd.grad(total, (theta, a))
+    loss, *found = method._second(cuts, seen)
+    torch.testing.assert_close(loss, total.detach(), **CLOSE)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, **CLOSE)
+    torch.testing.assert_close(theta_of(made), theta.detach(), rtol=0, atol=0)
+
+
+def test_signed_rates_step_uphill() -> None:
+    """First order: a rate below 0 is taken as it is, and has a gradient; else it counts as 0."""
+    for rates in ("nonnegative", "signed"):
+        made, (cuts, seen) = start(), parts(4)
+        method = method_for("lamaml", made, f"method.inner_rates={rates}")
+        method.a.fill_(-0.1)
+        theta = theta_of(made)
+        g = slope(made, theta, cuts[0])
+        there = slope(made, theta + 0.1 * g if rates == "signed" else theta, seen)
+        _, by_theta, by_a = method._first(cuts, seen)
+        torch.testing.assert_close(by_theta, there, **CLOSE)
+        torch.testing.assert_close(by_a, -there * g * (rates == "signed"), **CLOSE)
+
+
+@pytest.mark.parametrize("augment", ["anew", "once"])
+def test_when_images_are_augmented(augment: str) -> None:
+    """Once: all passes and the memory have the same pixels."""
+    made = learner(mlp().double(), transform=Transform([0.0], [1.0], 4, 1, True, None, 0.2, CPU))
+    method = method_for("lamaml", made, f"method.augment={augment}", "method.passes=3")
+    seen, own, rows = [], method._first, batch(6)
+
+    def watched(slices: list[Batch], seen_now: Batch) -> Any:
+        seen.append({tuple(x.flatten().tolist()) for part in slices for x in part.x})
+        return own(slices, seen_now)
+
+    method._first = watched
+    method.observe(rows)
+    stored = {tuple(x.flatten().tolist()) for x in method.memory.sample(6).x}
+    raw = {tuple(x.flatten().tolist()) for x in rows.x}
+    if augment == "once":
+        assert seen[0] == seen[1] == seen[2] == stored != raw
+    else:
+        assert seen[0] != seen[1] and stored == raw
+
+
+def test_replay_with_replacement() -> None:
+    made = start()
+    method = method_for("lamaml", made, "method.replacement=true", "method.replay=8")
+    method.memory.add(batch(10))
+    rng = twin(made.rng)
+    draws = [method._old() for _ in range(20)]
+    for drawn in draws:
+        expected = torch.randint(10, (8,), generator=rng)
+        assert drawn.x.equal(method.memory.rows.x[expected])
+    assert any(len(drawn.x.unique(dim=0)) < 8 for drawn in draws)
 
 
 def parts(size: int) -> tuple[list[Batch], Batch]:

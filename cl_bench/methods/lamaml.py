@@ -143,7 +143,7 @@ class LaMAML(Rehearsal):
         for here, raw, g, following in reversed(steps):
             slope.add_(following)
             slope_a.addcmul_(slope, g, value=-1)
-            vector = learner.mask_frozen((rates * slope).mul_(raw.detach() == g))
+            vector = learner.mask_frozen((rates * slope).masked_fill_(raw.detach() != g, 0))
             slope.sub_(torch.autograd.grad(raw, here, vector)[0])
         learner.sample_gradients += 2 * sum(len(each.y) for each in slices)
         return torch.stack(losses).mean(), slope, self._followed(slope_a)
