@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import torch
 from contenders import Contender, rounds
+from torch import Tensor
 
-from cl_bench.core.types import Task
+from cl_bench.core.types import Batch, Task
 
-PLAIN = ("finetune", "er", "agem", "gem", "ewc", "emcl", "lamaml", "mer")
+NAMES = ("finetune", "er", "agem", "gem", "ewc", "emcl", "emcl_replay", "lamaml", "mer")
+PLAIN: dict[str, tuple[str, ...]] = {
+    **{name: (f"method={name}",) for name in NAMES},
+    "lamaml 2nd order": ("method=lamaml", "method.order=second", "method.slice_size=2"),
+}
 COMPILED = ("emcl", "mer")
 
 
 def online(overrides: list[str], tasks: int, compiled: bool) -> None:
     """Measure whole tasks after two others, so that each method has a memory or a penalty."""
-    base = ["runtime.threads=1", *overrides]
-    running = {name: Contender(f"method={name}", *base) for name in PLAIN}
-    if compiled:
-        for name in COMPILED:
-            running[f"{name} compiled"] = Contender(f"method={name}", "runtime.compile=true", *base)
+    running = contenders(["runtime.threads=1", *overrides], compiled)
     first, *chosen = running["finetune"].stream.tasks[1 : tasks + 2]
     for each in running.values():
         for task in (each.stream.tasks[0], first):
@@ -34,12 +37,51 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
     seconds = rounds(chosen, {name: partial(whole, name) for name in running})
     print(f"\n{len(first)} samples a task, after two others; median of {len(chosen)} tasks")
     heads = "us / sample", "of finetune", "gradients", "us each", "of finetune's"
-    print(f"{'':20}" + "".join(f"{head:>14}" for head in heads))
+    print(f"{'':26}" + "".join(f"{head:>14}" for head in heads))
     plain = seconds["finetune"] / len(first)
     for name, value in seconds.items():
         each = value / len(first)
         taken = (running[name].method.learner.sample_gradients - before[name]) / samples[name]
         print(
-            f"{name:20}{1e6 * each:14.1f}{each / plain:14.2f}{taken:14.1f}"
+            f"{name:26}{1e6 * each:14.1f}{each / plain:14.2f}{taken:14.1f}"
             f"{1e6 * each / taken:14.1f}{each / taken / plain:14.2f}"
         )
+
+
+def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
+    """The methods; some compiled; and some by autograd, where others need none.
+
+    These are La-MAML's second order through the graph of the whole inner loop, and methods that
+    step on single samples, of a plain convolutional network (`model=pc_cnn`).
+    """
+    running = {name: Contender(*given, *base) for name, given in PLAIN.items()}
+    for name in COMPILED if compiled else ():
+        running[f"{name} compiled"] = Contender(f"method={name}", "runtime.compile=true", *base)
+    if running["mer"].method.learner.direct is not None:
+        for name in ("emcl", "mer", "lamaml 2nd order"):
+            running[f"{name}, autograd"] = by_autograd(Contender(*PLAIN[name], *base))
+    return running
+
+
+def by_autograd(made: Contender) -> Contender:
+    """The contender without the gradients that need no autograd, and with La-MAML's plain graph."""
+    made.method.learner.direct = None
+    if hasattr(made.method, "_second"):
+        made.method._second = partial(whole_graph, made.method)
+    return made
+
+
+def whole_graph(method: Any, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """La-MAML's second-order gradients by one backward pass through all inner steps."""
+    learner = method.learner
+    theta = learner.flat.theta.detach().clone().requires_grad_()
+    a = method.a.clone().requires_grad_()
+    rates, fast, losses = a.relu(), theta, []
+    for each in slices:
+        (g,) = torch.autograd.grad(learner.loss(fast, each), fast, create_graph=True)
+        fast = fast - rates * g.clamp(-method.clip, method.clip)
+        losses.append(learner.loss(fast, seen))
+    loss = torch.stack(losses).mean()
+    learner.sample_gradients += sum(2 * len(each.y) + len(seen.y) for each in slices)
+    slope, slope_a = torch.autograd.grad(loss, (theta, a))
+    return loss.detach(), slope, slope_a

@@ -23,9 +23,10 @@ from cl_bench.results.record import read_all
 def test_published_figures_are_compared_with_their_rows(tmp_path: Path) -> None:
     """EWC on 20 permutations: 62.32 (EMCL); two epochs are another protocol, 10 tasks no row."""
     config: dict[str, Any] = {"dataset__tasks": 20, "dataset__train_per_task": 1000}
-    config |= {"schedule__epochs": 1, "schedule__batch_size": 10}
+    config |= {"schedule__epochs": 1, "schedule__batch_size": 1}
     config |= {"model___target_": "cl_bench.models.mlp.MLP", "model__hidden": [100, 100]}
-    config |= {"method__curvature___target_": "cl_bench.curvature.diagonal.Fisher"}
+    config |= {"method__curvature___target_": "cl_bench.curvature.diagonal.BatchedFisher"}
+    config |= {"method__merging___target_": "cl_bench.curvature.merging.one_per_task"}
     write(tmp_path, "ewc", "a", (0.6, 0.7), "pmnist/data", **config)
     write(tmp_path, "ewc", "b", (0.6,), "pmnist/data", **config | {"schedule__epochs": 2})
     write(tmp_path, "ewc", "c", (0.6,), "pmnist/data", **config | {"dataset__tasks": 10})
