@@ -125,7 +125,8 @@ def _add_default(option: Option, default: Any) -> None:
     group, _, inner = place.partition("/")
     names = value if isinstance(value, list) else [value]
     for name in [name.lstrip("/") for name in names if name != "_self_"]:
-        parent = "/".join(filter(None, (inner, name.partition("@")[0])))
+        path = name.partition("@")[0].removeprefix(f"{group}/")
+        parent = "/".join(filter(None, (inner, path)))
         if parent not in BASES:
             option.extends.append(parent if group == option.group else f"{group}={parent}")
         if group == option.group and group != "launcher":

@@ -1,4 +1,4 @@
-"""Writes the pages of docs/results and the README's table from the files in results/.
+"""Writes the pages of docs/results, and the tables in the README and in docs/notes, from results/.
 
 python scripts/results_pages.py
 """
@@ -19,8 +19,8 @@ from cl_bench.base.files import write_text
 from cl_bench.report.results_table import ResultRow, read
 
 ROOT = Path(__file__).parents[1]
-IN_README = "pmnist"  # the table in the README
-START = f"<!-- results/{IN_README}.csv, by scripts/results_pages.py -->"
+# where a table stands in another text: this line, the table, and the line END
+START = re.compile(r"^<!-- results/([\w.-]+)\.csv, by scripts/results_pages\.py -->$", re.M)
 END = "<!-- end of results -->"
 PLUS_MINUS = "\u00a0±\u00a0"  # with spaces at which no line breaks
 MOVED = "carried over from "
@@ -37,17 +37,33 @@ def pages(root: Path) -> dict[Path, str]:
         raise UserError(f"results/titles.yaml: {unknown[0]}: there is no such table")
     order = [name for name in titles if name in tables]
     order += [name for name in tables if name not in titles]
-    docs, readme = root / "docs/results", root / "README.md"
+    docs = root / "docs/results"
     about = {name: titles.get(name, {"title": name, "text": ""}) for name in order}
     made = {docs / f"{name}.md": page(name, about[name], tables[name]) for name in order}
     made[docs / "index.md"] = index(about)
-    text = readme.read_text()
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise UserError(f"{readme}: must have one line {START} and one line {END}")
-    head, rest = text.split(START)
-    shown = short_table(tables[IN_README])
-    made[readme] = f"{head}{START}\n\n{shown}\n\n{END}{rest.split(END)[1]}"
+    readme = root / "README.md"
+    if not START.search(readme.read_text()):
+        raise UserError(f"{readme}: has no line that matches {START.pattern}")
+    for text in (readme, *sorted((root / "docs/notes").glob("*.md"))):
+        made[text] = filled(text, tables)
     return made
+
+
+def filled(file: Path, tables: dict[str, list[ResultRow]]) -> str:
+    """The text of a file with its tables made again; UserError where a marking line is wrong."""
+    text = file.read_text()
+    before, *rest = START.split(text)  # then a name and what follows its line, again and again
+    parts = [before]
+    for name, after in zip(rest[::2], rest[1::2], strict=True):
+        if name not in tables:
+            raise UserError(f"{file}: results/{name}.csv: there is no such table")
+        if after.count(END) != 1:
+            raise UserError(f"{file}: results/{name}.csv: the table must end with one line {END}")
+        start = f"<!-- results/{name}.csv, by scripts/results_pages.py -->"
+        parts.append(f"{start}\n\n{short_table(tables[name])}\n\n{END}{after.split(END)[1]}")
+    if before.count(END):
+        raise UserError(f"{file}: {END} stands before any table")
+    return "".join(parts)
 
 
 def index(about: dict[str, dict[str, str]]) -> str:
@@ -118,7 +134,7 @@ def long_table(rows: list[ResultRow]) -> str:
 
 
 def short_table(rows: list[ResultRow]) -> str:
-    """The README's table: results on test images, with the published ACC."""
+    """The table that stands in a text: results on test images, with the published ACC."""
     lines = []
     for group in grouped(row for row in rows if row.split == "test"):
         by_metric = {row.metric: row for row in group}

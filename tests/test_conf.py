@@ -269,7 +269,7 @@ HYDRA = [
     ("method=nope", "method=nope: no such method; there are agem, apd, cmaml, der"),
     (
         "experiment=emcl/nope",
-        "no such experiment; in emcl/ there are ablation, cifar100, cifar100_pc_cnn, manypmnist",
+        "no such experiment; in emcl/ there are ablation, ablation_replay, cifar100",
     ),
     (
         "dataset=nope",

@@ -58,17 +58,13 @@ class Learner(NetworkFunction):
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
         self._engine = make_engine(self.flat, machine.compiler)
-        full = machine.precision == "fp32"
-        perceptron = mlp_gradient(net, self.flat) if full else None
+        mlp, sequence = mlp_gradient(net, self.flat), None
         # the gradient without autograd, where the network has one
         self.direct: MLPGradient | ConvGradient | None = None
-        if full and machine.compiler is None:
-            self.direct = perceptron or conv_gradient(net)
-        sequence = None
-        if perceptron is not None and machine.compiler is not None:
-            sequence = perceptron.compiled_sequence(
-                machine.compiler, criterion.losses_and_gradients
-            )
+        if machine.precision == "fp32" and machine.compiler is None:
+            self.direct = mlp or conv_gradient(net)
+        elif machine.precision == "fp32" and machine.compiler is not None and mlp is not None:
+            sequence = mlp.compiled_sequence(machine.compiler, criterion.losses_and_gradients)
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
     def begin_task(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
@@ -229,7 +225,6 @@ class Learner(NetworkFunction):
         self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 
     def _fill(self, batch: Batch) -> Tensor:
-        """Fill `flat.grad` with the gradient of the mean loss; returns the loss."""
         if self.direct is None:
             return self._engine(self.loss, (batch,), has_aux=False)
         return self.direct.fill(*self.direct_inputs(batch))

@@ -70,22 +70,10 @@ class EMCLReadings(EMCL):
     ) -> None:
         self.meta, self.at, self.start, self.unit = meta, at, start, unit
         self.rule, self.floor, self.rates = rule, floor, rates
-        super().__init__(
-            learner,
-            inner=inner,
-            inner_lr=inner_lr,
-            prox=prox,
-            strength=strength,
-            importance=importance,
-            decay=decay,
-            scale=scale,
-            passes=passes,
-            slice_size=slice_size,
-            batch_norm=batch_norm,
-            buffer=buffer,
-            replay=replay,
-            replay_in=replay_in,
-        )
+        inner_step = inner, inner_lr, prox, strength
+        replayed = buffer, replay, replay_in
+        rest = importance, decay, scale, passes, slice_size, batch_norm
+        super().__init__(learner, *inner_step, *rest, *replayed)
         self.h = torch.ones_like(self.h) * (start == "one" or importance == "none")
 
     @staticmethod
