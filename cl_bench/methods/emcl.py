@@ -131,12 +131,13 @@ class EMCL(Rehearsal):
         g = self._gradient_at_start(measured)
         loss = self._inner_loop(inner, theta_0, g)
         step = theta.new_full((), learner.lr_factor)
-        before = theta_0, self.h, self.alpha
-        after = self._meta(theta_0, theta, g, step, self.h, self.alpha)
-        for new, old in zip(after, before, strict=True):
-            learner.heads.keep_unused_(new, old, measured)
-        theta.copy_(after[0])
-        self.h, self.alpha = after[1:]
+        moved, h, alpha = self._meta(theta_0, theta, g, step, self.h, self.alpha)
+        learner.heads.keep_unused_(h, self.h, measured)
+        learner.heads.keep_unused_(alpha, self.alpha, measured)
+        every = max(inner, measured, key=lambda part: len(part.y))  # one has the other's samples
+        learner.heads.keep_unused_(moved, theta_0, every)
+        theta.copy_(moved)
+        self.h, self.alpha = h, alpha
         return loss
 
     def _gradient_at_start(self, batch: Batch) -> Tensor | None:
