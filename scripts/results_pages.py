@@ -187,8 +187,14 @@ def published(row: ResultRow) -> str:
     """`73.61 ± 1.12 (EMCL, table III)`."""
     if row.published is None:
         return ""
-    spread = "" if row.published_spread is None else f"{PLUS_MINUS}{row.published_spread}"
-    return f"{row.published}{spread} ({markdown(visible(row.published_source))})"
+    value, spread = (two_decimals(x) for x in (row.published, row.published_spread))
+    around = f"{PLUS_MINUS}{spread}" if spread else ""
+    return f"{value}{around} ({markdown(visible(row.published_source))})"
+
+
+def two_decimals(value: Decimal | None) -> str:
+    """A number with two decimals, as papers print them."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def digits(value: Decimal | None, unit: str) -> str:

@@ -49,6 +49,28 @@ def test_pages_and_readme_are_those_of_the_data() -> None:
         assert file.read_text() == text, file
 
 
+def test_tables_in_texts(tmp_path: Path) -> None:
+    """The table between the two lines is replaced, what is around it stays, and faults are named."""
+    module, file = load_pages(), tmp_path / "note.md"
+    start = "<!-- results/{}.csv, by scripts/results_pages.py -->"
+    tables = {name: read(ROOT / f"results/{name}.csv") for name in ("pmnist", "emcl_ablation")}
+    text = "a\n" + start.format("pmnist") + f"\nold\n{module.END}\nb\n"
+    file.write_text(text + start.format("emcl_ablation") + f"\n{module.END}\nc\n")
+    filled = module.filled(file, tables)
+    assert filled.startswith("a\n") and "\nb\n" in filled and filled.endswith("\nc\n")
+    assert "old" not in filled and filled.count("| options |") == 2
+    file.write_text(filled)
+    assert module.filled(file, tables) == filled
+    for wrong, said in (
+        (start.format("nope") + f"\n{module.END}\n", r"results/nope\.csv: there is no such table"),
+        (start.format("pmnist") + "\n", "must end with one line"),
+        (f"{module.END}\n", "stands before any table"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=said):
+            module.filled(file, tables)
+
+
 def test_every_table_has_a_title() -> None:
     titles = yaml.safe_load((ROOT / "results/titles.yaml").read_text())
     assert FILES and {*titles} == {file.stem for file in FILES}
