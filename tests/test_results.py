@@ -50,7 +50,7 @@ def test_pages_and_readme_are_those_of_the_data() -> None:
 
 
 def test_tables_in_texts(tmp_path: Path) -> None:
-    """The table between the two lines is replaced, what is around it stays, and faults are named."""
+    """The table between the two lines is replaced, the rest stays, and faults are named."""
     module, file = load_pages(), tmp_path / "note.md"
     start = "<!-- results/{}.csv, by scripts/results_pages.py -->"
     tables = {name: read(ROOT / f"results/{name}.csv") for name in ("pmnist", "emcl_ablation")}
