@@ -10,6 +10,7 @@ from contenders import Contender, rounds
 from torch import Tensor
 
 from cl_bench.core.types import Batch, Task
+from cl_bench.methods.lamaml import LaMAML
 
 NAMES = ("finetune", "er", "agem", "gem", "ewc", "emcl", "emcl_replay", "lamaml", "mer")
 PLAIN: dict[str, tuple[str, ...]] = {
@@ -49,15 +50,15 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
 
 
 def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
-    """The methods; some compiled; and some by autograd, where others need none.
+    """The methods, and some of them compiled.
 
-    These are La-MAML's second order through the graph of the whole inner loop, and methods that
-    step on single samples, of a plain convolutional network (`model=pc_cnn`).
+    Of a plain convolutional network (`model=pc_cnn`), methods that step on single samples are added
+    with gradients by autograd, and La-MAML's second order through one graph of the inner loop.
     """
     running = {name: Contender(*given, *base) for name, given in PLAIN.items()}
     for name in COMPILED if compiled else ():
         running[f"{name} compiled"] = Contender(f"method={name}", "runtime.compile=true", *base)
-    if running["mer"].method.learner.direct is not None:
+    if running["mer"].method.learner.without_autograd is not None:
         for name in ("emcl", "mer", "lamaml 2nd order"):
             running[f"{name}, autograd"] = by_autograd(Contender(*PLAIN[name], *base))
     return running
@@ -65,9 +66,9 @@ def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
 
 def by_autograd(made: Contender) -> Contender:
     """The contender without the gradients that need no autograd, and with La-MAML's plain graph."""
-    made.method.learner.direct = None
-    if hasattr(made.method, "_second"):
-        made.method._second = partial(whole_graph, made.method)
+    made.method.learner.without_autograd = None
+    if isinstance(made.method, LaMAML):
+        made.method._second = partial(whole_graph, made.method)  # type: ignore[method-assign]
     return made
 
 

@@ -44,9 +44,8 @@ def pages(root: Path) -> dict[Path, str]:
     readme = root / "README.md"
     if not START.search(readme.read_text()):
         raise UserError(f"{readme}: has no line that matches {START.pattern}")
-    for text in (readme, *sorted((root / "docs/notes").glob("*.md"))):
-        made[text] = filled(text, tables)
-    return made
+    texts = readme, *sorted((root / "docs/notes").glob("*.md"))
+    return made | {text: filled(text, tables) for text in texts}
 
 
 def filled(file: Path, tables: dict[str, list[ResultRow]]) -> str:
@@ -187,14 +186,9 @@ def published(row: ResultRow) -> str:
     """`73.61 ± 1.12 (EMCL, table III)`."""
     if row.published is None:
         return ""
-    value, spread = (two_decimals(x) for x in (row.published, row.published_spread))
-    around = f"{PLUS_MINUS}{spread}" if spread else ""
-    return f"{value}{around} ({markdown(visible(row.published_source))})"
-
-
-def two_decimals(value: Decimal | None) -> str:
-    """A number with two decimals, as papers print them."""
-    return "" if value is None else f"{value:.2f}"
+    spread = row.published_spread
+    around = "" if spread is None else f"{PLUS_MINUS}{spread:.2f}"
+    return f"{row.published:.2f}{around} ({markdown(visible(row.published_source))})"
 
 
 def digits(value: Decimal | None, unit: str) -> str:

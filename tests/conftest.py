@@ -110,7 +110,7 @@ def rng() -> Generator:
 
 def identity(device: torch.device = CPU, channels: int = 1) -> Transform:
     """x / 255 and nothing else."""
-    return Transform([0.0] * channels, [1.0] * channels, None, 0, False, None, 0.0, device)
+    return Transform([0.0] * channels, [1.0] * channels, None, 0, False, None, 0.0, "anew", device)
 
 
 def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:

@@ -58,7 +58,7 @@ def case(kind: str, criterion: str = "ce", samples: int = 7) -> tuple[Learner, T
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    transform = Transform([0.3] * 2, [0.5] * 2, None, 0, False, None, 0.0, CPU)
+    transform = Transform([0.3] * 2, [0.5] * 2, None, 0, False, None, 0.0, "anew", CPU)
     transform.scale, transform.shift = transform.scale.double(), transform.shift.double()
     made = learner(net.double(), transform=transform)
     made.criterion = CRITERIA[criterion]

@@ -18,7 +18,14 @@ MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
 
 def transform(device: torch.device = CPU, **changes: object) -> Transform:
-    options = {"crop": None, "padding": 0, "flip": False, "resize": None, "brightness": 0.0}
+    options = {
+        "crop": None,
+        "padding": 0,
+        "flip": False,
+        "resize": None,
+        "brightness": 0.0,
+        "augment": "anew",
+    }
     return Transform(MEAN, STD, **{**options, **changes}, device=device)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ def numbered(first: int, count: int, device: str = "cpu", logits: bool = False) 
 
 
 def filled(capacity: int, total: int, size: int, seed: int) -> Reservoir:
-    memory = Reservoir(capacity, "all", Generator().manual_seed(seed))
+    memory = Reservoir(capacity, "all", False, Generator().manual_seed(seed))
     for first in range(0, total, size):
         memory.add(numbered(first, min(size, total - first)))
     return memory
@@ -66,7 +66,7 @@ def test_reservoir_equals_one_sample_at_a_time() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_stored_samples_are_copies_on_their_device(device: str) -> None:
-    memory = Reservoir(8, "all", Generator().manual_seed(0))
+    memory = Reservoir(8, "all", False, Generator().manual_seed(0))
     batch = numbered(0, 4, device, logits=True)
     memory.add(batch)
     batch.x.zero_()
@@ -86,15 +86,19 @@ def test_draws_are_distinct_and_seeded() -> None:
 
 def test_draws_with_replacement_are_independent() -> None:
     memory = filled(30, 30, 10, 0)
-    drawn = torch.cat([memory.sample_with_replacement(10).y for _ in range(900)])
+    memory.replacement = True
+    drawn = torch.cat([memory.sample(10).y for _ in range(900)])
     counts = drawn.bincount(minlength=30)
     assert len(counts) == 30 and counts.min() > 220 and counts.max() < 380
     small = filled(30, 3, 1, 0)
-    assert len(small.sample_with_replacement(10).y) == 3, "as many as are stored"
+    small.replacement = True
+    draws = [small.sample(10).y for _ in range(20)]
+    assert {len(draw) for draw in draws} == {3}, "as many as are stored"
+    assert any(len(draw.unique()) < 3 for draw in draws)
 
 
 def test_ring_keeps_the_last_samples_of_each_task() -> None:
-    ring = Ring(4, "all", Generator().manual_seed(0))
+    ring = Ring(4, "all", False, Generator().manual_seed(0))
     for first in (0, 3, 6):
         ring.add(numbered(first, 3))
     assert len(ring) == 0, "the current task is not yet of the past"
@@ -116,7 +120,7 @@ def in_classes(labels: list[int], size: int = 5) -> list[Batch]:
 
 
 def balanced(labels: list[int], capacity: int, seed: int) -> Balanced:
-    memory = Balanced(capacity, "all", Generator().manual_seed(seed))
+    memory = Balanced(capacity, "all", False, Generator().manual_seed(seed))
     for part in in_classes(labels):
         memory.add(part)
     return memory
@@ -149,7 +153,7 @@ def test_balanced_is_uniform_within_a_class() -> None:
 
 
 def test_everything_is_kept_without_a_capacity() -> None:
-    memory = Reservoir(None, "all", Generator().manual_seed(0))
+    memory = Reservoir(None, "all", False, Generator().manual_seed(0))
     for first in range(0, 50, 7):
         memory.add(numbered(first, 7))
     assert sorted(memory.sample(99).y.tolist()) == list(range(56)) and len(memory) == 56
@@ -159,7 +163,7 @@ def test_everything_is_kept_without_a_capacity() -> None:
 @pytest.mark.parametrize("kind", [Reservoir, Balanced, Ring])
 def test_first_epoch_alone(kind: Any) -> None:
     """With insert=first a second epoch changes nothing; the next task is offered again."""
-    memory, task = kind(8, "first", Generator().manual_seed(0)), numbered(0, 6)
+    memory, task = kind(8, "first", False, Generator().manual_seed(0)), numbered(0, 6)
     now = Task(0, task.x, task.y, task.t)
     for _ in range(2):
         memory.begin_task(now)
@@ -169,7 +173,7 @@ def test_first_epoch_alone(kind: Any) -> None:
         memory.add(task)
         assert memory.rows.y.equal(before[0]) and memory.rng.get_state().equal(before[1])
         memory.end_task()
-    twice = kind(8, "all", Generator().manual_seed(0))
+    twice = kind(8, "all", False, Generator().manual_seed(0))
     twice.begin_task(now)
     twice.add(task)
     seen = twice.seen if kind is not Balanced else dict(twice.seen)
@@ -178,7 +182,7 @@ def test_first_epoch_alone(kind: Any) -> None:
 
 
 def test_by_task() -> None:
-    ring, reservoir = Ring(2, "all", Generator()), Reservoir(99, "all", Generator())
+    ring, reservoir = Ring(2, "all", False, Generator()), Reservoir(99, "all", False, Generator())
     for k in range(3):
         rows = numbered(10 * k, 3)._replace(t=torch.full((3,), k))
         for memory in (ring, reservoir):

@@ -72,7 +72,7 @@ def test_convolutions_equal_autograd(
     net = strided(activation, hidden).double()
     rt = machine(device, channels_last=channels_last)
     made = learner(net, rt, transform=identity(rt.device, channels=3))
-    assert isinstance(made.direct, ConvGradient)
+    assert isinstance(made.without_autograd, ConvGradient)
     rows = batch(6, shape=(3, 9, 8))
     if live is not None:
         rows = rows._replace(y=2 * rows.t + rows.y % 2)

@@ -178,7 +178,7 @@ def tangent(rt: Any) -> Learner:
 
 def hard(rt: Any) -> Learner:
     """Everything that has a state: batch norm, Adam's moments, draws of the augmentation."""
-    transform = Transform([0.2], [0.5], 4, 1, True, None, 0.0, rt.device)
+    transform = Transform([0.2], [0.5], 4, 1, True, None, 0.0, "anew", rt.device)
     return learner(NormNet(), rt, lambda p: torch.optim.Adam(p, lr=0.01), 0.01, transform)
 
 

@@ -144,7 +144,7 @@ def test_a_perceptrons_rows_come_of_one_pass(
         rows.write(weights)
         torch.testing.assert_close(made.flat.grad, weights.to(device) @ expected)
         ends.append(loss)
-        made.direct = None
+        made.without_autograd = None
     torch.testing.assert_close(*ends)
 
 
@@ -198,25 +198,43 @@ def cut(g: Tensor, most: float) -> Tensor:
     return g * min(1.0, most / float(g.norm()))
 
 
+AS_IN_LA_MAML = "method.reference=tasks", "method.clip=0.1", "method.passes=2"
+
+
 @pytest.mark.parametrize("compat", [False, True])
-def test_agem_as_in_la_mamls_code(compat: bool) -> None:
-    """The mean of clipped gradients of past tasks, without the first one; two clipped steps."""
-    options = "method.reference=tasks", "method.clip=0.1", "method.passes=2"
+def test_agems_reference_as_in_la_mamls_code(compat: bool) -> None:
+    """The mean of the clipped gradients of past tasks, without the first one with compat."""
     name = f"method.reference_compat={str(compat).lower()}"
-    made, method, rows, slopes = past_and_new("agem", *options, name)
+    _, method, _, slopes = past_and_new("agem", *AS_IN_LA_MAML, name)
     assert all(float(g.norm()) > 0.1 for g in slopes)
+    protected = [cut(g, 0.1) for g in (slopes[1:2] if compat else slopes[:2])]
+    torch.testing.assert_close(method._reference(), torch.stack(protected).mean(0))
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_agem_takes_clipped_steps(against: bool) -> None:
+    """Two steps on a batch, each by the clipped gradient, projected where it is in the way."""
+    made, method, rows, _ = past_and_new("agem", *AS_IN_LA_MAML)
+    if against:  # images of the past, with the label that is most in its way
+        first, second = method.memory.by_task()
+        both, reference = first.cat(second), method._reference()
+        choices = [both._replace(y=torch.full_like(both.y, label)) for label in range(6)]
+        rows = min(choices, key=lambda some: float(slope_at(made, some) @ reference))
+    start, theta = made.flat.theta.detach().clone(), made.flat.theta.detach().clone()
+    projected = []
     for _ in range(2):
-        theta, expected = made.flat.theta.detach().clone(), cut(slopes[2], 0.1)
-        protected = slopes[1:2] if compat else slopes[:2]
-        reference = torch.stack([cut(g, 0.1) for g in protected]).mean(0)
-        project(expected, reference)
-        slopes = [slope_at(made, part) for part in [*method.memory.by_task(), rows]]
-        method._step(rows)
-        torch.testing.assert_close(theta - made.flat.theta.detach(), made.lr * expected)
-        slopes = [slope_at(made, part) for part in [*method.memory.by_task(), rows]]
+        made.flat.theta.data.copy_(theta)
+        step, reference = cut(slope_at(made, rows), 0.1), method._reference()
+        projected.append(bool(step @ reference < 0))
+        project(step, reference)
+        theta = theta - made.lr * step
+    assert any(projected) == against
+    made.flat.theta.data.copy_(start)
     before = made.sample_gradients
     method.observe(rows)
-    assert made.sample_gradients - before == 2 * (5 + (4 if compat else 8))
+    torch.testing.assert_close(made.flat.theta.detach(), theta)
+    assert made.sample_gradients - before == 2 * (len(rows.y) + 8)
+    assert method.memory.seen == len(rows.y), "a batch is stored once"
 
 
 def slope_at(made: Learner, rows: Batch) -> Tensor:
@@ -234,23 +252,24 @@ def test_the_first_task_alone_is_not_protected_in_la_mamls_code() -> None:
     assert len(method.memory) == 4 and method._reference() is None
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_gem_clips_every_gradient(direct: bool) -> None:
-    """As GEM on gradients that were scaled to the norm before."""
-    most = 0.1
-    made, method, rows, slopes = past_and_new("gem", f"method.clip={most}", "method.passes=2")
-    made.direct = made.direct if direct else None
-    g = cut(slopes[2], most)
-    past = torch.stack([cut(p, most) for p in slopes[:2]])
-    if bool((past @ g >= 0).all()):  # then nothing is projected: turn the labels of the batch
-        pytest.fail("no task is in the way")
-    expected = g + correction(past, g, method.margin, method.ridge)
-    theta = made.flat.theta.detach().clone()
-    method._step(method.memory.by_task(), rows)
-    torch.testing.assert_close(theta - made.flat.theta.detach(), made.lr * expected)
+@pytest.mark.parametrize("factored", [True, False])
+def test_gem_clips_every_gradient(factored: bool) -> None:
+    """Two steps on a batch, as GEM on gradients that were scaled to the norm before."""
+    made, method, rows, slopes = past_and_new("gem", "method.clip=0.1", "method.passes=2")
+    made.without_autograd = made.without_autograd if factored else None
+    start, theta = made.flat.theta.detach().clone(), made.flat.theta.detach().clone()
+    for _ in range(2):
+        made.flat.theta.data.copy_(theta)
+        slopes = [cut(slope_at(made, part), 0.1) for part in [*method.memory.by_task(), rows]]
+        past, g = torch.stack(slopes[:2]), slopes[2]
+        assert bool((past @ g < 0).any()), "a past task is in the way"
+        theta = theta - made.lr * (g + correction(past, g, method.margin, method.ridge))
+    made.flat.theta.data.copy_(start)
     before = made.sample_gradients
     method.observe(rows)
+    torch.testing.assert_close(made.flat.theta.detach(), theta)
     assert made.sample_gradients - before == 2 * (5 + 8)
+    assert method.memory.seen == 5, "a batch is stored once"
 
 
 def test_gem_clips_before_there_is_a_past() -> None:

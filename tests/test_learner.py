@@ -130,7 +130,7 @@ def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
 
 
 def test_gradients_see_augmented_pixels_and_logits_do_not() -> None:
-    transform = Transform([0.0], [1.0], 4, 2, True, None, 0.0, CPU)
+    transform = Transform([0.0], [1.0], 4, 2, True, None, 0.0, "anew", CPU)
     made, rows = learner(mlp(), transform=transform), batch()
     seen = made.augmented(rows).x
     assert not seen.equal(rows.x) and seen.shape == rows.x.shape

@@ -31,7 +31,8 @@ def check(plain: dict[str, Any]) -> None:
         _require(
             f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
         )
-        if "buffer" in method:
+        unused = get_object(method["_target_"]).unused(plain)
+        if "buffer" in method and "method.buffer" not in unused:
             _check_buffer(method["buffer"], dataset["tasks"], prod(contents.shape))
     if known is not None:
         count = count_parameters(plain["model"], *known)

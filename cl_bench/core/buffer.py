@@ -1,4 +1,4 @@
-"""Memories of replay methods: past samples as raw pixels, augmented anew for each replay.
+"""Memories of replay methods: past samples as pixels, as they came to the method.
 
 All draws come from a CPU generator of the run, so that they are the same on every device.
 """
@@ -22,10 +22,11 @@ class Buffer(Stateful):
 
     insert=first  a task's samples are offered in its first epoch only
     insert=all    they are offered in each epoch, and the buffer counts them each time
+    replacement   whether a draw may have a sample several times
     """
 
-    def __init__(self, rng: Generator, insert: Insert) -> None:
-        self.rng, self.insert = rng, insert
+    def __init__(self, rng: Generator, insert: Insert, replacement: bool) -> None:
+        self.rng, self.insert, self.replacement = rng, insert, replacement
         self.rows: Batch | None = None
         self.filled = 0  # the number of rows that may be drawn, from the first on
         self.new: int | None = None  # samples of this task still to be offered; None: no limit
@@ -56,15 +57,12 @@ class Buffer(Stateful):
         """Call it after the task's last sample; what is kept of it may be replayed as past."""
 
     def sample(self, count: int) -> Batch:
-        """`count` samples drawn without replacement, or all where fewer are stored."""
+        """`count` stored samples, or as many as there are: distinct, or drawn independently."""
         assert self.rows is not None
+        if self.replacement:
+            size = (min(count, self.filled),)
+            return self.rows.rows(torch.randint(self.filled, size, generator=self.rng))
         return self.rows.rows(torch.randperm(self.filled, generator=self.rng)[:count])
-
-    def sample_with_replacement(self, count: int) -> Batch:
-        """As many samples as `sample` draws, each of all that are stored."""
-        assert self.rows is not None
-        size = (min(count, self.filled),)
-        return self.rows.rows(torch.randint(self.filled, size, generator=self.rng))
 
     def by_task(self) -> list[Batch]:
         """The stored samples of each past task, a batch each; synchronises with a CUDA device."""
@@ -94,8 +92,10 @@ class Reservoir(Buffer):
     Each of n offered samples is kept with probability capacity / n; `capacity` null keeps all.
     """
 
-    def __init__(self, capacity: Count | None, insert: Insert, rng: Generator) -> None:
-        super().__init__(rng, insert)
+    def __init__(
+        self, capacity: Count | None, insert: Insert, replacement: bool, rng: Generator
+    ) -> None:
+        super().__init__(rng, insert, replacement)
         self.capacity, self.seen = capacity, 0
 
     def _offer(self, batch: Batch) -> None:
@@ -123,8 +123,8 @@ class Balanced(Buffer):
     the labels on the CPU, which synchronises with a CUDA device at every step.
     """
 
-    def __init__(self, capacity: Count, insert: Insert, rng: Generator) -> None:
-        super().__init__(rng, insert)
+    def __init__(self, capacity: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
+        super().__init__(rng, insert, replacement)
         self.capacity = capacity
         self.places: dict[int, list[int]] = {}  # the rows of each class
         self.seen: dict[int, int] = {}  # samples offered of each class
@@ -162,8 +162,8 @@ class Balanced(Buffer):
 class Ring(Buffer):
     """The last `per_task` samples of every task, as in GEM; the current task is not drawn."""
 
-    def __init__(self, per_task: Count, insert: Insert, rng: Generator) -> None:
-        super().__init__(rng, insert)
+    def __init__(self, per_task: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
+        super().__init__(rng, insert, replacement)
         self.per_task, self.seen = per_task, 0  # seen: samples offered of the current task
         self.starts: list[int] = []  # first row of each past task
 

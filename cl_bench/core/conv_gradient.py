@@ -18,9 +18,10 @@ from cl_bench.core.mlp_gradient import LEAKY_RELU_BACKWARD, NEGATIVE_SLOPE, Loss
 from cl_bench.models.strided import StridedConvNet
 
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
-# a layer, the gradient s in its output, its input a, and its weight's gradient; None: s' a
-Step = tuple[Any, Tensor, Tensor, Tensor | None]
-OVER = {2: (0,), 4: (0, 2, 3)}  # all dimensions but the channels'
+# What a layer's gradient is made of: the layer; the gradient s (N, out, ...) in its output; its
+# input a (N, in, ...); the gradient in its weight, None for a linear layer, where that is s'a
+LayerGradient = tuple[Any, Tensor, Tensor, Tensor | None]
+BIAS_DIMS = {2: (0,), 4: (0, 2, 3)}  # over which s is summed for the bias, by the dimensions of s
 
 
 class ConvGradient:
@@ -38,7 +39,7 @@ class ConvGradient:
                 torch.mm(s.T, a, out=layer.weight.grad)
             else:
                 layer.weight.grad.copy_(weight)
-            torch.sum(s, OVER[s.ndim], out=layer.bias.grad)
+            torch.sum(s, BIAS_DIMS[s.ndim], out=layer.bias.grad)
         return losses.mean()
 
     @torch.no_grad()
@@ -50,21 +51,29 @@ class ConvGradient:
                 layer.weight.addmm_(s.T, a, alpha=-lr)
             else:
                 layer.weight.sub_(weight, alpha=lr)
-            layer.bias.sub_(s.sum(OVER[s.ndim]), alpha=lr)
+            layer.bias.sub_(s.sum(BIAS_DIMS[s.ndim]), alpha=lr)
         return losses.mean()
 
-    def _passes(self, x: Tensor, criterion: LossesAndGradients) -> tuple[Tensor, Iterator[Step]]:
+    def _passes(
+        self, x: Tensor, criterion: LossesAndGradients
+    ) -> tuple[Tensor, Iterator[LayerGradient]]:
         """The losses (N,), and what each layer's gradient is made of, from the last layer down."""
-        inputs, outputs, a = [], [], x
+        inputs, outputs = [], []
         for layer in self.layers:
+            a = F.leaky_relu(outputs[-1], self.negative_slope) if outputs else x
             inputs.append(a.flatten(1) if isinstance(layer, nn.Linear) else a)
             outputs.append(layer(inputs[-1]))
-            a = F.leaky_relu(outputs[-1], self.negative_slope)
         losses, s = criterion(outputs[-1])
         return losses, self._backward(s / len(x), inputs, outputs)
 
-    def _backward(self, s: Tensor, inputs: list[Tensor], outputs: list[Tensor]) -> Iterator[Step]:
-        """The slope below a layer is computed before the layer is given out and may be changed."""
+    def _backward(
+        self, s: Tensor, inputs: list[Tensor], outputs: list[Tensor]
+    ) -> Iterator[LayerGradient]:
+        """What each layer's gradient is made of, from the last layer down.
+
+        The gradient in a layer's input is computed before the layer is yielded, so that the caller
+        may change the layer.
+        """
         for i in reversed(range(len(self.layers))):
             layer, a, weight = self.layers[i], inputs[i], None
             if isinstance(layer, nn.Linear):

@@ -60,7 +60,7 @@ def make_engine(flat: FlatParams, compiler: Compiler | None) -> GradientEngine:
     return Eager(flat) if compiler is None else Compiled(flat, compiler)
 
 
-def clip_norm(gradient: Tensor, most: float) -> Tensor:
-    """Scale a gradient in place to the norm `most` at most, without synchronising the device."""
+def clip_norm(gradient: Tensor, max_norm: float) -> Tensor:
+    """Scale a gradient in place to at most this norm, without synchronising the device."""
     norm = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
-    return gradient.mul_((most / norm).clamp(max=1))
+    return gradient.mul_((max_norm / norm).clamp(max=1))

@@ -72,8 +72,10 @@ def gradients(learner: Learner, parts: list[Batch]) -> tuple[GradientMatrix, Ten
 
     Each batch is augmented first.
     """
-    if isinstance(learner.direct, MLPGradient):
-        return _by_mlp(learner, learner.direct, [learner.augmented(part) for part in parts])
+    if isinstance(learner.without_autograd, MLPGradient):
+        return _by_mlp(
+            learner, learner.without_autograd, [learner.augmented(part) for part in parts]
+        )
     grad = learner.flat.grad
     rows, loss = grad.new_empty(len(parts), len(grad)), grad.new_zeros(())
     for row, part in zip(rows, parts, strict=True):
@@ -90,7 +92,9 @@ def _by_mlp(
     sizes, grad = [len(part.y) for part in parts], learner.flat.grad
     learner.sample_gradients += len(whole.y)
     counts = torch.tensor(sizes, dtype=grad.dtype).repeat_interleave(torch.tensor(sizes))
-    losses, factors = mlp.factors(*learner.direct_inputs(whole), to_device_of(counts, grad))
+    losses, factors = mlp.factors(
+        *learner.inputs_without_autograd(whole), to_device_of(counts, grad)
+    )
     loss, total = losses[-sizes[-1] :].mean(), sum(sizes)
     ends = sum(s.shape[1] + a.shape[1] for s, a in factors)
     if total**2 * ends < (total + len(parts) ** 2) * len(grad):

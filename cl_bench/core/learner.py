@@ -58,13 +58,14 @@ class Learner(NetworkFunction):
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
         self._engine = make_engine(self.flat, machine.compiler)
-        mlp, sequence = mlp_gradient(net, self.flat), None
-        # the gradient without autograd, where the network has one
-        self.direct: MLPGradient | ConvGradient | None = None
-        if machine.precision == "fp32" and machine.compiler is None:
-            self.direct = mlp or conv_gradient(net)
-        elif machine.precision == "fp32" and machine.compiler is not None and mlp is not None:
-            sequence = mlp.compiled_sequence(machine.compiler, criterion.losses_and_gradients)
+        self.without_autograd: MLPGradient | ConvGradient | None = None
+        sequence = None
+        if machine.precision == "fp32":
+            mlp = mlp_gradient(net, self.flat)
+            if machine.compiler is None:
+                self.without_autograd = mlp or conv_gradient(net)
+            elif mlp is not None:
+                sequence = mlp.compiled_sequence(machine.compiler, criterion.losses_and_gradients)
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
     def begin_task(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
@@ -182,12 +183,8 @@ class Learner(NetworkFunction):
         """Set the entries of a gradient (P,) to 0 where parameters are frozen (batch norm)."""
         return gradient if self._unfrozen is None else gradient * self._unfrozen
 
-    def augmented(self, batch: Batch) -> Batch:
-        """The batch with its images augmented at random."""
-        return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
-
-    def direct_inputs(self, batch: Batch) -> tuple[Tensor, LossesAndGradients]:
-        """What `direct` takes: images as floats, and the criterion as a function of the logits."""
+    def inputs_without_autograd(self, batch: Batch) -> tuple[Tensor, LossesAndGradients]:
+        """What `without_autograd` takes: images as floats, and the criterion of the logits."""
         competing = self.heads.competing(batch)
         x = self.transform.view(batch.x).to(self.flat.grad.dtype)
         return x, partial(self.criterion.losses_and_gradients, y=batch.y, live=competing)
@@ -225,9 +222,9 @@ class Learner(NetworkFunction):
         self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 
     def _fill(self, batch: Batch) -> Tensor:
-        if self.direct is None:
+        if self.without_autograd is None:
             return self._engine(self.loss, (batch,), has_aux=False)
-        return self.direct.fill(*self.direct_inputs(batch))
+        return self.without_autograd.fill(*self.inputs_without_autograd(batch))
 
     def _zero_frozen(self, value: Tensor) -> Tensor:
         """Set `flat.grad` to 0 where parameters are frozen; returns `value`, detached."""
@@ -240,9 +237,9 @@ class Learner(NetworkFunction):
 
     def _sgd_step(self, batch: Batch, lr: float) -> Tensor:
         """theta <- theta - lr gradient, without the optimizer; returns the mean loss before it."""
-        if self.direct is not None:
+        if self.without_autograd is not None:
             self._count(batch)
-            return self.direct.descend(*self.direct_inputs(batch), lr)
+            return self.without_autograd.descend(*self.inputs_without_autograd(batch), lr)
         loss = self.loss_gradient(batch)
         self.flat.theta.detach().sub_(self.flat.grad, alpha=lr)
         return loss

@@ -35,6 +35,14 @@ class NetworkFunction(Rebuilt):
         set_dropout_generator(net, machine.draws)
         accept_single_samples(net)
 
+    def arriving(self, batch: Batch) -> Batch:
+        """A batch as methods get it: augmented where images are augmented once, else raw."""
+        return self._augment(batch) if self.transform.once else batch
+
+    def augmented(self, batch: Batch) -> Batch:
+        """The batch with its images augmented at random, unless they were when they came."""
+        return batch if self.transform.once else self._augment(batch)
+
     def logits(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B, K) logits of all classes at `theta`.
 
@@ -84,6 +92,9 @@ class NetworkFunction(Rebuilt):
         finally:
             self._set_mode(before[0])
             self.full_precision = before[1]
+
+    def _augment(self, batch: Batch) -> Batch:
+        return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
 
     def _autocast(self) -> AbstractContextManager:
         return nullcontext() if self.full_precision else self.machine.autocast()

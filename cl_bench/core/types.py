@@ -87,6 +87,8 @@ class Task:
 class Transform(Protocol):
     """Turns raw pixels into the network's input: `draw` augments at random, `view` normalises."""
 
+    once: bool  # augment a training image when its batch comes, not for each use
+
     def draw(self, x: Tensor, rng: Generator) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, h, w) uint8, augmented by one random draw per sample."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ class Transform:
     draw  augments at random: pad with black, crop at a random place, flip with probability 1/2,
           multiply with a factor from [1 - brightness, 1 + brightness]
     view  is deterministic: crop the centre if not cropped yet, resize, (x / 255 - mean) / std
+
+    augment=anew  an image is augmented for each use, and a memory stores it raw
+    augment=once  it is augmented when its batch comes, and a memory stores it so
     """
 
     def __init__(
@@ -29,14 +33,21 @@ class Transform:
         flip: bool,
         resize: Pixels | None,
         brightness: Share,
+        augment: Literal["anew", "once"],
         device: torch.device,
     ) -> None:
         self.crop, self.padding, self.flip, self.resize = crop, padding, flip, resize
-        self.brightness = brightness
+        self.brightness, self.once = brightness, augment == "once"
         centre = torch.tensor(mean, device=device).view(-1, 1, 1)
         spread = torch.tensor(std, device=device).view(-1, 1, 1)
         self.scale, self.shift = 1 / (255 * spread), -centre / spread
         self.centred = any(mean)
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """`augment`, where images are not augmented."""
+        keys = ("crop", "padding", "flip", "brightness")
+        return set() if any(options[key] for key in keys) else {"augment"}
 
     def draw(self, x: Tensor, rng: Generator) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, crop or H, crop or W) uint8, one random draw per sample."""

@@ -45,7 +45,7 @@ def learn(session: Session, task: Task) -> None:
         if every and progress.step % every == 0:
             started += _probe(session, task)
         session.learner.anneal(schedule.factor(progress.step, last))
-        loss = session.method.observe(batch)
+        loss = session.method.observe(session.learner.arriving(batch))
         progress.step += 1
         progress.steps += 1
         host.advance(1)

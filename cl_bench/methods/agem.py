@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Positive
-from cl_bench.core.buffer import Buffer
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.buffer import Buffer, Ring
 from cl_bench.core.gradient import clip_norm
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
@@ -41,7 +43,17 @@ class AGEM(Rehearsal):
     ) -> None:
         super().__init__(learner, buffer)
         self.replay, self.reference = replay, reference
-        self.passes, self.clip, self.compat = passes, clip, reference_compat
+        self.passes, self.clip, self.reference_compat = passes, clip, reference_compat
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        method = config["method"]
+        ring = get_object(method["buffer"]["_target_"]) is Ring
+        if method["reference"] == "tasks" and method["reference_compat"] and not ring:
+            raise UserError(
+                "method.reference_compat=true: leaves out the first task of the memory, which must "
+                "hold all of them; use buffer=ring"
+            )
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -71,10 +83,11 @@ class AGEM(Rehearsal):
         return total if parts else None
 
     def _parts(self) -> list[Batch]:
-        """The batches whose gradients make the reference, by their mean."""
+        """The batches of the memory; the reference is the mean of their gradients."""
         if self.reference == "batch":
             return [self.memory.sample(self.replay)]
-        return self.memory.by_task()[self.compat :]
+        past = self.memory.by_task()
+        return past[1:] if self.reference_compat else past
 
     def _gradient(self, batch: Batch) -> Tensor:
         """Fill `flat.grad`, clipped; returns the loss."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Share, ZeroOrMore
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.buffer import Buffer
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
@@ -43,9 +44,10 @@ class EMCL(Rehearsal):
       si          |g * (theta_k - theta_0)|
       none        h = 1
 
-    The text denies a memory, and its L_t "over all tasks" (eq. 1, 5, 11) needs one. With `replay`
-    above 0 that many stored samples are drawn for each batch, and follow the new ones as inner
-    steps (replay_in=inner), in the gradient g of the importance (importance), or in both.
+    The paper's text denies a memory, but L_t in eq. 1, 5 and 11 is over all tasks, which needs one.
+    With `replay` above 0 that many stored samples are drawn for each batch. They follow the new
+    ones in the inner steps (replay_in=inner), or belong to the batch of g, the gradient that
+    importance is made of (importance), or both.
 
     A batch is gone through `passes` times, an inner step on `slice_size` samples: 1, as in the
     paper, or more where batch norm needs them; `batch_norm`: how it sees them
@@ -86,6 +88,16 @@ class EMCL(Rehearsal):
         self._kept, self._meta = compiler(self._share_kept), compiler(self._meta_step)
 
     @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        method = config["method"]
+        alone = method["importance"] == "none" or method.get("at", "batch") != "batch"
+        if method["replay"] and method["replay_in"] == "importance" and alone:
+            raise UserError(
+                "method.replay_in=importance: this importance has no batch of its own, so that "
+                "nothing would be replayed; use inner or both, or method.replay=0"
+            )
+
+    @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
         inner = config["method"]["inner"]
         keys = {
@@ -93,7 +105,8 @@ class EMCL(Rehearsal):
             "prox": inner != "proximal",
             "strength": inner not in ("proximal", "gradient"),
             "decay": config["method"]["importance"] == "none",
-            **dict.fromkeys(("buffer", "replay_in"), not config["method"]["replay"]),
+            "buffer": not config["method"]["replay"],
+            "replay_in": not config["method"]["replay"] or config["method"]["importance"] == "none",
         }
         return {f"method.{key}" for key, idle in keys.items() if idle}
 
@@ -134,8 +147,6 @@ class EMCL(Rehearsal):
         moved, h, alpha = self._meta(theta_0, theta, g, step, self.h, self.alpha)
         learner.heads.keep_unused_(h, self.h, measured)
         learner.heads.keep_unused_(alpha, self.alpha, measured)
-        every = max(inner, measured, key=lambda part: len(part.y))  # one has the other's samples
-        learner.heads.keep_unused_(moved, theta_0, every)
         theta.copy_(moved)
         self.h, self.alpha = h, alpha
         return loss
@@ -156,12 +167,9 @@ class EMCL(Rehearsal):
             return self._single_steps(batch, theta_0)
         rate = self.inner_lr * self.learner.lr_factor
         kept = self._kept(self.h) if self.inner == "proximal" else None
-        usual = len(batch.y) == self.batch_size + self._replayed()
-        return self.learner.inner.sgd_sequence(batch, rate, kept, usual, self.slice_size)
-
-    def _replayed(self) -> int:
-        """The number of old samples in the inner steps on a batch, once so many are stored."""
-        return 0 if self.replay_in == "importance" else self.replay
+        old = 0 if self.replay_in == "importance" else self.replay
+        compiled_length = len(batch.y) == self.batch_size + old
+        return self.learner.inner.sgd_sequence(batch, rate, kept, compiled_length, self.slice_size)
 
     def _single_steps(self, batch: Batch, theta_0: Tensor, watch: Watch | None = None) -> Tensor:
         """`_inner_loop` one slice after the other, for any `inner`; `watch` sees each gradient."""

@@ -69,7 +69,7 @@ class GEM(Rehearsal):
         """The factors that clip gradients of these squared norms."""
         if self.clip is None:
             return torch.ones_like(squares)
-        return (self.clip / squares.sqrt()).clamp(max=1)
+        return (self.clip / squares.clamp(min=0).sqrt()).clamp(max=1)
 
 
 def multipliers(past: Tensor, dots: Tensor, margin: NonNegative, ridge: NonNegative) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -32,12 +33,9 @@ class LaMAML(Rehearsal):
     treats slices, and new and old samples together (`InnerLoop.batch_norm_mode`). C-MAML does not
     use rate_lr, La-MAML not optimizer.lr.
 
-    The authors' code has the second of each of these on CIFAR-100, and the second of the last two
-    on MNIST:
-    inner_rates=nonnegative  inner steps take max(a, 0); signed: they take a as it is
-    augment=anew             new and stored images are augmented anew for each use; once: when they
-                             come, for all passes over the batch, and they are stored as augmented
-    replacement=false        stored samples are drawn without replacement; true: independently
+    The authors' code for CIFAR-100 has inner_rates=signed: inner steps take a as it is, where
+    nonnegative takes max(a, 0). Their code for MNIST clips no inner gradient, by oversight
+    (clip_inner=false).
     """
 
     requires_plain_sgd = True
@@ -57,15 +55,14 @@ class LaMAML(Rehearsal):
         clip: Positive,
         batch_norm: By,
         inner_rates: Literal["nonnegative", "signed"],
-        augment: Literal["anew", "once"],
-        replacement: bool,
+        clip_inner: bool,
     ) -> None:
         super().__init__(learner, buffer)
         self.a = torch.full_like(learner.flat.grad, inner_lr)
         self.rate_lr, self.rates, self.update, self.order = rate_lr, rates, update, order
         self.passes, self.slice_size, self.replay, self.clip = passes, slice_size, replay, clip
         self.batch_norm: By = batch_norm
-        self.inner_rates, self.augment, self.replacement = inner_rates, augment, replacement
+        self.inner_rates, self.bound = inner_rates, clip if clip_inner else inf
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -76,7 +73,6 @@ class LaMAML(Rehearsal):
         return {key for key in (by_lr, by_rates, sign) if key}
 
     def observe(self, batch: Batch) -> Tensor:
-        batch = self.learner.augmented(batch) if self.augment == "once" else batch
         losses = []
         for number in range(self.passes):
             shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
@@ -86,9 +82,8 @@ class LaMAML(Rehearsal):
         return losses[0]
 
     def _pass(self, batch: Batch) -> Tensor:
-        seen, fresh = batch.cat(self._old()) if len(self.memory) else batch, batch
-        if self.augment == "anew":
-            seen, fresh = self.learner.augmented(seen), self.learner.augmented(fresh)
+        seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
+        seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
         ahead = self._second if self.order == "second" else self._first
         with self.learner.inner.batch_norm_mode(self.batch_norm, fresh):
             loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)
@@ -96,22 +91,18 @@ class LaMAML(Rehearsal):
         self._move(*(clip_norm(gradient, self.clip) for gradient in masked))
         return loss
 
-    def _old(self) -> Batch:
-        draw = self.memory.sample_with_replacement if self.replacement else self.memory.sample
-        return draw(self.replay)
-
-    def _rates(self) -> Tensor:
+    def _inner_rates(self) -> Tensor:
         """The learning rates (P,) of the inner steps."""
         return self.a if self.inner_rates == "signed" else self.a.clamp(min=0)
 
     def _first(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """d L(theta_i) / d theta = grad L(theta_i), d / d a = -(g_1 + ... + g_i) * grad L."""
         learner, theta = self.learner, self.learner.flat.theta.detach()
-        start, a, losses = theta.clone(), self._rates(), []
+        start, a, losses = theta.clone(), self._inner_rates(), []
         walked, slope, slope_a = (torch.zeros_like(start) for _ in range(3))
         for each in slices:
             learner.loss_gradient(each)
-            g = learner.flat.grad.clamp(-self.clip, self.clip)
+            g = learner.flat.grad.clamp(-self.bound, self.bound)
             walked.add_(g)
             theta.addcmul_(a, g, value=-1)
             losses.append(learner.loss_gradient(seen))
@@ -119,7 +110,7 @@ class LaMAML(Rehearsal):
             slope_a.addcmul_(learner.flat.grad, walked, value=-1)
         theta.copy_(start)
         count = len(slices)
-        return torch.stack(losses).mean(), slope / count, self._followed(slope_a) / count
+        return torch.stack(losses).mean(), slope / count, self._mask_negative_rates(slope_a) / count
 
     def _second(self, slices: list[Batch], seen: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The same gradients, differentiated through the inner steps, from the last one back.
@@ -130,11 +121,11 @@ class LaMAML(Rehearsal):
         of -l_i * g_i.
         """
         learner, theta = self.learner, self.learner.flat.theta.detach()
-        start, rates, steps, losses = theta.clone(), self._rates(), [], []
+        start, rates, steps, losses = theta.clone(), self._inner_rates(), [], []
         for each in slices:
             here = theta.clone().requires_grad_()
             (raw,) = torch.autograd.grad(learner.loss(here, each), here, create_graph=True)
-            g = learner.mask_frozen(raw.detach()).clamp(-self.clip, self.clip)
+            g = learner.mask_frozen(raw.detach()).clamp(-self.bound, self.bound)
             theta.addcmul_(rates, g, value=-1)
             losses.append(learner.loss_gradient(seen))
             steps.append((here, raw, g, learner.flat.grad / len(slices)))
@@ -146,9 +137,9 @@ class LaMAML(Rehearsal):
             vector = learner.mask_frozen((rates * slope).masked_fill_(raw.detach() != g, 0))
             slope.sub_(torch.autograd.grad(raw, here, vector)[0])
         learner.sample_gradients += 2 * sum(len(each.y) for each in slices)
-        return torch.stack(losses).mean(), slope, self._followed(slope_a)
+        return torch.stack(losses).mean(), slope, self._mask_negative_rates(slope_a)
 
-    def _followed(self, slope_a: Tensor) -> Tensor:
+    def _mask_negative_rates(self, slope_a: Tensor) -> Tensor:
         """The gradient in a, 0 where inner steps take 0 in place of a."""
         return slope_a if self.inner_rates == "signed" else slope_a * (self.a > 0)
 

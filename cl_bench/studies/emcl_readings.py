@@ -70,10 +70,16 @@ class EMCLReadings(EMCL):
     ) -> None:
         self.meta, self.at, self.start, self.unit = meta, at, start, unit
         self.rule, self.floor, self.rates = rule, floor, rates
-        inner_step = inner, inner_lr, prox, strength
-        replayed = buffer, replay, replay_in
-        rest = importance, decay, scale, passes, slice_size, batch_norm
-        super().__init__(learner, *inner_step, *rest, *replayed)
+        own: dict[str, Any] = {
+            "inner": inner,
+            "inner_lr": inner_lr,
+            "prox": prox,
+            "strength": strength,
+        }
+        own |= {"importance": importance, "decay": decay, "scale": scale, "passes": passes}
+        own |= {"slice_size": slice_size, "batch_norm": batch_norm}
+        own |= {"buffer": buffer, "replay": replay, "replay_in": replay_in}
+        super().__init__(learner, **own)
         self.h = torch.ones_like(self.h) * (start == "one" or importance == "none")
 
     @staticmethod
@@ -91,12 +97,13 @@ class EMCLReadings(EMCL):
             "unit": none or not weighted,
             "floor": own["rule"] == "literal" or not weighted,
             **dict.fromkeys(("scale", "rates"), constant),
-            **dict.fromkeys(("buffer", "replay_in"), own["replay"] == 0),
+            "buffer": not own["replay"],
+            "replay_in": not own["replay"] or none or own["at"] != "batch",
         }
         return {f"method.{key}" for key, idle in keys.items() if idle}
 
     def _parts(self, seen: Batch, new: int) -> tuple[Batch, Batch]:
-        """With at=first and at=mean, importance is made of inner steps, too."""
+        """With at=first and at=mean, importance is made of the gradients of inner steps."""
         inner, measured = super()._parts(seen, new)
         return inner, measured if self.at == "batch" else inner
 

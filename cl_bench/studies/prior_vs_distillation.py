@@ -133,7 +133,7 @@ def _train(
     learner.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
     learner.train(frozen=False)
     for batch in task.batches(schedule.batch_size, order, schedule.epochs):
-        learner.descend(batch)
+        learner.descend(learner.arriving(batch))
 
 
 def _draw(figure: Any, rows: list[dict[str, Any]]) -> None:
