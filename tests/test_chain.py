@@ -14,7 +14,7 @@ from cl_bench.core.criteria import CrossEntropy, Live, ScaledMSE
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.mlp_gradient import mlp_gradient
-from cl_bench.core.types import Batch
+from cl_bench.core.types import Batch, Task
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.prepare import prepare_network
 from cl_bench.models.strided import StridedConvNet
@@ -90,6 +90,39 @@ def test_convolutions_equal_autograd(
 
 def strided(activation: Any = "relu", hidden: Any = (7,)) -> StridedConvNet:
     return StridedConvNet((3, 9, 8), 6, [4, 5], list(hidden), activation, "kaiming", "same")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("emcl_replay", ("method.replay=3", "method.scale=3")),
+        ("mer", ("method.batches=2", "method.replay=3")),
+        ("lamaml", ("method.passes=2", "method.slice_size=2", "method.order=second")),
+        ("lamaml", ("method.passes=1", "method.order=first")),
+        ("gem", ("buffer.per_task=4", "method.clip=0.5")),
+        ("agem", ("buffer.per_task=4", "method.replay=3")),
+    ],
+)
+def test_methods_are_the_same_without_autograd(name: str, options: tuple[str, ...]) -> None:
+    """Two tasks with heads apart, on a convolutional network."""
+    live, ends = LIVE, []
+    for by_autograd in (False, True):
+        torch.manual_seed(0)
+        made = learner(strided().double(), transform=identity(channels=3))
+        assert isinstance(made.without_autograd, ConvGradient)
+        made.without_autograd = None if by_autograd else made.without_autograd
+        method = method_for(name, made, *options)
+        for t in range(2):
+            rows = batch(8, shape=(3, 9, 8))
+            task = Task(t, rows.x, 2 * t + rows.y % 2, torch.full((8,), t))
+            made.begin_task(live, torch.tensor([t]), None)
+            method.begin_task(task)
+            for part in task.batches(4, torch.Generator().manual_seed(t), epochs=2):
+                method.observe(part)
+            method.end_task(task)
+        ends.append((made.flat.theta.detach().clone(), torch.tensor(made.sample_gradients)))
+    for one, two in zip(*ends, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
 
 
 def test_an_objective_of_a_methods_own_goes_by_autograd() -> None:

@@ -11,10 +11,12 @@ from scipy.optimize import minimize_scalar
 from test_meta import CLOSE, READINGS, slope, start, theta_of, twin
 from torch import Generator, Tensor
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.config.build import build
+from cl_bench.config.check import check_config
 from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch
+from cl_bench.core.types import Batch, Task
 
 
 def readings(made: Learner, *overrides: str) -> Any:
@@ -240,18 +242,23 @@ def test_emcl_is_the_first_of_its_readings(inner: str, importance: str) -> None:
         assert small.h.equal(large.h) and small.alpha.equal(large.alpha)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ["emcl", "emcl_replay"])
-def test_a_compiled_emcl_is_the_same_emcl(name: str) -> None:
+def test_a_compiled_emcl_is_the_same_emcl(name: str, masked: bool) -> None:
     ends = []
     for compiled in (False, True):
         rt = machine()
         if compiled:
             compiles(rt)
         made = start(rt=rt, hidden=[8, 7])
+        if masked:
+            live = blobs("task").classes
+            made.begin_task(live, torch.tensor([0, 1, 2]), live)
         method = method_for(name, made, "method.scale=10", "method.passes=2")
         before = theta_of(made)
         for count in (4, 4, 5):
-            method.observe(batch(count))
+            rows = batch(count)
+            method.observe(rows._replace(y=2 * rows.t + rows.y % 2))
         assert not theta_of(made).equal(before)
         ends.append((theta_of(made), method.h, method.alpha))
     for one, two in zip(*ends, strict=True):
@@ -272,8 +279,11 @@ def with_memory(made: Learner, *given: str) -> tuple[Any, Batch]:
     return method, old
 
 
-@pytest.mark.parametrize("where", ["inner", "importance", "both"])
-@pytest.mark.parametrize("importance", ["taylor", "si", "none"])
+@pytest.mark.parametrize(
+    ("where", "importance"),
+    [(w, i) for w in ("inner", "both") for i in ("taylor", "si", "none")]
+    + [("importance", "taylor"), ("importance", "si")],
+)
 def test_where_stored_samples_come_in(where: str, importance: str) -> None:
     """The new samples first, then those drawn; as EMCL's equations on these batches."""
     made = start()
@@ -387,3 +397,36 @@ def test_the_meta_gradient_with_replay_is_the_envelopes() -> None:
     ]
     along = float((pull * (theta_0 - best)) @ way)
     assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(along, rel=1e-6)
+
+
+def test_a_replay_that_replays_nothing_is_refused() -> None:
+    """Importance has no batch of its own where there is none, or where it comes from the steps."""
+    for given in (
+        ("method=emcl_replay", "method.importance=none"),
+        (READINGS, "method.replay=3", "method.at=mean"),
+    ):
+        with pytest.raises(UserError, match=r"method\.replay_in=importance: .* use inner or both"):
+            check_config(composed(*given, "method.replay_in=importance"))
+        check_config(composed(*given, "method.replay_in=inner"))
+
+
+def test_a_memory_that_is_not_used_may_be_of_any_size() -> None:
+    check_config(composed("method=emcl", "buffer.capacity=100000000"))
+    with pytest.raises(UserError, match=r"buffer\.capacity=100000000: its images"):
+        check_config(composed("method=emcl_replay", "buffer.capacity=100000000"))
+
+
+@pytest.mark.parametrize("name", ["emcl", "emcl_replay"])
+def test_a_joined_stream_keeps_the_importance_of_heads_that_a_batch_lacks(name: str) -> None:
+    made, stream = start(), blobs("task")
+    made.begin_task(stream.live_at_end, torch.tensor([0, 1, 2]), stream.live_at_end)
+    method = method_for(name, made, "method.scale=3")
+    joined = [
+        torch.cat(parts) for parts in zip(*((t.x, t.y, t.t) for t in stream.tasks), strict=True)
+    ]
+    method.begin_task(Task(0, *joined))
+    method.observe(Batch(*joined).rows(torch.arange(0, 90, 9)))
+    before, other = method.h.clone(), made.heads.in_use(~stream.classes[1]) == 0
+    method.memory.rows, method.memory.filled = None, 0
+    method.observe(Batch(*joined).rows(slice(0, 5)))
+    assert method.h[other].equal(before[other]) and not method.h.equal(before)
