@@ -48,12 +48,12 @@ def test_objects_of_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [Reservoir, Balanced, Ring])
 def test_buffers_go_on_as_if_never_stopped(kind: type, tmp_path: Path) -> None:
     rng = Generator().manual_seed(4)
-    memory = kind(5, "all", rng)
+    memory = kind(5, "all", False, rng)
     for _ in range(3):
         memory.add(batch(4))
     state = rng.get_state()
     twin_rng = Generator()
-    twin = through(memory, kind(5, "all", twin_rng), tmp_path)
+    twin = through(memory, kind(5, "all", False, twin_rng), tmp_path)
     twin_rng.set_state(state)
     assert twin.rng is twin_rng
     for one in (memory, twin):

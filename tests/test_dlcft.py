@@ -68,7 +68,7 @@ def solve(made: Learner, objective: Any, *args: Any, matrix: Any = 0, pull: Any 
 def in_sequence(scenario: str, estimate: Any, by: Any = "tasks") -> Learner:
     """The stream by DLCFT, every task to its exact minimum."""
     made, (stream, member) = start(scenario), tasks(scenario)
-    options: Any = 1.0, "explicit", 1, "never", partial(Reservoir, 1, "all"), 1, 0.5
+    options: Any = 1.0, "explicit", 1, "never", partial(Reservoir, 1, "all", False), 1, 0.5
     method = DLCFT(made, estimate, lambda p, f: running_mean(p, f, by), *options)
     ever = SCENARIOS[scenario](member, TASKS - 1)
     for task in stream:

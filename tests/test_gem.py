@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES, blobs, learner, machine, method_for, mlp
+from conftest import DEVICES, blobs, composed, learner, machine, method_for, mlp
 from scipy.optimize import lsq_linear, nnls
 from test_methods import moved
 from torch import Generator, Tensor
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
 from cl_bench.core.gradient_matrix import DenseGradients, FactoredGradients, gradients
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
@@ -279,3 +281,11 @@ def test_gem_clips_before_there_is_a_past() -> None:
     method.observe(Batch(rows.x, rows.y, rows.t))
     moved_by = (theta - made.flat.theta.detach()).norm()
     assert float(moved_by) == pytest.approx(0.01 * made.lr)
+
+
+def test_the_oversight_needs_a_memory_of_all_tasks() -> None:
+    given = "method=agem", "method.reference=tasks", "method.reference_compat=true"
+    check_config(composed(*given))
+    with pytest.raises(UserError, match=r"method\.reference_compat=true: .* use buffer=ring"):
+        check_config(composed(*given, "buffer=reservoir"))
+    check_config(composed("method=agem", "method.reference_compat=true", "buffer=reservoir"))

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from hydra.utils import get_object
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Positive
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.buffer import Buffer, Ring
+from cl_bench.core.buffer import Buffer
 from cl_bench.core.gradient import clip_norm
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
@@ -48,7 +47,7 @@ class AGEM(Rehearsal):
     @staticmethod
     def check(config: dict[str, Any]) -> None:
         method = config["method"]
-        ring = get_object(method["buffer"]["_target_"]) is Ring
+        ring = "per_task" in method["buffer"]
         if method["reference"] == "tasks" and method["reference_compat"] and not ring:
             raise UserError(
                 "method.reference_compat=true: leaves out the first task of the memory, which must "
