@@ -93,7 +93,8 @@ def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
     parts += [about["text"]] if about["text"] else []
     metrics = list(dict.fromkeys(row.metric for row in rows))
     sparse = len(rows) * 2 < len(groups) * len(metrics)
-    parts.append(long_table(rows) if sparse else wide_table(groups, metrics))
+    wide = not sparse or all(any(row.metric == "ACC" for row in group) for group in groups)
+    parts.append(wide_table(groups, metrics) if wide else long_table(rows))
     parts += [f"## Commands\n\n```bash\n{commands(groups)}\n```", *notes(groups)]
     return "\n\n".join(parts) + "\n"
 
