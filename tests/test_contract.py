@@ -318,6 +318,20 @@ def test_a_residual_network_comes_back(name: str, tmp_path: Path) -> None:
     stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, build=residual)
 
 
+def test_images_that_are_augmented_once_come_back(tmp_path: Path) -> None:
+    """Each step draws once for its batch, and the memory has images that are not the task's."""
+
+    def once(rt: Any) -> Learner:
+        transform = Transform([0.2], [0.5], 4, 1, True, None, 0.0, "once", rt.device)
+        return learner(mlp(), rt, transform=transform)
+
+    run = stopped_and_continued(tmp_path, [11], name="er", scenario="data", build=once)
+    stored, raw = run.method.memory.rows.x, torch.cat([task.x for task in run.stream.tasks])
+    kept = stored[: len(run.method.memory)].flatten(1)
+    same = (kept[:, None] == raw.flatten(1)[None]).all(-1).any(1)
+    assert 0 < same.float().mean() < 0.5, "one window of 18 is the image itself"
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_warm_up_comes_once(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
