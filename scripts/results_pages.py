@@ -19,9 +19,10 @@ from cl_bench.base.files import write_text
 from cl_bench.report.results_table import ResultRow, read
 
 ROOT = Path(__file__).parents[1]
-# where a table stands in another text: this line, the table, and the line END
-START = re.compile(r"^<!-- results/([\w.-]+)\.csv, by scripts/results_pages\.py -->$", re.M)
+# a table in another text: a line that names it, the table, and the line END
+START = r"^<!-- results/([\w.-]+)\.csv, by scripts/results_pages\.py -->$"
 END = "<!-- end of results -->"
+TABLE = re.compile(f"({START}).*?^{END}$", re.M | re.S)
 PLUS_MINUS = "\u00a0±\u00a0"  # with spaces at which no line breaks
 MOVED = "carried over from "
 MADE = "<!-- made by scripts/results_pages.py: change results/{}, not this page -->"
@@ -42,48 +43,43 @@ def pages(root: Path) -> dict[Path, str]:
     made = {docs / f"{name}.md": page(name, about[name], tables[name]) for name in order}
     made[docs / "index.md"] = index(about)
     readme = root / "README.md"
-    if not START.search(readme.read_text()):
-        raise UserError(f"{readme}: has no line that matches {START.pattern}")
+    if not TABLE.search(readme.read_text()):
+        raise UserError(f"{readme}: has no table between a line {START} and a line {END}")
     texts = readme, *sorted((root / "docs/notes").glob("*.md"))
     return made | {text: filled(text, tables) for text in texts}
 
 
 def filled(file: Path, tables: dict[str, list[ResultRow]]) -> str:
     """The text of a file with its tables made again; UserError where a marking line is wrong."""
-    text = file.read_text()
-    before, *rest = START.split(text)  # then a name and what follows its line, again and again
-    parts = [before]
-    for name, after in zip(rest[::2], rest[1::2], strict=True):
-        if name not in tables:
-            raise UserError(f"{file}: results/{name}.csv: there is no such table")
-        if after.count(END) != 1:
-            raise UserError(f"{file}: results/{name}.csv: the table must end with one line {END}")
-        start = f"<!-- results/{name}.csv, by scripts/results_pages.py -->"
-        parts.append(f"{start}\n\n{short_table(tables[name])}\n\n{END}{after.split(END)[1]}")
-    if before.count(END):
+
+    def again(found: re.Match[str]) -> str:
+        if found[2] not in tables:
+            raise UserError(f"{file}: results/{found[2]}.csv: there is no such table")
+        return f"{found[1]}\n\n{short_table(tables[found[2]])}\n\n{END}"
+
+    text, count = TABLE.subn(again, file.read_text())
+    if len(re.findall(START, text, re.M)) > count:
+        raise UserError(f"{file}: each table must end with one line {END}")
+    if text.count(END) > count:
         raise UserError(f"{file}: {END} stands before any table")
-    return "".join(parts)
+    return text
 
 
 def index(about: dict[str, dict[str, str]]) -> str:
     """The first page: a list of all tables."""
-    lines = [f"- [{about[name]['title']}]({name}.md)" for name in about]
-    return "\n".join(
-        [
-            "# Results",
-            "",
-            MADE.format("*.csv"),
-            "",
-            "What was measured with this benchmark. Each page shows one file of `results/`, whose",
-            "`README.md` says what the columns hold: mean ± standard deviation over n seeds (or",
-            "orders of the tasks), the published figure where its protocol is the same, and the",
-            "command that gave the numbers. What was tried and did not work is told in the notes",
-            "on the papers (`docs/notes`).",
-            "",
-            *lines,
-            "",
-        ]
-    )
+    lines = "\n".join(f"- [{about[name]['title']}]({name}.md)" for name in about)
+    return f"""# Results
+
+{MADE.format("*.csv")}
+
+What was measured with this benchmark. Each page shows one file of `results/`, whose
+`README.md` says what the columns hold: mean ± standard deviation over n seeds (or
+orders of the tasks), the published figure where its protocol is the same, and the
+command that gave the numbers. What was tried and did not work is told in the notes
+on the papers (`docs/notes`).
+
+{lines}
+"""
 
 
 def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
@@ -229,9 +225,8 @@ def notes(groups: list[Group]) -> list[str]:
     for text, names in noted.items():
         which = "All rows" if len(names) == len(groups) > 1 else "; ".join(names)
         lines.append(f"- {which}: {markdown(visible(text))}.")
-    lines += (
-        [f"- Carried over from {', '.join(f'`{visible(m)}`' for m in moved)}."] if moved else []
-    )
+    sources = ", ".join(f"`{visible(source)}`" for source in moved)
+    lines += [f"- Carried over from {sources}."] if moved else []
     every = [row for group in groups for row in group]
     for name in ("device", "commit", "versions", "date"):
         values = list(dict.fromkeys(visible(getattr(r, name)) for r in every if getattr(r, name)))

@@ -60,7 +60,9 @@ def make_engine(flat: FlatParams, compiler: Compiler | None) -> GradientEngine:
     return Eager(flat) if compiler is None else Compiled(flat, compiler)
 
 
-def clip_norm(gradient: Tensor, max_norm: float) -> Tensor:
-    """Scale a gradient in place to at most this norm, without synchronising the device."""
+def clip_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
+    """Scale a gradient in place to at most this norm (None: any); no synchronisation on CUDA."""
+    if max_norm is None:
+        return gradient
     norm = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
     return gradient.mul_((max_norm / norm).clamp(max=1))

@@ -91,8 +91,7 @@ class AGEM(Rehearsal):
     def _gradient(self, batch: Batch) -> Tensor:
         """Fill `flat.grad`, clipped; returns the loss."""
         loss = self.learner.gradient(batch)
-        if self.clip is not None:
-            clip_norm(self.learner.flat.grad, self.clip)
+        clip_norm(self.learner.flat.grad, self.clip)
         return loss
 
 

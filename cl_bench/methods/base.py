@@ -74,6 +74,10 @@ class Rehearsal(Method):
         super().__init__(learner)
         self.memory = buffer(rng=learner.rng)
 
+    def with_old(self, new: Batch, count: int) -> Batch:
+        """The new samples, and after them `count` drawn from the memory, if it has any."""
+        return new.cat(self.memory.sample(count)) if len(self.memory) else new
+
     def begin_task(self, task: Task) -> None:
         self.memory.begin_task(task)
 

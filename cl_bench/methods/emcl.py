@@ -89,13 +89,7 @@ class EMCL(Rehearsal):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
-        method = config["method"]
-        alone = method["importance"] == "none" or method.get("at", "batch") != "batch"
-        if method["replay"] and method["replay_in"] == "importance" and alone:
-            raise UserError(
-                "method.replay_in=importance: this importance has no batch of its own, so that "
-                "nothing would be replayed; use inner or both, or method.replay=0"
-            )
+        refuse_idle_replay(config["method"], config["method"]["importance"] == "none")
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -118,18 +112,12 @@ class EMCL(Rehearsal):
         self.batch_size = self.batch_size or len(batch.y)
         losses = []
         for _ in range(self.passes):
-            seen = self.learner.augmented(self._with_old(batch))
+            seen = self.learner.augmented(self.with_old(batch, self.replay))
             with self.learner.inner.batch_norm_mode(self.batch_norm, seen):
                 losses.append(self._pass(*self._parts(seen, len(batch.y))))
         if self.replay:
             self.memory.add(batch)
         return losses[0]
-
-    def _with_old(self, batch: Batch) -> Batch:
-        """The new samples, and after them the stored ones that are replayed."""
-        if not self.replay or not len(self.memory):
-            return batch
-        return batch.cat(self.memory.sample(self.replay))
 
     def _parts(self, seen: Batch, new: int) -> tuple[Batch, Batch]:
         """The samples of the inner steps, and those whose gradient importance is made of."""
@@ -223,6 +211,15 @@ class EMCL(Rehearsal):
         """Eq. 8, read as "inversely proportional", whatever the unit of h."""
         tiny = torch.finfo(h.dtype).tiny
         return (self.scale * mean(h) / h.clamp(min=tiny)).clamp_(max=1).mul_(self.first_alpha)
+
+
+def refuse_idle_replay(method: dict[str, Any], idle: bool) -> None:
+    """UserError for replay in the batch of an importance that has none (`idle`)."""
+    if method["replay"] and method["replay_in"] == "importance" and idle:
+        raise UserError(
+            "method.replay_in=importance: this importance has no batch of its own, so that "
+            "nothing would be replayed; use inner or both, or method.replay=0"
+        )
 
 
 def mean(h: Tensor) -> Tensor:

@@ -51,8 +51,7 @@ class GEM(Rehearsal):
             loss = self._guarded(past, batch)
         else:
             loss = self.learner.gradient(batch)
-            if self.clip is not None:
-                clip_norm(self.learner.flat.grad, self.clip)
+            clip_norm(self.learner.flat.grad, self.clip)
         self.learner.step()
         return loss
 

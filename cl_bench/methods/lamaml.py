@@ -82,8 +82,8 @@ class LaMAML(Rehearsal):
         return losses[0]
 
     def _pass(self, batch: Batch) -> Tensor:
-        seen = batch.cat(self.memory.sample(self.replay)) if len(self.memory) else batch
-        seen, fresh = self.learner.augmented(seen), self.learner.augmented(batch)
+        seen = self.learner.augmented(self.with_old(batch, self.replay))
+        fresh = self.learner.augmented(batch)
         ahead = self._second if self.order == "second" else self._first
         with self.learner.inner.batch_norm_mode(self.batch_norm, fresh):
             loss, slope, slope_a = ahead(list(fresh.slices(self.slice_size)), seen)

@@ -86,8 +86,7 @@ class MER(Rehearsal):
 
     def _with_old(self, new: Batch, count: int) -> Batch:
         """The new sample followed by a draw from the memory, augmented."""
-        whole = new.cat(self.memory.sample(count)) if len(self.memory) else new
-        return self.learner.augmented(whole)
+        return self.learner.augmented(self.with_old(new, count))
 
     @torch.no_grad()
     def _back(self, before: Tensor, share: float) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from types import MethodType
 from typing import Any, Literal
 
@@ -93,6 +94,12 @@ def batch_norm_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             yield from module.named_buffers(prefix=name)
+
+
+def linear_layers(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
+    """Linear layers from each width to the next one, each followed by the activation."""
+    pairs = [(nn.Linear(*pair), ACTIVATIONS[activation]()) for pair in pairwise(widths)]
+    return [layer for pair in pairs for layer in pair]
 
 
 def replace_module(net: nn.Module, name: str, module: nn.Module) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
 
 from cl_bench.base.bounds import Size
-from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, initialise
+from cl_bench.models.layers import Activation, HeadInit, Init, initialise, linear_layers
 
 
 class MLP(nn.Module):
@@ -28,10 +27,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [prod(shape), *hidden]
-        layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(nn.Flatten(), *linear_layers(widths, activation))
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 

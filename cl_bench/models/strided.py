@@ -8,7 +8,14 @@ from math import ceil
 from torch import Tensor, nn
 
 from cl_bench.base.bounds import Size
-from cl_bench.models.layers import ACTIVATIONS, Activation, HeadInit, Init, initialise
+from cl_bench.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    HeadInit,
+    Init,
+    initialise,
+    linear_layers,
+)
 
 
 class StridedConvNet(nn.Module):
@@ -35,13 +42,9 @@ class StridedConvNet(nn.Module):
         for after in channels:
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), act()]
             before, height, width = after, ceil(height / 2), ceil(width / 2)
-        layers.append(nn.Flatten())
-        before *= height * width
-        for after in hidden:
-            layers += [nn.Linear(before, after), act()]
-            before = after
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(before, num_classes)
+        widths = [before * height * width, *hidden]
+        self.features = nn.Sequential(*layers, nn.Flatten(), *linear_layers(widths, activation))
+        self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from cl_bench.core.buffer import Buffer
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch
-from cl_bench.methods.emcl import EMCL, mean
+from cl_bench.methods.emcl import EMCL, mean, refuse_idle_replay
 
 Rule = Literal["literal", "bounded", "base", "relative", "constant"]
 
@@ -81,6 +81,11 @@ class EMCLReadings(EMCL):
         own |= {"buffer": buffer, "replay": replay, "replay_in": replay_in}
         super().__init__(learner, **own)
         self.h = torch.ones_like(self.h) * (start == "one" or importance == "none")
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        own = config["method"]
+        refuse_idle_replay(own, own["importance"] == "none" or own["at"] != "batch")
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
