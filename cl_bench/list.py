@@ -19,7 +19,7 @@ from cl_bench.config.nodes import CONF, PACKAGE
 from cl_bench.results.terminal import WIDTH
 
 GROUPS = (
-    *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model"),
+    *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model", "backbone"),
     *("criterion", "optimizer", "schedule", "probe", "experiment"),
 )
 HELP = f"""python -m cl_bench.list [group ...]

@@ -33,6 +33,7 @@ ABOUT = {  # what each group decides
     "dataset": "The images, how they are cut into tasks, and how an image is augmented.",
     "scenario": "Which classes compete for a sample, and the order of the tasks.",
     "model": "The network, its initial weights, and whether it is pre-trained or linearised.",
+    "backbone": "A pre-trained network, with the size of the images that it sees; none by default.",
     "criterion": "The loss of one sample.",
     "optimizer": "The step along the gradient, and weight decay.",
     "schedule": "Epochs, batch size and learning-rate decay within a task.",

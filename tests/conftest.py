@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from torch import Generator, nn
 
-from cl_bench.config import compose
+from cl_bench.config import backbone, compose
 from cl_bench.config.build import build
 from cl_bench.config.nodes import CONF
 from cl_bench.core import runtime
@@ -206,7 +206,7 @@ def blobs(
 
 @cache
 def _of_groups(words: tuple[str, ...]) -> DictConfig:
-    return compose.composed(*words)
+    return compose.composed_by_hydra(*words)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -221,6 +221,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose.composed(*overrides)
     cfg = copy.deepcopy(_of_groups(groups))
     ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+    backbone.apply(cfg, overrides)
     return cfg
 
 

@@ -31,6 +31,9 @@ COUNTS = [
     ("alexnet", (3, 64, 64), 10, 23_310_666),
     ("large_lenet", (3, 32, 32), 12, 24_470_188),
     ("pc_cnn", (3, 32, 32), 100, 1_419_940),
+    ("efficientnet_lite0", (3, 64, 64), 1000, 4_652_008),
+    ("efficientnet_lite1", (3, 64, 64), 1000, 5_416_680),
+    ("efficientnet_lite2", (3, 64, 64), 1000, 6_092_072),
 ]
 
 
@@ -85,7 +88,7 @@ def test_starts() -> None:
     assert all(m.bias.eq(0).all() for m in net.modules() if isinstance(m, nn.Linear))
 
 
-@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224"])
+@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
 def test_folding_keeps_what_the_network_computes(name: str) -> None:
     """To 1e-10 in float64, whatever the statistics and weights of batch norm are."""
     torch.manual_seed(0)

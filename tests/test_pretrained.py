@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchvision.models import resnet18
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.build import make_network
 from cl_bench.config.check import check_config
-from cl_bench.models import pretrained
+from cl_bench.models import imagenet, pretrained
 from cl_bench.models.pretrained import Provenance
 from cl_bench.models.resnet import TorchvisionResNet18
 from cl_bench.results.terminal import describe_backbone
@@ -80,7 +81,7 @@ def test_mistakes_are_one_line_before_any_data(tmp_path: Path) -> None:
     assert "model.head_init=same" in refusal(*folded, "model.head_init=zero")
     assert "needs model.linearize=true" in refusal("model.head_mode=linearized")
     headed = "model=resnet18_224", "model.head_init=pretrained"
-    assert "only model.pretrained=imagenet1k has a head, and it is None" in refusal(*headed)
+    assert "come with a head, and model.pretrained is None" in refusal(*headed)
     assert "must be one of zero, same" in refusal("model.head_init=pretrained")
 
 
@@ -101,10 +102,16 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 def published(hub: Path, content: bytes) -> Path:
     """A file at torch hub's path for torchvision's ResNet-18."""
-    file = hub / "checkpoints" / pretrained.PUBLISHED
+    file = hub / "checkpoints" / imagenet.RESNET18.file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     return file
+
+
+def accept(sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a file of this hash for torchvision's ResNet-18."""
+    weights = replace(imagenet.RESNET18, sha256=sha)
+    monkeypatch.setitem(imagenet.WEIGHTS, "imagenet1k", weights)
 
 
 def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +124,7 @@ def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     packed = io.BytesIO()
     torch.save(held, packed)
     sha = hashlib.sha256(packed.getvalue()).hexdigest()
-    monkeypatch.setattr(pretrained, "PUBLISHED_SHA256", sha)
+    accept(sha, monkeypatch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     file = published(tmp_path, packed.getvalue())
     net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
@@ -153,9 +160,9 @@ def test_code_in_place_of_torchvisions_weights_is_not_run(
     net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
     content = pickle.dumps(Evil(), 2)
     published(tmp_path, content)
-    with pytest.raises(UserError, match=r"is not torchvision's .* remove it"):
+    with pytest.raises(UserError, match=r"is not the published .* remove it"):
         pretrained.load(net, "imagenet1k", False)
-    monkeypatch.setattr(pretrained, "PUBLISHED_SHA256", hashlib.sha256(content).hexdigest())
+    accept(hashlib.sha256(content).hexdigest(), monkeypatch)
     with pytest.raises(pickle.UnpicklingError):
         pretrained.load(net, "imagenet1k", False)
     assert "executed" not in capsys.readouterr().out

@@ -7,11 +7,22 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from cl_bench.config import backbone
 from cl_bench.config.nodes import CONF
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """The config of these overrides; `with_hydra` adds Hydra's own settings under `hydra`."""
+    """The config of these overrides; `with_hydra` adds Hydra's own settings under `hydra`.
+
+    What a backbone fixes is in it (`config.backbone`).
+    """
+    cfg = composed_by_hydra(*overrides, with_hydra=with_hydra)
+    backbone.apply(cfg, overrides)
+    return cfg
+
+
+def composed_by_hydra(*overrides: str, with_hydra: bool = False) -> DictConfig:
+    """The same without what a backbone fixes."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=with_hydra)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import errors, tuned
+from cl_bench.config import backbone, errors, tuned
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF, targets
@@ -29,13 +29,15 @@ Result = TypeVar("Result")
 def make_plan(cfg: DictConfig) -> Plan:
     """Check the config, and find its hash, its folder and its code; no data is loaded.
 
-    Tuned values are put into the config first (tuned=true). Raises UserError where it is wrong.
+    Tuned values (tuned=true) and what a backbone fixes are put into the config first. Raises
+    UserError where it is wrong.
     """
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     if cfg.get("tuned"):
         tuned.apply(cfg, tuned.values_file(CONF, *labels), hydra.overrides.task)
+    backbone.apply(cfg, hydra.overrides.task)
     resolved = check_config(cfg)
     normalise_floats(cfg, resolved)
     name = config_hash(cfg)

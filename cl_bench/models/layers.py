@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-Activation = Literal["relu", "leaky_relu", "elu", "gelu", "tanh"]
+Activation = Literal["relu", "relu6", "leaky_relu", "elu", "gelu", "tanh"]
 Init = Literal["torch", "xavier", "kaiming"]
 HeadInit = Literal["zero", "same"]
+PublishedHead = HeadInit | Literal["pretrained"]  # of networks whose published weights have a head
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
     "gelu": nn.GELU,
@@ -24,9 +26,9 @@ ACTIVATIONS = {
 }
 
 
-def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d) -> nn.Module:
+def batch_norm(channels: int, kind: Callable = nn.BatchNorm2d, **options: float) -> nn.Module:
     """A new batch norm layer without a count of batches (`drop_batch_count`)."""
-    return drop_batch_count(kind(channels))
+    return drop_batch_count(kind(channels, **options))
 
 
 def drop_batch_count(norm: nn.Module) -> nn.Module:
@@ -108,7 +110,7 @@ def replace_module(net: nn.Module, name: str, module: nn.Module) -> None:
     setattr(net.get_submodule(parent), child, module)
 
 
-def initialise(net: nn.Module, head: nn.Linear, init: Init, head_init: HeadInit) -> None:
+def initialise(net: nn.Module, head: nn.Linear, init: Init, head_init: PublishedHead) -> None:
     """Initialise every Linear and Conv2d by `init`, and with head_init=zero set the head to 0."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

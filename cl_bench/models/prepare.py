@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.models import pretrained as backbones
 from cl_bench.models.fold import fold
+from cl_bench.models.imagenet import WEIGHTS
 from cl_bench.models.linearized import HeadMode, Linearized
 
 Norm = Literal["batch", "folded"]
@@ -65,10 +66,10 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
             "use model.norm=folded"
         )
     name = backbones.resolve_name(model)
-    if model.get("head_init") == "pretrained" and name != backbones.IMAGENET:
+    if model.get("head_init") == "pretrained" and name not in WEIGHTS:
         raise UserError(
-            f"model.head_init=pretrained: only model.pretrained={backbones.IMAGENET} has a head, "
-            f"and it is {name}"
+            f"model.head_init=pretrained: only {', '.join(WEIGHTS)} come with a head, and "
+            f"model.pretrained is {name}"
         )
     if name is not None:
         backbones.check(name, model, transform)

@@ -1,18 +1,17 @@
 """Backbones, which are pre-trained networks without head: finding, checking, loading, writing.
 
 A backbone is one safetensors file with the network's parameters and statistics, in half or full
-precision. Its header says how it was trained (`Provenance`, as JSON).
+precision. Its header says how it was trained (`Provenance`, as JSON). Weights for ImageNet that
+others publish are in `imagenet`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.base.files import fresh_path, require_regular, write_text
+from cl_bench.base.files import fresh_path, write_text
+from cl_bench.models.imagenet import CLASSES, WEIGHTS, ImageNetWeights
 
 SHIPPED = Path(__file__).parent / "backbones"
-IMAGENET = "imagenet1k"
-PUBLISHED = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
-PUBLISHED_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
-ADDRESS = "https://download.pytorch.org/models"
-CLASSES = 1000  # outputs of its head
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,13 @@ class Provenance:
     accuracy: float | None  # on the test images of the training data's classes
     commit: str | None
     versions: dict[str, str]
+    side: int | None = None  # of the training images in pixels; None: not recorded
+    licence: str | None = None  # None: that of this package
 
 
 def names() -> list[str]:
     """The names that `model.pretrained` may have; it may also be a path."""
-    return [*sorted(file.stem for file in SHIPPED.glob("*.safetensors")), IMAGENET]
+    return [*sorted(file.stem for file in SHIPPED.glob("*.safetensors")), *WEIGHTS]
 
 
 def resolve_name(model: Mapping[str, Any]) -> str | None:
@@ -65,12 +61,28 @@ def resolve_name(model: Mapping[str, Any]) -> str | None:
     if fitting:
         raise UserError(f"model.pretrained=auto: more than one fits; name one of {fitting}")
     spelled = ", ".join(
-        f"{k}={model[k]}" for k in ("_target_", "width", "activation") if k in model
+        f"{k}={model[k]}" for k in ("_target_", "width", "depth", "activation") if k in model
     )
     raise UserError(
         f"model.pretrained=auto: no backbone comes with {spelled}; there are {', '.join(names())}; "
         "give the path of one that scripts/pretrain.py wrote, or use model.pretrained=null"
     )
+
+
+def trained_activation(model: Mapping[str, Any]) -> str | None:
+    """The activation that the backbone of `model` was trained with; None where it has none.
+
+    With model.pretrained=auto it is that of the one backbone whose other keys are the model's, and
+    None where there is not exactly one.
+    """
+    name = model["pretrained"]
+    if name is None:
+        return None
+    if name != "auto":
+        return provenance(name).model.get("activation")
+    others = [provenance(other).model for other in names()]
+    fitting = [m for m in others if _fits(m, {**model, "activation": m.get("activation")})]
+    return fitting[0].get("activation") if len(fitting) == 1 else None
 
 
 def _fits(wanted: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
@@ -83,13 +95,8 @@ def backbone_hash(model: Mapping[str, Any]) -> str | None:
     return None if name is None else backbone_info(name)["sha256"]
 
 
-def find_file(name: str) -> Path | None:
-    """The file of a backbone; None for torchvision's weights, which PyTorch keeps in its cache.
-
-    Raises UserError where there is no such file.
-    """
-    if name == IMAGENET:
-        return None
+def find_file(name: str) -> Path:
+    """The file of a backbone that this package or the user made; UserError where there is none."""
     shipped, given = SHIPPED / f"{name}.safetensors", Path(os.path.expanduser(name))
     for file in (shipped, given):
         if file.is_file():
@@ -102,12 +109,9 @@ def find_file(name: str) -> Path | None:
 
 def provenance(name: str) -> Provenance:
     """The provenance of a backbone, read without its tensors."""
+    if name in WEIGHTS:
+        return _published(WEIGHTS[name])
     file = find_file(name)
-    if file is None:
-        model = {"_target_": "cl_bench.models.resnet.TorchvisionResNet18", "activation": "relu"}
-        seen = {"mean": MEAN, "std": STD}
-        data = {"name": "ImageNet-1k", "layout": "torchvision"}
-        return Provenance(IMAGENET, model, seen, data, {}, 0.69758, None, {})
     try:
         with safe_open(file, framework="pt") as stored:
             return Provenance(**json.loads((stored.metadata() or {})["provenance"]))
@@ -117,10 +121,27 @@ def provenance(name: str) -> Provenance:
         ) from error
 
 
+def _published(weights: ImageNetWeights) -> Provenance:
+    return Provenance(
+        weights.name,
+        weights.model,
+        weights.transform,
+        data={"name": "ImageNet-1k", "layout": "torchvision"},
+        recipe={},
+        accuracy=weights.accuracy,
+        commit=None,
+        versions={},
+        side=weights.side,
+        licence=weights.licence,
+    )
+
+
 def backbone_info(name: str) -> dict[str, Any]:
     """The provenance of a backbone and the hash of its file, for the record."""
-    file = find_file(name)
-    sha = PUBLISHED_SHA256 if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    published = WEIGHTS.get(name)
+    if published is not None:
+        return asdict(_published(published)) | {"sha256": published.sha256}
+    sha = hashlib.sha256(find_file(name).read_bytes()).hexdigest()
     return asdict(provenance(name)) | {"sha256": sha}
 
 
@@ -134,7 +155,7 @@ def load(net: Any, name: str, with_head: bool) -> None:
             f"model.head_init=pretrained: the head of {name} has {CLASSES} classes, the data has "
             f"{net.head.out_features}; use model.head_init=zero or same"
         )
-    stored = _torchvision_weights(with_head) if name == IMAGENET else _read_tensors(name)
+    stored = WEIGHTS[name].read(with_head) if name in WEIGHTS else _read_tensors(name)
     present = net.state_dict() if with_head else _backbone(net)
     wrong = [k for k in {*stored, *present} if k not in stored or k not in present]
     wrong += [k for k in present if k in stored and stored[k].shape != present[k].shape]
@@ -203,41 +224,5 @@ def _backbone(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_tensors(name: str) -> dict[str, Tensor]:
-    file = find_file(name)
-    assert file is not None
-    with safe_open(file, framework="pt") as stored:
+    with safe_open(find_file(name), framework="pt") as stored:
         return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-
-
-def _torchvision_weights(with_head: bool) -> dict[str, Tensor]:
-    """torchvision's ResNet-18 from PyTorch's cache, downloaded where it is not there.
-
-    The file's hash is checked each time before it is unpickled, and only tensors are read.
-    """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED
-    _download(file)
-    require_regular(file)
-    content = file.read_bytes()
-    sha = hashlib.sha256(content).hexdigest()
-    if sha != PUBLISHED_SHA256:
-        raise UserError(
-            f"model.pretrained={IMAGENET}: {file} is not torchvision's {PUBLISHED} (its SHA-256 is "
-            f"{sha[:16]}..., not {PUBLISHED_SHA256[:16]}...); remove it, and it is downloaded again"
-        )
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    kept = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    return {f"net.{k}": v for k, v in kept.items() if with_head or not k.startswith("fc.")}
-
-
-def _download(file: Path) -> None:
-    """Download torchvision's weights to `file`, if it does not exist."""
-    if file.exists():
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(f"{ADDRESS}/{PUBLISHED}", str(file), progress=False)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise UserError(
-            f"model.pretrained={IMAGENET}: torchvision's {PUBLISHED} cannot be downloaded "
-            f"({error}); put it at {file}, or use one of {', '.join(names()[:-1])}, or null"
-        ) from error

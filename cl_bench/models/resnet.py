@@ -7,7 +7,6 @@ Width 20 gives the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, arXiv:1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from cl_bench.models.layers import (
     Activation,
     HeadInit,
     Init,
+    PublishedHead,
     batch_norm,
     drop_batch_count,
     initialise,
@@ -103,7 +103,7 @@ class TorchvisionResNet18(nn.Module):
         shape: Sequence[int],
         num_classes: int,
         activation: Activation,
-        head_init: HeadInit | Literal["pretrained"],
+        head_init: PublishedHead,
     ) -> None:
         from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -126,7 +126,7 @@ class TorchvisionResNet18(nn.Module):
                     setattr(module, name, ACTIVATIONS[activation]())
                 if isinstance(child, nn.BatchNorm2d):
                     drop_batch_count(child)
-        initialise(self, self.head, "torch", "zero" if head_init == "zero" else "same")
+        initialise(self, self.head, "torch", head_init)
 
     @property
     def head(self) -> nn.Linear:
