@@ -17,7 +17,7 @@ from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
 from cl_bench.models.linearized import Linearized
 
-KINDS = ("mlp", "conv", "norm", "tangent")
+KINDS = ("mlp", "conv", "norm", "groups", "tangent", "tangent groups")
 CRITERIA = {"ce": CrossEntropy(), "mse": ScaledMSE(3.0)}
 CLASSES = 4
 
@@ -43,13 +43,34 @@ class ConvNet(nn.Module):
         return self.head(self.body(x))
 
 
+class GroupedNet(nn.Module):
+    """Convolutions in groups: of one input and two outputs, depthwise, of two inputs and three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=(2, 1), padding=1, groups=2),
+            nn.Tanh(),
+            nn.ZeroPad2d((0, 1, 1, 1)),
+            nn.Conv2d(4, 4, (3, 2), groups=4),
+            nn.ReLU6(),
+            nn.Conv2d(4, 6, 2, stride=(1, 2), dilation=(1, 3), groups=2, bias=False),
+            nn.Tanh(),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
 def case(kind: str, criterion: str = "ce", samples: int = 7) -> tuple[Learner, Task]:
     """A learner in float64 and a task of random pixels."""
     torch.manual_seed(1)
     net: Any = mlp(CLASSES, (2, 2, 2), hidden=[5, 3], activation="tanh")
     if kind != "mlp":
-        net = ConvNet(kind == "norm")
-    if kind == "tangent":
+        net = GroupedNet() if "groups" in kind else ConvNet(kind == "norm")
+    if "tangent" in kind:
         net = Linearized(net, "bilinear")
         nn.init.normal_(net.body.body[0].weight, std=0.3)
         nn.init.normal_(net.body.body[3].weight, std=0.3)
@@ -129,8 +150,11 @@ def dense(matvec: Callable[[Tensor], Tensor], count: int) -> Tensor:
     return torch.stack([matvec(e) for e in torch.eye(count, dtype=torch.float64)], 1)
 
 
-def layer_views(made: Learner, task: Task) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """For each sample and root: layer -> (a (L, d), s (L, out)), by unfolding by hand."""
+Unit = tuple[str, int]  # a layer and one of its groups
+
+
+def layer_views(made: Learner, task: Task) -> Iterator[dict[Any, tuple[Tensor, Tensor]]]:
+    """For each sample and root: (layer, group) -> (a (L, d), s (L, out)), by unfolding by hand."""
     layers = {n: m for n, m in made.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -149,33 +173,40 @@ def layer_views(made: Learner, task: Task) -> Iterator[dict[str, tuple[Tensor, T
             outs = [out for _, out in seen.values()]
             slopes = torch.autograd.grad((logits * root).sum(), outs, retain_graph=True)
             pairs = zip(seen.items(), slopes, strict=True)
-            yield {"root": r} | {n: _places(layers[n], a, s) for (n, (a, _)), s in pairs}  # type: ignore[dict-item]
+            yield {"root": r} | {  # type: ignore[dict-item]
+                (name, group): found
+                for (name, (a, _)), s in pairs
+                for group, found in enumerate(_places(layers[name], a, s))
+            }
     for hook in hooks:
         hook.remove()
 
 
-def _places(layer: nn.Module, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(layer, nn.Linear):
-        rows, slopes = a, s
-    else:
-        assert isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple)
-        (ph, pw), (dh, dw), (sh, sw) = layer.padding, layer.dilation, layer.stride
-        kh, kw = layer.kernel_size
-        padded, found = F.pad(a[0], (pw, pw, ph, ph)), []
-        for i in range(s.shape[2]):
-            for j in range(s.shape[3]):
-                top, left = i * sh, j * sw
-                window = padded[:, top : top + dh * kh : dh, left : left + dw * kw : dw]
-                found.append(window[:, :kh, :kw].reshape(-1))
-        rows, slopes = torch.stack(found), s[0].flatten(1).T
-    if layer.bias is not None:
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-    return rows, slopes
+def _places(layer: nn.Module, a: Tensor, s: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each group: the inputs and the output gradients at each place."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    for own_a, own_s in zip(a.chunk(groups, 1), s.chunk(groups, 1), strict=True):
+        rows, slopes = (own_a, own_s) if a.dim() == 2 else _unfolded(layer, own_a, own_s)
+        if layer.bias is not None:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        yield rows, slopes
 
 
-def kfac(made: Learner, task: Task) -> dict[str, tuple[Tensor, Tensor]]:
-    """layer -> (A, G): sums over places by loops."""
-    found: dict[str, list[Tensor]] = {}
+def _unfolded(layer: Any, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    (ph, pw), (dh, dw), (sh, sw) = layer.padding, layer.dilation, layer.stride
+    kh, kw = layer.kernel_size
+    padded, found = F.pad(a[0], (pw, pw, ph, ph)), []
+    for i in range(s.shape[2]):
+        for j in range(s.shape[3]):
+            top, left = i * sh, j * sw
+            window = padded[:, top : top + dh * kh : dh, left : left + dw * kw : dw]
+            found.append(window[:, :kh, :kw].reshape(-1))
+    return torch.stack(found), s[0].flatten(1).T
+
+
+def kfac(made: Learner, task: Task) -> dict[Unit, tuple[Tensor, Tensor]]:
+    """(layer, group) -> (A, G): sums over places by loops."""
+    found: dict[Unit, list[Tensor]] = {}
     for views in layer_views(made, task):
         root = views.pop("root")
         for name, (a, s) in views.items():
@@ -187,9 +218,9 @@ def kfac(made: Learner, task: Task) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (a, g) for name, (a, g) in found.items()}
 
 
-def tkfac(made: Learner, task: Task) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """layer -> (Phi, Psi, delta): Gao et al. theorem 4.3 by loops."""
-    found: dict[str, list[Tensor]] = {}
+def tkfac(made: Learner, task: Task) -> dict[Unit, tuple[Tensor, Tensor, Tensor]]:
+    """(layer, group) -> (Phi, Psi, delta): Gao et al. theorem 4.3 by loops."""
+    found: dict[Unit, list[Tensor]] = {}
     for views in layer_views(made, task):
         views.pop("root")
         for name, (a, s) in views.items():
@@ -203,16 +234,29 @@ def tkfac(made: Learner, task: Task) -> dict[str, tuple[Tensor, Tensor, Tensor]]
     return {name: (phi / d, psi / d, d) for name, (phi, psi, d) in found.items()}
 
 
-def order(made: Learner, name: str) -> Tensor:
-    """Positions in the flat vector of a layer's [W | b], row by row."""
+def order(made: Learner, unit: Unit) -> Tensor:
+    """Positions in the flat vector of a group's [W | b], row by row."""
+    name, group = unit
     index = torch.arange(made.flat.theta.numel())
     weight = index[made.flat.slices[f"{name}.weight"]]
     out = made.flat.shapes[f"{name}.weight"][0]
     rows = weight.view(out, -1)
     if f"{name}.bias" in made.flat.slices:
         rows = torch.cat([rows, index[made.flat.slices[f"{name}.bias"]].unsqueeze(1)], 1)
-    return rows.reshape(-1)
+    return rows.chunk(groups(made, name))[group].reshape(-1)
 
 
-def layer_names(made: Learner) -> list[str]:
-    return [n for n, m in made.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+def groups(made: Learner, name: str) -> int:
+    """The number of groups of a layer."""
+    return getattr(made.net.get_submodule(name), "groups", 1)
+
+
+def units(made: Learner) -> list[Unit]:
+    """Each group of each layer."""
+    layers = [n for n, m in made.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return [(name, group) for name in layers for group in range(groups(made, name))]
+
+
+def has_exact_block(made: Learner, unit: Unit) -> bool:
+    """Whether it is one of several groups of one output each."""
+    return made.flat.shapes[f"{unit[0]}.weight"][0] == groups(made, unit[0]) > 1

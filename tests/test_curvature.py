@@ -124,9 +124,7 @@ def test_ekfac_merges_to_the_best_diagonal_in_the_pooled_basis() -> None:
     total = 2 * matrices[0] + 0.5 * matrices[1]
     pooled = KFAC("exact", None, "diagonal")
     basis: Any = pooled(made, halves(task)[0]).merge(pooled(made, halves(task)[1]), 2.0, 0.5)
-    for name, block, factors in zip(
-        ref.layer_names(made), merged.blocks, basis.blocks, strict=True
-    ):
+    for name, block, factors in zip(ref.units(made), merged.blocks, basis.blocks, strict=True):
         at = ref.order(made, name)
         _, u_a, _, u_g = factors.eigen
         turn = torch.kron(u_g, u_a)
@@ -277,35 +275,69 @@ def _each(task: Task) -> list[Task]:
     return [Task(0, *(getattr(task, f)[i : i + 1] for f in "xyt")) for i in range(len(task))]
 
 
+def factors(found: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """A, G and the scale of each group of each block."""
+    return [
+        triple
+        for block in found.blocks
+        for triple in (
+            zip(block.a, block.g, block.scale, strict=True)
+            if block.place.groups > 1
+            else [(block.a, block.g, block.scale)]
+        )
+    ]
+
+
 @pytest.mark.parametrize("criterion", ["ce", "mse"])
 @pytest.mark.parametrize("kind", ref.KINDS)
 def test_factors_equal_loops_over_samples_roots_and_places(kind: str, criterion: str) -> None:
     made, task = ref.case(kind, criterion)
     found: Any = KFAC("exact", None, "diagonal")(made, task)
-    for block, (a, g) in zip(found.blocks, ref.kfac(made, task).values(), strict=True):
-        torch.testing.assert_close(block.a, a, **CLOSE)
-        torch.testing.assert_close(block.g, g, **CLOSE)
     traced: Any = TKFAC("exact", None, "diagonal", "published")(made, task)
-    for block, (a, g, delta) in zip(traced.blocks, ref.tkfac(made, task).values(), strict=True):
-        torch.testing.assert_close(block.a, a, **CLOSE)
-        torch.testing.assert_close(block.g, g, **CLOSE)
-        torch.testing.assert_close(block.scale, delta, **CLOSE)
-        torch.testing.assert_close(block.a.trace(), torch.ones_like(delta), **CLOSE)
+    wanted, wanted_traced = ref.kfac(made, task), ref.tkfac(made, task)
+    every = zip(ref.units(made), factors(found), factors(traced), strict=True)
+    for unit, (a, g, scale), (phi, psi, delta) in every:
+        if ref.has_exact_block(made, unit):
+            continue  # the next test
+        torch.testing.assert_close((a, g), wanted[unit], **CLOSE)
+        assert scale == 1
+        torch.testing.assert_close((phi, psi, delta), wanted_traced[unit], **CLOSE)
+        torch.testing.assert_close(phi.trace(), torch.ones_like(delta), **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ref.KINDS)
 def test_blocks_are_kronecker_products_in_the_order_of_the_vector(kind: str) -> None:
+    """And the exact blocks of the Fisher, where a group has one output."""
     made, task = ref.case(kind)
     found: Any = KFAC("exact", None, "diagonal")(made, task)
-    matrix = ref.dense(found.matvec, size(made))
-    rest = torch.ones(size(made), dtype=torch.bool)
-    for name, block in zip(ref.layer_names(made), found.blocks, strict=True):
-        at = ref.order(made, name)
-        torch.testing.assert_close(matrix[at][:, at], torch.kron(block.g, block.a), **CLOSE)
+    matrix, fisher = ref.dense(found.matvec, size(made)), ref.fisher(made, task)
+    rest, exact = torch.ones(size(made), dtype=torch.bool), 0
+    for unit, (a, g, _) in zip(ref.units(made), factors(found), strict=True):
+        at = ref.order(made, unit)
+        block = torch.kron(g, a)
+        torch.testing.assert_close(matrix[at][:, at], block, **CLOSE)
+        if ref.has_exact_block(made, unit):
+            torch.testing.assert_close(block, fisher[at][:, at], **CLOSE)
+            exact += 1
         matrix[at.unsqueeze(1), at] = 0
         rest[at] = False
-    fisher = ref.fisher(made, task).diagonal()
-    torch.testing.assert_close(matrix, torch.where(rest, fisher, 0).diag(), **CLOSE)
+    torch.testing.assert_close(matrix, torch.where(rest, fisher.diagonal(), 0).diag(), **CLOSE)
+    assert exact == (4 if "groups" in kind else 0)
+
+
+@pytest.mark.parametrize("kind", ["groups", "tangent groups"])
+@pytest.mark.parametrize("estimate", [KFAC, EKFAC, TKFAC])
+def test_exact_blocks_stay_exact_when_merged(kind: str, estimate: Any) -> None:
+    made, task = ref.case(kind)
+    options: Any = ("exact", None, "diagonal") + (("exact",) if estimate is TKFAC else ())
+    one, two = (estimate(*options)(made, part) for part in halves(task))
+    exact = sum(0.3 * k * ref.fisher(made, part) for k, part in enumerate(halves(task), 1))
+    assert isinstance(exact, Tensor)
+    found = ref.dense(one.merge(two, 0.3, 0.6).matvec, size(made))
+    for unit in ref.units(made):
+        if ref.has_exact_block(made, unit):
+            at = ref.order(made, unit)
+            torch.testing.assert_close(found[at][:, at], exact[at][:, at], **CLOSE)
 
 
 def test_frozen_batch_norm_has_no_curvature() -> None:
@@ -334,10 +366,11 @@ def test_tkfac_keeps_the_trace(criterion: str) -> None:
     made, task = ref.case("mlp", criterion)
     found = TKFAC("exact", None, "diagonal", "published")(made, task)
     torch.testing.assert_close(found.trace(), ref.fisher(made, task).trace(), **CLOSE)
-    made, task = ref.case("conv", criterion)
-    exact = ref.fisher(made, task).trace()
-    found = TKFAC("exact", None, "diagonal", "exact")(made, task)
-    torch.testing.assert_close(found.trace(), exact, **CLOSE)
+    for kind in ("groups", "conv"):
+        made, task = ref.case(kind, criterion)
+        exact = ref.fisher(made, task).trace()
+        found = TKFAC("exact", None, "diagonal", "exact")(made, task)
+        torch.testing.assert_close(found.trace(), exact, **CLOSE)
     published = TKFAC("exact", None, "diagonal", "published")(made, task)
     assert not torch.allclose(published.trace(), exact, rtol=1e-3), "places do correlate"
 
@@ -349,8 +382,8 @@ def test_tkfac_is_exact_for_one_sample_and_one_root() -> None:
     made.criterion = OneRoot()
     found: Any = TKFAC("exact", None, "diagonal", "published")(made, one)
     exact = ref.fisher(made, one)
-    for name in ref.layer_names(made):
-        at = ref.order(made, name)
+    for unit in ref.units(made):
+        at = ref.order(made, unit)
         block = ref.dense(found.matvec, size(made))[at][:, at]
         torch.testing.assert_close(block, exact[at][:, at], **CLOSE)
 
@@ -380,10 +413,10 @@ def test_ekfac_is_no_worse_than_kfac(kind: str, criterion: str) -> None:
         ref.dense(estimate("exact", None, "diagonal")(made, task).matvec, size(made))
         for estimate in (KFAC, EKFAC)
     ]
-    for name in ref.layer_names(made):
-        at = ref.order(made, name)
+    for unit in ref.units(made):
+        at = ref.order(made, unit)
         far, near = ((m[at][:, at] - exact[at][:, at]).norm() for m in matrices)
-        assert near <= far + 1e-9 * exact.norm(), name
+        assert near <= far + 1e-9 * exact.norm(), unit
         trace = matrices[1][at][:, at].trace()
         torch.testing.assert_close(trace, exact[at][:, at].trace(), **CLOSE)
 
@@ -437,6 +470,8 @@ def test_a_part_of_the_samples() -> None:
         nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
         nn.Conv2d(3, 5, 1, stride=2, bias=False),
         nn.Conv2d(3, 5, 5, padding=2),
+        nn.Conv2d(3, 3, 3, padding=1, groups=3),
+        nn.Conv2d(3, 6, (1, 3), dilation=2, groups=3, bias=False),
     ],
 )
 def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
@@ -455,7 +490,6 @@ def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
 
 
 UNSERVED = [
-    (nn.Conv2d(4, 4, 3, groups=2), "a convolution in 2 groups"),
     (nn.Conv2d(4, 4, 3, padding="same"), "padding=same"),
     (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padded by reflect"),
     (nn.PReLU(), "PReLU is none of Linear, Conv2d, BatchNorm1d"),
@@ -543,8 +577,9 @@ def test_identity_leaves_heads_alone_that_are_not_in_use() -> None:
     assert values["head.bias"].tolist() == [1, 1, 0, 0] and values["features.1.bias"].eq(1).all()
 
 
-def test_channels_last_is_the_same_matrix_in_another_order() -> None:
-    made, task = ref.case("conv")
+@pytest.mark.parametrize("kind", ["conv", "groups"])
+def test_channels_last_is_the_same_matrix_in_another_order(kind: str) -> None:
+    made, task = ref.case(kind)
     other = learner(made.net, machine(channels_last=True), transform=made.transform)
     g = Generator().manual_seed(0)
     v = torch.randn(size(made), dtype=torch.float64, generator=g)
@@ -616,10 +651,10 @@ def ref_rows(made: Learner, task: Task) -> Any:
 @pytest.mark.parametrize("size", [7, 64, 150, 400])
 def test_a_product_in_bands(size: int, places: int) -> None:
     """Below, at and beyond the width of a band, summed twice."""
-    x = torch.randn(3, size, places, dtype=torch.float64)
-    weights = torch.rand(3, places, dtype=torch.float64)
-    total = x.new_zeros(size, size)
+    x = torch.randn(2, size, 3 * places, dtype=torch.float64)
+    weights = torch.rand(2, 3 * places, dtype=torch.float64)
+    total = x.new_zeros(2, size, size)
     for _ in range(2):
         gram(total, x * weights.unsqueeze(1), x, 0.5)
-    exact = torch.einsum("nl,nil,njl->ij", weights, x, x)
+    exact = torch.einsum("gn,gin,gjn->gij", weights, x, x)
     torch.testing.assert_close(mirrored(total), exact)

@@ -1,7 +1,8 @@
 """Block-diagonal curvature, a block for each layer.
 
 A block acts on D = [W | b] (out, in + 1), a layer's weight and bias side by side; weights of
-convolutions have `in` = channels times places of the kernel.
+convolutions have `in` = channels times places of the kernel. A convolution in g groups is g layers
+side by side, each with out / g outputs and the inputs of its own: there D is (g, out / g, in + 1).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import stored_as
@@ -20,11 +21,15 @@ from cl_bench.core.state import stored_as
 @stored_as("layer_place")
 @dataclass(frozen=True)
 class Place:
-    """Where a layer's [W | b] lies in the flat vector: D (..., out, in or in + 1)."""
+    """Where a layer's [W | b] lies in the flat vector: D (..., out, in or in + 1).
+
+    With more than one group, D is (..., groups, out / groups, in or in + 1).
+    """
 
     weight: tuple[int, int]
     bias: tuple[int, int] | None
     out: int
+    groups: int
 
     @property
     def inputs(self) -> int:
@@ -37,23 +42,34 @@ class Place:
         return self.inputs + (self.bias is not None)
 
     @classmethod
-    def of(cls, layer: str, flat: FlatParams) -> Place:
+    def of(cls, name: str, layer: nn.Module, flat: FlatParams) -> Place:
         """The place of the layer of this name."""
-        names = [f"{layer}.{part}" if layer else part for part in ("weight", "bias")]
+        names = [f"{name}.{part}" if name else part for part in ("weight", "bias")]
         weight, bias = (flat.slices.get(name) for name in names)
         assert weight is not None
         spans = (weight.start, weight.stop), None if bias is None else (bias.start, bias.stop)
-        return cls(*spans, flat.shapes[names[0]][0])
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        return cls(*spans, flat.shapes[names[0]][0], groups)
+
+    def by_group(self, d: Tensor) -> Tensor:
+        """(..., out, in) -> (..., groups, out / groups, in)."""
+        return d.unflatten(-2, (self.groups, -1))
+
+    def one_or_all(self, factors: Tensor) -> Tensor:
+        """(groups, ...) as blocks have it: without its first dimension where that is 1."""
+        return factors.squeeze(0) if self.groups == 1 else factors
 
     def read(self, v: Tensor) -> Tensor:
         """D of a flat vector."""
-        parts = v[..., slice(*self.weight)].unflatten(-1, (self.out, -1))
-        if self.bias is None:
-            return parts
-        return torch.cat([parts, v[..., slice(*self.bias), None]], -1)
+        d = v[..., slice(*self.weight)].unflatten(-1, (self.out, -1))
+        if self.bias is not None:
+            d = torch.cat([d, v[..., slice(*self.bias), None]], -1)
+        return d if self.groups == 1 else self.by_group(d)
 
     def write(self, v: Tensor, d: Tensor) -> None:
         """Put D back into a flat vector."""
+        if self.groups > 1:
+            d = d.flatten(-3, -2)
         if self.bias is not None:
             v[..., slice(*self.bias)] = d[..., -1]
             d = d[..., :-1]

@@ -113,8 +113,6 @@ def unserved(net: nn.Module) -> str | None:
             return (
                 f"{name}: {type(layer).__name__} is none of {', '.join(k.__name__ for k in SERVED)}"
             )
-        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
-            return f"{name}: a convolution in {layer.groups} groups"
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return f"{name}: a convolution padded by {layer.padding_mode}"
         if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, tuple):

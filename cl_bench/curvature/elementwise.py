@@ -1,4 +1,7 @@
-"""Sums over samples of a function of each entry of the per-sample gradients of a layer."""
+"""Per-sample gradients of a layer, and sums over samples of a function of each of their entries.
+
+Shapes: B samples, R roots, L places of a convolution, g groups.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_bench.curvature.capture import Site
-
-
-def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, d, L): the inputs of each place of the output, in the weight's order."""
-    assert isinstance(layer.padding, tuple)
-    return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
 
 
 def elementwise(
@@ -30,6 +27,27 @@ def elementwise(
         yield site.key(name), value.view_as(parameter)
 
 
+def kernel_gradients(layer: nn.Conv2d, a: Tensor, s: Tensor) -> Iterator[Tensor]:
+    """The per-sample gradients (R, B, out, in / g) of the weights at each place of the kernel.
+
+    a (B, in, H, W) is the layer's input, s (R, B, out, H', W') the gradient at its output.
+    """
+    assert isinstance(layer.padding, tuple)
+    (high, wide), (down, right), g = layer.padding, layer.stride, layer.groups
+    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(3)
+    for i, j in product(*map(range, layer.kernel_size)):
+        top, left = i * layer.dilation[0], j * layer.dilation[1]
+        rows = slice(top, top + down * (s.shape[3] - 1) + 1, down)
+        columns = slice(left, left + right * (s.shape[4] - 1) + 1, right)
+        seen = a[:, :, rows, columns].flatten(2)
+        if g == 1:
+            yield flat @ seen.transpose(1, 2)
+        elif g == layer.in_channels == layer.out_channels:
+            yield (flat * seen).sum(-1, keepdim=True)
+        else:
+            yield (flat.unflatten(2, (g, -1)) @ seen.unflatten(1, (g, -1)).mT).flatten(2, 3)
+
+
 def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
     """sum_b power(s_b a_b') = power(s)' power(a): no per-sample matrix is built."""
     by_sample = power(s).sum(0)
@@ -39,18 +57,9 @@ def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Te
 
 def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
     """Sum over places, then take the power, for one place of the kernel at a time."""
-    assert isinstance(layer.padding, tuple)
-    (high, wide), (down, right) = layer.padding, layer.stride
-    a, flat = F.pad(a, (wide, wide, high, high)), s.flatten(3)
-    powers = []
-    for i, j in product(*map(range, layer.kernel_size)):
-        top, left = i * layer.dilation[0], j * layer.dilation[1]
-        rows = slice(top, top + down * (s.shape[3] - 1) + 1, down)
-        columns = slice(left, left + right * (s.shape[4] - 1) + 1, right)
-        seen = a[:, :, rows, columns].flatten(2)
-        powers.append(power(flat @ seen.transpose(1, 2)).sum((0, 1)))
+    powers = [power(gradient).sum((0, 1)) for gradient in kernel_gradients(layer, a, s)]
     weight = torch.stack(powers, -1)
-    return (weight,) if layer.bias is None else (weight, power(flat.sum(3)).sum((0, 1)))
+    return (weight,) if layer.bias is None else (weight, power(s.flatten(3).sum(3)).sum((0, 1)))
 
 
 def _norm(

@@ -9,6 +9,9 @@ arXiv:1602.01407): A = E[sum_l a_l a_l'], G = E[sum_l s_l s_l' / L].
 TK-FAC (Gao et al. 2021, arXiv:2011.10741, eq. 4.9 and theorem 4.3): both factors weighted by the
 other's trace and normalised to trace 1, the scale delta their joint trace.
 EKFAC (George et al. 2018, arXiv:1806.03884): K-FAC's eigenbasis with the Fisher's own diagonal.
+
+A convolution in groups is a layer for each group. Where a group has one output, as in a depthwise
+convolution, all three use the exact block of that output, which is no larger than A.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from cl_bench.curvature.capture import (
     visits,
 )
 from cl_bench.curvature.kronecker import Corrected, KroneckerFactors
-from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, places
+from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, UnitSum
 
 
 class Factored(Estimator):
@@ -72,10 +75,15 @@ class Factored(Estimator):
         found, rest = self.sums(learner, chosen, fork(learner.rng))
         return Blocks([part.factors(len(chosen)) for part in found.values()], rest)
 
-    def sums(self, learner: Learner, task: Task, rng: Generator) -> tuple[dict[str, Sum], Tensor]:
+    def sums(
+        self, learner: Learner, task: Task, rng: Generator
+    ) -> tuple[dict[str, Sum | UnitSum], Tensor]:
         """For each layer its sums over the task, and the diagonal (P,) of batch norm's weights."""
         self.check(learner, task)
-        found = {name: self.kind(name, layer, learner) for name, layer in factored(learner.net)}
+        found = {
+            name: (UnitSum if has_unit_groups(layer) else self.kind)(name, layer, learner)
+            for name, layer in factored(learner.net)
+        }
         squares = Squares(learner, self.batch_norm == "diagonal")
         for sites, gradients in streamed(
             learner,
@@ -94,6 +102,11 @@ class Factored(Estimator):
 def factored(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers that have a block."""
     return [(name, m) for name, m in layers(net) if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def has_unit_groups(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution in several groups of one output each."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels > 1
 
 
 class KFAC(Factored):
@@ -127,7 +140,11 @@ class EKFAC(Factored):
         start = rng.get_state()
         found, rest = self.sums(learner, chosen, rng)
         bases = {name: part.factors(len(chosen)) for name, part in found.items()}
-        totals = {name: torch.zeros_like(b.g @ b.place.read(rest)) for name, b in bases.items()}
+        totals = {
+            name: torch.zeros_like(bases[name].eigenvalues())
+            for name, part in found.items()
+            if isinstance(part, Sum)
+        }
         rng.set_state(start)
         for site, s in visits(
             learner,
@@ -135,23 +152,29 @@ class EKFAC(Factored):
             output_hessian_factor(self.labels, rng),
             output_hessian_factor("exact", rng),
         ):
-            if site.name in bases:
-                _add_rotated(totals[site.name], found[site.name], bases[site.name], site, s)
-        blocks = [Corrected(bases[name], total / len(chosen)) for name, total in totals.items()]
+            part = found.get(site.name)
+            if isinstance(part, Sum):
+                _add_rotated(totals[site.name], part, bases[site.name], site, s)
+        blocks = [
+            Corrected(base, totals[name] / len(chosen) if name in totals else base.eigenvalues())
+            for name, base in bases.items()
+        ]
         return Blocks(blocks, rest)
 
 
 def _add_rotated(total: Tensor, part: Sum, basis: KroneckerFactors, site: Site, s: Tensor) -> None:
-    """total (out, d) += sum over roots and samples of (U_G' grad U_A)^2."""
-    _, u_a, _, u_g = basis.eigen
-    s = u_g.T @ places(s)
-    if s.shape[-1] == 1:
-        for a, where in part.seen(site):
-            slopes = s[:, where].squeeze(-1).square().sum(0)
-            total.addmm_(slopes.T, (a.squeeze(-1) @ u_a).square())
-        return
-    size = max(1, FLOATS // (len(s) * total.numel()))
+    """total ([g,] out, d) += sum over roots and samples of (U_G' grad U_A)^2."""
+    _, u_a, _, u_g = (x.view(-1, *x.shape[-2:]) for x in basis.eigen)
+    total = total.view(-1, *total.shape[-2:])  # (g, out, d)
+    s = part.by_group(s)
+    s = (u_g.mT @ s.flatten(2)).view(s.shape).permute(0, 2, 3, 1, 4)  # (g, R, B, out, L)
     for a, where in part.seen(site):
-        inner = zip((u_a.T @ a).split(size), s[:, where].split(size, 1), strict=True)
-        for turned, slopes in inner:
-            total.add_((slopes @ turned.transpose(1, 2)).square().sum((0, 1)))
+        turned, slopes = (u_a.mT @ a.flatten(2)).view(a.shape), s[:, :, where]
+        if s.shape[-1] == 1:
+            squares = slopes.squeeze(-1).square().sum(1)  # (g, b, out)
+            total.baddbmm_(squares.mT, turned.squeeze(-1).square().mT)
+            continue
+        turned = turned.permute(0, 2, 3, 1).unsqueeze(1)  # (g, 1, b, L, d)
+        size = max(1, FLOATS // (slopes.shape[1] * total.numel()))
+        for inputs, outputs in zip(turned.split(size, 2), slopes.split(size, 2), strict=True):
+            total.add_((outputs @ inputs).square().sum((1, 2)))

@@ -1,7 +1,8 @@
 """Kronecker-factored curvature of a layer, and its eigenvalue-corrected form.
 
 With D = [W | b] (out, in + 1), a block is scale G (x) A in PyTorch's row-major order of D: its
-product with D is scale G D A, and nothing of the size of the block is ever built.
+product with D is scale G D A, and nothing of the size of the block is ever built. Of a convolution
+in groups, D, G, A and the scale have a first dimension more: a block for each group.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from cl_bench.curvature.blocks import Place
 @stored_as("kronecker_factors")
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """The block scale G (x) A, with G (out, out), A (in, in) and a scalar scale."""
+    """The block scale G (x) A, with G (out, out), A (in, in) and a scalar scale.
+
+    With groups: G (groups, out / groups, out / groups), A (groups, in, in), scale (groups,).
+    """
 
     place: Place
     a: Tensor
@@ -35,19 +39,19 @@ class KroneckerFactors:
         return low_a.clamp(min=0), u_a, low_g.clamp(min=0), u_g
 
     def matvec(self, d: Tensor) -> Tensor:
-        return (self.scale * self.g) @ d @ self.a
+        return (_of_matrices(self.scale) * self.g) @ d @ self.a
 
     def solve(self, d: Tensor, damping: float) -> Tensor:
         """The exact solution, in the eigenbasis: damping is not split over the factors."""
-        return Corrected(self, self._values()).solve(d, damping)
+        return Corrected(self, self.eigenvalues()).solve(d, damping)
 
     def shrinkage(self, damping: float) -> Corrected:
-        return Corrected(self, self._values()).shrinkage(damping)
+        return Corrected(self, self.eigenvalues()).shrinkage(damping)
 
-    def _values(self) -> Tensor:
-        """(out, in): the eigenvalues."""
+    def eigenvalues(self) -> Tensor:
+        """(out, in), with groups (groups, out / groups, in)."""
         values_a, _, values_g, _ = self.eigen
-        return self.scale * values_g.unsqueeze(-1) * values_a
+        return _of_matrices(self.scale) * values_g.unsqueeze(-1) * values_a.unsqueeze(-2)
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         """Average the factors, and add the scales.
@@ -57,34 +61,38 @@ class KroneckerFactors:
         """
         one, two = mine * self.scale, theirs * other.scale
         scale = one + two
-        share = one / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+        share = _of_matrices(one / scale.clamp(min=torch.finfo(scale.dtype).tiny))
         a, g = torch.lerp(other.a, self.a, share), torch.lerp(other.g, self.g, share)
         return replace(self, a=a, g=g, scale=scale)
 
     def trace(self) -> Tensor:
-        return self.scale * self.a.trace() * self.g.trace()
+        return (self.scale * _trace(self.a) * _trace(self.g)).sum()
 
     def weight_trace(self) -> Tensor:
         """The trace of the weight's part of the block, without the bias."""
-        return self.scale * (self._weight_a.trace() * self.g.trace())
+        return (self.scale * (_trace(self._weight_a) * _trace(self.g))).sum()
 
     def weight_norm(self) -> Tensor:
         """The Frobenius norm of the weight's part of the block, without the bias."""
-        return self.scale * (self._weight_a.norm() * self.g.norm())
+        norm_a, norm_g = (torch.linalg.matrix_norm(x) for x in (self._weight_a, self.g))
+        return (self.scale * (norm_a * norm_g)).norm()
 
     @property
     def _weight_a(self) -> Tensor:
-        return self.a[: self.place.inputs, : self.place.inputs]
+        return self.a[..., : self.place.inputs, : self.place.inputs]
 
     def max_eigenvalue(self) -> Tensor:
         values_a, _, values_g, _ = self.eigen
-        return self.scale * values_a[-1] * values_g[-1]
+        return (self.scale * values_a[..., -1] * values_g[..., -1]).amax()
 
 
 @stored_as("eigenvalue_corrected_factors")
 @dataclass(frozen=True)
 class Corrected:
-    """EKFAC: (U_G (x) U_A) diag(values) (U_G (x) U_A)', with values (out, in) in the eigenbasis."""
+    """EKFAC: (U_G (x) U_A) diag(values) (U_G (x) U_A)', with values (out, in) in the eigenbasis.
+
+    With groups: values (groups, out / groups, in).
+    """
 
     basis: KroneckerFactors
     values: Tensor
@@ -104,7 +112,7 @@ class Corrected:
 
     def _in_basis(self, d: Tensor, values: Tensor) -> Tensor:
         _, u_a, _, u_g = self.basis.eigen
-        return u_g @ (values * (u_g.T @ d @ u_a)) @ u_a.T
+        return u_g @ (values * (u_g.mT @ d @ u_a)) @ u_a.mT
 
     def merge(self, other: Self, mine: float, theirs: float) -> Self:
         """The diagonal of the weighted sum, in the eigenbasis of the merged factors."""
@@ -115,14 +123,14 @@ class Corrected:
     def _seen_from(self, basis: KroneckerFactors) -> Tensor:
         """(out, in): the diagonal of this matrix in another eigenbasis."""
         (_, u_a, _, u_g), (_, new_a, _, new_g) = self.basis.eigen, basis.eigen
-        return (new_g.T @ u_g).square() @ self.values @ (u_a.T @ new_a).square()
+        return (new_g.mT @ u_g).square() @ self.values @ (u_a.mT @ new_a).square()
 
     def trace(self) -> Tensor:
         return self.values.sum()
 
     def weight_trace(self) -> Tensor:
         """The trace of the weight's part of the block, without the bias."""
-        return (self.values @ self._weight_overlap.diagonal()).sum()
+        return (self.values @ self._weight_overlap.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)).sum()
 
     def weight_norm(self) -> Tensor:
         """The Frobenius norm of the weight's part of the block, without the bias."""
@@ -131,8 +139,18 @@ class Corrected:
     @property
     def _weight_overlap(self) -> Tensor:
         """U_A' M U_A with M the projection on the weight's columns: I where there is no bias."""
-        rows = self.basis.eigen[1][: self.place.inputs]
-        return rows.T @ rows
+        rows = self.basis.eigen[1][..., : self.place.inputs, :]
+        return rows.mT @ rows
 
     def max_eigenvalue(self) -> Tensor:
         return self.values.amax()
+
+
+def _of_matrices(scale: Tensor) -> Tensor:
+    """(...) -> (..., 1, 1): a number for each matrix."""
+    return scale[..., None, None]
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    """(..., n, n) -> (...)."""
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)

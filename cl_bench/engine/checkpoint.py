@@ -31,7 +31,7 @@ from cl_bench.base.files import DamagedError
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import previous
 
-FORMAT = 5  # files of another format are refused
+FORMAT = 6  # files of another format are refused
 MAGIC = b"cl_bench checkpoint "
 HEADER = MAGIC + str(FORMAT).encode() + b" sha256 "
 SHA_DIGITS = 64
