@@ -177,8 +177,8 @@ def test_another_layout_is_refused() -> None:
 def test_a_checkpoint_of_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
     file = tmp_path / "c.pt"
     checkpoint.save({"identity": {}}, file)
-    file.write_bytes(file.read_bytes().replace(b"checkpoint 5 ", b"checkpoint 2 ", 1))
-    with pytest.raises(UserError, match="format 2, this version of cl_bench reads 5"):
+    file.write_bytes(file.read_bytes().replace(b"checkpoint 6 ", b"checkpoint 2 ", 1))
+    with pytest.raises(UserError, match="format 2, this version of cl_bench reads 6"):
         checkpoint.load(file, CPU, {})
 
 

@@ -280,7 +280,7 @@ HYDRA = [
     ("method.lamda=3", "method.lamda: no such key; there are curvature, every"),
     (
         "experiment=nope",
-        "experiment=nope: no such experiment; there are der/, dlcft/, emcl/, fisher_estimators",
+        "experiment=nope: no such experiment; there are curvature_quality, der/, dlcft/, emcl/",
     ),
     ("datset=x", "datset: no such key; there are buffer, cache_dir, code_changed, criterion"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, cache_dir"),

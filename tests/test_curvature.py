@@ -14,7 +14,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config.build import make_network
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
-from cl_bench.curvature import capture
+from cl_bench.curvature import capture, sums
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
 from cl_bench.curvature.diagonal import MAS, BatchedFisher, Fisher, Identity
@@ -114,6 +114,25 @@ def test_factored_families_merge_by_their_weights(name: str) -> None:
     if name != "kfac":
         torch.testing.assert_close(trace, 2 * one.trace() + 0.5 * two.trace(), **CLOSE)
     assert not ESTIMATORS[name].linear
+
+
+@pytest.mark.parametrize("kind", ["conv", "groups"])
+def test_plain_averages_of_factors(kind: str) -> None:
+    """(1 - r) A + r B for each factor and the scale; it differs from the pooled factors."""
+    made, task = ref.case(kind)
+    one, two = (TKFAC("exact", None, "diagonal", "exact")(made, part) for part in halves(task))
+    plain, pooled = (
+        factors(one.merge(two, 0.25, 0.75, plain=True)),
+        factors(one.merge(two, 0.25, 0.75)),
+    )
+    pairs = zip(factors(one), factors(two), plain, pooled, strict=True)
+    differ = 0
+    for unit, (mine, theirs, found, other) in zip(ref.units(made), pairs, strict=True):
+        wanted = tuple(0.25 * x + 0.75 * y for x, y in zip(mine, theirs, strict=True))
+        torch.testing.assert_close(found, wanted, **CLOSE)
+        torch.testing.assert_close(found[2], other[2], **CLOSE)
+        differ += not torch.allclose(found[0], other[0]) and not ref.has_exact_block(made, unit)
+    assert differ >= 2
 
 
 def test_ekfac_merges_to_the_best_diagonal_in_the_pooled_basis() -> None:
@@ -361,16 +380,24 @@ def test_kfac_is_exact_for_one_linear_layer_with_squared_loss() -> None:
     torch.testing.assert_close(g, torch.eye(ref.CLASSES, dtype=torch.float64), **CLOSE)
 
 
+@pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("criterion", ["ce", "mse"])
-def test_tkfac_keeps_the_trace(criterion: str) -> None:
+def test_tkfac_keeps_the_trace(criterion: str, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "has_few_places", lambda *_: few)
     made, task = ref.case("mlp", criterion)
     found = TKFAC("exact", None, "diagonal", "published")(made, task)
     torch.testing.assert_close(found.trace(), ref.fisher(made, task).trace(), **CLOSE)
     for kind in ("groups", "conv"):
         made, task = ref.case(kind, criterion)
         exact = ref.fisher(made, task).trace()
-        found = TKFAC("exact", None, "diagonal", "exact")(made, task)
+        found: Any = TKFAC("exact", None, "diagonal", "exact")(made, task)
         torch.testing.assert_close(found.trace(), exact, **CLOSE)
+        fisher = ref.fisher(made, task)
+        every = zip(ref.units(made), factors(found), strict=True)
+        for unit, (a, g, scale) in every:  # of each group, whichever way it is summed
+            at = ref.order(made, unit)
+            trace = scale * a.trace() * g.trace()
+            torch.testing.assert_close(trace, fisher[at][:, at].trace(), **CLOSE)
     published = TKFAC("exact", None, "diagonal", "published")(made, task)
     assert not torch.allclose(published.trace(), exact, rtol=1e-3), "places do correlate"
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import SCENARIOS, learner, method_for, mlp
+from conftest import SCENARIOS, composed, learner, method_for, mlp
 from torch import Generator, Tensor
 from torch.func import jacrev
 
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
 from cl_bench.core.buffer import Reservoir
 from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.learner import Learner
@@ -20,6 +22,7 @@ from cl_bench.curvature.dense import FullFisher
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.merging import running_mean
 from cl_bench.curvature.penalty_steps import gradient
+from cl_bench.engine import checkpoint
 from cl_bench.methods.dlcft import DLCFT
 from cl_bench.models.prepare import prepare_network
 
@@ -68,8 +71,18 @@ def solve(made: Learner, objective: Any, *args: Any, matrix: Any = 0, pull: Any 
 def in_sequence(scenario: str, estimate: Any, by: Any = "tasks") -> Learner:
     """The stream by DLCFT, every task to its exact minimum."""
     made, (stream, member) = start(scenario), tasks(scenario)
-    options: Any = 1.0, "explicit", 1, "never", partial(Reservoir, 1, "all", False), 1, 0.5
-    method = DLCFT(made, estimate, lambda p, f: running_mean(p, f, by), *options)
+    options: Any = (
+        1.0,
+        "explicit",
+        1,
+        "never",
+        partial(Reservoir, 1, "all", False),
+        1,
+        0.5,
+        "none",
+        1.0,
+    )
+    method = DLCFT(made, estimate, lambda p, f: running_mean(p, f, by, "weighted"), *options)
     ever = SCENARIOS[scenario](member, TASKS - 1)
     for task in stream:
         made.begin_task(SCENARIOS[scenario](member, task.id), task.t[:1], ever)
@@ -120,6 +133,56 @@ def test_on_frozen_features_the_factors_are_exact(estimate: Any) -> None:
     torch.testing.assert_close(
         answers(in_sequence("class", estimate), "class"), joint, rtol=1e-7, atol=1e-7
     )
+
+
+@pytest.mark.parametrize(("scenario", "curvature"), [("data", "full"), ("class", "kfac")])
+def test_a_preconditioned_step_is_newtons(scenario: str, curvature: str) -> None:
+    """With the exact curvature and all samples in a batch, one step at rate 1 reaches the minimum.
+
+    In sequence, such steps lead to the solution of joint training.
+    """
+    made, (stream, member) = start(scenario), tasks(scenario)
+    options = "method.precondition=curvature", "method.damping=1e-9", "method.memory=never"
+    options += (f"curvature={curvature}", "curvature.labels=exact", "optimizer=sgd")
+    method = method_for("dlcft", made, *options)
+    ever = SCENARIOS[scenario](member, TASKS - 1)
+    for task in stream:
+        made.begin_task(SCENARIOS[scenario](member, task.id), task.t[:1], ever)
+        method.begin_task(task)
+        before = made.flat.theta.detach().clone()
+        method.observe(Batch(task.x, task.y, task.t))
+        step = (made.flat.theta.detach() - before) / made.lr
+        made.flat.theta.data.copy_(before + step)
+        method.end_task(task)
+        assert made.precondition is None
+    joint = answers(at_once(scenario), scenario)
+    torch.testing.assert_close(answers(made, scenario), joint, rtol=1e-5, atol=1e-5)
+
+
+def test_a_preconditioned_run_continues_from_its_checkpoint() -> None:
+    """Within a task: the curvature of the objective is not estimated again."""
+    stream, member = tasks("class")
+    options = "method.precondition=curvature", "optimizer=sgd", "curvature=kfac"
+    first, second = (method_for("dlcft", start("class"), *options) for _ in range(2))
+    live = SCENARIOS["class"](member, 0), stream[0].t[:1], SCENARIOS["class"](member, TASKS - 1)
+    first.learner.begin_task(*live)
+    first.begin_task(stream[0])
+    batch = Batch(stream[0].x[:8], stream[0].y[:8], stream[0].t[:8])
+    first.observe(batch)
+    checkpoint.restore(second, checkpoint.state_of(first))
+    second.learner.reveal(*live)
+    for method in (first, second):
+        method.observe(batch)
+    assert first.learner.flat.theta.equal(second.learner.flat.theta)
+
+
+def test_preconditioning_is_refused_where_the_optimizer_rescales() -> None:
+    chosen = "method=dlcft", "dataset=seqcifar100", "method.precondition=curvature"
+    with pytest.raises(UserError, match=r"torch\.optim\.Adam rescales gradients by itself; use"):
+        check_config(composed(*chosen))
+    with pytest.raises(UserError, match=r"step=auto: .* use method.step=explicit"):
+        check_config(composed(*chosen, "optimizer=sgd", "method.step=auto"))
+    check_config(composed(*chosen, "optimizer=sgd"))
 
 
 @pytest.mark.parametrize(("scenario", "keeps"), [("data", False), ("task", False), ("class", True)])

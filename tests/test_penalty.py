@@ -57,10 +57,10 @@ def whole(t: int) -> tuple[float, float]:
 def test_one_anchor_is_joint_training(tasks: int) -> None:
     """Huszar 2018; with means in place of sums where the loss has the same weights (DLCFT)."""
     torch.testing.assert_close(solved(partial(decayed_sum, decay=1.0), tasks, whole), joint(tasks))
-    mean = partial(running_mean, by="tasks")
+    mean = partial(running_mean, by="tasks", factors="weighted")
     shares = solved(mean, tasks, lambda t: (1 / (t + 1), t / (t + 1)))
     torch.testing.assert_close(shares, joint(tasks))
-    sizes = partial(running_mean, by="samples")
+    sizes = partial(running_mean, by="samples", factors="weighted")
     counts = solved(
         sizes,
         tasks,
@@ -76,7 +76,7 @@ def test_anchors_apart_are_joint_training_for_two_tasks_only() -> None:
 
 
 def test_count_is_not_joint_training_beside_a_loss_of_weight_one() -> None:
-    found = solved(partial(running_mean, by="tasks"), 3, whole)
+    found = solved(partial(running_mean, by="tasks", factors="weighted"), 3, whole)
     assert (found - joint(3)).abs().max() > 1e-2
 
 

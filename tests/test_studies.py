@@ -15,15 +15,18 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.config.nodes import targets
-from cl_bench.core.criteria import ScaledMSE
+from cl_bench.core.criteria import CrossEntropy, ScaledMSE
 from cl_bench.core.types import Batch
+from cl_bench.curvature.dense import FullFisher
+from cl_bench.curvature.kfac import KFAC
 from cl_bench.engine import job
 from cl_bench.engine.execution import Plan
 from cl_bench.engine.schedule import Schedule
+from cl_bench.models.prepare import prepare_network
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import code_of
-from cl_bench.studies import hessian_ratio, prior_vs_distillation, taylor_error
+from cl_bench.studies import curvature_quality, hessian_ratio, prior_vs_distillation, taylor_error
 from cl_bench.studies.models import MODELS, fitted, hessian
 
 
@@ -88,6 +91,47 @@ def test_prior_and_distillation_part_at_third_order(kind: str) -> None:
     made.criterion = ScaledMSE(1.0)
     with pytest.raises(UserError, match="criterion=cross_entropy"):
         prior_vs_distillation.study(made, stream, order, schedule, [1e-3, 2e-3])
+
+
+def linear_network() -> Any:
+    """A network that is linear in all of its parameters."""
+    net = mlp(activation="tanh", hidden=[5])
+    return prepare_network(
+        net, torch.zeros(1, 1, 4, 4), None, "batch", True, "linearized", with_head=False
+    )
+
+
+@pytest.mark.parametrize("scenario", ["data", "task", "class"])
+@pytest.mark.parametrize("criterion", [ScaledMSE(3.0), CrossEntropy()])
+def test_the_rise_of_a_past_loss(scenario: str, criterion: Any) -> None:
+    """On a linear network: 1/2 d'Gd is the second order in the outputs, and the exact Fisher's."""
+    torch.manual_seed(0)
+    made = learner(linear_network(), transform=identity())
+    made.criterion, stream = criterion, blobs(scenario, each=40)
+    order, schedule = Generator().manual_seed(0), Schedule(5, 8, "train", "none", "none", 0.5)
+    estimators = {"full": FullFisher("exact", None), "kfac": KFAC("exact", None, "diagonal")}
+    page = curvature_quality.study(made, stream, order, schedule, estimators, 3)
+    assert [row["step"] for row in page.rows] == [k for k in (9, 18, 25) for _ in range(3)]
+    rows = {row["curvature"]: row for row in page.rows[-3:]}
+    exact, full = rows[curvature_quality.EXACT], rows["full"]
+    half = exact[curvature_quality.HALF]
+    assert half > 0 and 0 < rows["kfac"]["share"] != 1
+    if scenario != "class" or criterion.squared:  # with new competitors the softmax is another one
+        assert half == pytest.approx(exact["in outputs"], rel=1e-3)
+        assert full["share"] == pytest.approx(1, rel=1e-3)
+        assert full["of the head"] == pytest.approx(exact["of the head"], rel=1e-3, abs=1e-9)
+    assert exact["rise"] != pytest.approx(half, rel=1e-3), "task 0 has a gradient left"
+    assert full["of the body"] > 0
+
+
+def test_the_rise_is_not_measured_while_statistics_move() -> None:
+    made, stream = learner(resnet(shape=(1, 4, 4)), transform=identity()), blobs("data", each=40)
+    order, schedule = Generator().manual_seed(0), Schedule(1, 8, "train", "none", "none", 0.5)
+    with pytest.raises(UserError, match=r"use model\.norm=folded, or schedule.batch_norm=frozen"):
+        curvature_quality.study(made, stream, order, schedule, {}, 3)
+    one = replace(stream, tasks=stream.tasks[:1])
+    with pytest.raises(UserError, match="needs two tasks"):
+        curvature_quality.study(made, one, order, schedule, {}, 3)
 
 
 @pytest.mark.parametrize("criterion", ["ce", "mse"])

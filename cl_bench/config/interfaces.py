@@ -27,7 +27,7 @@ CLAIMS = (  # what a method says about the configs that it can be used in
 NEEDED: dict[str, tuple[str, ...]] = {  # methods and attributes of what a group makes
     "method": ("begin_task", "observe", "end_task", "predict", "networks", "capacity", *CLAIMS),
     "buffer": ("begin_task", "end_task", "add", "sample", "max_samples"),
-    "curvature": ("__call__", "check", "linear", "penalty", "may_be_negative"),
+    "curvature": ("__call__", "check", "linear", "penalty", "scaled", "may_be_negative"),
     "criterion": ("__call__", "losses_and_gradients", "hessian_root", "squared"),
     "schedule": ("steps", "factor", "epochs", "batch_size", "batch_norm", "warm_up"),
     "evaluation": ("columns", "split", "holdout", "batch_size"),

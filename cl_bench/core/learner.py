@@ -57,6 +57,7 @@ class Learner(NetworkFunction):
         self.sample_gradients = 0  # number of gradients so far, a batch of B counted as B
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
+        self.precondition: Callable[[Tensor], Tensor] | None = None  # of `flat.grad` in `step`
         self._engine = make_engine(self.flat, machine.compiler)
         self.without_autograd: MLPGradient | ConvGradient | None = None
         sequence = None
@@ -157,9 +158,11 @@ class Learner(NetworkFunction):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Add weight decay to `flat.grad`, and make one step of the optimizer."""
+        """Add weight decay to `flat.grad`, precondition it, and make a step of the optimizer."""
         if self._decay_mask is not None:
             self.flat.grad.addcmul_(self.flat.theta, self._decay_mask)
+        if self.precondition is not None:
+            self.flat.grad.copy_(self.precondition(self.flat.grad))
         self.optimizer.step()
 
     def descend(self, batch: Batch) -> Tensor:

@@ -116,9 +116,12 @@ class KFAC(Factored):
 class TKFAC(Factored):
     """TK-FAC: the block of each layer is delta Psi (x) Phi.
 
-    delta=published  as the paper: gradients at different places of a convolution are uncorrelated
-    delta=exact      the trace of the layer's Fisher, from its per-sample gradients
+    delta=exact      the trace of the layer's Fisher
+    delta=published  as the paper, whose derivation takes gradients at different places of a
+                     convolution for uncorrelated: its trace is another one
     """
+
+    scaled: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -53,15 +53,17 @@ class KroneckerFactors:
         values_a, _, values_g, _ = self.eigen
         return _of_matrices(self.scale) * values_g.unsqueeze(-1) * values_a.unsqueeze(-2)
 
-    def merge(self, other: Self, mine: float, theirs: float) -> Self:
+    def merge(self, other: Self, mine: float, theirs: float, plain: bool = False) -> Self:
         """Average the factors, and add the scales.
 
         The result is the K-FAC (or TK-FAC) of the pooled data at one theta, times the sum of the
-        weights. It is not the sum of the two Kronecker products, which is none.
+        weights. It is not the sum of the two Kronecker products, which is none. With `plain` the
+        factors are averaged by `mine` and `theirs` alone, whatever the scales are.
         """
         one, two = mine * self.scale, theirs * other.scale
         scale = one + two
         share = _of_matrices(one / scale.clamp(min=torch.finfo(scale.dtype).tiny))
+        share = torch.full_like(share, mine / (mine + theirs)) if plain else share
         a, g = torch.lerp(other.a, self.a, share), torch.lerp(other.g, self.g, share)
         return replace(self, a=a, g=g, scale=scale)
 
@@ -114,9 +116,9 @@ class Corrected:
         _, u_a, _, u_g = self.basis.eigen
         return u_g @ (values * (u_g.mT @ d @ u_a)) @ u_a.mT
 
-    def merge(self, other: Self, mine: float, theirs: float) -> Self:
+    def merge(self, other: Self, mine: float, theirs: float, plain: bool = False) -> Self:
         """The diagonal of the weighted sum, in the eigenbasis of the merged factors."""
-        basis = self.basis.merge(other.basis, mine, theirs)
+        basis = self.basis.merge(other.basis, mine, theirs, plain)
         values = mine * self._seen_from(basis) + theirs * other._seen_from(basis)
         return type(self)(basis, values)
 

@@ -39,7 +39,10 @@ def decayed_sum(past: list[Quadratic], new: Quadratic, decay: Share) -> list[Qua
 
 
 def running_mean(
-    past: list[Quadratic], new: Quadratic, by: Literal["tasks", "samples", "literal"]
+    past: list[Quadratic],
+    new: Quadratic,
+    by: Literal["tasks", "samples", "literal"],
+    factors: Literal["weighted", "plain"],
 ) -> list[Quadratic]:
     """A <- ((t-1) A + A_t) / t, with one anchor: the mean over tasks (by=samples: over samples).
 
@@ -47,12 +50,16 @@ def running_mean(
     and the penalty by (t-1)/t, as DLCFT does. Beside a loss of weight 1 all past tasks together
     count as one. by=literal weights past and new by (t-1) : t, as DLCFT's section 4.1 prints it;
     that is not joint training.
+
+    factors  of Kronecker products, which no rule adds exactly. weighted: each factor is averaged
+             with the products' own scales as weights, which gives the factors of the pooled data;
+             plain: without (DLCFT's section 4.1), which differs for TK-FAC
     """
 
     def mean(old: Quadratic) -> Quadratic:
         before, now = (old.samples, new.samples) if by == "samples" else (old.tasks, new.tasks)
         now += old.tasks if by == "literal" else 0
-        return _merge(old, new, before / (before + now), now / (before + now))
+        return _merge(old, new, before / (before + now), now / (before + now), factors == "plain")
 
     return [mean(old) for old in past] or [new]
 
@@ -67,6 +74,9 @@ def one_per_task(past: list[Quadratic], new: Quadratic) -> list[Quadratic]:
     return [*past, new]
 
 
-def _merge(old: Quadratic, new: Quadratic, old_weight: float, new_weight: float) -> Quadratic:
-    curvature = new.curvature.merge(old.curvature, new_weight, old_weight)
+def _merge(
+    old: Quadratic, new: Quadratic, old_weight: float, new_weight: float, plain: bool = False
+) -> Quadratic:
+    options = {"plain": True} if plain else {}
+    curvature = new.curvature.merge(old.curvature, new_weight, old_weight, **options)
     return Quadratic(curvature, new.anchor, new.tasks + old.tasks, new.samples + old.samples)

@@ -103,6 +103,12 @@ def check_options(config: dict[str, Any]) -> None:
     for name in ("nesterov", "dampening", "maximize"):
         if proximal and optimizer.get(name):
             raise UserError(f"optimizer.{name}: a penalty's steps are not worked out for it")
+    scaled = "curvature" in method and get_object(method["curvature"]["_target_"]).scaled
+    if method.get("merging", {}).get("factors") == "plain" and not scaled:
+        raise UserError(
+            "merging.factors=plain: makes a difference for TK-FAC alone; use weighted, or "
+            "curvature=tkfac"
+        )
     separate = method.get("merging", {}).get("_target_") == path_of(one_per_task)
     implicit = separate and method["step"] == "implicit"
     if implicit and not get_object(method["curvature"]["_target_"]).linear:

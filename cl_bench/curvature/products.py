@@ -34,14 +34,14 @@ def hessian_product(learner: Learner, task: Task) -> Product:
     return product
 
 
-def ggn_product(learner: Learner, task: Task) -> Product:
-    """v -> G v for the GGN G (the exact Fisher) of the mean loss at theta.
+def ggn_product(learner: Learner, task: Task, at: Tensor | None = None) -> Product:
+    """v -> G v for the GGN G (the exact Fisher) of the mean loss at `at` (P,); None: at theta.
 
     J v is the derivative of u -> (J' u)'v: reverse mode twice.
     """
 
     def product(v: Tensor) -> Tensor:
-        total, theta = torch.zeros_like(v), learner.flat.theta.detach()
+        total, theta = torch.zeros_like(v), learner.flat.theta.detach() if at is None else at
         with learner.evaluating(full_precision=True):
             for batch in task.chunks(chunk(learner)):
                 found = vjp(lambda th, b=batch: learner.logits(th, b), theta)

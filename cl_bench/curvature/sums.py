@@ -194,12 +194,28 @@ class ExactlyTraced(Traced):
 
     def outputs(self, site: Site, s: Tensor) -> None:
         super().outputs(site, s)
+        if has_few_places(site.output, self.place):
+            self._add_by_places(site, self.by_group(s))
+            return
         for _, value in elementwise(site, s, torch.square):
             self.trace.add_(value.unflatten(0, (self.place.groups, -1)).flatten(1).sum(1))
+
+    def _add_by_places(self, site: Site, s: Tensor) -> None:
+        """Add |sum_l s_l a_l'|^2 = sum_lm (s_l's_m)(a_l'a_m): no gradient of a sample is built."""
+        for a, part in self.seen(site):
+            a, own = a.transpose(1, 2), s[:, :, :, part].permute(0, 2, 3, 1, 4)
+            products = (a.mT @ a).unsqueeze(1) * (own.mT @ own)  # (g, R, b, L, L)
+            self.trace.add_(products.flatten(1).sum(1))
 
     def factors(self, samples: int) -> KroneckerFactors:
         found, trace = super().factors(samples), self.place.one_or_all(self.trace)
         return KroneckerFactors(self.place, found.a, found.g, trace / samples)
+
+
+def has_few_places(output: Tensor, place: Place) -> bool:
+    """Whether the products of all pairs of places are fewer than the entries of a gradient."""
+    places, out = output[0, 0].numel(), place.out // place.groups
+    return places * (out + place.size) < out * place.size
 
 
 def windows(layer: nn.Conv2d, a: Tensor) -> Tensor:

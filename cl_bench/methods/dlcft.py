@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import Count, NonNegative, Share
+from cl_bench.base.bounds import Count, NonNegative, Positive, Share
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.merging import Merging, path_of, running_mean
@@ -34,6 +35,10 @@ class DLCFT(Rehearsal):
 
     This is eq. 14; without replay, where share is 1, it is eq. 11.
     memory=growing  store samples only if later tasks bring new classes into the softmax (class-IL)
+    precondition    curvature: multiply the gradient of the objective with the inverse of its
+                    curvature, as LQF does (Achille et al. 2021, arXiv:2012.11140): that of the new
+                    task at its start, and of the penalty, merged. With plain SGD
+    damping         added to the curvature, in multiples of its mean eigenvalue
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class DLCFT(Rehearsal):
         buffer: Callable[..., Buffer],
         replay: Count,
         share: Share,
+        precondition: Literal["none", "curvature"],
+        damping: Positive,
     ) -> None:
         super().__init__(learner, buffer)
         self.estimate, self.penalty = curvature, Penalty(learner, merging, strength, step, every)
@@ -55,11 +62,14 @@ class DLCFT(Rehearsal):
         self.policy, self.replay = memory, replay
         self.keeps = memory == "always"
         self.tasks = 0  # past ones
+        self.preconditions, self.damping = precondition == "curvature", damping
+        self.preconditioner: Any = None  # a Curvature, during a task
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
         """Raise UserError unless merging averages over tasks (eq. 11) and new heads start at 0."""
         check_options(config)
+        DLCFT._check_preconditioning(config)
         if config["method"]["merging"]["_target_"] != path_of(running_mean):
             raise UserError(
                 "merging: method=dlcft weights the past by (t-1)/t itself, which is right for a "
@@ -74,12 +84,30 @@ class DLCFT(Rehearsal):
             )
 
     @staticmethod
+    def _check_preconditioning(config: dict[str, Any]) -> None:
+        """Raise UserError where a preconditioned gradient does not go with the optimizer."""
+        method, optimizer = config["method"], config["optimizer"]["_target_"]
+        if method["precondition"] == "none":
+            return
+        if optimizer not in PLAIN_SGD:
+            raise UserError(
+                f"method.precondition=curvature: optimizer._target_={optimizer} rescales gradients "
+                "by itself; use optimizer=sgd, or method.precondition=none"
+            )
+        if method["step"] != "explicit":
+            raise UserError(
+                f"method.step={method['step']}: with method.precondition=curvature the penalty's "
+                "gradient is preconditioned too; use method.step=explicit"
+            )
+
+    @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
         stored = {"growing": config["scenario"]["name"] == "class", "always": True, "never": False}
         keeps = stored[config["method"]["memory"]]
+        found = {"method.damping"} if config["method"]["precondition"] == "none" else set()
         if keeps:
-            return {"method.buffer.insert"}  # a task is offered once, at its end
-        return {f"method.{key}" for key in ("buffer", "replay", "share")}
+            return found | {"method.buffer.insert"}  # a task is offered once, at its end
+        return found | {f"method.{key}" for key in ("buffer", "replay", "share")}
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
@@ -88,7 +116,24 @@ class DLCFT(Rehearsal):
             self.keeps = growing(self.learner)
         share = self.share if self.keeps else 1.0
         self.penalty.factor = share * self.tasks / (self.tasks + 1)
-        self.penalty.check(self.learner)
+        if self.preconditions:
+            self.preconditioner = self._curvature_of_objective(task)
+        else:
+            self.penalty.check(self.learner)
+
+    def _curvature_of_objective(self, task: Task) -> Any:
+        """The curvature of the objective; that of replayed samples is taken for the penalty's."""
+        curvature, weight = self.estimate(self.learner, task), 1 / (self.tasks + 1)
+        if not self.penalty.quadratics:
+            return curvature
+        replayed = 1 - self.share if self.keeps else 0.0
+        past = self.penalty.factor * self.penalty.strength + replayed * (1 - weight)
+        return curvature.merge(self.penalty.quadratics[0].curvature, weight, past)
+
+    def _precondition(self, gradient: Tensor) -> Tensor:
+        """(H + damping I)^-1 gradient, with H the curvature of the objective."""
+        mean = float(self.preconditioner.trace()) / gradient.numel()
+        return self.preconditioner.solve(gradient, self.damping * mean)
 
     def observe(self, batch: Batch) -> Tensor:
         if not len(self.memory):
@@ -96,10 +141,12 @@ class DLCFT(Rehearsal):
         else:
             old = self.memory.sample(self.replay)
             loss = self.learner.gradient_of(self._new_and_old, batch, old)
+        self.learner.precondition = self._precondition if self.preconditions else None
         self.penalty.move(self.learner)
         return loss
 
     def end_task(self, task: Task) -> None:
+        self.learner.precondition = self.preconditioner = None
         self.penalty.end_task(self.learner)
         self.penalty.add(self.learner, self.estimate(self.learner, task), task)
         self.tasks += len(task.t.unique())

@@ -1,0 +1,151 @@
+"""Curvatures against what they are for: the rise of a past task's loss while a new one is learned.
+
+A quadratic penalty takes 1/2 d'Hd for that rise, with d the way from the parameters after task 0 to
+those now. Here task 1 is learned without a penalty, and 1/2 d'Hd of each curvature H of task 0 is
+set beside three exact numbers: the rise of the loss itself; its second-order part in the outputs
+f, the mean of 1/2 (f - f0)' R (f - f0) with R the Hessian of the loss in the outputs; and 1/2 d'Gd
+with the Gauss-Newton matrix G, which all of these curvatures approximate. On a network that is
+linear in its parameters, the last two are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Stream, Task
+from cl_bench.curvature.base import Curvature
+from cl_bench.curvature.capture import output_roots
+from cl_bench.curvature.products import ggn_product
+from cl_bench.engine import experiment
+from cl_bench.engine.evaluation import Evaluation
+from cl_bench.engine.schedule import Schedule
+from cl_bench.engine.session import Host, Progress, Session
+from cl_bench.methods.finetune import Finetune
+from cl_bench.results.page import Page
+
+EXACT = "Gauss-Newton, exact"
+HALF = "1/2 d'Hd"
+CHUNK = 500  # samples in a forward pass
+
+
+class Rise:
+    """Measures the rise of a past task's loss, and what its curvatures say of it (a `Probe`)."""
+
+    def __init__(
+        self, learner: Learner, old: Task, curvatures: dict[str, Curvature], every: int
+    ) -> None:
+        self.old, self.curvatures = old, curvatures
+        self.every: int | None = every
+        self.anchor = learner.flat.theta.detach().clone()
+        self.head, net = torch.zeros_like(self.anchor), learner.net
+        prefix = next(name for name, module in net.named_modules() if module is net.head)
+        for name, view in learner.flat.views(self.head).items():
+            view.fill_(name.startswith(f"{prefix}."))  # 1 for the head's parameters
+        self.step, self.rows = 0, list[dict[str, Any]]()
+
+    def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
+        """Append a row for each curvature, once theta has moved; first called at step 0."""
+        move, step = learner.flat.theta.detach() - self.anchor, self.step
+        self.step += self.every or 0
+        if not bool(move.any()):
+            return {}
+        rise, in_outputs = self._rises(learner)
+        exact = ggn_product(learner, self.old, self.anchor)
+        products = {EXACT: exact, **{k: c.matvec for k, c in self.curvatures.items()}}
+        parts = {
+            HALF: move,
+            "of the head": self.head * move,
+            "of the body": move - self.head * move,
+        }
+        whole = None
+        for name, product in products.items():
+            halves = {key: float(d @ product(d)) / 2 for key, d in parts.items()}
+            whole = halves[HALF] if whole is None else whole
+            share = halves[HALF] / whole if whole else None
+            row = {"step": step, "curvature": name, **halves, "share": share}
+            self.rows.append(row | {"rise": rise, "in outputs": in_outputs})
+        return {}
+
+    @torch.no_grad()
+    def _rises(self, learner: Learner) -> tuple[float, float]:
+        """The rise of the mean loss on the old task, and its second-order part in the outputs."""
+        rise, second = 0.0, 0.0
+        with learner.evaluating(full_precision=True):
+            for batch in self.old.chunks(CHUNK):
+                before, after = (
+                    learner.logits(t, batch) for t in (self.anchor, learner.flat.theta)
+                )
+                losses = (self._losses(learner, f, batch) for f in (after, before))
+                rise += float((next(losses) - next(losses)).sum())
+                roots = output_roots(learner, batch, before, None)
+                second += float((roots * (after - before)).sum(-1).square().sum()) / 2
+        return rise / len(self.old), second / len(self.old)
+
+    def _losses(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
+        return learner.criterion(logits, batch.y, learner.heads.competing(batch))
+
+
+def study(
+    learner: Learner,
+    stream: Stream,
+    order: Generator,
+    schedule: Schedule,
+    curvatures: dict[str, Any],
+    points: Count,
+) -> Page:
+    """Learn task 0, take its curvatures, learn task 1, and measure `points` times meanwhile.
+
+    The last measurement is at the end of task 1.
+    """
+    _refuse(learner, stream, schedule)
+    old, new = stream.tasks[:2]
+    for estimator in curvatures.values():
+        estimator.check(learner, old)
+    evaluation = Evaluation("final", "test", 0.1, CHUNK)
+    progress = Progress.start(stream)
+    session = Session(Finetune(learner), stream, schedule, evaluation, order, progress, Host())
+    experiment.learn(session, old)
+    found = {name: estimator(learner, old) for name, estimator in curvatures.items()}
+    probe = Rise(learner, old, found, -(-schedule.steps(new) // points))
+    session.probe, progress.done, progress.step, progress.order = probe, 1, 0, None
+    experiment.learn(session, new)
+    rows = [row | {"step": min(row["step"], progress.step)} for row in probe.rows]
+    last = [row for row in rows if row["step"] == progress.step]
+    exact, half = last[0], last[0][HALF]
+    findings = [
+        f"task 0's loss rises by {exact['rise']:.4g}; its second-order part in the outputs is "
+        f"{exact['in outputs']:.4g}, and 1/2 d'Gd with the exact Gauss-Newton matrix {half:.4g}",
+        *(f"{row['curvature']}: {row['share']:.1%} of 1/2 d'Gd" for row in last[1:]),
+    ]
+    title = f"Curvature against the rise of the past loss, {learner.flat.theta.numel()} parameters"
+    return Page(title, findings, rows, lambda figure: _draw(figure, rows))
+
+
+def _refuse(learner: Learner, stream: Stream, schedule: Schedule) -> None:
+    """Raise UserError for a single task, and where batch norm's statistics would move."""
+    if len(stream.tasks) < 2:
+        raise UserError("study=curvature_quality: needs two tasks; use dataset.tasks=2 or more")
+    if learner.snapshot().buffers and schedule.batch_norm != "frozen":
+        raise UserError(
+            "study=curvature_quality: batch norm's statistics move besides the parameters; use "
+            "model.norm=folded, or schedule.batch_norm=frozen"
+        )
+
+
+def _draw(figure: Any, rows: list[dict[str, Any]]) -> None:
+    axes = figure.add_subplot(xlabel="steps on task 1", ylabel="rise of task 0's loss")
+    for name in dict.fromkeys(row["curvature"] for row in rows):
+        part = [row for row in rows if row["curvature"] == name]
+        steps = [row["step"] for row in part]
+        if name == EXACT:
+            axes.plot(steps, [row["rise"] for row in part], "k-", label="true")
+            axes.plot(steps, [row["in outputs"] for row in part], "k--", label="second order")
+        axes.plot(steps, [row[HALF] for row in part], "o-", label=name)
+    axes.legend()
+    axes.grid(alpha=0.3)
