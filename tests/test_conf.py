@@ -43,7 +43,17 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_composes_and_binds(name: str) -> None:
-    check_config(composed(f"experiment={name}"))
+    row = name.startswith("dlcft/row/")  # for one of DLCFT's protocols
+    check_config(composed(f"experiment=[dlcft/data10,{name}]" if row else f"experiment={name}"))
+
+
+@pytest.mark.parametrize("table", [n for n in names("experiment/dlcft") if n.startswith("table")])
+def test_dlcfts_tables_take_their_rows(table: str) -> None:
+    sweep = OmegaConf.load(CONF / f"experiment/dlcft/{table}.yaml").hydra.sweeper.params
+    rows = sweep["experiment/dlcft/row"].split(",")
+    assert set(rows) <= set(names("experiment/dlcft/row"))
+    for row in rows:
+        check_config(composed(f"experiment=dlcft/{table}", f"experiment/dlcft/row={row}"))
 
 
 @pytest.mark.parametrize("group", [g for g in listing.GROUPS if g != "experiment"])
@@ -130,7 +140,7 @@ BAD = [
     ("dataset.tasks=0", "dataset.tasks=0: must be between 1 and 10000", []),
     ("dataset.order=up", "must be one of natural, random, superclass, uniform", []),
     ("dataset.transform.mean=0", "dataset.transform.mean=0: must be a list of numbers", []),
-    ("evaluation.when=later", "must be one of seen, final, all", []),
+    ("evaluation.when=later", "must be one of seen, final, last, all", []),
     ("evaluation.holdout=1.5", "evaluation.holdout=1.5: must be above 0 and below 1", []),
     ("runtime.device=tpu", "runtime.device=tpu: must be one of auto, cpu, cuda", []),
     ("runtime.threads=0", "runtime.threads=0: must be between 1 and 1024", []),

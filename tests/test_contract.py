@@ -529,6 +529,7 @@ def test_which_entries_are_measured() -> None:
     assert shape("data", "seen") == [".xx", "xx.", "xxx", "xxx"]
     assert shape("data", "all") == ["xxx", "xxx", "xxx", "xxx"]
     assert shape("data", "final") == ["...", "x..", ".x.", "xxx"]
+    assert shape("data", "last") == ["...", "...", "...", "xxx"]
     assert shape("task", "seen") == [".xx", "xx.", "xxx", "xxx"]
     assert shape("class", "seen") == ["...", "x..", "xx.", "xxx"]
 

@@ -123,9 +123,10 @@ def test_grey_images_are_refused_before_they_are_read() -> None:
 
 BACKBONES = [  # of dlcft on seqcifar100: activation, mean of a channel, side
     ((), "leaky_relu", 0.0, None),
-    (("backbone=efficientnet_lite0",), "relu6", 127 / 255, 64),
+    (("backbone=efficientnet_lite0",), "relu6", 127 / 255, 224),
+    (("backbone=efficientnet_lite0_64",), "relu6", 127 / 255, 64),
     (("backbone=efficientnet_lite0_96",), "relu6", 127 / 255, 96),
-    (("backbone=efficientnet_lite0", "dataset.transform.resize=128"), "relu6", 127 / 255, 128),
+    (("backbone=efficientnet_lite0_96", "dataset.transform.resize=128"), "relu6", 127 / 255, 128),
     (("model=efficientnet_lite1",), "relu6", 127 / 255, 240),
     (("backbone=imagenet1k",), "relu", 0.485, 224),
     (("backbone=imagenet1k", "dataset.transform.crop=24"), "relu", 0.485, None),

@@ -31,6 +31,7 @@ SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
 CHUNK = 512  # samples at once
 IMAGES = {"cpu": 32, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
+PIXELS = 64 * 64  # of an image; of larger ones fewer are taken at once
 
 
 @dataclass
@@ -122,11 +123,13 @@ def unserved(net: nn.Module) -> str | None:
     return None
 
 
-def chunk(learner: Learner) -> int:
+def chunk(learner: Learner, task: Task) -> int:
     """The number of samples in one pass; the result does not depend on it, up to rounding."""
-    if any(isinstance(layer, nn.Conv2d) for _, layer in layers(learner.net)):
-        return IMAGES.get(learner.flat.theta.device.type, 32)
-    return CHUNK
+    if not any(isinstance(layer, nn.Conv2d) for _, layer in layers(learner.net)):
+        return CHUNK
+    images = IMAGES.get(learner.flat.theta.device.type, 32)
+    pixels = learner.transform.view(task.x[:1])[0, 0].numel()
+    return max(1, images * PIXELS // max(pixels, PIXELS))
 
 
 def streamed(
@@ -138,7 +141,7 @@ def streamed(
     these are the roots themselves; `at_head` replaces them, all with the first group.
     """
     with learner.evaluating(full_precision=True):
-        for batch in task.chunks(chunk(learner)):
+        for batch in task.chunks(chunk(learner, task)):
             with captured(learner.net) as sites:
                 logits = learner.logits(learner.flat.theta, batch)
             seeds = roots(learner, batch, logits.detach())

@@ -178,7 +178,7 @@ def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tenso
     """Per-sample gradients (R x B, P) of each part of a task, by a vectorised backward pass."""
     theta = learner.flat.theta.detach()
     with learner.evaluating(full_precision=True):
-        for whole in task.chunks(chunk(learner)):
+        for whole in task.chunks(chunk(learner, task)):
             with torch.no_grad():
                 logits = learner.logits(learner.flat.theta, whole)
             seeds = roots(learner, whole, logits)

@@ -24,7 +24,7 @@ def hessian_product(learner: Learner, task: Task) -> Product:
     def product(v: Tensor) -> Tensor:
         total, theta = torch.zeros_like(v), learner.flat.theta.detach()
         with learner.evaluating(full_precision=True):
-            for batch in task.chunks(chunk(learner)):
+            for batch in task.chunks(chunk(learner, task)):
                 slope = grad(lambda th, b=batch: learner.losses(th, b).sum())
                 pull = vjp(slope, theta)[1]
                 learner.sample_gradients += 2 * len(batch.y) * (v.numel() // v.shape[-1])
@@ -43,7 +43,7 @@ def ggn_product(learner: Learner, task: Task, at: Tensor | None = None) -> Produ
     def product(v: Tensor) -> Tensor:
         total, theta = torch.zeros_like(v), learner.flat.theta.detach() if at is None else at
         with learner.evaluating(full_precision=True):
-            for batch in task.chunks(chunk(learner)):
+            for batch in task.chunks(chunk(learner, task)):
                 found = vjp(lambda th, b=batch: learner.logits(th, b), theta)
                 logits, pull = found[0], found[1]
                 moved = vjp(lambda u, pull=pull: pull(u)[0], torch.zeros_like(logits))[1](v)[0]

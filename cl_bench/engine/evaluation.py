@@ -21,13 +21,14 @@ class Evaluation:
     when=seen   after each task: the tasks so far and the next one; before training: all but the
                 first. All metrics are defined.
     when=final  after each task: that task; after the last one: all. ACC, BWT and LA are defined.
+    when=last   all tasks after the last one. ACC alone is defined.
     when=all    all tasks after each task, and before training: every entry of the matrix
 
     split=val   a stratified share `holdout` of each task's training images is held out and takes
                 the place of its test images, for tuning
     """
 
-    when: Literal["seen", "final", "all"]
+    when: Literal["seen", "final", "last", "all"]
     split: Literal["test", "val"]
     holdout: Part
     batch_size: Count
@@ -42,6 +43,8 @@ class Evaluation:
         tasks = len(stream.tests)
         if self.when == "all" or row == tasks - 1:
             return list(range(tasks))
+        if self.when == "last":
+            return []
         if self.when == "final":
             return [row] if row >= 0 else []
         if row < 0:

@@ -66,9 +66,9 @@ class RunHost(Host):
         self.journal.write(row)
         self.sink.log(row)
         if row["event"] == "task":
-            accuracy = row["accuracy"][row["task"]]
-            news = f"task {row['task']} learned, {100 * accuracy:.1f} % on its own test images"
-            self._show(news)
+            own = row["accuracy"].get(row["task"])
+            tested = "" if own is None else f", {100 * own:.1f} % on its own test images"
+            self._show(f"task {row['task']} learned{tested}")
 
     def _show(self, news: str) -> None:
         """Show news on the bar; without a bar as a line, at most one per NEWS_SECONDS."""
