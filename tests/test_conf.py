@@ -177,6 +177,7 @@ BAD = [
     ("method.l2=0", "nothing would hold the past", ["method=apd"]),
     ("optimizer._target_=torch.optim.RAdam", "how far a step goes; use one of", ["method=apd"]),
     ("schedule.batch_norm=frozen", "starts every task anew", ["method=independent"]),
+    ("schedule.batch_norm=folded", "use frozen or train", ["method=si", "dataset=seqcifar100"]),
     ("runtime.compile=true", "model.dropout=[0.2, 0.2, 0.5, 0.5, 0.5] draws", ["model=alexnet"]),
     ("model.dropout=[1.0]", "must be at least 0 and below 1", ["model=alexnet"]),
     ("method.l1=-1", "method.l1=-1: must be at least 0", ["method=halrp"]),
@@ -224,7 +225,7 @@ BAD = [
     ("curvature.labels=all", "must be one of exact, sampled, empirical", ["method=ewc"]),
     ("curvature.samples=0", "curvature.samples=0: must be at least 1", ["method=ewc"]),
     ("method.source=web", "must be one of new, buffer", ["method=lwf"]),
-    ("schedule.batch_norm=off", "must be one of train, frozen", []),
+    ("schedule.batch_norm=off", "must be one of train, frozen, folded", []),
     (
         "optimizer._target_=torch.optim.AdamW",
         "optimizer._target_=torch.optim.AdamW: ",

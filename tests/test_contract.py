@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -304,6 +305,45 @@ def test_frozen_batch_norm_comes_back(
     monkeypatch.undo()
     monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none", 0.5))
     stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, build=hard)
+
+
+@pytest.mark.parametrize("name", ["finetune", "ewc", "osla", "lwf", "derpp", "gem"])
+def test_batch_norm_is_folded_after_the_first_task(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fold changes no output; then gamma and the statistics stay, and the biases move."""
+    folded = Schedule(2, 8, "folded", "none", "none", 0.5)
+    monkeypatch.setitem(globals(), "SCHEDULE", folded)
+    states: list[dict[str, Any]] = []
+    outputs: list[Any] = []
+    fold = Learner.fold_batch_norm
+
+    def watched(made: Learner, task: Any) -> None:
+        batch = next(task.chunks(20))
+        with made.evaluating():
+            outputs.append(made.logits(made.flat.theta, batch).detach())
+            fold(made, task)
+            outputs.append(made.logits(made.flat.theta, batch).detach())
+
+    monkeypatch.setattr(Learner, "fold_batch_norm", watched)
+    monkeypatch.setattr(
+        experiment,
+        "measure",
+        lambda session, *_: states.append(copy.deepcopy(session.learner.net.state_dict())),
+    )
+    Run(name, "data", build=hard)()
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
+    assert len(outputs) == 2, "once, at the end of the first task"
+    gammas = [k for k in states[1] if states[1][k].eq((1 + 1e-5) ** 0.5).all() and "weight" in k]
+    assert gammas
+    for gamma in gammas:
+        norm = gamma.removesuffix("weight")
+        for part in ("weight", "running_mean", "running_var"):
+            assert states[1][norm + part].equal(states[3][norm + part])
+        assert not states[1][norm + "bias"].equal(states[3][norm + "bias"])
+    monkeypatch.undo()
+    monkeypatch.setitem(globals(), "SCHEDULE", folded)
+    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario="data", build=hard)
 
 
 @pytest.mark.parametrize("name", ["er", "halrp"])

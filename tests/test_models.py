@@ -11,7 +11,7 @@ from conftest import composed, names
 from torch import nn
 
 from cl_bench.config.build import make_network
-from cl_bench.models.fold import fold
+from cl_bench.models.fold import fold, fold_in_place
 from cl_bench.models.layers import ACTIVATIONS
 
 
@@ -104,6 +104,25 @@ def test_folding_keeps_what_the_network_computes(name: str) -> None:
     left = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and not left and not list(folded.buffers())
     assert all(m.bias is not None for m in folded.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
+def test_folding_in_place(name: str) -> None:
+    """The same function and the same parameters, of which batch norm adds its bias alone."""
+    torch.manual_seed(0)
+    net = built(name, (3, 64, 64), 5).double().eval()
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        for part in norm.state_dict().values():
+            part.uniform_(0.5, 2)
+    x, shapes = torch.rand(2, 3, 64, 64).double(), [p.shape for p in net.parameters()]
+    before = net(x)
+    fold_in_place(net, x[:1])
+    torch.testing.assert_close(net(x), before, rtol=1e-10, atol=1e-10)
+    assert [p.shape for p in net.parameters()] == shapes
+    image = torch.randn(1, norms[0].num_features, 2, 2).double()
+    shifted = image + norms[0].bias.view(1, -1, 1, 1)
+    torch.testing.assert_close(norms[0](image), shifted, rtol=1e-12, atol=1e-12)
 
 
 def test_a_model_can_start_folded() -> None:

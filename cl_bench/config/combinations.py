@@ -84,7 +84,7 @@ def _check_data(plain: dict[str, Any]) -> None:
 
 
 def _check_model(plain: dict[str, Any]) -> None:
-    model = plain["model"]
+    model, method = plain["model"], get_object(plain["method"]["_target_"])
     if plain["schedule"]["warm_up"] == "head" and model["head_mode"] == "linearized":
         raise UserError(
             "schedule.warm_up=head: with model.head_mode=linearized the head starts where the "
@@ -96,6 +96,12 @@ def _check_model(plain: dict[str, Any]) -> None:
             "run's own, which a graph cannot hold; use runtime.compile=false, or model.dropout=[]"
         )
     has_batch_norm = get_object(model["_target_"]).batch_norm
+    folds = plain["schedule"]["batch_norm"] == "folded" and has_batch_norm
+    if folds and model["norm"] == "batch" and not method.allows_folding:
+        raise UserError(
+            "schedule.batch_norm=folded: the method keeps values of parameters that folding "
+            "changes; use frozen or train"
+        )
     prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
 
 
@@ -120,7 +126,7 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
             "curvature.negative=raw: a penalty by negative values is unbounded below; "
             "use clamped or absolute"
         )
-    frozen = plain["schedule"].get("batch_norm") == "frozen"
+    frozen = plain["schedule"].get("batch_norm") == "frozen"  # where folded, the biases move
     if curvature.get("batch_norm") == "frozen" and not frozen:
         raise UserError(
             "curvature.batch_norm=frozen: batch norm's weights would move unprotected; "

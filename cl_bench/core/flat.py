@@ -50,11 +50,16 @@ class FlatParams:
             if chosen(self.owners[name]):
                 yield view
 
-    def mask_outside(self, kind: type[nn.Module]) -> Tensor | None:
-        """(P,) bool: False for parameters of modules of this kind; None where there are none."""
+    def mask_outside(self, kind: type[nn.Module], only: str | None = None) -> Tensor | None:
+        """(P,) bool: False for parameters of modules of this kind; None where there are none.
+
+        only  the name of one of their parameters, such as weight; None: all of them
+        """
         mask = torch.ones_like(self.grad, dtype=torch.bool)
-        for part in self.parts(mask, lambda module: isinstance(module, kind)):
-            part.zero_()
+        for name, view in self.views(mask).items():
+            own = name.rpartition(".")[2]
+            if isinstance(self.owners[name], kind) and only in (None, own):
+                view.zero_()
         return None if bool(mask.all()) else mask
 
     def _stored(self, p: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from cl_bench.core.flat import FlatParams
 from cl_bench.core.heads import Heads
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.state import Rebuilt
-from cl_bench.core.types import Batch, Snapshot, Transform
+from cl_bench.core.types import Batch, Snapshot, Task, Transform
+from cl_bench.models.fold import fold_in_place
 from cl_bench.models.layers import accept_single_samples, batch_norm_buffers, set_dropout_generator
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -92,6 +93,10 @@ class NetworkFunction(Rebuilt):
         finally:
             self._set_mode(before[0])
             self.full_precision = before[1]
+
+    def fold_batch_norm(self, task: Task) -> None:
+        """Fold batch norm into the layers before it; theta keeps its shape (`fold_in_place`)."""
+        fold_in_place(self.net, self.transform.view(task.x[:1]).to(self.flat.theta.dtype))
 
     def _augment(self, batch: Batch) -> Batch:
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))

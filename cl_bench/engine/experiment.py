@@ -57,6 +57,8 @@ def learn(session: Session, task: Task) -> None:
             progress.train_seconds.pop()
     if every:
         started += _probe(session, task)
+    if schedule.batch_norm == "folded" and not progress.done:
+        session.learner.fold_batch_norm(task)
     session.method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 
@@ -71,15 +73,16 @@ def prepare_task(session: Session, task: Task) -> None:
     learner, stream, progress = session.learner, session.stream, session.progress
     classes = stream.live(task.id), task.t.unique(), stream.live_at_end
     learner.task = task
-    frozen = session.schedule.batch_norm == "frozen" and progress.done > 0
+    kept = progress.done > 0 and session.schedule.batch_norm != "train"
+    mode = {"frozen": kept, "biases": session.schedule.batch_norm == "folded"}
     if progress.order is not None:
         session.order.set_state(progress.order)
         learner.reveal(*classes)
-        learner.train(frozen)
+        learner.train(**mode)
         return
     progress.order = session.order.get_state()
     learner.begin_task(*classes)
-    learner.train(frozen)
+    learner.train(**mode)
     if session.schedule.warm_up == "head":
         fit_head(learner, task, new_classes(stream, task))
     session.method.begin_task(task)

@@ -15,6 +15,8 @@ class Schedule:
     """How each task is trained, the same for every method.
 
     batch_norm=frozen      weights and statistics of batch norm are not changed after the first task
+    batch_norm=folded      after the first task it is folded into the layers before it, whose
+                           weights and biases are trained on
     annealing=cosine       the learning rate falls to 0 within each task, along half a cosine
                            (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts)
     annealing=exponential  it is multiplied by `decay` per epoch, from the start of each task
@@ -24,7 +26,7 @@ class Schedule:
 
     epochs: Count
     batch_size: Count
-    batch_norm: Literal["train", "frozen"]
+    batch_norm: Literal["train", "frozen", "folded"]
     annealing: Literal["none", "cosine", "exponential"]
     warm_up: Literal["none", "head"]
     decay: Share

@@ -30,6 +30,8 @@ class AGEM(Rehearsal):
     the first task is left out: that code never protects it, by oversight.
     """
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

@@ -26,6 +26,8 @@ class Method(Stateful):
     requires_plain_sgd: ClassVar[bool] = False
     # True where its own penalties take the place of weight decay
     forbids_weight_decay: ClassVar[bool] = False
+    # True where nothing that it keeps during a task depends on how theta parametrises the network
+    allows_folding: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 

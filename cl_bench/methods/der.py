@@ -23,6 +23,8 @@ class DER(Rehearsal):
     distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
     """
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

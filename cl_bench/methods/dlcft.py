@@ -41,6 +41,8 @@ class DLCFT(Rehearsal):
     damping         added to the curvature, in multiples of its mean eigenvalue
     """
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

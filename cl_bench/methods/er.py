@@ -21,6 +21,8 @@ class ER(Rehearsal):
     combine=sum   the mean over new samples plus the mean over old ones
     """
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

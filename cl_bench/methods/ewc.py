@@ -27,6 +27,8 @@ from cl_bench.methods.base import Method
 class EWC(Method):
     """loss + strength/2 (theta - anchor)' A (theta - anchor)."""
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

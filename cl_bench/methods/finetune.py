@@ -11,5 +11,7 @@ from cl_bench.methods.base import Method
 class Finetune(Method):
     """theta <- theta - lr grad loss(theta, batch)."""
 
+    allows_folding = True
+
     def observe(self, batch: Batch) -> Tensor:
         return self.learner.descend(batch)

@@ -28,6 +28,8 @@ class GEM(Rehearsal):
     at every step.
     """
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

@@ -29,6 +29,8 @@ class LwF(Rehearsal):
     evaluation mode and with its own statistics of batch norm.
     """
 
+    allows_folding = True
+
     def __init__(
         self,
         learner: Learner,

@@ -38,6 +38,31 @@ def fold(net: nn.Module, x: Tensor) -> nn.Module:
     return net.train(training)
 
 
+@torch.no_grad()
+def fold_in_place(net: nn.Module, x: Tensor) -> None:
+    """Move each batch norm's scale and shift into the layer before it and into its own bias.
+
+    W <- gamma / sqrt(var + eps) W, beta <- beta - mean gamma / sqrt(var + eps), and of the batch
+    norm itself mean 0, variance 1 and a gamma with which it adds its bias alone. All parameters
+    keep their places, and in evaluation mode the network computes what it did.
+    """
+    pairs = _pairs(net, x)
+    for layer, norm in ((net.get_submodule(a), net.get_submodule(b)) for a, b in pairs):
+        assert isinstance(norm, NORMS) and isinstance(layer, nn.Conv2d | nn.Linear)
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        norm.bias.sub_(norm.running_mean * scale)
+        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        if layer.bias is not None:
+            layer.bias.mul_(scale)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1)
+        norm.weight.fill_((1 + norm.eps) ** 0.5)
+    folded = {norm for _, norm in pairs}
+    left = [n for n, m in net.named_modules() if isinstance(m, NORMS) and n not in folded]
+    assert not left, f"no layer feeds {left} alone"
+
+
 def _pairs(net: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     """Names (layer, batch norm) where the input of the batch norm is the output of the layer."""
     producers: dict[int, str] = {}  # the layer that made a tensor, by the tensor's id
