@@ -9,7 +9,7 @@ from contenders import Contender, rounds
 from cl_bench.core.types import Task
 from cl_bench.engine import checkpoint
 
-COMMON = ["dataset=seqcifar100", "schedule.batch_size=128", "model.activation=leaky_relu"]
+COMMON = ["dataset=seqcifar100", "schedule.batch_size=128"]
 COMMON += ["optimizer.lr=1e-4", "schedule.epochs=1", "runtime.threads=1"]
 NETWORKS = {
     "non-linear": [],
