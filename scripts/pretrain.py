@@ -35,7 +35,13 @@ REQUIRED = {  # so that every run can start from the backbone
     "model.head_mode": "bilinear",
 }
 RECIPE = ("model", "criterion", "optimizer", "schedule", "runtime", "seed")
-SHAPE = ("_target_", "width", "hidden", "activation")  # keys that a model must share with it
+SHAPE = (
+    "_target_",
+    "width",
+    "depth",
+    "hidden",
+    "activation",
+)  # keys that a model must share with it
 
 
 def main() -> None:

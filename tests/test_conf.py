@@ -50,10 +50,14 @@ def test_every_experiment_composes_and_binds(name: str) -> None:
 @pytest.mark.parametrize("table", [n for n in names("experiment/dlcft") if n.startswith("table")])
 def test_dlcfts_tables_take_their_rows(table: str) -> None:
     sweep = OmegaConf.load(CONF / f"experiment/dlcft/{table}.yaml").hydra.sweeper.params
+    variant, found = OmegaConf.load(CONF / f"experiment/dlcft/{table}.yaml").hydra.callbacks, []
     rows = sweep["experiment/dlcft/row"].split(",")
     assert set(rows) <= set(names("experiment/dlcft/row"))
     for row in rows:
-        check_config(composed(f"experiment=dlcft/{table}", f"experiment/dlcft/row={row}"))
+        cfg = composed(f"experiment=dlcft/{table}", f"experiment/dlcft/row={row}")
+        check_config(cfg)
+        found.append([OmegaConf.select(cfg, key) for key in variant.study.variant])
+    assert all(found.count(values) == 1 for values in found), "a row of the page has one config"
 
 
 @pytest.mark.parametrize("group", [g for g in listing.GROUPS if g != "experiment"])

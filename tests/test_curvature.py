@@ -479,6 +479,19 @@ def test_parts_of_a_task_do_not_matter(
     torch.testing.assert_close(ESTIMATORS[name](made, task).matvec(v), whole, **CLOSE)
 
 
+def test_fewer_images_at_once_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 pixels: with a limit of 10 pixels a third of the usual number, the same factors."""
+    made, task = ref.case("conv")
+    whole = ref.dense(KFAC("exact", None, "diagonal")(made, task).matvec, size(made))
+    assert capture.chunk(made, task) == 32
+    monkeypatch.setattr(capture, "PIXELS", 10)
+    assert capture.chunk(made, task) == 32 * 10 // 30
+    monkeypatch.setitem(capture.IMAGES, "cpu", 6)
+    assert capture.chunk(made, task) == 2
+    parts = ref.dense(KFAC("exact", None, "diagonal")(made, task).matvec, size(made))
+    torch.testing.assert_close(parts, whole, **CLOSE)
+
+
 def test_a_part_of_the_samples() -> None:
     made, task = ref.case("mlp")
     drawn = Generator().manual_seed(0)

@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config import backbone
 from cl_bench.config.build import make_network
 from cl_bench.config.check import check_config
 from cl_bench.models import imagenet
 from cl_bench.models.efficientnet import SamePadding, scaled_stages
+from cl_bench.models.fold import fold
 from cl_bench.models.pretrained import backbone_info
 
 SIDES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
@@ -65,16 +67,14 @@ def test_scaling() -> None:
 
 
 def test_folding_with_padding_in_front() -> None:
-    """The folded network computes what the unfolded one does, to 1e-10 in float64."""
-    pretrained = "model.pretrained=auto"
-    plain = built("efficientnet_lite0", 7, pretrained).double().eval()
-    folded = built("efficientnet_lite0", 7, pretrained, "model.norm=folded").eval()
-    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
-    x = torch.randn(2, 3, 48, 48)
+    """The folded network computes what the real weights do, to 1e-10 in float64."""
+    net = built("efficientnet_lite0", 7, "model.pretrained=auto").double().eval()
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
-        folded.head.load_state_dict({k: v.float() for k, v in plain.head.state_dict().items()})
-        expected = plain(x.double())
-        torch.testing.assert_close(folded(x).double(), expected, rtol=1e-4, atol=1e-4)
+        expected = net(x)
+        folded = fold(net, x[:1])
+        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+        torch.testing.assert_close(folded(x), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_the_tangent_network() -> None:
@@ -143,6 +143,15 @@ def test_a_backbone_brings_its_pixels(
     assert plain["dataset"]["transform"]["mean"] == [mean] * 3 or mean == 0.485
     assert plain["dataset"]["transform"]["mean"][0] == mean
     assert plain["dataset"]["transform"]["resize"] == side
+
+
+def test_a_folder_is_resized_and_typed_keys_stay() -> None:
+    chosen = "method=dlcft", "backbone=efficientnet_lite0"
+    assert composed(*chosen, "dataset=folder").dataset.transform.resize == 224
+    typed = "dataset.transform={mean:[0.1,0.1,0.1],std:[1.0,1.0,1.0]}", "model.activation=relu"
+    cfg = composed(*chosen, "dataset=seqcifar100", *typed)
+    assert cfg.dataset.transform.mean == [0.1] * 3 and cfg.model.activation == "relu"
+    assert backbone.apply(cfg, typed) == {}
 
 
 def test_other_pixels_are_refused_where_they_are_typed() -> None:

@@ -18,7 +18,7 @@ from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.base.files import absolute
 from cl_bench.config.nodes import CONF, OPTIONAL
 
-MAY_BE_NULL = (*OPTIONAL, "experiment")
+MAY_BE_NULL = (*OPTIONAL, "experiment", "backbone")
 LISTABLE = ("experiment",)  # groups of which several options may be chosen at once
 MULTIRUN = ("-m", "--multirun")
 FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")  # options that name a folder

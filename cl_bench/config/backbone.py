@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -11,44 +11,51 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.nodes import resolved
 
-if TYPE_CHECKING:
-    from cl_bench.models.pretrained import Provenance
+PIXELS = {"mean", "std", "crop", "resize"}  # keys of dataset.transform that are read or set
 
 
-def apply(cfg: DictConfig, overrides: Iterable[str]) -> None:
+def apply(cfg: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     """Set the keys that a backbone fixes, except for those that `overrides` set.
 
     These are mean and std of the pixels, the activation, and the size of the images, where the
-    backbone's is known and neither a size nor a crop is chosen. What is wrong in a config is left
-    for `check_config` to refuse.
+    backbone's is known and neither a size nor a crop is chosen. Returns the keys that changed with
+    their new values. What is wrong in a config is left for `check_config` to refuse.
     """
-    if OmegaConf.select(cfg, "model.pretrained", throw_on_resolution_failure=False) is None:
-        return
+    keys = (override.split("=")[0].lstrip("+~") for override in overrides)
+    typed = [key for key in keys if "." in key]  # the others choose options of groups
+    try:
+        wanted = _fixed(cfg, typed)
+    except (UserError, OmegaConfBaseException):
+        return {}
+    changed = {k: v for k, v in wanted.items() if OmegaConf.select(cfg, k) != v}
+    for key, value in changed.items():
+        OmegaConf.update(cfg, key, value)
+    return changed
+
+
+def _fixed(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
+    """The keys that the backbone fixes and that were not typed."""
+    if OmegaConf.select(cfg, "model.pretrained") is None:
+        return {}
+    plain, found = resolved(cfg), dict[str, Any]()
+    model, transform = plain["model"], OmegaConf.select(cfg, "dataset.transform") or {}
+    if not set(transform) >= PIXELS or "_target_" not in (cfg.dataset.get("source") or {}):
+        return {}  # `check_config` says what is missing
+    from cl_bench.data.published import known_contents
     from cl_bench.models import pretrained  # imports PyTorch
 
-    typed = {override.split("=")[0].lstrip("+~") for override in overrides}
-    try:
-        plain = resolved(cfg)
-        model: dict[str, Any] = plain["model"]
-        activation = pretrained.trained_activation(model)
-        if activation is not None and "model.activation" not in typed:
-            cfg.model.activation = model["activation"] = activation
-        name = pretrained.resolve_name(model)
-        if name is None:
-            return
-        for key, value in _pixels(plain["dataset"], pretrained.provenance(name)).items():
-            if f"dataset.transform.{key}" not in typed:
-                cfg.dataset.transform[key] = value
-    except (UserError, OmegaConfBaseException, KeyError, TypeError, AttributeError):
-        return
+    def free(key: str) -> bool:
+        return not any(key == one or key.startswith(f"{one}.") for one in typed)
 
-
-def _pixels(dataset: dict[str, Any], origin: Provenance) -> dict[str, Any]:
-    """The keys of dataset.transform that the backbone fixes."""
-    from cl_bench.data.check import shape_and_classes
-
-    known, chosen = shape_and_classes(dataset), dataset["transform"]
-    if known is None or origin.side is None or chosen["crop"] or chosen["resize"]:
-        return origin.transform
-    side = known[0][1]
-    return origin.transform if side == origin.side else origin.transform | {"resize": origin.side}
+    activation = pretrained.trained_activation(model)
+    if activation is not None and free("model.activation"):
+        model["activation"] = found["model.activation"] = activation
+    name = pretrained.resolve_name(model)
+    if name is None:
+        return found
+    origin, contents = pretrained.provenance(name), known_contents(plain["dataset"]["source"])
+    pixels = dict(origin.transform)
+    if contents is not None and not transform["crop"] and not transform["resize"]:
+        pixels |= {} if origin.side in (None, contents.shape[1]) else {"resize": origin.side}
+    pixels = {f"dataset.transform.{key}": value for key, value in pixels.items()}
+    return found | {key: value for key, value in pixels.items() if free(key)}

@@ -99,8 +99,8 @@ def _check_model(plain: dict[str, Any]) -> None:
     folds = plain["schedule"]["batch_norm"] == "folded" and has_batch_norm
     if folds and model["norm"] == "batch" and not method.allows_folding:
         raise UserError(
-            "schedule.batch_norm=folded: the method keeps values of parameters that folding "
-            "changes; use frozen or train"
+            f"schedule.batch_norm=folded: {method.__name__} keeps values for each parameter during "
+            "a task, which folding changes; use frozen or train"
         )
     prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
 
@@ -128,7 +128,8 @@ def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:
         )
     frozen = plain["schedule"].get("batch_norm") == "frozen"  # where folded, the biases move
     if curvature.get("batch_norm") == "frozen" and not frozen:
+        folded = plain["schedule"].get("batch_norm") == "folded"
         raise UserError(
-            "curvature.batch_norm=frozen: batch norm's weights would move unprotected; "
-            "use diagonal, or schedule.batch_norm=frozen"
+            f"curvature.batch_norm=frozen: batch norm's {'biases' if folded else 'weights'} would "
+            "move unprotected; use diagonal, or schedule.batch_norm=frozen"
         )

@@ -104,11 +104,11 @@ class Learner(NetworkFunction):
         for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * factor
 
-    def train(self, frozen: bool, biases: bool = False) -> None:
-        """Set training mode; `frozen` fixes batch norm, but not its biases where `biases`."""
+    def train(self, frozen: bool, train_biases: bool = False) -> None:
+        """Set training mode; `frozen` fixes batch norm, but not its biases with `train_biases`."""
         self.frozen = frozen
         self._set_mode(True)
-        fixed = BatchNorm, "weight" if biases else None
+        fixed = BatchNorm, "weight" if train_biases else None
         self._unfrozen = self.flat.mask_outside(*fixed) if frozen else None
         if self._unfrozen is not None and self._decay_mask is not None:
             self._decay_mask *= self._unfrozen

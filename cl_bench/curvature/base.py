@@ -69,7 +69,7 @@ class Estimator:
 
     linear: ClassVar[bool] = True  # whether `merge` of its result is the sum of the matrices
     penalty: ClassVar[bool] = True  # whether it gives a matrix at all
-    scaled: ClassVar[bool] = False  # whether its Kronecker factors have a scale besides
+    scaled: ClassVar[bool] = False  # whether a scale multiplies its Kronecker product
 
     @classmethod
     def uses_true_labels(cls, options: dict[str, Any]) -> bool:

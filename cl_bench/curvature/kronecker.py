@@ -118,7 +118,8 @@ class Corrected:
 
     def merge(self, other: Self, mine: float, theirs: float, plain: bool = False) -> Self:
         """The diagonal of the weighted sum, in the eigenbasis of the merged factors."""
-        basis = self.basis.merge(other.basis, mine, theirs, plain)
+        assert not plain, "TK-FAC alone"
+        basis = self.basis.merge(other.basis, mine, theirs)
         values = mine * self._seen_from(basis) + theirs * other._seen_from(basis)
         return type(self)(basis, values)
 

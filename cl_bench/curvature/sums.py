@@ -84,7 +84,7 @@ class Sum:
             self.edge[:, -1].add_(a.shape[-1] if weights is None else weights.sum(-1))
 
     def _inputs(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
-        """The same without the bias's 1."""
+        """What `seen` yields, without the bias's 1."""
         fitting, places = PATCHES.get(site.input.device.type, FLOATS), site.output[0, 0].numel()
         size = max(1, fitting // (self.place.groups * self.place.inputs * places))
         for start in range(0, len(site.input), size):
@@ -213,7 +213,7 @@ class ExactlyTraced(Traced):
 
 
 def has_few_places(output: Tensor, place: Place) -> bool:
-    """Whether the products of all pairs of places are fewer than the entries of a gradient."""
+    """Whether L (out + d) < out d: products of all pairs of L places cost less than a gradient."""
     places, out = output[0, 0].numel(), place.out // place.groups
     return places * (out + place.size) < out * place.size
 

@@ -74,7 +74,7 @@ def prepare_task(session: Session, task: Task) -> None:
     classes = stream.live(task.id), task.t.unique(), stream.live_at_end
     learner.task = task
     kept = progress.done > 0 and session.schedule.batch_norm != "train"
-    mode = {"frozen": kept, "biases": session.schedule.batch_norm == "folded"}
+    mode = {"frozen": kept, "train_biases": session.schedule.batch_norm == "folded"}
     if progress.order is not None:
         session.order.set_state(progress.order)
         learner.reveal(*classes)

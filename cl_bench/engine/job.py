@@ -29,15 +29,17 @@ Result = TypeVar("Result")
 def make_plan(cfg: DictConfig) -> Plan:
     """Check the config, and find its hash, its folder and its code; no data is loaded.
 
-    Tuned values (tuned=true) and what a backbone fixes are put into the config first. Raises
+    What a backbone fixes, and tuned values (tuned=true), are put into the config first. Raises
     UserError where it is wrong.
     """
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
+    changed = backbone.apply(cfg, hydra.overrides.task)
+    if changed:
+        print("as the backbone was trained:", *(f"{key}={value}" for key, value in changed.items()))
     if cfg.get("tuned"):
         tuned.apply(cfg, tuned.values_file(CONF, *labels), hydra.overrides.task)
-    backbone.apply(cfg, hydra.overrides.task)
     resolved = check_config(cfg)
     normalise_floats(cfg, resolved)
     name = config_hash(cfg)

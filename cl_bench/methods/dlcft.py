@@ -66,6 +66,7 @@ class DLCFT(Rehearsal):
         self.tasks = 0  # past ones
         self.preconditions, self.damping = precondition == "curvature", damping
         self.preconditioner: Any = None  # a Curvature, during a task
+        self.mean_eigenvalue = 0.0  # of the preconditioner
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
@@ -96,11 +97,12 @@ class DLCFT(Rehearsal):
                 f"method.precondition=curvature: optimizer._target_={optimizer} rescales gradients "
                 "by itself; use optimizer=sgd, or method.precondition=none"
             )
-        if method["step"] != "explicit":
-            raise UserError(
-                f"method.step={method['step']}: with method.precondition=curvature the penalty's "
-                "gradient is preconditioned too; use method.step=explicit"
-            )
+        for key, wanted in (("step", "explicit"), ("every", 1)):
+            if method[key] != wanted:
+                raise UserError(
+                    f"method.{key}={method[key]}: with method.precondition=curvature the penalty's "
+                    f"gradient is preconditioned too, in each step; use method.{key}={wanted}"
+                )
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -120,6 +122,8 @@ class DLCFT(Rehearsal):
         self.penalty.factor = share * self.tasks / (self.tasks + 1)
         if self.preconditions:
             self.preconditioner = self._curvature_of_objective(task)
+            trace = float(self.preconditioner.trace())
+            self.mean_eigenvalue = trace / self.learner.flat.theta.numel()
         else:
             self.penalty.check(self.learner)
 
@@ -133,9 +137,8 @@ class DLCFT(Rehearsal):
         return curvature.merge(self.penalty.quadratics[0].curvature, weight, past)
 
     def _precondition(self, gradient: Tensor) -> Tensor:
-        """(H + damping I)^-1 gradient, with H the curvature of the objective."""
-        mean = float(self.preconditioner.trace()) / gradient.numel()
-        return self.preconditioner.solve(gradient, self.damping * mean)
+        """(H + damping I)^-1 gradient (P,), with H the curvature of the objective."""
+        return self.preconditioner.solve(gradient, self.damping * self.mean_eigenvalue)
 
     def observe(self, batch: Batch) -> Tensor:
         if not len(self.memory):

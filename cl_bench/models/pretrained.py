@@ -39,8 +39,8 @@ class Provenance:
     accuracy: float | None  # on the test images of the training data's classes
     commit: str | None
     versions: dict[str, str]
-    side: int | None = None  # of the training images in pixels; None: not recorded
-    licence: str | None = None  # None: that of this package
+    side: int | None = None  # pixels that images are resized to; None: they keep their size
+    licence: str | None = None  # of published weights
 
 
 def names() -> list[str]:

@@ -1,11 +1,11 @@
-"""Curvatures against what they are for: the rise of a past task's loss while a new one is learned.
+"""Compares the quadratic prediction of curvatures with the measured rise of a past task's loss.
 
-A quadratic penalty takes 1/2 d'Hd for that rise, with d the way from the parameters after task 0 to
-those now. Here task 1 is learned without a penalty, and 1/2 d'Hd of each curvature H of task 0 is
-set beside three exact numbers: the rise of the loss itself; its second-order part in the outputs
-f, the mean of 1/2 (f - f0)' R (f - f0) with R the Hessian of the loss in the outputs; and 1/2 d'Gd
-with the Gauss-Newton matrix G, which all of these curvatures approximate. On a network that is
-linear in its parameters, the last two are equal.
+With theta_0 the parameters after task 0 and d = theta - theta_0, a quadratic penalty predicts that
+the loss of task 0 rises by 1/2 d'Hd. Here task 1 is learned without a penalty, and 1/2 d'Hd of each
+curvature H of task 0 is set beside three exact numbers: the rise of the loss itself; its
+second-order part in the outputs f, the mean of 1/2 (f - f0)' R (f - f0) with R the Hessian of the
+loss in the outputs; and 1/2 d'Gd with the Gauss-Newton matrix G, which these curvatures
+approximate. On a network that is linear in its parameters, the last two are equal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHUNK = 500  # samples in a forward pass
 
 
 class Rise:
-    """Measures the rise of a past task's loss, and what its curvatures say of it (a `Probe`)."""
+    """Measures the rise of a past task's loss and its curvatures' predictions (a `Probe`)."""
 
     def __init__(
         self, learner: Learner, old: Task, curvatures: dict[str, Curvature], every: int
@@ -81,8 +81,8 @@ class Rise:
                 before, after = (
                     learner.logits(t, batch) for t in (self.anchor, learner.flat.theta)
                 )
-                losses = (self._losses(learner, f, batch) for f in (after, before))
-                rise += float((next(losses) - next(losses)).sum())
+                losses = self._losses(learner, after, batch) - self._losses(learner, before, batch)
+                rise += float(losses.sum())
                 roots = output_roots(learner, batch, before, None)
                 second += float((roots * (after - before)).sum(-1).square().sum()) / 2
         return rise / len(self.old), second / len(self.old)
@@ -115,6 +115,11 @@ def study(
     probe = Rise(learner, old, found, -(-schedule.steps(new) // points))
     session.probe, progress.done, progress.step, progress.order = probe, 1, 0, None
     experiment.learn(session, new)
+    if not probe.rows or not probe.rows[-1]["share"]:
+        raise UserError(
+            "study=curvature_quality: learning task 1 does not move the outputs on task 0; use a "
+            "network of which they share more than the head, and optimizer.lr above 0"
+        )
     rows = [row | {"step": min(row["step"], progress.step)} for row in probe.rows]
     last = [row for row in rows if row["step"] == progress.step]
     exact, half = last[0], last[0][HALF]
@@ -128,9 +133,15 @@ def study(
 
 
 def _refuse(learner: Learner, stream: Stream, schedule: Schedule) -> None:
-    """Raise UserError for a single task, and where batch norm's statistics would move."""
+    """Raise UserError where the curvatures are not those of the loss that is measured."""
     if len(stream.tasks) < 2:
         raise UserError("study=curvature_quality: needs two tasks; use dataset.tasks=2 or more")
+    grow = not bool(stream.live(0)[0].equal(stream.live(1)[0]))
+    if grow and not learner.criterion.squared:
+        raise UserError(
+            "study=curvature_quality: with new competitors a softmax has another curvature; use "
+            "criterion=scaled_mse, or scenario=task or data"
+        )
     if learner.snapshot().buffers and schedule.batch_norm != "frozen":
         raise UserError(
             "study=curvature_quality: batch norm's statistics move besides the parameters; use "
