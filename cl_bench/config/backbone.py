@@ -25,8 +25,8 @@ def apply(cfg: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     typed = [key for key in keys if "." in key]  # the others choose options of groups
     try:
         wanted = _fixed(cfg, typed)
-    except (UserError, OmegaConfBaseException):
-        return {}
+    except (UserError, OmegaConfBaseException, TypeError, AttributeError, KeyError, ValueError):
+        return {}  # values of a wrong type, which are not checked yet
     changed = {k: v for k, v in wanted.items() if OmegaConf.select(cfg, k) != v}
     for key, value in changed.items():
         OmegaConf.update(cfg, key, value)
