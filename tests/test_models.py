@@ -88,15 +88,21 @@ def test_starts() -> None:
     assert all(m.bias.eq(0).all() for m in net.modules() if isinstance(m, nn.Linear))
 
 
-@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
-def test_folding_keeps_what_the_network_computes(name: str) -> None:
-    """To 1e-10 in float64, whatever the statistics and weights of batch norm are."""
+def with_random_batch_norm(name: str) -> tuple[Any, list[nn.BatchNorm2d]]:
+    """A network in float64 and evaluation mode, and its batch norms, whose values are random."""
     torch.manual_seed(0)
     net = built(name, (3, 64, 64), 5).double().eval()
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         for part in norm.state_dict().values():
             part.uniform_(0.5, 2)
+    return net, norms
+
+
+@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
+def test_folding_keeps_what_the_network_computes(name: str) -> None:
+    """To 1e-10 in float64, whatever the statistics and weights of batch norm are."""
+    net, norms = with_random_batch_norm(name)
     x = torch.rand(2, 3, 64, 64).double()
     before = net(x)
     folded = fold(net, x[:1])
@@ -109,12 +115,7 @@ def test_folding_keeps_what_the_network_computes(name: str) -> None:
 @pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
 def test_folding_in_place(name: str) -> None:
     """The same function and the same parameters, of which batch norm adds its bias alone."""
-    torch.manual_seed(0)
-    net = built(name, (3, 64, 64), 5).double().eval()
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        for part in norm.state_dict().values():
-            part.uniform_(0.5, 2)
+    net, norms = with_random_batch_norm(name)
     x, shapes = torch.rand(2, 3, 64, 64).double(), [p.shape for p in net.parameters()]
     before = net(x)
     fold_in_place(net, x[:1])
