@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +19,9 @@ from cl_bench.config import errors
 from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.nodes import CONF
 from cl_bench.engine import sweep_failures
+
+if TYPE_CHECKING:
+    from cl_bench.api import Run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -31,7 +36,7 @@ def main(cfg: DictConfig) -> float:
         # imported here, so that a config that cannot be composed is refused without PyTorch
         from cl_bench.engine import job
 
-        plan = job.make_plan(cfg)
+        plan = job.make_plan(cfg, HydraConfig.get())
         return job.run(plan) if cfg.get("study") is None else job.run_study(plan)
     except StopRun as stop:
         if worker:
@@ -70,6 +75,17 @@ def cli() -> None:
     """The command line of a run, or of a sweep of runs."""
     run_command(main)
 
+
+class _Callable(ModuleType):
+    """This module, which is also the function `cl_bench.run` (`api.making.run`)."""
+
+    def __call__(self, *overrides: str, **values: Any) -> Run:
+        from cl_bench.api.making import run
+
+        return run(*overrides, **values)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     cli()

@@ -13,8 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import compose
@@ -65,20 +64,18 @@ def pretrain(overrides: list[str], out: Path, half: bool) -> None:
 def plan(overrides: list[str]) -> Plan:
     """The run of these overrides; UserError where no backbone can come of it."""
     cfg = compose.composed("experiment=pretrain", *overrides, with_hydra=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg.hydra
+    hydra = compose.take_hydra(cfg)
     for key, wanted in REQUIRED.items():
         if OmegaConf.select(cfg, key) != wanted:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: a backbone needs {key}={wanted}")
-    return make_plan(cfg)
+    return make_plan(cfg, hydra)
 
 
 def export(planned: Plan, out: Path, half: bool) -> None:
     """Write the network of a finished run, from its checkpoint, with its provenance."""
     cfg, record = planned.cfg, planned.folder.finished(planned.hash, planned.cfg.seed)
     machine = build(cfg.runtime, seed=cfg.seed)
-    method = make_method(cfg, machine, make_stream(cfg, machine))
+    method = make_method(cfg, machine, make_stream(cfg, machine.device))
     identity = {"config": planned.hash, "seed": cfg.seed}
     state = checkpoint.load(planned.folder.checkpoint, machine.device, identity)
     assert record is not None and state is not None

@@ -194,7 +194,7 @@ def first_step(command: Command, home: Path) -> float:
     cfg = composed((*command, *small, f"data_dir={home}"))
     normalise_floats(cfg, check_config(cfg))
     machine = build(cfg.runtime, seed=0)
-    stream = make_stream(cfg, machine)
+    stream = make_stream(cfg, machine.device)
     method, schedule = make_method(cfg, machine, stream), build(cfg.schedule)
     task, progress, host = stream.tasks[0], Progress.start(stream), Host()
     method.learner.reveal(stream.live(task.id), task.t.unique(), stream.live_at_end)

@@ -9,7 +9,8 @@ from typing import Any
 
 from cl_bench.report.runs import Run, finished_runs
 from cl_bench.report.tables import Table, columns
-from cl_bench.results.record import FORMAT, read_all
+from cl_bench.results.record import FORMAT
+from cl_bench.results.records import read_all
 from cl_bench.results.source_code import code_of
 
 LEARNER = code_of([]).files["cl_bench.core.learner"]  # so that the records are of now

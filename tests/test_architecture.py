@@ -27,24 +27,25 @@ ROOMS = {  # each folder of cl_bench, and the rooms that it may import from; so 
     "studies": ("base", "core", "curvature", "methods", "results", "engine"),
     "report": ("base", "config", "results"),
     "tuning": ("base", "config", "results"),
+    "api": ("base", "core", "config", "results", "engine", "report"),
 }
 COMMANDS = {"__init__", "__main__", "run", "list", "tune"}  # modules at the top
 ONLY = {  # a foreign package and the files that may import it
     "hydra": {
         "run",
-        "engine/job",
         "engine/sweep_failures",
         "report/sweep_page",
         "tuning/axis",
         "tuning/command",
     },
     "omegaconf": {"run", "engine/job", "engine/execution", "engine/sweep_failures"}
-    | {"report/sweep_page", "tuning/search", "tuning/command"},
+    | {"report/sweep_page", "tuning/search", "tuning/command", "api/loading"},
     "wandb": {"results/tracking"},
-    "numpy": {"data/decode", "data/pickles", "data/readers", "report/charts"},
+    "numpy": {"data/decode", "data/pickles", "data/readers", "report/charts", "api/loading"},
     "PIL": {"data/decode"},
-    "pandas": {"results/folder", "report/__main__", "report/formats", "tuning/command"},
-    "matplotlib": {"results/figures", "report/charts"},
+    "pandas": {"results/folder", "report/__main__", "report/formats", "tuning/command"}
+    | {"api/loading", "api/tables"},
+    "matplotlib": {"results/figures", "report/charts", "api/loading"},
     "jinja2": {"report/html_page"},
     "rich": {"results/terminal", "list"},
 }

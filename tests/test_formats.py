@@ -15,7 +15,7 @@ from cl_bench.report.html_page import html
 from cl_bench.report.orders import NO_ORDERS
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
-from cl_bench.results.record import read_all
+from cl_bench.results.records import read_all
 
 
 def test_markup_stays_text_in_every_form(tmp_path: Path) -> None:

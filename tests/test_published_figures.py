@@ -17,7 +17,7 @@ from cl_bench.report.configs import matching_keys
 from cl_bench.report.quantities import METRICS
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
-from cl_bench.results.record import read_all
+from cl_bench.results.records import read_all
 
 
 def test_published_figures_are_compared_with_their_rows(tmp_path: Path) -> None:

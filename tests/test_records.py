@@ -25,7 +25,7 @@ from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
 from cl_bench.results.page import Page
-from cl_bench.results.record import read_all
+from cl_bench.results.records import read_all
 
 
 def nested(levels: int) -> dict[str, Any]:

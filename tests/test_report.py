@@ -15,7 +15,7 @@ from cl_bench.report import formats
 from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
-from cl_bench.results.record import read_all
+from cl_bench.results.records import read_all
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def numbers(*overrides: str) -> tuple[str, Tensor, Tensor]:
     cfg = composed(*overrides)
     normalise_floats(cfg, check_config(cfg))
     rt = fresh()
-    stream = make_stream(cfg, rt)
+    stream = make_stream(cfg, rt.device)
     method = make_method(cfg, rt, stream)
     progress = Progress.start(stream)
     parts = build(cfg.schedule), build(cfg.evaluation), rt.order, progress, Host()

@@ -33,7 +33,7 @@ def without_keys(node: DictConfig, *keys: str) -> DictConfig:
     return OmegaConf.create({k: v for k, v in resolved(node).items() if k not in keys})
 
 
-def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
+def make_stream(cfg: DictConfig, device: torch.device) -> Stream:
     """The stream of tasks in the order of `scenario.order`, with its images on the device.
 
     With evaluation.split=val, held-out training images take the place of the test sets.
@@ -42,7 +42,7 @@ def make_stream(cfg: DictConfig, machine: runtime.Runtime) -> Stream:
     from cl_bench.data.stream import validation
 
     live = build(cfg.scenario.live)
-    stream = build(cfg.dataset, scenario=live, device=machine.device)
+    stream = build(cfg.dataset, scenario=live, device=device)
     if cfg.evaluation.split == "val":
         stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
     order = cfg.scenario.order

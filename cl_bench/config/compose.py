@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from cl_bench.config import backbone
 from cl_bench.config.nodes import CONF
@@ -25,6 +26,14 @@ def composed_by_hydra(*overrides: str, with_hydra: bool = False) -> DictConfig:
     """The same without what a backbone fixes."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+def take_hydra(cfg: DictConfig) -> Any:
+    """Remove Hydra's own settings from a config that was composed with them, and return them."""
+    hydra = cfg.hydra
+    with open_dict(cfg):
+        del cfg.hydra
+    return hydra
 
 
 def chosen_options(overrides: Sequence[str]) -> tuple[str, str, str]:

@@ -62,7 +62,7 @@ def build(
         classes=member.to(device),
         scenario=scenario,
         transform=transform(device=device),
-        description=_description(name, source, groups if split == "class" else None, tasks, angles),
+        description=_description(name, source, split, member, groups, angles),
     )
 
 
@@ -80,19 +80,29 @@ def _groups(
 def _description(
     name: str,
     source: Source,
-    classes: list[list[int]] | None,
-    tasks: int,
+    split: Split,
+    member: Tensor,
+    groups: list[list[int]],
     angles: list[float] | None,
 ) -> dict[str, Any]:
-    """The description of a stream, for the record."""
+    """The description of a stream for the record; `member` (T, K) has the classes of each task."""
+    tasks, classes = member.shape
     return {
         "dataset": name,
-        "classes_of_task": classes,
+        "classes_of_task": groups if split == "class" else None,
+        "class_names": _class_names(source.classes, classes),
         "task_identities": list(range(tasks)),
         "angles_of_task": angles,
         "sha256": source.sha256,
         "provenance": source.provenance,
     }
+
+
+def _class_names(names: tuple[str, ...], classes: int) -> list[str]:
+    """The name of each of K classes; with heads=apart, each task has the source's classes again."""
+    if classes == len(names):
+        return list(names)
+    return [f"{names[c % len(names)]} (task {c // len(names)})" for c in range(classes)]
 
 
 def _cut(

@@ -62,7 +62,7 @@ def make_study(plan: Plan) -> None:
     machine = build(cfg.runtime, seed=cfg.seed)
     names, arguments = parameter_names(cfg.study), {"seed": cfg.seed}
     if "learner" in names:
-        stream = make_stream(cfg, machine)
+        stream = make_stream(cfg, machine.device)
         arguments |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
         arguments |= {"order": machine.order, "schedule": build(cfg.schedule)}
     files.write_text(plan.folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -112,7 +112,7 @@ def _continue_or_start(plan: Plan) -> RunRecord:
         device = machine.device, machine.machine_info()["device"]
         start = resume.find_start(folder, identity, plan.code, *device, cfg.code_changed, cfg.force)
         files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        stream, backbone = make_stream(cfg, machine), read_backbone_info(cfg)
+        stream, backbone = make_stream(cfg, machine.device), read_backbone_info(cfg)
         refuse_leak(stream, backbone)
         start.require_same(
             data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
@@ -195,11 +195,7 @@ def make_record(
         hash=plan.hash,
         seed=plan.cfg.seed,
         code=plan.code.with_earlier(start.earlier),
-        stream={
-            **stream.description,
-            "train_images": [len(task) for task in stream.tasks],
-            "test_images": [len(test) for test in stream.tests],
-        },
+        stream=_describe(stream),
         accuracy=json_value(progress.matrix.values.tolist()),
         initial=json_value(progress.matrix.initial.tolist()),
         metrics=json_value(progress.matrix.summary()),
@@ -219,3 +215,14 @@ def make_record(
         method=method.capacity(),
         forgetting_of_task=json_value(progress.matrix.forgetting_of_task.tolist()),
     )
+
+
+def _describe(stream: Stream) -> dict[str, Any]:
+    """What the record says of the stream."""
+    return {
+        **stream.description,
+        "train_images": [len(task) for task in stream.tasks],
+        "test_images": [len(test) for test in stream.tests],
+        "image_shape": list(stream.tests[0].x.shape[1:]),
+        "classes_at_end": [row.nonzero().flatten().tolist() for row in stream.live_at_end],
+    }

@@ -6,9 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from math import nan
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cl_bench.base import files
@@ -26,13 +25,13 @@ from cl_bench.results.source_code import code_of
 Result = TypeVar("Result")
 
 
-def make_plan(cfg: DictConfig) -> Plan:
+def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
     """Check the config, and find its hash, its folder and its code; no data is loaded.
 
-    What a backbone fixes, and tuned values (tuned=true), are put into the config first. Raises
-    UserError where it is wrong.
+    `hydra` has Hydra's own settings: the options that were chosen, and the overrides. What a
+    backbone fixes, and tuned values (tuned=true), are put into the config first. Raises UserError
+    where it is wrong.
     """
-    hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     labels = [choices[group] for group in ("dataset", "scenario", "method")]
     changed = backbone.apply(cfg, hydra.overrides.task)
@@ -54,16 +53,18 @@ def make_plan(cfg: DictConfig) -> Plan:
 
 def run(plan: Plan) -> float:
     """Print the record of a run, which is made first unless it is finished; returns its ACC."""
-    record = None if plan.cfg.force else _record_to_show(plan)
-    if record is None:
-        record, note = _make(plan)
-    else:
-        note = _note_on_finished(plan, record)
+    record, note = find_or_make(plan)
     from cl_bench.results.terminal import print_record
 
     print_record(record, plan.folder, plan.title, note)
     acc = record.metrics["ACC"]
     return nan if acc is None else acc
+
+
+def find_or_make(plan: Plan) -> tuple[RunRecord, str]:
+    """The record of a run, which is made unless it is finished, and a note on which of both."""
+    record = None if plan.cfg.force else _record_to_show(plan)
+    return _make(plan) if record is None else (record, _note_on_finished(plan, record))
 
 
 def _make(plan: Plan) -> tuple[RunRecord, str]:

@@ -18,7 +18,7 @@ from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import Row, gather
 from cl_bench.report.runs import finished_runs, left_out
 from cl_bench.report.tables import tables
-from cl_bench.results.record import Records, read_all
+from cl_bench.results.records import Records, read_all
 
 MAX_FAILURES = 10  # failed runs that are named at the end
 

@@ -7,7 +7,6 @@ record is looked up; the classes of its config must be those of the options in c
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, PLACES, SILENT, Leaves, leaves, resolved
+from cl_bench.config.words import typed
 from cl_bench.report.runs import Record
 
 METHOD_PARTS = ("curvature", "merging", "buffer")  # of a method, typed as groups of their own
@@ -121,14 +121,3 @@ def _value_overrides(config: Leaves, goal: Leaves) -> Iterator[str]:
             yield f"+{key}={typed(goal[key])}"
         elif config[key] != goal[key]:
             yield f"{key}={typed(goal[key])}"
-
-
-def typed(value: Any) -> str:
-    """A value as Hydra reads it on a command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(typed, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    plain = re.fullmatch(r"[A-Za-z_][\w.:/-]*", value)
-    reserved = value.lower() in ("null", "true", "false", "nan", "inf")
-    return value if plain and not reserved else json.dumps(value, ensure_ascii=False)

@@ -21,7 +21,7 @@ from cl_bench.report.configs import (
 from cl_bench.report.quantities import Quantity
 from cl_bench.report.runs import Run, finished_runs, grouped
 from cl_bench.report.statistics import Summary, summary
-from cl_bench.results.record import Records
+from cl_bench.results.records import Records
 from cl_bench.results.source_code import changed_since
 
 # rows of one table have these keys in common

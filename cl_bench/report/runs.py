@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.nodes import Leaves, leaves
-from cl_bench.results.record import Records
+from cl_bench.results.records import Records
 
 Record = dict[str, Any]  # the content of a record.json
 Key = TypeVar("Key", bound=Hashable)

@@ -13,7 +13,8 @@ from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.report.commands import find_command, hash_of, overrides_of, typed
+from cl_bench.config.words import typed
+from cl_bench.report.commands import find_command, hash_of, overrides_of
 from cl_bench.report.orders import ORDER, OrderGroup, disparity, order_groups
 from cl_bench.report.published import Comparison, comparisons
 from cl_bench.report.quantities import COSTS, METRICS

@@ -14,7 +14,8 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.report.configs import format_value
 from cl_bench.report.runs import Run, finished_runs, left_out
 from cl_bench.results.page import Page
-from cl_bench.results.record import read_all, value_or_none
+from cl_bench.results.record import value_or_none
+from cl_bench.results.records import read_all
 
 
 class SweepPage(Callback):

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.results.record import RunRecord, json_value, read_record
+
+if TYPE_CHECKING:  # imported where it is used: it is slow to import
+    import pandas as pd
 
 LOCKED = "another process is working on this run"
 
@@ -124,11 +127,7 @@ class Folder:
 
     def finish(self, record: RunRecord) -> None:
         """Write accuracy.csv, then the record: a run is finished as soon as its record is there."""
-        import pandas as pd
-
-        names = [f"task_{j}" for j in range(len(record.initial))]
-        table = pd.DataFrame([record.initial, *record.accuracy], columns=pd.Index(names))
-        table.index = pd.Index(["initial", *names], name="after")
+        table = accuracy_table(record)
         files.write_text(self.path / "accuracy.csv", table.to_csv())
         files.write_json(self.record, json_value(asdict(record)))
         self.previous.unlink(missing_ok=True)
@@ -140,6 +139,17 @@ class Folder:
         for name, path in paths.items():
             files.write_bytes(path, contents[name])
         return paths
+
+
+def accuracy_table(record: RunRecord) -> pd.DataFrame:
+    """The accuracies: a row before training and after each task, a column for each tested task."""
+    import pandas as pd
+
+    names = [f"task_{j}" for j in range(len(record.initial))]
+    rows = [record.initial, *record.accuracy]
+    table = pd.DataFrame(rows, columns=pd.Index(names), dtype=float)
+    table.index = pd.Index(["initial", *names], name="after")
+    return table
 
 
 def previous(checkpoint: Path) -> Path:

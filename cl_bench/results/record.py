@@ -1,15 +1,12 @@
-"""The record of a run, record.json, and reading the records below a folder."""
+"""The record of a run, record.json, and reading it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-import socket
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +39,9 @@ class RunRecord:
     hash: str  # of the config (`config_hash`)
     seed: int
     code: dict[str, Any]  # `source_code.Code`
-    stream: dict[str, Any]  # classes of each task, image counts, SHA-256 and origin of the data
+    # of the stream: classes of each task, class names, classes that compete at the end, image
+    # counts and shape (C, H, W), SHA-256 and origin of the data
+    stream: dict[str, Any]
     accuracy: list[list[Share | None]]  # (T, T), row = after task, column = tested
     initial: list[Share | None]  # (T,), before training
     metrics: dict[str, Metric | None]  # ACC, BWT, FWT, forgetting, LA, AIA
@@ -124,95 +123,6 @@ def _is_nested_deeper(content: Any, levels: int) -> bool:
         inner = [list(n.values()) if isinstance(n, dict) else n for n in nodes]
         nodes = [child for node in inner if isinstance(node, list) for child in node]
     return any(isinstance(node, dict | list) for node in nodes)
-
-
-@dataclass
-class Records:
-    """All runs below a folder: finished ones, damaged files, and runs without a record."""
-
-    runs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)  # folder, record
-    damaged: list[str] = field(default_factory=list)  # a line each, with the file's name
-    unfinished: Counter[str] = field(default_factory=Counter)  # number of runs by status
-    failures: list[str] = field(default_factory=list)  # a line for each run that failed
-
-    def add_unfinished(self, folder: Path, has_page: bool) -> None:
-        """Count the run in a folder without a record by its status; skip a study that is done."""
-        status = files.read_json(folder / "status.json")
-        state = "killed" if _was_killed(status) else str(status.get("state", "unknown"))
-        if not (state == "done" and has_page):
-            self.unfinished[state] += 1
-        if state == "failed":
-            reason = str(status.get("error") or "the reason is not known").strip()
-            self.failures.append(f"{folder}: {reason.splitlines()[-1]}")
-
-    @property
-    def contradicting(self) -> list[str]:
-        """A line for each copy of a run whose results differ from those of its first copy."""
-        first: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
-        lines = []
-        for folder, run in self.runs:
-            name = (*sorted(run["labels"].items()), run["hash"], run["seed"])
-            place, other = first.setdefault(name, (folder, run))
-            if any(run[key] != other[key] for key in ("accuracy", "metrics")):
-                lines.append(f"{folder}: its results are not those of {place}, the same run")
-        return lines
-
-
-def _was_killed(status: dict[str, Any]) -> bool:
-    """Whether a run of this machine has the status running although its process is gone."""
-    pid = status.get("pid")
-    here = status.get("host") == socket.gethostname()
-    if status.get("state") != "running" or not here or not isinstance(pid, int) or pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
-
-
-def read_all(root: Path) -> Records:
-    """Read every run below a folder; links to folders are followed, each folder is read once."""
-    found = Records()
-
-    def note_unreadable(error: OSError) -> None:
-        if root.exists():
-            found.damaged.append(f"{error.filename}: {error.strerror}")
-
-    for folder, names in _folders(root, note_unreadable):
-        try:
-            if "record.json" in names:
-                found.runs.append((folder, vars(read_record(folder / "record.json"))))
-            elif "status.json" in names:
-                found.add_unfinished(folder, "page.md" in names)
-        except DamagedError as error:
-            found.damaged.append(str(error))
-        except OSError as error:
-            note_unreadable(error)
-    found.unfinished = +found.unfinished
-    return found
-
-
-def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder below `root` with the names of its files, sorted by path.
-
-    `unreadable` is called with the error of a folder that cannot be read, or has just been removed.
-    """
-    seen: set[tuple[int, int]] = set()
-    for path, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            unreadable(error)
-            continue
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders.sort()
-        yield Path(path), names
 
 
 def sha256_of(vectors: Iterable[Tensor]) -> str:

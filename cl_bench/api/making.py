@@ -1,0 +1,58 @@
+"""Make a run from Python, as `python -m cl_bench.run` makes it from a command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cl_bench.api.loading import Run, load
+from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.config import compose, errors, hydra_errors
+from cl_bench.config.arguments import checked_arguments
+from cl_bench.config.words import typed
+from cl_bench.engine import job
+
+
+def run(*overrides: str, **values: Any) -> Run:
+    """Make a run unless it is finished, and return it.
+
+        run = cl_bench.run("method=er", "dataset=pmnist5k", "optimizer.lr=0.1", seed=1)
+
+    `overrides` are the words of the command line, and `values` are those of them whose key has no
+    dot. Folders and results are those of the command: a run that was stopped is continued, and a
+    finished one is loaded, whichever of both made it.
+
+    Raises UserError, with the line that the command prints, where a key, a value or the data is
+    wrong. An interrupt writes a checkpoint and raises KeyboardInterrupt.
+    """
+    words = [*overrides, *(f"{key}={typed(value)}" for key, value in values.items())]
+    with _refusals_in_a_line(words):
+        cfg = compose.composed_by_hydra(*checked_arguments(words), with_hydra=True)
+        hydra = compose.take_hydra(cfg)
+        if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+            raise UserError("this experiment is a sweep: make it by python -m cl_bench.run -m")
+        if cfg.get("study") is not None:
+            raise UserError("study: a study is made by python -m cl_bench.run")
+        plan = job.make_plan(cfg, hydra)
+        job.find_or_make(plan)
+    return load(plan.folder.path)
+
+
+@contextmanager
+def _refusals_in_a_line(words: list[str]) -> Iterator[None]:
+    """Raise UserError for an error of the user's, and KeyboardInterrupt where Ctrl-C stopped it."""
+    try:
+        yield
+    except StopRun as stop:
+        if stop.number != signal.SIGINT:  # the process is to end, as a command would
+            signal.signal(stop.number, signal.SIG_DFL)
+            os.kill(os.getpid(), stop.number)
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        line = hydra_errors.explain_hydra_keys(error, words) or errors.explain(error)
+        if line is None:
+            raise
+        raise UserError(line) from None

@@ -1,0 +1,105 @@
+"""Tables of many runs as DataFrames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.nodes import leaves
+from cl_bench.report import formats
+from cl_bench.report.rows import gather
+from cl_bench.report.tables import tables
+from cl_bench.results.record import LABELS
+from cl_bench.results.records import Records, Unfinished, read_all
+
+PathLike = str | os.PathLike[str]
+
+
+def runs(folder: PathLike = "outputs") -> pd.DataFrame:
+    """A row for each run below a folder, finished or not.
+
+    Columns: `folder`, `state` (done, running, stopped, failed, killed or damaged) and `error`;
+    dataset, scenario, method, `hash` of the config and seed; the metrics as fractions; costs
+    (seconds, MiB, gradients for each training image); and every key of the config, `optimizer.lr`.
+    What a run does not have is NaN. `cl_bench.load(folder)` opens a run that is done.
+
+    Raises UserError where there is no such folder.
+    """
+    records = _read(folder)
+    rows = [_finished(path, record) for path, record in records.runs]
+    rows += [_unfinished(run) for run in records.without_record]
+    rows += [_damaged(line) for line in records.damaged]
+    first = ["folder", "state", "error", *LABELS, "hash", "seed"]
+    frame = pd.DataFrame(rows)
+    order = [*first, *(name for name in frame.columns if name not in first)]
+    return frame.reindex(columns=order).sort_values("folder", ignore_index=True)
+
+
+def compare(
+    folder: PathLike = "outputs", by: Iterable[str] = (), baseline: str | None = None
+) -> pd.DataFrame:
+    """The report's table: a row for each config, with mean, spread and interval over its seeds.
+
+    by        keys of the config: a row is all runs alike in these, instead of one config
+    baseline  a method: differences to it over equal seeds
+
+    Raises UserError where no run is finished, or an argument is wrong.
+    """
+    records = _read(folder)
+    rows = gather(records, list(by))
+    if not rows:
+        raise UserError(f"{folder}: no finished run (record.json) below this folder")
+    return formats.data_frame(tables(rows, baseline))
+
+
+def _read(folder: PathLike) -> Records:
+    root = files.absolute(folder)
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder; name the folder that has the runs")
+    return read_all(root)
+
+
+def _finished(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    measured = record["measured"]
+    costs = {
+        "gradients": record["gradients_per_sample"],
+        "train_seconds": sum(measured["train_seconds"]),
+        "eval_seconds": sum(measured["eval_seconds"]),
+        "peak_mib": measured["peak_mib"],
+        "state_mib": record["state_bytes"] / 2**20,
+        "parameters": record["parameters"],
+    }
+    identity = {"hash": record["hash"], "seed": record["seed"]}
+    row = {"folder": str(folder), "state": "done", **record["labels"], **identity}
+    return row | record["metrics"] | costs | _keys(record["config"])
+
+
+def _unfinished(run: Unfinished) -> dict[str, Any]:
+    """What the path and the config of a run without a record say: <labels>/<hash>/seed<k>."""
+    row: dict[str, Any] = {"folder": str(run.folder), "state": run.state, "error": run.reason}
+    *_, dataset, scenario, method, config_hash, seed = ("", "", "", "", *run.folder.parts)
+    if seed.removeprefix("seed").isdecimal():
+        row |= dict(zip(LABELS, (dataset, scenario, method), strict=True))
+        row |= {"hash": config_hash, "seed": int(seed.removeprefix("seed"))}
+    try:
+        config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return row  # it has none yet, or it is damaged
+    return row | (_keys(config) if isinstance(config, dict) else {})
+
+
+def _keys(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config with their values, without Hydra's own `_partial_`."""
+    return {k: v for k, v in leaves(config).items() if not k.endswith("._partial_")}
+
+
+def _damaged(line: str) -> dict[str, Any]:
+    file, _, error = line.partition(": ")
+    return {"folder": str(Path(file).parent), "state": "damaged", "error": error}
