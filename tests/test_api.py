@@ -194,3 +194,53 @@ def test_an_interrupt_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = made(tmp_path / "parts", "method=er")
     assert again.record.theta_sha256 == whole.record.theta_sha256
     assert next(steps) == 60, "31 steps before the interrupt, and the other 29 after it"
+
+
+def test_predictions_are_kept_and_confusion_follows(tmp_path: Path, real: Path) -> None:
+    data = linked(tmp_path, real, "MNIST")
+    options = ("scenario=class", *CLASS_SPLIT, f"data_dir={data}", "evaluation.predictions=each")
+    run = made(tmp_path / "runs", "method=er", *options)
+    found = run.predictions()
+    rows = found.assign(right=found["label"] == found["predicted"])
+    right = rows.pivot_table(index="task", values="right")["right"]
+    assert list(right) == pytest.approx(list(run.accuracy.iloc[-1]))
+    x = torch.cat([test.x for test in run.stream.tests])
+    logits = run.logits(x)
+    assert found["predicted"].tolist() == logits.argmax(1).tolist()
+    probability = logits.softmax(1).max(1).values.numpy()
+    assert found["probability"].to_numpy() == pytest.approx(probability, abs=1e-5)
+    counts = run.confusion()
+    by_hand = [
+        [((found.label == i) & (found.predicted == j)).sum() for j in range(10)] for i in range(10)
+    ]
+    assert counts.to_numpy().tolist() == by_hand
+    assert list(counts.columns) == run.class_names and counts.to_numpy().sum() == len(x)
+    written = pd.read_csv(run.folder / "confusion.csv", index_col=0)
+    assert written.to_numpy().tolist() == by_hand
+    shares = pd.read_csv(run.folder / "class_accuracy.csv")["accuracy"]
+    assert list(shares) == pytest.approx([by_hand[k][k] / sum(by_hand[k]) for k in range(10)])
+    tasks = pd.read_csv(run.folder / "task_confusion.csv", index_col=0).to_numpy()
+    same = (found["label"] // 2 == found["predicted"] // 2).sum()
+    assert tasks.trace() == same and tasks.sum() == len(x)
+    first = run.predictions(after=0)
+    assert set(first["task"]) == {0}, "the next task's classes do not compete yet"
+    assert (run.folder / "confusion.png").stat().st_size > 1000
+    write_report(tmp_path / "runs", [], None, tmp_path / "runs")
+    assert "confusion matrix of er" in (tmp_path / "runs/report.html").read_text()
+    (run.folder / "predictions/task_4.npz").write_bytes(b"PK")
+    with pytest.raises(cl_bench.UserError, match=r"task_4\.npz: is damaged"):
+        run.predictions()
+
+
+def test_without_the_option_nothing_is_kept(tmp_path: Path) -> None:
+    """The config's hash is the same as before there was the option."""
+    run = made(tmp_path, "method=finetune")
+    with pytest.raises(cl_bench.UserError, match=r"make the run with evaluation\.predictions=true"):
+        run.predictions()
+    kept = made(tmp_path, "method=finetune", "evaluation.predictions=true")
+    assert kept.record.hash != run.record.hash and kept.record.accuracy == run.record.accuracy
+    assert len(kept.predictions()) == 3 * 1000
+    with pytest.raises(cl_bench.UserError, match=r"evaluation\.predictions=each"):
+        kept.predictions(after=0)
+    names = {path.name for path in run.folder.iterdir()}
+    assert not names & {"predictions", "confusion.csv", "confusion.png"}

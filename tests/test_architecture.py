@@ -41,11 +41,18 @@ ONLY = {  # a foreign package and the files that may import it
     "omegaconf": {"run", "engine/job", "engine/execution", "engine/sweep_failures"}
     | {"report/sweep_page", "tuning/search", "tuning/command", "api/loading"},
     "wandb": {"results/tracking"},
-    "numpy": {"data/decode", "data/pickles", "data/readers", "report/charts", "api/loading"},
+    "numpy": {
+        "data/decode",
+        "data/pickles",
+        "data/readers",
+        "report/charts",
+        "api/loading",
+        "results/predictions",
+    },
     "PIL": {"data/decode"},
     "pandas": {"results/folder", "report/__main__", "report/formats", "tuning/command"}
-    | {"api/loading", "api/tables"},
-    "matplotlib": {"results/figures", "report/charts", "api/loading"},
+    | {"api/loading", "api/tables", "results/predictions", "report/charts"},
+    "matplotlib": {"results/figures", "report/charts"},
     "jinja2": {"report/html_page"},
     "rich": {"results/terminal", "list"},
 }

@@ -56,7 +56,7 @@ CLASSES = {composed(f"method={name}").method._target_: name for name in reversed
 KINDS = sorted({*CLASSES.values(), "emcl_replay"})  # one of each class; EMCL with a memory, too
 # a task has 30 samples, so that the last batch of an epoch is short
 SCHEDULE = Schedule(2, 8, "train", "none", "none", 0.5)
-EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, batch_size=7)
+EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, predictions=False, batch_size=7)
 STEPS = 24  # of three tasks
 # keep a memory, a network or data for each task
 GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent")
@@ -563,7 +563,7 @@ def test_which_entries_are_measured() -> None:
     def shape(scenario: str, when: Any) -> list[str]:
         run = Run("finetune", scenario)
         with pytest.MonkeyPatch.context() as patch:
-            chosen = Evaluation(when, "test", 0.1, 50)
+            chosen = Evaluation(when, "test", 0.1, False, 50)
             patch.setattr(__import__(__name__), "EVALUATION", chosen)
             run()
         rows = [run.progress.matrix.initial, *run.progress.matrix.values]

@@ -17,6 +17,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.config.build import build, make_network, make_stream
 from cl_bench.core.types import Stream
+from cl_bench.results import predictions
 from cl_bench.results.folder import accuracy_table
 from cl_bench.results.record import RunRecord, read_record
 
@@ -123,6 +124,34 @@ class Run:
         `class_names[id]` is a class' name.
         """
         return self.logits(images, task).argmax(1)
+
+    def predictions(self, after: int | None = None) -> pd.DataFrame:
+        """A line for each test image: task, label, predicted class, probability and their names.
+
+        They are those after task `after`, from 0 on; None: after the last task. The run must have
+        had evaluation.predictions=true, or =each for those after other tasks.
+        """
+        row = len(self.record.initial) - 1 if after is None else self._checked(after)
+        try:
+            found = predictions.read(self.folder, row)
+        except FileNotFoundError:
+            wanted = "true" if after is None else "each"
+            raise UserError(
+                f"{self.folder}: has no predictions after task {row}; make the run with "
+                f"evaluation.predictions={wanted}"
+            ) from None
+        except DamagedError as error:
+            raise UserError(str(error)) from None
+        names = self.class_names
+        named = {f"{key}_name": [names[c] for c in found[key]] for key in ("label", "predicted")}
+        return found.assign(**named)
+
+    def confusion(self, after: int | None = None) -> pd.DataFrame:
+        """(K, K) numbers of test images: a row for each true class, a column for a predicted one.
+
+        It needs what `predictions` needs.
+        """
+        return predictions.confusion(self.predictions(after), self.class_names)
 
     @property
     def class_names(self) -> list[str]:

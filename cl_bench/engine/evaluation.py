@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Part
 from cl_bench.base.exceptions import diverged
-from cl_bench.core.types import Stream, Task
+from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.methods.base import Method
 
 
@@ -26,17 +26,23 @@ class Evaluation:
 
     split=val   a stratified share `holdout` of each task's training images is held out and takes
                 the place of its test images, for tuning
+
+    predictions=true  after the last task, the predicted class of each test image and its
+                      probability are written, and the confusion matrices that follow
+    predictions=each  they are written after each task, for the tasks that are tested then
     """
 
     when: Literal["seen", "final", "last", "all"]
     split: Literal["test", "val"]
     holdout: Part
+    predictions: bool | Literal["each"]
     batch_size: Count
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """`holdout` with split=test, where nothing is held out."""
-        return set() if options["split"] == "val" else {"holdout"}
+        """`holdout` with split=test, where nothing is held out; `predictions`, if none are kept."""
+        unused = set() if options["split"] == "val" else {"holdout"}
+        return unused if options["predictions"] else unused | {"predictions"}
 
     def columns(self, row: int, stream: Stream) -> list[int]:
         """The tasks to test after task `row`; -1 is before training."""
@@ -50,6 +56,10 @@ class Evaluation:
         if row < 0:
             return list(range(1, tasks))
         return list(range(row + 2))
+
+    def keeps_predictions(self, row: int, tasks: int) -> bool:
+        """Whether predictions are kept after task `row` of `tasks`."""
+        return (self.predictions is True and row == tasks - 1) or self.predictions == "each"
 
 
 @torch.no_grad()
@@ -81,11 +91,35 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
 
 def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
     """(2,): the numbers of images classified correctly, and with a logit that is not finite."""
-    learner, counts = method.learner, torch.zeros(2, dtype=torch.long, device=test.y.device)
+    counts = torch.zeros(2, dtype=torch.long, device=test.y.device)
     for batch in test.chunks(batch_size):
         logits = method.predict(batch)
         bad = ~logits.isfinite().all(-1)
-        if learner.heads.masked:
-            logits = logits.masked_fill(~learner.heads.live[batch.t], -torch.inf)
-        counts += torch.stack([(logits.argmax(-1) == batch.y).sum(), bad.sum()])
+        hits = _competing(method, batch, logits).argmax(-1) == batch.y
+        counts += torch.stack([hits.sum(), bad.sum()])
     return counts
+
+
+def _competing(method: Method, batch: Batch, logits: Tensor) -> Tensor:
+    """The logits (B, K), -inf for classes that do not compete for a sample."""
+    heads = method.learner.heads
+    return logits.masked_fill(~heads.live[batch.t], -torch.inf) if heads.masked else logits
+
+
+@torch.no_grad()
+def predictions(method: Method, tests: list[Task], batch_size: int) -> dict[str, Tensor]:
+    """For all images of these test sets: tested task, label, predicted class, its probability.
+
+    The probability is that of a softmax over the classes that compete. Each value is (N,), on the
+    CPU, task by task in the order of the test sets.
+    """
+    parts = []
+    with method.learner.evaluating():
+        for test in tests:
+            for batch in test.chunks(batch_size):
+                logits = _competing(method, batch, method.predict(batch))
+                probability, predicted = logits.softmax(-1).max(-1)
+                parts.append((torch.full_like(batch.y, test.id), batch.y, predicted, probability))
+    names = ("task", "label", "predicted", "probability")
+    columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+    return dict(zip(names, columns, strict=True))

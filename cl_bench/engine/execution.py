@@ -171,8 +171,14 @@ def _write_results(plan: Plan, session: Session, record: RunRecord) -> dict[str,
 
     Whatever may fail comes before the record, with which the run is finished.
     """
-    title = f"{plan.title}, seed {plan.cfg.seed}"
+    title, last = f"{plan.title}, seed {plan.cfg.seed}", len(session.stream.tests) - 1
     pictures = figures.draw_run(session.progress.matrix, title)
+    if session.evaluation.keeps_predictions(last, last + 1):
+        from cl_bench.results import predictions  # imports pandas, which is slow
+
+        tables = predictions.tables(predictions.read(plan.folder.path, last), record.stream)
+        pictures |= figures.draw_confusions(tables, title)
+        plan.folder.write_tables(tables)
     if plan.cfg.save_network:
         trained.write(session.method, plan.folder.path)
     plan.folder.finish(record)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cl_bench.base.exceptions import diverged
 from cl_bench.core.types import Task
-from cl_bench.engine.evaluation import accuracies
+from cl_bench.engine.evaluation import accuracies, predictions
 from cl_bench.engine.head_warmup import fit_head, new_classes
 from cl_bench.engine.session import Session
 
@@ -101,6 +101,8 @@ def measure(session: Session, row: int) -> None:
     found = accuracies(session.method, tests, session.evaluation.batch_size)
     progress.matrix.fill(row, columns, found)
     progress.eval_seconds.append(host.seconds() - started)
+    if row >= 0 and session.evaluation.keeps_predictions(row, len(stream.tests)) and tests:
+        host.keep(row, predictions(session.method, tests, session.evaluation.batch_size))
     if row >= 0:
         host.log(
             {

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from tqdm import tqdm
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from cl_bench.base.signals import StopSignals
 from cl_bench.core.runtime import Runtime
@@ -76,6 +77,12 @@ class RunHost(Host):
         if self.bar.disable and time.monotonic() - self.last_news > NEWS_SECONDS:
             print(f"{self.folder.path}: {news}", file=sys.stderr)
             self.last_news = time.monotonic()
+
+    def keep(self, row: int, predictions: dict[str, Tensor]) -> None:
+        """Write the predictions to predictions/task_<row>.npz."""
+        from cl_bench.results.predictions import write  # imports pandas, which is slow
+
+        write(self.folder.path, row, {name: v.numpy() for name, v in predictions.items()})
 
     def advance(self, steps: int) -> None:
         """Move the progress bar."""

@@ -77,6 +77,9 @@ class Host:
     def log(self, row: dict[str, Any]) -> None:
         """Write a row: the loss of a step, the accuracies after a task, or a measurement."""
 
+    def keep(self, row: int, predictions: dict[str, Tensor]) -> None:
+        """Write the predictions for test images after task `row`."""
+
     def advance(self, steps: int) -> None:
         """Note that `steps` more steps are done."""
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import Row
@@ -109,15 +110,30 @@ def _label(row: Row) -> str:
     return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
 
 
-def heat_map(row: Row) -> str:
-    """The mean accuracy matrix of a row's runs, a pixel for each entry; viridis, 0 to 100 %."""
+def heat_map(values: np.ndarray) -> str:
+    """A matrix in percent as a picture, a pixel for each entry; viridis, 0 to 100 %."""
     from matplotlib import colormaps
     from matplotlib.image import imsave
 
     file = BytesIO()
-    values = matrices(row).mean(0)
     imsave(file, colormaps["viridis"](np.ma.masked_invalid(values) / 100), format="png")
     return _data_uri("image/png", file.getvalue())
+
+
+def confusions(row: Row) -> np.ndarray | None:
+    """(K, K): the mean confusion matrix of those runs of a row that kept it, in percent of a row.
+
+    None where no run kept its predictions, or the files cannot be read.
+    """
+    found = []
+    for run in row.runs:
+        try:
+            counts = pd.read_csv(run.folder / "confusion.csv", index_col=0).to_numpy(dtype=float)
+        except (OSError, ValueError):
+            continue
+        if counts.ndim == 2 and counts.shape[0] == counts.shape[1] > 0:
+            found.append(100 * counts / counts.sum(1, keepdims=True).clip(min=1))
+    return np.mean([m for m in found if m.shape == found[0].shape], 0) if found else None
 
 
 def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:

@@ -45,10 +45,20 @@ def _section(table: Table) -> dict[str, Any]:
         "curves": charts.curves(drawn),
         "costs": charts.against_costs(table, drawn),
         "maps": [_map(row) for row in drawn],
+        "confusions": [*filter(None, map(_confusion, drawn))],
         "published": table.published,
     }
 
 
 def _map(row: Row) -> dict[str, Any]:
     tasks = len(row.runs[0].record["accuracy"])
-    return {"name": row.name, "picture": charts.heat_map(row), "tasks": tasks}
+    picture = charts.heat_map(charts.matrices(row).mean(0))
+    return {"name": row.name, "picture": picture, "tasks": tasks}
+
+
+def _confusion(row: Row) -> dict[str, Any] | None:
+    """The confusion matrix of a row; None where its runs did not keep predictions."""
+    found = charts.confusions(row)
+    if found is None:
+        return None
+    return {"name": row.name, "picture": charts.heat_map(found), "classes": len(found)}

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cl_bench.results.metrics import AccuracyMatrix
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_NAMES = 40  # classes whose names are written beside a confusion matrix
 
 
 def picture(
@@ -65,3 +70,25 @@ def draw_curves(matrix: AccuracyMatrix, title: str, figure: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
+
+
+def draw_confusions(tables: Mapping[str, pd.DataFrame], title: str) -> dict[str, bytes]:
+    """The contents of pictures of the confusion matrices among `tables`, by their names."""
+    return {
+        name: picture(partial(draw_confusion, table, title), (7.2, 6.4))
+        for name, table in tables.items()
+        if name.endswith("confusion")
+    }
+
+
+def draw_confusion(counts: pd.DataFrame, title: str, figure: Any) -> None:
+    """Draw a confusion matrix as a heat map, each row in percent of its images."""
+    values = counts.to_numpy(dtype=float)
+    shares = 100 * values / values.sum(1, keepdims=True).clip(min=1)
+    of = str(counts.index.name)
+    axes = figure.add_subplot(title=title, xlabel=of.replace("true", "predicted"), ylabel=of)
+    image = axes.imshow(shares, vmin=0, vmax=100, cmap="viridis")
+    figure.colorbar(image, label="share of the row (%)")
+    if len(counts) <= MAX_NAMES:
+        axes.set_xticks(range(len(counts)), counts.columns, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(counts)), counts.index, fontsize=7)

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -132,6 +132,11 @@ class Folder:
         files.write_json(self.record, json_value(asdict(record)))
         self.previous.unlink(missing_ok=True)
         self.try_set_status("done")  # not needed: the record decides
+
+    def write_tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Write each table to `<name>.csv`."""
+        for name, table in tables.items():
+            files.write_text(self.path / f"{name}.csv", table.to_csv())
 
     def write_pictures(self, contents: dict[str, bytes]) -> dict[str, Path]:
         """Write each content to `<name>.png`; returns the paths by name."""

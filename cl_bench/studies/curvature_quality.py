@@ -107,7 +107,7 @@ def study(
     old, new = stream.tasks[:2]
     for estimator in curvatures.values():
         estimator.check(learner, old)
-    evaluation = Evaluation("final", "test", 0.1, CHUNK)
+    evaluation = Evaluation("final", "test", 0.1, False, CHUNK)
     progress = Progress.start(stream)
     session = Session(Finetune(learner), stream, schedule, evaluation, order, progress, Host())
     experiment.learn(session, old)
