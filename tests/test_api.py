@@ -13,14 +13,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, linked
+from conftest import ROOT
 
 import cl_bench
 from cl_bench.engine.host import RunHost
 from cl_bench.report.__main__ import write_report
 
 SMALL = ("dataset.tasks=3", "dataset.train_per_task=200", "tracking=none", "runtime.threads=1")
-CLASS_SPLIT = ("dataset=seqmnist", "dataset.tasks=5", "dataset.train_per_task=200")
+CLASS_SPLIT = ("dataset=seqmnist5k", "dataset.tasks=5", "dataset.train_per_task=200")
 
 
 def made(where: Path, *overrides: str, **values: Any) -> cl_bench.Run:
@@ -67,9 +67,8 @@ def test_predictions_are_those_that_were_tested(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", ["task", "class"])
-def test_classes_compete_as_the_scenario_says(scenario: str, tmp_path: Path, real: Path) -> None:
-    data = linked(tmp_path, real, "MNIST")
-    options = (f"scenario={scenario}", *CLASS_SPLIT, f"data_dir={data}")
+def test_classes_compete_as_the_scenario_says(scenario: str, tmp_path: Path) -> None:
+    options = (f"scenario={scenario}", *CLASS_SPLIT)
     run = made(tmp_path, "method=finetune", *options)
     assert accuracies(run, named=True) == pytest.approx(list(run.accuracy.iloc[-1]))
     test = run.stream.tests[1]
@@ -82,9 +81,8 @@ def test_classes_compete_as_the_scenario_says(scenario: str, tmp_path: Path, rea
             run.predict(test.x)
 
 
-def test_a_method_with_a_network_for_each_task(tmp_path: Path, real: Path) -> None:
-    data = linked(tmp_path, real, "MNIST")
-    run = made(tmp_path, "method=independent", "scenario=task", *CLASS_SPLIT, f"data_dir={data}")
+def test_a_method_with_a_network_for_each_task(tmp_path: Path) -> None:
+    run = made(tmp_path, "method=independent", "scenario=task", *CLASS_SPLIT)
     assert accuracies(run, named=True) == pytest.approx(list(run.accuracy.iloc[-1]))
     with pytest.raises(cl_bench.UserError, match=r"a network for each task; name one \(0 to 4\)"):
         run.network()
@@ -196,9 +194,8 @@ def test_an_interrupt_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert next(steps) == 60, "31 steps before the interrupt, and the other 29 after it"
 
 
-def test_predictions_are_kept_and_confusion_follows(tmp_path: Path, real: Path) -> None:
-    data = linked(tmp_path, real, "MNIST")
-    options = ("scenario=class", *CLASS_SPLIT, f"data_dir={data}", "evaluation.predictions=each")
+def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
+    options = ("scenario=class", *CLASS_SPLIT, "evaluation.predictions=each")
     run = made(tmp_path / "runs", "method=er", *options)
     found = run.predictions()
     rows = found.assign(right=found["label"] == found["predicted"])

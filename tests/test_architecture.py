@@ -51,7 +51,7 @@ ONLY = {  # a foreign package and the files that may import it
     },
     "PIL": {"data/decode"},
     "pandas": {"results/folder", "report/__main__", "report/formats", "tuning/command"}
-    | {"api/loading", "api/tables", "results/predictions", "report/charts"},
+    | {"api/loading", "api/tables", "results/predictions", "results/figures", "report/charts"},
     "matplotlib": {"results/figures", "report/charts"},
     "jinja2": {"report/html_page"},
     "rich": {"results/terminal", "list"},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from cl_bench.base.signals import StopSignals
 from cl_bench.core.runtime import Runtime
@@ -20,6 +20,10 @@ from cl_bench.engine.session import Host, Progress
 from cl_bench.methods.base import Method
 from cl_bench.results.folder import Folder, Journal
 from cl_bench.results.tracking import Sink
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a notebook without ipywidgets gets no bar
+    from tqdm.auto import tqdm
 
 NEWS_SECONDS = 30.0  # between two lines of news, where there is no progress bar
 
