@@ -84,6 +84,7 @@ def test_composed_data_is_made_of_its_parts() -> None:
 
 NAMES = {
     "pmnist5k": ((1, 28, 28), 10),
+    "seqmnist5k": ((1, 28, 28), 10),
     "pmnist32": ((3, 32, 32), 100),
     "cifar100_superclass": ((3, 32, 32), 100),
     "five_datasets": ((3, 32, 32), 50),
@@ -104,6 +105,12 @@ REFUSED = [
         [*SPLIT, "dataset.tasks=3", "scenario=data"],
     ),
     ("dataset.train_per_task=12665", "a task has 12089", ["dataset=seqmnist"]),
+    ("dataset.tasks=[50,30,30]", "cifar100 has 100 classes", SPLIT),
+    ("dataset.tasks=[2,3]", "only classes are cut unevenly", []),
+    ("dataset.order=seed:x", "must be one of natural, random, superclass, uniform, or", SPLIT),
+    ("dataset.order=[0,1,2]", "not each of the classes 0 to 99 of cifar100 once", SPLIT),
+    ("dataset.order=seed:1", "rotations have angles", ["dataset=rmnist"]),
+    ("dataset.train_per_task=2000", "a task has 1", [*SPLIT, "dataset.imbalance=0.01"]),
     ("dataset.tasks=5000", "mnist5k has 4000 training", ["dataset.split=sample"]),
     ("dataset.tasks=1000000000", "must be between 1 and 10000", []),
     ("dataset.tasks=101", "cifar100 has 100 classes", SPLIT),

@@ -43,6 +43,7 @@ def stream(**changes: Any) -> Stream:
         "order": "natural",
         "train_per_task": None,
         "fraction": 1.0,
+        "imbalance": 1.0,
         "seed": 0,
         "transform": lambda device: identity(device),
         "scenario": task_il,
@@ -289,3 +290,54 @@ def test_stratified_is_exact() -> None:
     index = split.stratified(y, 10, Generator().manual_seed(0))
     assert y[index].bincount().tolist() == [5, 3, 2] and len(index.unique()) == 10
     assert len(split.stratified(y, 7, Generator().manual_seed(0))) == 7
+
+
+ICARL = [68, 56, 78, 8, 23, 84, 90, 65, 74, 76, 40, 89, 3, 92, 55, 9, 26, 80, 43, 38, 58, 70, 77, 1]
+ICARL += [85, 19, 17, 50, 28, 53, 13, 81, 45, 82, 6, 59, 83, 16, 15, 44, 91, 41, 72, 60, 79, 52, 20]
+ICARL += [10, 31, 54, 37, 95, 14, 71, 96, 98, 97, 2, 64, 66, 42, 22, 35, 86, 24, 34, 87, 21, 99, 0]
+ICARL += [88, 27, 18, 94, 11, 12, 47, 25, 30, 46, 62, 69, 36, 61, 7, 63, 75, 5, 32, 4, 51, 48, 73]
+ICARL += [93, 39, 67, 29, 49, 57, 33]  # the order of CIFAR-100's classes in iCaRL's public code
+
+
+def test_the_order_of_icarl() -> None:
+    assert split.numpy_order(1993, 100) == ICARL
+
+
+def test_an_order_of_classes_by_seed_or_as_a_list() -> None:
+    drawn = [stream(order="seed:3", seed=seed).description["classes_of_task"] for seed in (0, 9)]
+    order = split.numpy_order(3, 6)
+    assert drawn == [[order[:2], order[2:4], order[4:]]] * 2, "dataset.seed has no part in it"
+    listed = stream(order=[5, 0, 4, 1, 3, 2])
+    assert listed.description["classes_of_task"] == [[5, 0], [4, 1], [3, 2]]
+    for wrong in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 4], [1, 2, 3, 4, 5, 6]):
+        with pytest.raises(UserError, match="not each of the classes 0 to 5 of toy once"):
+            stream(order=wrong)
+
+
+def test_tasks_of_different_size() -> None:
+    made = stream(tasks=[3, 1, 2], scenario=class_il)
+    assert made.description["classes_of_task"] == [[0, 1, 2], [3], [4, 5]]
+    assert [len(task) for task in made.tasks] == [30, 10, 20] and made.classes.shape == (3, 6)
+    with pytest.raises(UserError, match=r"dataset\.tasks=\[3, 2\]: toy has 6 classes"):
+        stream(tasks=[3, 2])
+    with pytest.raises(
+        UserError, match=r"only classes are cut unevenly, and dataset\.split=sample"
+    ):
+        stream(tasks=[3, 3], split="sample")
+
+
+def test_a_long_tail() -> None:
+    """Exponentially fewer images by class id, of the training images alone."""
+    assert split.imbalanced_counts([500] * 100, 0.01)[::33] == [500, 107, 23, 5]
+    assert split.imbalanced_counts([10, 10, 10], 0.01) == [10, 1, 1]
+    made, whole = stream(imbalance=0.1), stream()
+    y = torch.cat([task.y for task in made.tasks])
+    assert y.bincount().tolist() == [10, 6, 3, 2, 1, 1]
+    for few, all_of in zip(made.tasks, whole.tasks, strict=True):
+        numbers = few.x[:, 0, 0, 0].tolist()
+        assert set(numbers) <= set(all_of.x[:, 0, 0, 0].tolist()) and numbers == sorted(numbers)
+    assert all(a.x.equal(b.x) for a, b in zip(made.tests, whole.tests, strict=True))
+    turned = stream(imbalance=0.1, order=[5, 4, 3, 2, 1, 0])
+    assert turned.tasks[0].y.bincount().tolist() == [0, 0, 0, 0, 1, 1]
+    other = stream(imbalance=0.1, seed=1)
+    assert not all(a.x.equal(b.x) for a, b in zip(made.tasks, other.tasks, strict=True))

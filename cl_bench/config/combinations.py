@@ -12,6 +12,7 @@ from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.data import check as data
 from cl_bench.data import scenario
 from cl_bench.data.orders import task_order
+from cl_bench.data.plan import number_of
 from cl_bench.models import prepare
 
 COMPETING = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
@@ -68,14 +69,14 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"scenario={name}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
             f"classes; use dataset.heads={wanted}"
         )
-    tasks, first = plain["dataset"]["tasks"], plain["stream"]["first"]
+    tasks, first = number_of(plain["dataset"]["tasks"]), plain["stream"]["first"]
     task_order(plain["scenario"]["order"], tasks)
     if (first or 0) > tasks:
         raise UserError(f"stream.first={first}: the stream has {tasks} tasks")
     order = plain["dataset"]["order"]
-    if split == "rotation" and order == "superclass":
+    if split == "rotation" and order not in ("natural", "random", "uniform"):
         raise UserError(
-            "dataset.order=superclass: rotations have angles; use natural, random, uniform"
+            f"dataset.order={order}: rotations have angles; use natural, random, uniform"
         )
     if split != "rotation" and order == "uniform":
         raise UserError(

@@ -44,7 +44,7 @@ NEEDED: dict[str, tuple[str, ...]] = {  # methods and attributes of what a group
 REQUIRED_KEYS: dict[str, tuple[str, ...]] = {  # keys that are read from the config directly
     "dataset": (
         *("name", "source", "split", "heads", "tasks", "order", "train_per_task", "fraction"),
-        *("seed", "transform"),
+        *("imbalance", "seed", "transform"),
     ),
     "dataset.transform": ("mean", "std", "crop", "padding", "resize"),
     "stream": ("first",),

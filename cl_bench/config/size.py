@@ -13,6 +13,7 @@ from torch import nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
+from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
 from cl_bench.models.prepare import PREPARE_KEYS
 
@@ -27,13 +28,14 @@ def check(plain: dict[str, Any]) -> None:
     """
     dataset, method = plain["dataset"], plain["method"]
     contents, known = known_contents(dataset["source"]), shape_and_classes(dataset)
+    tasks = number_of(dataset["tasks"])
     if contents is not None:
         _require(
             f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
         )
         unused = get_object(method["_target_"]).unused(plain)
         if "buffer" in method and "method.buffer" not in unused:
-            _check_buffer(method["buffer"], dataset["tasks"], prod(contents.shape))
+            _check_buffer(method["buffer"], tasks, prod(contents.shape))
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:
@@ -72,7 +74,7 @@ def _stream_bytes(dataset: dict[str, Any], contents: Contents) -> int:
     images, count = contents.images or 0, dataset["train_per_task"]
     train, test = round(dataset["fraction"] * images) if count is None else count, contents.test
     if dataset["split"] in ("permutation", "rotation"):
-        total = dataset["tasks"] * (train + sum(test or ()))
+        total = number_of(dataset["tasks"]) * (train + sum(test or ()))
     else:
         total = images + sum(test or ())
     return total * prod(contents.shape)

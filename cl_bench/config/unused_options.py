@@ -35,15 +35,21 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
 
 
 def _of_data(plain: Node) -> set[str]:
-    """The order of classes where tasks are not cut by class; the seed where nothing is drawn."""
+    """The order of classes where tasks are not cut by class; the seed where nothing is drawn.
+
+    A balanced data set has the hash that it had before there was `imbalance`.
+    """
     dataset = plain["dataset"]
     if get_object(dataset["_target_"]) is not stream.build:
         return set()
+    even = {"dataset.imbalance"} if dataset["imbalance"] == 1 else set[str]()
+    if dataset["split"] == "rotation":
+        return even
     if dataset["split"] != "class":
-        return {"dataset.order"} if dataset["split"] in ("permutation", "sample") else set()
-    whole = dataset["train_per_task"] is None and dataset["fraction"] == 1
+        return even | {"dataset.order"}
+    whole = dataset["train_per_task"] is None and dataset["fraction"] == 1 and bool(even)
     drawn = not whole or dataset["order"] == "random" or plain["evaluation"]["split"] == "val"
-    return {"dataset.heads"} if drawn else {"dataset.heads", "dataset.seed"}
+    return even | ({"dataset.heads"} if drawn else {"dataset.heads", "dataset.seed"})
 
 
 def _of_model(model: Node) -> set[str]:

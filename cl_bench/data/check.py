@@ -26,6 +26,8 @@ def check(plain: dict[str, Any]) -> None:
     """
     dataset, scenario, evaluation = (plain[key] for key in ("dataset", "scenario", "evaluation"))
     contents = known_contents(dataset["source"])
+    if contents is not None:
+        contents = plan.with_imbalance(contents, dataset["imbalance"])
     _check_transform(dataset["transform"], contents)
     limit = TrainingLimit(dataset["train_per_task"], dataset["fraction"])
     limit.require_single()
@@ -45,7 +47,8 @@ def shape_and_classes(dataset: dict[str, Any]) -> tuple[Shape, int] | None:
     transform, (channels, side, _) = dataset["transform"], contents.shape
     side = transform["resize"] or transform["crop"] or side
     apart = dataset["split"] != "class" and dataset["heads"] == "apart"
-    return (channels, side, side), contents.classes * (dataset["tasks"] if apart else 1)
+    copies = plan.number_of(dataset["tasks"]) if apart else 1
+    return (channels, side, side), contents.classes * copies
 
 
 def _images(

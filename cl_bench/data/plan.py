@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,19 +15,33 @@ from torch import Generator, Tensor
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Scenario
 from cl_bench.data.published import Contents
-from cl_bench.data.split import Order, TrainingLimit, class_groups
+from cl_bench.data.split import (
+    SEEDED,
+    Order,
+    TrainingLimit,
+    class_groups,
+    imbalanced_counts,
+    numpy_order,
+)
 
 Split = Literal["class", "sample", "permutation", "rotation"]
 Heads = Literal["shared", "apart"]
 
 
 def classes_of_tasks(
-    contents: Contents, split: Split, tasks: int, order: Order, rng: Generator
+    contents: Contents, split: Split, tasks: int | list[int], order: Order, rng: Generator
 ) -> list[list[int]] | None:
     """The classes of each task: some of them with split=class, else all; None where not known.
 
+    tasks  the number of tasks, or with split=class the number of classes of each one
+
     Raises UserError where the data set does not have enough classes, or no superclasses.
     """
+    if isinstance(tasks, list) and split != "class":
+        raise UserError(
+            f"dataset.tasks={tasks}: only classes are cut unevenly, and dataset.split={split}; use "
+            "a number"
+        )
     if contents.classes == 1:
         raise UserError(
             f"dataset.source: {contents.name} has a single class, which leaves nothing to tell "
@@ -38,24 +53,46 @@ def classes_of_tasks(
         )
     if contents.classes is None:
         return None
-    if split != "class":
+    if not isinstance(tasks, list) and split != "class":
         return [list(range(contents.classes))] * tasks
     owners = contents.groups if order == "superclass" else None
     return class_groups(_class_order(contents, contents.classes, tasks, order, rng), tasks, owners)
 
 
 def _class_order(
-    contents: Contents, classes: int, tasks: int, order: Order, rng: Generator
+    contents: Contents, classes: int, tasks: int | list[int], order: Order, rng: Generator
 ) -> list[int]:
-    """The class ids in the order `order`: by id, random, or superclass by superclass."""
-    if tasks > classes:
+    """The class ids in the order `order`: by id, random, by superclass, or as they are listed."""
+    whole = sum(tasks) == classes if isinstance(tasks, list) else tasks <= classes
+    if not whole:
         raise UserError(f"dataset.tasks={tasks}: {contents.name} has {classes} classes")
+    if isinstance(order, list):
+        if sorted(order) != list(range(classes)):
+            raise UserError(
+                f"dataset.order={order}: not each of the classes 0 to {classes - 1} of "
+                f"{contents.name} once"
+            )
+        return order
+    if order.startswith(SEEDED):
+        return numpy_order(int(order.removeprefix(SEEDED)), classes)
     if order == "random":
         return torch.randperm(classes, generator=rng).tolist()
     groups = contents.groups
     if order == "superclass" and groups is not None:
         return sorted(range(classes), key=lambda c: groups[c])
     return list(range(classes))
+
+
+def number_of(tasks: int | list[int]) -> int:
+    """The number of tasks that `dataset.tasks` means."""
+    return len(tasks) if isinstance(tasks, list) else tasks
+
+
+def with_imbalance(contents: Contents, imbalance: float) -> Contents:
+    """The contents after the classes have got a long tail."""
+    if contents.train is None or imbalance == 1:
+        return contents
+    return replace(contents, train=tuple(imbalanced_counts(contents.train, imbalance)))
 
 
 def membership(groups: list[list[int]], scenario: Scenario) -> Tensor:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
+from cl_bench.base.bounds import Count, Index, Tasks
 from cl_bench.base.exceptions import UserError
 
-Order = Literal["natural", "random", "superclass", "uniform"]
+SEEDED = "seed:"  # of an order that NumPy draws
+WAYS = "one of natural, random, superclass, uniform, or seed:<n>, or a list of class ids"
+Order = (
+    Literal["natural", "random", "superclass", "uniform"]
+    | Annotated[str, Field(pattern=rf"^{SEEDED}\d{{1,9}}$", description=WAYS)]
+    | list[Index]
+)
+Sizes = Tasks | Annotated[list[Count], Field(min_length=1)]  # number of tasks, or classes of each
 
 
 @dataclass(frozen=True)
@@ -38,18 +49,46 @@ class TrainingLimit:
         return max(round(self.fraction * there), 1) if self.fraction < 1 else self.count
 
 
+def numpy_order(seed: int, classes: int) -> list[int]:
+    """The class order that `numpy.random.seed(seed)` and `shuffle` give.
+
+    With 100 classes, seed 1993 is the order of iCaRL's public code (Rebuffi et al. 2017) and of
+    most class-incremental work since.
+    """
+    return np.random.RandomState(seed).permutation(classes).tolist()
+
+
+def imbalanced_counts(there: Sequence[int], imbalance: float) -> list[int]:
+    """The training images of each class that a long tail keeps: n_k imbalance^(k / (K - 1)).
+
+    The first class keeps all of its n_0 images, the last one a share `imbalance`; at least one.
+    Class ids decide, as in CIFAR-100-LT (Cui et al. 2019; Cao et al. 2019, arXiv:1906.07413).
+    """
+    last = max(len(there) - 1, 1)
+    return [max(int(count * imbalance ** (k / last)), 1) for k, count in enumerate(there)]
+
+
+def long_tail(y: Tensor, classes: int, imbalance: float, rng: Generator) -> Tensor:
+    """Sorted indices of the samples that a long tail keeps (`imbalanced_counts`), at random."""
+    counts = imbalanced_counts(y.bincount(minlength=classes).tolist(), imbalance)
+    return (_rank_within_class(y, rng) < torch.tensor(counts)[y]).nonzero().squeeze(1)
+
+
 def by_class(y: Tensor, groups: list[list[int]]) -> list[Tensor]:
     """The indices of the samples of each group of classes, in the order of the source."""
     return [torch.isin(y, torch.tensor(group)).nonzero().squeeze(1) for group in groups]
 
 
 def class_groups(
-    order: list[int], tasks: int, owners: tuple[int, ...] | None = None
+    order: list[int], tasks: int | list[int], owners: tuple[int, ...] | None = None
 ) -> list[list[int]]:
-    """Cut the class order into T groups whose sizes differ by at most one, larger ones first.
+    """Cut the class order into groups: of the given sizes, or T that differ by at most one.
 
-    Where the classes belong to exactly T superclasses (`owners`), each of these is a group.
+    Of the T groups the larger ones come first. Where the classes belong to exactly T superclasses
+    (`owners`), each of these is a group.
     """
+    if isinstance(tasks, list):
+        return [part.tolist() for part in torch.tensor(order).split(tasks)]
     if owners is not None and len(set(owners)) == tasks:
         return [[c for c in order if owners[c] == owner] for owner in sorted(set(owners))]
     return [part.tolist() for part in torch.tensor(order).tensor_split(tasks)]

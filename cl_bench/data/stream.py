@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from cl_bench.base.bounds import Count, Fraction, Seed, Tasks, Text
+from cl_bench.base.bounds import Count, Fraction, Seed, Text
 from cl_bench.core.types import Scenario, Stream, Task, Transform
 from cl_bench.data import plan
 from cl_bench.data import split as cut
@@ -19,7 +19,7 @@ from cl_bench.data.orders import description_of
 from cl_bench.data.plan import Heads, Split
 from cl_bench.data.published import contents_of
 from cl_bench.data.source import Source
-from cl_bench.data.split import Order
+from cl_bench.data.split import Order, Sizes
 
 Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 
@@ -29,10 +29,11 @@ def build(
     source: Source,
     split: Split,
     heads: Heads,
-    tasks: Tasks,
+    tasks: Sizes,
     order: Order,
     train_per_task: Count | None,
     fraction: Fraction,
+    imbalance: Fraction,
     seed: Seed,
     transform: Callable[..., Transform],
     scenario: Scenario,
@@ -40,34 +41,37 @@ def build(
 ) -> Stream:
     """Cut the source into `tasks` tasks on `device`; `seed` alone decides all random draws.
 
-    split=class        each task has classes of its own, taken in the order `order`
+    split=class        each task has classes of its own, in the order `order`; `tasks` may list how
+                       many each task has
     split=sample       each task has a stratified share of all classes; one test set for all tasks
     split=permutation  each task has all images, with its own fixed permutation of the pixels
     split=rotation     each task has all images, rotated by its own angle (`split.angles`)
     With the last three, heads=apart makes class c of task t a class of its own, with id tC + c.
     Each task keeps `train_per_task` of its training images, or a part `fraction` of them, drawn at
-    random with permutation and rotation (as in GEM), and stratified by class otherwise.
+    random with permutation and rotation (as in GEM), and stratified by class otherwise. With
+    `imbalance` below 1, the training images have a long tail first (`split.imbalanced_counts`).
     """
     rng = Generator().manual_seed(seed)
+    source = _with_long_tail(source, imbalance, seed)
     limit = cut.TrainingLimit(train_per_task, fraction)
-    angles = cut.angles(tasks, order, rng) if split == "rotation" else None
+    angles = cut.angles(plan.number_of(tasks), order, rng) if split == "rotation" else None
     groups = _groups(source, split, tasks, order, limit, rng)
     trains, tests = _cut(source, split, groups, limit, rng, angles)
     if split != "class" and heads == "apart":
         groups, trains, tests = _with_own_classes(len(source.classes), trains, tests)
     member = plan.membership(groups, scenario)
-    return Stream(
-        tasks=_make_tasks(trains, device),
-        tests=_make_tasks(tests, device),
-        classes=member.to(device),
-        scenario=scenario,
-        transform=transform(device=device),
-        description=_description(name, source, split, member, groups, angles),
-    )
+    description = _description(name, source, split, member, groups, angles)
+    placed = _make_tasks(trains, device), _make_tasks(tests, device), member.to(device)
+    return Stream(*placed, scenario, transform(device=device), description)
 
 
 def _groups(
-    source: Source, split: Split, tasks: int, order: Order, limit: cut.TrainingLimit, rng: Generator
+    source: Source,
+    split: Split,
+    tasks: int | list[int],
+    order: Order,
+    limit: cut.TrainingLimit,
+    rng: Generator,
 ) -> list[list[int]]:
     """The classes of each task; raises UserError where the source has too few classes or images."""
     contents = contents_of(source)
@@ -75,6 +79,15 @@ def _groups(
     assert groups is not None  # the classes of a source that was read are known
     plan.limited_sizes(contents, limit, plan.task_sizes(contents, split, groups))
     return groups
+
+
+def _with_long_tail(source: Source, imbalance: float, seed: int) -> Source:
+    """The source with fewer training images of later classes; its own draws, from `seed`."""
+    if imbalance == 1:
+        return source
+    rng = Generator().manual_seed(seed)
+    kept = cut.long_tail(source.train_y, len(source.classes), imbalance, rng)
+    return replace(source, train_x=source.train_x[kept], train_y=source.train_y[kept])
 
 
 def _description(
