@@ -34,6 +34,7 @@ from cl_bench.core.optim import SGD
 from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.data import scenario
 from cl_bench.data.augment import Transform
+from cl_bench.engine.schedule import Schedule
 from cl_bench.models.fold import fold
 from cl_bench.models.mlp import MLP
 from cl_bench.models.resnet import ResNet18
@@ -168,6 +169,13 @@ def learner(
         torch.ones(3, classes, dtype=torch.bool, device=rt.device), torch.tensor([0]), None
     )
     return made
+
+
+def scheduled(**changes: Any) -> Schedule:
+    """A schedule of one epoch in batches of 8, and nothing else."""
+    options = {"epochs": 1, "batch_size": 8, "batch_norm": "train", "annealing": "none"}
+    more = {"milestones": [], "warm_up": "none", "decay": 0.5, "ramp": 0.0, "clip": None}
+    return Schedule(**(options | more | changes))  # type: ignore[arg-type]
 
 
 def batch(count: int = 12, classes: int = 6, shape: tuple[int, ...] = (1, 4, 4)) -> Batch:

@@ -241,3 +241,16 @@ def test_without_the_option_nothing_is_kept(tmp_path: Path) -> None:
         kept.predictions(after=0)
     names = {path.name for path in run.folder.iterdir()}
     assert not names & {"predictions", "confusion.csv", "confusion.png"}
+
+
+def test_a_schedule_of_the_first_and_of_later_tasks(tmp_path: Path) -> None:
+    """Two epochs, then one; and a run that is stopped in the first task goes on as it was."""
+    options = ("schedule.epochs=[2,1]", "schedule.annealing=milestones", "schedule.clip=0.5")
+    run = made(tmp_path, "method=finetune", *options, "schedule.ramp=0.5")
+    assert run.record.gradients_per_sample == pytest.approx(4 / 3)
+    plain = made(tmp_path, "method=finetune", "schedule.epochs=[2,1]")
+    assert plain.record.theta_sha256 != run.record.theta_sha256
+    for method in ("emcl", "halrp"):
+        scenario = ("scenario=task",) if method == "halrp" else ()
+        with pytest.raises(cl_bench.UserError, match="the method makes steps of its own"):
+            made(tmp_path, f"method={method}", *options, *scenario)

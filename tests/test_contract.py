@@ -26,6 +26,7 @@ from conftest import (
     mlp,
     names,
     resnet,
+    scheduled,
 )
 from hydra.utils import get_object
 from test_flat import whole
@@ -41,7 +42,6 @@ from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import Evaluation, accuracies
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.resume import Start, UnusableError, find_start
-from cl_bench.engine.schedule import Schedule
 from cl_bench.engine.session import Host, Progress, Session
 from cl_bench.models.linearized import Linearized
 from cl_bench.probes.knn import KNN
@@ -55,7 +55,7 @@ METHODS = names("method")
 CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(METHODS)}
 KINDS = sorted({*CLASSES.values(), "emcl_replay"})  # one of each class; EMCL with a memory, too
 # a task has 30 samples, so that the last batch of an epoch is short
-SCHEDULE = Schedule(2, 8, "train", "none", "none", 0.5)
+SCHEDULE = scheduled(epochs=2)
 EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, predictions=False, batch_size=7)
 STEPS = 24  # of three tasks
 # keep a memory, a network or data for each task
@@ -293,7 +293,7 @@ def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none", 0.5))
+    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, batch_norm="frozen"))
     seen = []
     monkeypatch.setattr(
         experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
@@ -303,7 +303,7 @@ def test_frozen_batch_norm_comes_back(
     trains = name != "independent"  # which goes back to its first network at a task's end
     assert seen[0].equal(seen[1]) != trains and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "frozen", "none", "none", 0.5))
+    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, batch_norm="frozen"))
     stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, build=hard)
 
 
@@ -315,7 +315,7 @@ def test_batch_norm_is_folded_after_the_first_task(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fold changes no output; then gamma and the statistics stay, and the biases move."""
-    folded = Schedule(2, 8, "folded", "none", "none", 0.5)
+    folded = scheduled(epochs=2, batch_norm="folded")
     monkeypatch.setitem(globals(), "SCHEDULE", folded)
     states: list[dict[str, Any]] = []
     outputs: list[Any] = []
@@ -380,7 +380,7 @@ def test_a_warm_up_comes_once(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a task's beginning, not again where a run comes back in its middle."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "none", "head", 0.5))
+    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, warm_up="head"))
     run = stopped_and_continued(tmp_path, [3, 6, 4], name="dlcft", scenario=scenario, build=tangent)
     monkeypatch.undo()
     assert not run.theta.equal(Run("dlcft", scenario, build=tangent)().theta)
@@ -390,7 +390,7 @@ def test_a_kill_costs_what_came_after_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a checkpoint at every step, one step; the learning rate anneals on where it was."""
-    monkeypatch.setitem(globals(), "SCHEDULE", Schedule(2, 8, "train", "cosine", "none", 0.5))
+    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, annealing="cosine"))
     straight = Run("er", "data", build=hard)()
     with pytest.raises(Killed):
         Run("er", "data", build=hard, folder=tmp_path, stop_at=11, killed=True, save_every=0)()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, DEVICES, batch, compiles, learner, machine, mlp, resnet
+from conftest import CPU, DEVICES, batch, compiles, learner, machine, mlp, resnet, scheduled
 from torch import Tensor
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch
+from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
-from cl_bench.engine.schedule import Schedule
 
 LIVE = torch.tensor(
     [[True] * 2 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4 + [True] * 2]
@@ -150,14 +150,52 @@ def test_bf16_is_for_the_network_alone(device: str) -> None:
         assert made.logits(made.flat.theta, rows).dtype == torch.float32
 
 
+def task_of(rows: int, number: int = 0) -> Task:
+    made = batch(rows)
+    return Task(number, made.x, made.y, torch.full_like(made.t, number))
+
+
 def test_annealing() -> None:
     """Cosine: all of the rate at first, half of it half way, none left after the last step."""
-    cosine, plain = (
-        Schedule(1, 8, "train", "cosine", "none", 0.5),
-        Schedule(1, 8, "train", "none", "none", 0.5),
+    cosine, plain, task = scheduled(annealing="cosine"), scheduled(), task_of(64)
+    assert [cosine.factor(step, task) for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
+    assert {plain.factor(step, task) for step in range(8)} == {1.0}
+    stairs = scheduled(epochs=2, annealing="milestones", milestones=[0.5, 0.75], decay=0.1)
+    found = [stairs.factor(step, task) for step in range(16)]
+    assert found == pytest.approx([1.0] * 8 + [0.1] * 4 + [0.01] * 4)
+    steep = scheduled(epochs=2, annealing="exponential")
+    assert [steep.factor(step, task) for step in (0, 8, 16)] == pytest.approx([1, 0.5, 0.25])
+    ramped = scheduled(epochs=2, ramp=0.5)
+    found = [ramped.factor(step, task) for step in range(16)]
+    assert found == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 13)
+
+
+def test_epochs_of_the_first_and_of_later_tasks() -> None:
+    schedule = scheduled(epochs=[5, 2])
+    assert [schedule.steps(task_of(20, number)) for number in range(4)] == [15, 6, 6, 6]
+    assert scheduled(epochs=[5, 2], annealing="cosine").factor(3, task_of(20, 1)) == pytest.approx(
+        0.5
     )
-    assert [cosine.factor(step, 8) for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
-    assert {plain.factor(step, 8) for step in range(8)} == {1.0}
+
+
+def test_the_gradient_of_a_step_is_clipped_as_in_pytorch() -> None:
+    """Before weight decay; and a gradient that is short enough is left as it is."""
+    rows = batch(6)
+    for limit in (0.05, 1e6):
+        made = learner(mlp(), weight_decay=0.1)
+        net = deepcopy(made.net)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.1)
+        made.clip = limit
+        made.descend(rows)
+        made.criterion(net(rows.x / 255), rows.y, None).mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), limit)
+        assert (norm > limit) == (limit < 1)
+        optimizer.step()
+        for own, other in zip(made.net.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(own.detach(), other.detach())
+
+
+def test_the_rate_of_a_step() -> None:
     made = learner(mlp())
     for factor in (0.5, 0.25):
         made.anneal(factor)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import blobs, command, composed, finished, identity, learner, mlp, resnet
+from conftest import blobs, command, composed, finished, identity, learner, mlp, resnet, scheduled
 from torch import Generator
 
 from cl_bench.base.exceptions import UserError
@@ -21,7 +21,6 @@ from cl_bench.curvature.dense import FullFisher
 from cl_bench.curvature.kfac import KFAC
 from cl_bench.engine import job
 from cl_bench.engine.execution import Plan
-from cl_bench.engine.schedule import Schedule
 from cl_bench.models.prepare import prepare_network
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.results.folder import Folder
@@ -83,7 +82,10 @@ def test_prior_and_distillation_part_at_third_order(kind: str) -> None:
     deep = resnet(shape=(1, 4, 4), activation="tanh")
     net: Any = mlp(activation="tanh") if kind == "mlp" else deep
     made, stream = learner(net, transform=identity()), blobs("data", each=60)
-    order, schedule = Generator().manual_seed(0), Schedule(6, 8, "train", "none", "none", 0.5)
+    order, schedule = (
+        Generator().manual_seed(0),
+        scheduled(epochs=6),
+    )
     page = prior_vs_distillation.study(made, stream, order, schedule, [1e-4, 2e-4, 5e-4])
     assert page.rows[1]["order"] == pytest.approx(3, abs=0.2)
     assert page.rows[0]["KL"] == pytest.approx(page.rows[0]["quadratic"], rel=0.1)
@@ -111,7 +113,10 @@ def test_the_rise_of_a_past_loss(scenario: str, criterion: Any) -> None:
     torch.manual_seed(0)
     made = learner(linear_network(), transform=identity())
     made.criterion, stream = criterion, blobs(scenario, each=40)
-    order, schedule = Generator().manual_seed(0), Schedule(5, 8, "train", "none", "none", 0.5)
+    order, schedule = (
+        Generator().manual_seed(0),
+        scheduled(epochs=5),
+    )
     estimators = {"full": FullFisher("exact", None), "kfac": KFAC("exact", None, "diagonal")}
     page = curvature_quality.study(made, stream, order, schedule, estimators, 3)
     assert [row["step"] for row in page.rows] == [k for k in (9, 18, 25) for _ in range(3)]
@@ -129,7 +134,10 @@ def test_the_rise_of_a_past_loss(scenario: str, criterion: Any) -> None:
 
 def test_the_rise_is_not_measured_while_statistics_move() -> None:
     made, stream = learner(resnet(shape=(1, 4, 4)), transform=identity()), blobs("data", each=40)
-    order, schedule = Generator().manual_seed(0), Schedule(1, 8, "train", "none", "none", 0.5)
+    order, schedule = (
+        Generator().manual_seed(0),
+        scheduled(epochs=1),
+    )
     with pytest.raises(UserError, match=r"use model\.norm=folded, or schedule.batch_norm=frozen"):
         curvature_quality.study(made, stream, order, schedule, {}, 3)
     grows = blobs("class", each=40)

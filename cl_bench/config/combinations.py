@@ -48,6 +48,12 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
                 f"optimizer.{key}={optimizer[key]}: the method steps by itself, as plain SGD; "
                 "use optimizer=sgd with momentum and weight_decay 0"
             )
+    clip = plain["schedule"]["clip"]
+    if clip is not None and (method.requires_plain_sgd or not method.allows_clipping):
+        raise UserError(
+            f"schedule.clip={clip}: the method makes steps of its own, which are not clipped; use "
+            "schedule.clip=null"
+        )
 
 
 def _check_data(plain: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ CLAIMS = (  # what a method says about the configs that it can be used in
     "unused",
     "scenarios",
     "requires_plain_sgd",
+    "allows_clipping",
     "forbids_weight_decay",
     "curvature_is_penalty",
 )
@@ -29,7 +30,7 @@ NEEDED: dict[str, tuple[str, ...]] = {  # methods and attributes of what a group
     "buffer": ("begin_task", "end_task", "add", "sample", "max_samples"),
     "curvature": ("__call__", "check", "linear", "penalty", "scaled", "may_be_negative"),
     "criterion": ("__call__", "losses_and_gradients", "hessian_root", "squared"),
-    "schedule": ("steps", "factor", "epochs", "batch_size", "batch_norm", "warm_up"),
+    "schedule": ("steps", "factor", "epochs_of", "batch_size", "batch_norm", "warm_up", "clip"),
     "evaluation": ("columns", "split", "holdout", "batch_size"),
     "optimizer": ("step", "state_dict", "load_state_dict"),
     "model": ("forward", "batch_norm"),
@@ -49,7 +50,7 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {  # keys that are read from the con
     "dataset.transform": ("mean", "std", "crop", "padding", "resize"),
     "stream": ("first",),
     "evaluation": ("split", "holdout"),
-    "schedule": ("epochs", "batch_norm", "warm_up"),
+    "schedule": ("epochs", "batch_norm", "warm_up", "clip"),
     "runtime": ("compile",),
 }
 MUST_BE_CLASSES = ("method", "model", "criterion", "curvature", "buffer", "optimizer")

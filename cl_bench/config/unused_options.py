@@ -75,5 +75,6 @@ def _of_batch_norm(plain: Node) -> set[str]:
 def _of_buffer(plain: Node) -> set[str]:
     """In which epoch samples are offered to the buffer, where there is one epoch."""
     rehearses = issubclass(get_object(plain["method"]["_target_"]), Rehearsal)
-    once = rehearses and plain["schedule"]["epochs"] == 1
+    epochs = plain["schedule"]["epochs"]
+    once = rehearses and (max(epochs) if isinstance(epochs, list) else epochs) == 1
     return {"method.buffer.insert"} if once else set()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.conv_gradient import ConvGradient, conv_gradient
 from cl_bench.core.criteria import Criterion
-from cl_bench.core.gradient import Objective, make_engine
+from cl_bench.core.gradient import Objective, clip_norm, make_engine
 from cl_bench.core.inner_loop import InnerLoop
 from cl_bench.core.mlp_gradient import LossesAndGradients, MLPGradient, mlp_gradient
 from cl_bench.core.network import BatchNorm, NetworkFunction
@@ -49,14 +49,14 @@ class Learner(NetworkFunction):
         self.criterion = criterion
         self.rng = machine.memory  # CPU generator for the draws of a method and its buffer
         self.weight_decay, self._make_optimizer = weight_decay, optimizer
-        self.optimizer = optimizer([self.flat.theta])
-        self.optimized = self.flat.theta  # the vector that the optimizer moves
+        self.optimizer, self.optimized = optimizer([self.flat.theta]), self.flat.theta  # it moves
         self.task: Task | None = None  # the task that is learned now
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.lr_factor = 1.0  # the schedule's factor on all learning rates
         self.sample_gradients = 0  # number of gradients so far, a batch of B counted as B
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
+        self.clip: float | None = None  # largest norm of a step's gradient, before weight decay
         self.precondition: Callable[[Tensor], Tensor] | None = None  # of `flat.grad` in `step`
         self._engine = make_engine(self.flat, machine.compiler)
         self.without_autograd: MLPGradient | ConvGradient | None = None
@@ -159,7 +159,8 @@ class Learner(NetworkFunction):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Add weight decay to `flat.grad`, precondition it, and make a step of the optimizer."""
+        """Clip `flat.grad`, add weight decay, precondition it, and make a step of the optimizer."""
+        clip_norm(self.flat.grad, self.clip)
         if self._decay_mask is not None:
             self.flat.grad.addcmul_(self.flat.theta, self._decay_mask)
         if self.precondition is not None:

@@ -40,11 +40,12 @@ def learn(session: Session, task: Task) -> None:
     started = host.seconds()
     prepare_task(session, task)
     last = schedule.steps(task)
-    batches = task.batches(schedule.batch_size, session.order, schedule.epochs, progress.step)
+    epochs = schedule.epochs_of(task)
+    batches = task.batches(schedule.batch_size, session.order, epochs, progress.step)
     for batch in batches:
         if every and progress.step % every == 0:
             started += _probe(session, task)
-        session.learner.anneal(schedule.factor(progress.step, last))
+        session.learner.anneal(schedule.factor(progress.step, task))
         loss = session.method.observe(session.learner.arriving(batch))
         progress.step += 1
         progress.steps += 1
@@ -72,7 +73,7 @@ def prepare_task(session: Session, task: Task) -> None:
     """
     learner, stream, progress = session.learner, session.stream, session.progress
     classes = stream.live(task.id), task.t.unique(), stream.live_at_end
-    learner.task = task
+    learner.task, learner.clip = task, session.schedule.clip
     kept = progress.done > 0 and session.schedule.batch_norm != "train"
     mode = {"frozen": kept, "train_biases": session.schedule.batch_norm == "folded"}
     if progress.order is not None:

@@ -48,7 +48,7 @@ class APD(Separate):
     does not change after task i, and the tau_i are not shared hierarchically (its APD(1)).
     """
 
-    forbids_weight_decay = True
+    forbids_weight_decay, allows_clipping = True, False
 
     def __init__(
         self, learner: Learner, l1: NonNegative, l2: NonNegative, threshold: NonNegative

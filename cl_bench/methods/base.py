@@ -28,6 +28,8 @@ class Method(Stateful):
     forbids_weight_decay: ClassVar[bool] = False
     # True where nothing that it keeps during a task depends on how theta parametrises the network
     allows_folding: ClassVar[bool] = False
+    # False where it makes steps that schedule.clip does not reach
+    allows_clipping: ClassVar[bool] = True
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 

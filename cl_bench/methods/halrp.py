@@ -59,7 +59,7 @@ class HALRP(Separate):
     constant of 50,000 samples, and batch norm uses batch statistics at test time.
     """
 
-    forbids_weight_decay, curvature_is_penalty = True, False
+    forbids_weight_decay, curvature_is_penalty, allows_clipping = True, False, False
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class HALRP(Separate):
     def check(config: dict[str, Any]) -> None:
         own, epochs = config["method"], config["schedule"]["epochs"]
         check_importance(own["importance"], own["curvature"])
-        if own["warm_up"] >= epochs:
+        if own["warm_up"] >= (min(epochs) if isinstance(epochs, list) else epochs):
             raise UserError(
                 f"method.warm_up={own['warm_up']}: of schedule.epochs={epochs} some must be left "
                 "for the factors; use fewer, or more epochs"

@@ -132,7 +132,7 @@ def _train(
 ) -> None:
     learner.begin_task(stream.live(task.id), task.t.unique(), stream.live_at_end)
     learner.train(frozen=False)
-    for batch in task.batches(schedule.batch_size, order, schedule.epochs):
+    for batch in task.batches(schedule.batch_size, order, schedule.epochs_of(task)):
         learner.descend(learner.arriving(batch))
 
 
