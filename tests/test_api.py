@@ -165,7 +165,7 @@ def test_a_table_of_all_runs(tmp_path: Path) -> None:
     assert (stopped["method"], stopped["seed"], stopped["optimizer.lr"]) == ("si", 7, 0.5)
     failed = table[table["state"] == "failed"].iloc[0]
     assert failed["error"] == "no luck" and failed["hash"] == "failed"
-    compared = cl_bench.compare(tmp_path, by=["optimizer.lr"], baseline="finetune")
+    compared = cl_bench.compare(tmp_path, by="optimizer.lr", baseline="finetune")
     write_report(tmp_path, ["optimizer.lr"], "finetune", tmp_path)
     written = pd.read_csv(tmp_path / "report.csv")
     assert list(written["ACC"]) == pytest.approx(list(compared["ACC"]))

@@ -43,17 +43,17 @@ def runs(folder: PathLike = "outputs") -> pd.DataFrame:
 
 
 def compare(
-    folder: PathLike = "outputs", by: Iterable[str] = (), baseline: str | None = None
+    folder: PathLike = "outputs", by: str | Iterable[str] = (), baseline: str | None = None
 ) -> pd.DataFrame:
     """The report's table: a row for each config, with mean, spread and interval over its seeds.
 
-    by        keys of the config: a row is all runs alike in these, instead of one config
+    by        a key of the config, or several: a row is all runs alike in these, not one config
     baseline  a method: differences to it over equal seeds
 
     Raises UserError where no run is finished, or an argument is wrong.
     """
     records = _read(folder)
-    rows = gather(records, list(by))
+    rows = gather(records, [by] if isinstance(by, str) else list(by))
     if not rows:
         raise UserError(f"{folder}: no finished run (record.json) below this folder")
     return formats.data_frame(tables(rows, baseline))
