@@ -1,24 +1,28 @@
-"""cl_bench: a continual-learning benchmark, one command a run; from Python the names in __all__."""
+"""cl_bench: a continual-learning benchmark, one command a run, and from Python the names in `API`.
+
+Their types are in `__init__.pyi`. They are imported when they are asked for, because the commands
+need little of them, and because what a run imports is the code that its record names.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cl_bench.api import Run, compare, load, run, runs
-    from cl_bench.base.exceptions import UserError
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "UserError", "compare", "load", "run", "runs"]
+API = ("Run", "UserError", "compare", "load", "run", "runs")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what Python code asks for when it is asked for: the commands need little of it."""
+    """Import one of the names in `API`."""
     if name == "run":
         return import_module("cl_bench.run")  # the module of the command, which can be called
     if name == "UserError":
         return import_module("cl_bench.base.exceptions").UserError
-    if name in __all__:
+    if name in API:
         return getattr(import_module("cl_bench.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *API]

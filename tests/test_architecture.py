@@ -45,6 +45,7 @@ ONLY = {  # a foreign package and the files that may import it
         "data/decode",
         "data/pickles",
         "data/readers",
+        "data/own",
         "data/split",
         "report/charts",
         "api/loading",

@@ -126,6 +126,13 @@ def resolved(file: str, name: str) -> Any:
     return found
 
 
+EXAMPLES = {
+    "method=anchor": "method=l2",
+    "dataset=stripes": "dataset=folder",
+    "mydata.stripes": "builtins.list",
+}
+
+
 @pytest.mark.parametrize("page", TYPED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_is_accepted(page: Path) -> None:
     """Each run of a bash block, composed and checked as the command would be.
@@ -133,9 +140,8 @@ def test_every_command_is_accepted(page: Path) -> None:
     Those of the results' pages are the tables' own, which test_results checks.
     """
     for line in run_lines(text_of(page)):
-        line = line.replace("method=anchor", "method=l2").replace(
-            "dataset=stripes", "dataset=folder"
-        )
+        for example, nearest in EXAMPLES.items():
+            line = line.replace(example, nearest)
         # the examples of the tutorials are run by test_readme; here the nearest option
         for words in composed_words(line):
             assert commands.said(words) is None, (line, words)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ THREADS = 4
 BLOCK = 32  # images that a thread decodes at a time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
 PROGRESS_SECONDS = 10.0  # seconds between lines of progress where there is no terminal
+Item = TypeVar("Item")
 Fit = Callable[["Image", int], "Image"]  # `resize` or `require_size`
 
 
@@ -40,7 +41,7 @@ def decode(name: str, images: Sequence[Path], size: int, fit: Fit) -> Tensor:
 
     starts = range(0, len(images), BLOCK)
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in _progress(pool.map(block, starts), len(images), name):
+        for _ in shown_progress(pool.map(block, starts), len(images), name, BLOCK):
             pass
     return torch.from_numpy(out)
 
@@ -82,17 +83,18 @@ def _rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _progress(blocks: Iterable[None], images: int, name: str) -> Iterator[None]:
-    """Show a progress bar on a terminal, or print a line every PROGRESS_SECONDS."""
+def shown_progress(blocks: Iterable[Item], images: int, name: str, size: int = 1) -> Iterator[Item]:
+    """Each of the blocks of `size` images, with a progress bar, or a line every PROGRESS_SECONDS.
+
+    The lines are for where there is no terminal.
+    """
     from tqdm import tqdm
 
-    total = -(-images // BLOCK)
-    bar = tqdm(blocks, f"{name}: decoding", total, disable=None, unit=f"x{BLOCK}")
+    total, unit = -(-images // size), f"x{size}" if size > 1 else " images"
+    bar = tqdm(blocks, f"{name}: decoding", total, disable=None, unit=unit)
     due = time.monotonic() + PROGRESS_SECONDS
     for done, block in enumerate(bar, 1):
         if bar.disable and time.monotonic() > due:
-            print(
-                f"{name}: decoded {min(done * BLOCK, images)} of {images} images", file=sys.stderr
-            )
+            print(f"{name}: decoded {min(done * size, images)} of {images} images", file=sys.stderr)
             due += PROGRESS_SECONDS
         yield block
