@@ -78,7 +78,7 @@ REFUSED = [
     (("",), "'': an argument is empty"),
     (("--foo",), "--foo: no such option; there are --cfg"),
     (("--config-dir=/nope",), "--config-dir /nope: no such folder"),
-    (("dataset=null",), "dataset=null: no such dataset; there are cifar100_split"),
+    (("dataset=null",), "dataset=null: no such dataset; there are arrays, cifar100_split"),
     (("probe=null",), "; for none leave it out"),
     (("dataset.source=5",), "dataset.source=5: must be a node with a _target_"),
     (("dataset.transform=null",), "dataset.transform=null: must be a node with a _target_"),

@@ -290,7 +290,7 @@ HYDRA = [
     ),
     (
         "dataset=nope",
-        "dataset=nope: no such dataset; there are cifar100_split, cifar100_superclass",
+        "dataset=nope: no such dataset; there are arrays, cifar100_split, cifar100_superclass",
     ),
     ("method.lamda=3", "method.lamda: no such key; there are curvature, every"),
     (
