@@ -14,7 +14,7 @@ import pandas as pd
 from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import Row
 from cl_bench.report.tables import Table
-from cl_bench.results.figures import picture
+from cl_bench.results.figures import picture, row_percent
 
 MAX_ROWS = 12  # in a picture
 MAX_LABEL = 44  # characters in a legend
@@ -132,7 +132,7 @@ def confusions(row: Row) -> np.ndarray | None:
         except (OSError, ValueError):
             continue
         if counts.ndim == 2 and counts.shape[0] == counts.shape[1] > 0:
-            found.append(100 * counts / counts.sum(1, keepdims=True).clip(min=1))
+            found.append(row_percent(counts))
     return np.mean([m for m in found if m.shape == found[0].shape], 0) if found else None
 
 

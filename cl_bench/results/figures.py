@@ -81,10 +81,14 @@ def draw_confusions(tables: Mapping[str, pd.DataFrame], title: str) -> dict[str,
     }
 
 
+def row_percent(counts: Any) -> Any:
+    """A matrix of counts (an array) in percent of its rows; a row without counts stays 0."""
+    return 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
+
+
 def draw_confusion(counts: pd.DataFrame, title: str, figure: Any) -> None:
     """Draw a confusion matrix as a heat map, each row in percent of its images."""
-    values = counts.to_numpy(dtype=float)
-    shares = 100 * values / values.sum(1, keepdims=True).clip(min=1)
+    shares = row_percent(counts.to_numpy(dtype=float))
     of = str(counts.index.name)
     axes = figure.add_subplot(title=title, xlabel=of.replace("true", "predicted"), ylabel=of)
     image = axes.imshow(shares, vmin=0, vmax=100, cmap="viridis")
