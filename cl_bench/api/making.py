@@ -10,7 +10,7 @@ from typing import Any
 
 from cl_bench.api.loading import Run, load
 from cl_bench.base.exceptions import StopRun, UserError
-from cl_bench.config import compose, errors, hydra_errors
+from cl_bench.config import compose, errors
 from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.words import typed
 from cl_bench.engine import job
@@ -52,7 +52,7 @@ def _refusals_in_a_line(words: list[str]) -> Iterator[None]:
             os.kill(os.getpid(), stop.number)
         raise KeyboardInterrupt from None
     except Exception as error:
-        line = hydra_errors.explain_hydra_keys(error, words) or errors.explain(error)
+        line = errors.explain_command(error, words)
         if line is None:
             raise
         raise UserError(line) from None

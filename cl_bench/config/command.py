@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.base.signals import end_with_parent
-from cl_bench.config import errors, hydra_errors
+from cl_bench.config import errors
 from cl_bench.config.arguments import checked_arguments
 
 PARENT = "CL_BENCH_PARENT"  # environment: the process with which a worker or a run of it ends
@@ -46,7 +46,7 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
 
 def _refuse(error: Exception) -> NoReturn:
     """Print one line and exit with code 2; raise the error where it is one of the code."""
-    line = hydra_errors.explain_hydra_keys(error, sys.argv[1:]) or errors.explain(error)
+    line = errors.explain_command(error, sys.argv[1:])
     if line is None:
         raise error
     print(f"error: {line}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from cl_bench.base.escape import visible
@@ -17,6 +17,11 @@ def explain(error: BaseException) -> str | None:
     """One line for an error that the user, the disk or the memory caused; None for another one."""
     line = _line(error)
     return None if line is None else visible(line)
+
+
+def explain_command(error: BaseException, words: Sequence[str]) -> str | None:
+    """`explain`, where `words` of a command line may have set Hydra's own keys."""
+    return hydra_errors.explain_hydra_keys(error, words) or explain(error)
 
 
 def _line(error: BaseException) -> str | None:
