@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config import folders
 from cl_bench.config.command import run_command
-from cl_bench.config.nodes import CONF, PACKAGE
+from cl_bench.results.source_code import source_file
 from cl_bench.results.terminal import WIDTH
 
 GROUPS = (
@@ -40,9 +41,12 @@ def headline(file: Path) -> str:
 
 def options(group: str) -> Iterator[tuple[str, str]]:
     """The name and the headline of each option of a group."""
-    root = CONF / group
-    for file in sorted(root.rglob("*.yaml")):
-        yield file.relative_to(root).with_suffix("").as_posix(), headline(file)
+    files = {
+        file.relative_to(root / group).with_suffix("").as_posix(): file
+        for root in folders.all_folders()
+        for file in (root / group).rglob("*.yaml")
+    }
+    yield from ((name, headline(files[name])) for name in sorted(files))
 
 
 def scenarios_and_groups(method: str) -> tuple[str, str]:
@@ -50,29 +54,48 @@ def scenarios_and_groups(method: str) -> tuple[str, str]:
 
     Both are read from the source files, so that PyTorch need not be imported.
     """
-    text = _with_bases(CONF / "method" / f"{method}.yaml")
-    used = [group for group in ("curvature", "merging", "buffer") if f"${{{group}}}" in text]
-    target = re.findall(r"_target_: cl_bench\.(\S+)\.(\w+)", text)[-1]
-    return " ".join(_scenarios(*target)), " ".join(used)
+    texts = _with_bases(method)
+    whole = "".join(texts)
+    used = [group for group in ("curvature", "merging", "buffer") if f"${{{group}}}" in whole]
+    pattern = re.compile(r"^( *)_target_: (\S+)\.(\w+)", flags=re.MULTILINE)
+    for text in reversed(texts):
+        if targets := pattern.findall(text):
+            _, module, name = min(targets, key=lambda target: len(target[0]))  # the outermost
+            return " ".join(_scenarios(module, name)), " ".join(used)
+    return "", " ".join(used)
 
 
-def _with_bases(file: Path) -> str:
-    """The text of a method's YAML file, with the texts of the options in its defaults before it."""
-    text = file.read_text()
+def _with_bases(method: str) -> list[str]:
+    """The text of a method's YAML file, after the texts of the options in its defaults."""
+    file = folders.option_file("method", method)
+    text = file.read_text() if file is not None else ""
     bases = re.findall(r"^  - (\w+)(?:@(?:method|_global_))?$", text, flags=re.MULTILINE)
-    others = [file.with_name(f"{base}.yaml") for base in bases if base != "_self_"]
-    return "".join([*map(_with_bases, others), text])
+    return [*(part for base in bases if base != "_self_" for part in _with_bases(base)), text]
 
 
 def _scenarios(module: str, name: str) -> tuple[str, ...]:
-    """The class attribute `scenarios`, of the class itself or of its base class."""
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    (cls,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    """The class attribute `scenarios`, of the class itself or of its base class.
+
+    Empty where the source of the class is not found.
+    """
+    file = source_file(module)
+    tree = ast.parse(file.read_text()) if file is not None else ast.Module([], [])
+    cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    if cls is None:
+        return ()
     for node in cls.body:
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         if [getattr(target, "id", None) for target in targets] == ["scenarios"]:
             return ast.literal_eval(node.value)  # type: ignore[union-attr]
-    return _scenarios("methods.base", ast.unparse(cls.bases[0]))
+    base = ast.unparse(cls.bases[0]) if cls.bases else ""
+    return _scenarios(_module_of(base, tree, module), base) if base else ()
+
+
+def _module_of(name: str, tree: ast.Module, module: str) -> str:
+    """The module that a class which a module refers to by `name` is defined in."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+    found = [n.module or "" for n in imports if name in [alias.name for alias in n.names]]
+    return found[0] if found else module
 
 
 def table(group: str) -> Table:

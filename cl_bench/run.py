@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.base.signals import end_with_parent
-from cl_bench.config import errors
+from cl_bench.config import errors, folders
 from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.nodes import CONF
 from cl_bench.engine import sweep_failures
@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> float:
     sweeping, plan = HydraConfig.get().mode is RunMode.MULTIRUN, None
     worker = sweeping and follow_sweep()
     try:
+        folders.register()  # once more for a worker process of a sweep
         # imported here, so that a config that cannot be composed is refused without PyTorch
         from cl_bench.engine import job
 
@@ -73,7 +74,12 @@ def release_frames(error: BaseException) -> None:
 
 def cli() -> None:
     """The command line of a run, or of a sweep of runs."""
-    run_command(main)
+    run_command(_with_all_folders)
+
+
+def _with_all_folders() -> None:
+    folders.register()
+    main()
 
 
 class _Callable(ModuleType):

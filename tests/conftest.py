@@ -1,4 +1,4 @@
-"""A toy stream of coloured blobs, and what it takes to run methods on it without a download."""
+"""What the tests share: the parts of `cl_bench.testing`, configs, commands, and real data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,20 +26,38 @@ from torch import Generator, nn
 from cl_bench.config import backbone, compose
 from cl_bench.config.build import build
 from cl_bench.config.nodes import CONF
-from cl_bench.core import runtime
-from cl_bench.core.criteria import CrossEntropy
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import SGD
-from cl_bench.core.types import Batch, Stream, Task
-from cl_bench.data import scenario
-from cl_bench.data.augment import Transform
-from cl_bench.engine.schedule import Schedule
 from cl_bench.models.fold import fold
-from cl_bench.models.mlp import MLP
 from cl_bench.models.resnet import ResNet18
+from cl_bench.testing.small import (
+    CPU as CPU,
+)
+from cl_bench.testing.small import (
+    SCENARIOS as SCENARIOS,
+)
+from cl_bench.testing.small import (
+    batch as batch,
+)
+from cl_bench.testing.small import (
+    blobs as blobs,
+)
+from cl_bench.testing.small import (
+    identity as identity,
+)
+from cl_bench.testing.small import (
+    learner as learner,
+)
+from cl_bench.testing.small import (
+    machine as machine,
+)
+from cl_bench.testing.small import (
+    mlp as mlp,
+)
+from cl_bench.testing.small import (
+    scheduled as scheduled,
+)
 
 ROOT = Path(__file__).parents[1]
-CPU = torch.device("cpu")
 DEVICES = [
     "cpu",
     pytest.param(
@@ -48,11 +65,6 @@ DEVICES = [
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
     ),
 ]
-SCENARIOS = {
-    "data": scenario.data_il,
-    "task": scenario.task_il,
-    "class": scenario.class_il,
-}
 
 
 def pytest_collection_finish() -> None:
@@ -109,37 +121,6 @@ def rng() -> Generator:
     return Generator().manual_seed(0)
 
 
-def identity(device: torch.device = CPU, channels: int = 1) -> Transform:
-    """x / 255 and nothing else."""
-    return Transform([0.0] * channels, [1.0] * channels, None, 0, False, None, 0.0, "anew", device)
-
-
-def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
-    """A runtime in its plainest form, seed 0."""
-    options: dict[str, Any] = {
-        "device": device,
-        "precision": "fp32",
-        "channels_last": False,
-        "compile": False,
-        "deterministic": False,
-        "threads": 1,
-    }
-    with patch.object(
-        runtime, "_reset_memory_counters"
-    ):  # which collects garbage, for the peak of memory
-        return runtime.start(seed=0, **{**options, **changes})
-
-
-def mlp(classes: int = 6, shape: tuple[int, ...] = (1, 4, 4), **changes: Any) -> MLP:
-    options: dict[str, Any] = {
-        "hidden": [16],
-        "activation": "relu",
-        "init": "xavier",
-        "head_init": "same",
-    }
-    return MLP(shape, classes, **{**options, **changes})
-
-
 def resnet(
     classes: int = 6,
     shape: tuple[int, ...] = (3, 8, 8),
@@ -149,67 +130,6 @@ def resnet(
 ) -> nn.Module:
     net = ResNet18(shape, classes, width, activation, "torch", "same")
     return fold(net, torch.zeros(1, *shape)) if norm == "folded" else net
-
-
-def learner(
-    net: Any,
-    rt: runtime.Runtime | None = None,
-    optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
-    weight_decay: float = 0.0,
-    transform: Any = None,
-) -> Learner:
-    """A learner on `net` by plain SGD, all classes live."""
-    rt = rt or machine()
-    optimizer = optimizer or (lambda params: SGD(params, lr=0.1, momentum=0.0))
-    spatial = any(isinstance(module, nn.Conv2d) for module in net.modules())
-    transform = transform or identity(rt.device, channels=3 if spatial else 1)
-    made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
-    classes = net.head.out_features
-    made.begin_task(
-        torch.ones(3, classes, dtype=torch.bool, device=rt.device), torch.tensor([0]), None
-    )
-    return made
-
-
-def scheduled(**changes: Any) -> Schedule:
-    """A schedule of one epoch in batches of 8, and nothing else."""
-    options = {"epochs": 1, "batch_size": 8, "batch_norm": "train", "annealing": "none"}
-    more = {"milestones": [], "warm_up": "none", "decay": 0.5, "ramp": 0.0, "clip": None}
-    return Schedule(**(options | more | changes))  # type: ignore[arg-type]
-
-
-def batch(count: int = 12, classes: int = 6, shape: tuple[int, ...] = (1, 4, 4)) -> Batch:
-    """Random pixels and labels, the same at every call."""
-    g = Generator().manual_seed(7)
-    x = torch.randint(0, 256, (count, *shape), generator=g, dtype=torch.uint8)
-    y = torch.randint(0, classes, (count,), generator=g)
-    return Batch(x, y, torch.randint(0, 3, (count,), generator=g))
-
-
-def blobs(
-    name: str, tasks: int = 3, each: int = 30, device: torch.device = CPU, seed: int = 0
-) -> Stream:
-    """Three tasks of two classes (in data-IL: of six), each class noise about its own image."""
-    g = Generator().manual_seed(seed)
-    classes = torch.zeros(tasks, 2 * tasks, dtype=torch.bool)
-    for t in range(tasks):
-        classes[t, 2 * t : 2 * t + 2] = True
-    if name == "data":
-        classes[:] = True
-    centres = torch.randint(0, 200, (2 * tasks, 1, 4, 4), generator=g)
-
-    def draw(t: int, count: int) -> Task:
-        own = classes[t].nonzero().squeeze(1)
-        y = own[torch.randint(len(own), (count,), generator=g)]
-        noise = torch.randint(0, 56, (count, 1, 4, 4), generator=g)
-        x = (centres[y] + noise).to(torch.uint8)
-        where = torch.full((count,), t)
-        return Task(t, x.to(device), y.to(device), where.to(device))
-
-    trains = [draw(t, each) for t in range(tasks)]
-    tests = [draw(t, 20) for t in range(tasks)]
-    description: dict[str, object] = {"dataset": "blobs"}
-    return Stream(trains, tests, classes.to(device), SCENARIOS[name], identity(device), description)
 
 
 @cache
@@ -250,10 +170,14 @@ def method_for(name: str, made: Learner, *overrides: str) -> Any:
     return build(composed(f"method={name}", *overrides).method, learner=made)
 
 
-def compiles(rt: runtime.Runtime) -> None:
+def compiler() -> Callable[[Callable[..., Any]], Any]:
     """By the graph that inductor would get, without the wait for it; as if none came before."""
     torch.compiler.reset()
-    rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+    return lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+
+
+def compiles(rt: Any) -> None:
+    rt.compiler = compiler()
 
 
 def command(*overrides: str, where: Path, **environment: str) -> Command:

@@ -27,6 +27,7 @@ ROOMS = {  # each folder of cl_bench, and the rooms that it may import from; so 
     "studies": ("base", "core", "curvature", "methods", "results", "engine"),
     "report": ("base", "config", "results"),
     "tuning": ("base", "config", "results"),
+    "testing": ("base", "core", "data", "models", "config", "methods", "results", "engine"),
     "api": ("base", "core", "config", "results", "engine", "report"),
 }
 COMMANDS = {"__init__", "__main__", "run", "list", "tune"}  # modules at the top

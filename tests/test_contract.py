@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from conftest import (
     DEVICES,
     SCENARIOS,
     blobs,
-    compiles,
+    compiler,
     composed,
     identity,
     learner,
@@ -29,35 +26,32 @@ from conftest import (
     scheduled,
 )
 from hydra.utils import get_object
-from test_flat import whole
 from torch import Tensor
 
 from cl_bench.base.exceptions import StopRun, UserError
-from cl_bench.base.signals import StopSignals
 from cl_bench.config.build import build
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import Evaluation, accuracies
-from cl_bench.engine.host import RunHost
-from cl_bench.engine.resume import Start, UnusableError, find_start
-from cl_bench.engine.session import Host, Progress, Session
-from cl_bench.models.linearized import Linearized
+from cl_bench.engine.resume import UnusableError
 from cl_bench.probes.knn import KNN
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
-from cl_bench.results.folder import Folder
-from cl_bench.results.record import json_value
-from cl_bench.results.source_code import Code
-from cl_bench.results.tracking import Null
+from cl_bench.testing import contract
+from cl_bench.testing.small_run import (
+    STEPS,
+    Killed,
+    SmallRun,
+    batch_norm,
+    begin,
+    foreign_data_as_noise,
+    tangent,
+)
 
 METHODS = names("method")
 CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(METHODS)}
 KINDS = sorted({*CLASSES.values(), "emcl_replay"})  # one of each class; EMCL with a memory, too
-# a task has 30 samples, so that the last batch of an epoch is short
-SCHEDULE = scheduled(epochs=2)
-EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, predictions=False, batch_size=7)
-STEPS = 24  # of three tasks
 # keep a memory, a network or data for each task
 GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent")
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
@@ -78,123 +72,33 @@ def serves(name: str, scenario: str) -> bool:
 PAIRS = [(name, s) for name in METHODS for s in SCENARIOS if serves(name, s)]
 
 
-class Killed(Exception):
-    """Power is gone."""
+def small_run(name: str, scenario: str, **options: Any) -> SmallRun:
+    """A run of a method with the values of its YAML file, quick ones where it needs them."""
+    stream = composed(f"method={name}").stream
+    return SmallRun(
+        lambda made: method_for(name, made, *QUICK.get(name, ())),
+        scenario,
+        arranged=lambda found: build(stream, stream=found),
+        **options,
+    )
 
 
-@dataclass
-class Run:
-    """One run on blobs; `stop_at` steps after its start it is asked to stop."""
-
-    name: str
-    scenario: str
-    device: str = "cpu"
-    folder: Path | None = None
-    stop_at: int | None = None
-    killed: bool = False  # without warning, at `stop_at`
-    save_every: float = 600
-    build: Callable[[Any], Learner] = field(default_factory=lambda: easy)
-    compiled: bool = False
-    probe: Any = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __call__(self) -> Run:
-        rt = machine(self.device, channels_last="auto")
-        if self.compiled:
-            compiles(rt)
-        torch.manual_seed(5)
-        made = self.build(rt)
-        del made.heads.live, made._decay_mask  # a run's own learner has none before it starts
-        self.method = method_for(self.name, made, *QUICK.get(self.name, ()))
-        stream = blobs(self.scenario, device=rt.device)
-        self.stream = build(composed(f"method={self.name}").stream, stream=stream)
-        self.progress = Progress.start(self.stream)
-        global_state = torch.get_rng_state()
-        stop = StopSignals()
-        stop.before = dict.fromkeys(StopSignals.signals, 0)
-        if self.folder is None:
-            host: Any = Recorder(self, rt)
-        else:
-            start = begin(self.folder, rt, device=self.device, data="blobs")
-            start.resume(self.method, self.progress, rt)
-            parts = Folder(self.folder), rt, self.method, self.progress, Null(), stop
-            host = RunHost(*parts, 5, self.save_every, start)
-            host.advance = lambda n: self._count(stop)
-        self.left = self.stop_at
-        parts = SCHEDULE, EVALUATION, rt.order, self.progress, host, self.probe
-        session = Session(self.method, self.stream, *parts)
-        with nullcontext() if self.folder is None else host.progress_bar(STEPS, self.name):
-            experiment.run(session)
-        assert torch.get_rng_state().equal(global_state), "a draw from the global generator"
-        return self
-
-    def _count(self, stop: StopSignals) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if not self.left and self.killed:
-                raise Killed
-            if not self.left:
-                stop.pending = StopSignals.signals[0]
-
-    @property
-    def theta(self) -> Tensor:
-        """All that it predicts with."""
-        return torch.cat([network.theta for _, network in self.method.networks()])
+def stopped_and_continued(
+    where: Path,
+    stops: list[int],
+    straight: SmallRun | None = None,
+    *,
+    name: str,
+    scenario: str,
+    **options: Any,
+) -> SmallRun:
+    """A run with stops after so many steps each leaves what a run without leaves."""
+    made = small_run(name, scenario, **options)
+    options |= {"method": made.method, "scenario": scenario, "arranged": made.arranged}
+    return contract.check_stops(where, stops, straight, **options)
 
 
-def begin(folder: Path, rt: Any, **identity: str) -> Start:
-    """What a run in this folder starts from; all by the same code."""
-    return find_start(Folder(folder), identity, Code("one", {}), rt.device, "cpu", "stop", False)
-
-
-class NormNet(torch.nn.Module):
-    """Two convolutions with batch norm: (B, 1, 4, 4) -> (B, 6)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = torch.nn.Sequential(*block(1, 4), *block(4, 6), torch.nn.Flatten())
-        self.head = torch.nn.Linear(24, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-
-def block(into: int, out: int) -> list[torch.nn.Module]:
-    norm = torch.nn.BatchNorm2d(out)
-    norm._buffers["num_batches_tracked"] = None  # as in this package's own networks
-    conv = torch.nn.Conv2d(into, out, 3, stride=1 if into == 1 else 2, padding=1, bias=False)
-    return [conv, norm, torch.nn.ReLU()]
-
-
-def easy(rt: Any) -> Learner:
-    return learner(mlp(), rt)
-
-
-def tangent(rt: Any) -> Learner:
-    """f(x; psi0) + J psi and weight decay, by Adam."""
-    net = Linearized(mlp(activation="leaky_relu"), "bilinear")
-    seen = identity(rt.device, channels=1)
-    return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.01), 0.01, seen)
-
-
-def hard(rt: Any) -> Learner:
-    """Everything that has a state: batch norm, Adam's moments, draws of the augmentation."""
-    transform = Transform([0.2], [0.5], 4, 1, True, None, 0.0, "anew", rt.device)
-    return learner(NormNet(), rt, lambda p: torch.optim.Adam(p, lr=0.01), 0.01, transform)
-
-
-class Recorder(Host):
-    """A host without a folder, whose rows are the run's."""
-
-    def __init__(self, run: Run, rt: Any) -> None:
-        super().__init__(rt.seconds, log_every=5)
-        self.run = run
-
-    def log(self, row: dict[str, Any]) -> None:
-        self.run.rows.append(row)
-
-
-Straight = Callable[..., Run]
+Straight = Callable[..., SmallRun]
 
 
 @pytest.fixture(scope="session")
@@ -202,13 +106,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
     """A run from its beginning to its end in a folder, made once: to be looked at only."""
 
     @cache
-    def made(name: str, scenario: str, device: str = "cpu") -> Run:
-        run = Run(name, scenario, device, tmp_path_factory.mktemp("straight"))()
-        assert run.folder is not None
-        run.rows = [
-            json.loads(row) for row in (run.folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        return run
+    def made(name: str, scenario: str, device: str = "cpu") -> SmallRun:
+        return small_run(
+            name, scenario, device=device, folder=tmp_path_factory.mktemp("straight")
+        )()
 
     return made
 
@@ -216,26 +117,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
 @pytest.fixture(scope="session")
 def poisoned() -> Straight:
     """The same run once more, whose test sets while it trains, and finished tasks, are noise."""
-    observe = experiment.learn
-
-    def learn(session: Session, task: Task) -> None:
-        tests = session.stream.tests
-        copies = [(t.x.clone(), t.y.clone()) for t in tests]
-        for test in tests:
-            test.x.fill_(255)
-            test.y.zero_()
-        observe(session, task)
-        task.x.fill_(255)
-        task.y.zero_()
-        for test, (x, y) in zip(tests, copies, strict=True):
-            test.x.copy_(x)
-            test.y.copy_(y)
 
     @cache
-    def made(name: str, scenario: str, device: str = "cpu") -> Run:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment, "learn", learn)
-            return Run(name, scenario, device)()
+    def made(name: str, scenario: str, device: str = "cpu") -> SmallRun:
+        with foreign_data_as_noise():
+            return small_run(name, scenario, device=device)()
 
     return made
 
@@ -247,19 +133,9 @@ def test_runs_and_repeats(
 ) -> None:
     """Twice the same parameters, accuracies and rows; theta stays whole, its state beside it."""
     one, two = straight(name, scenario, device), poisoned(name, scenario, device)
-    assert one.theta.equal(two.theta) and one.theta.isfinite().all()
-    matrices = one.progress.matrix.values, two.progress.matrix.values
-    torch.testing.assert_close(*matrices, rtol=0, atol=0, equal_nan=True)
-    losses = [row["loss"] for row in one.rows if row["event"] == "step"]
-    assert losses and all(loss == loss for loss in losses)
-    assert one.rows == json_value(two.rows)
-    assert name == "joint" or one.rows[-1]["metrics"]["LA"] > 0.3, (
-        f"{name} has not learned the blobs in 8 steps; QUICK gives a slow method other options"
-    )
-    made = one.method.learner
-    assert whole(made.flat, made.net)
-    state = checkpoint.state_of(one.method)["method"]
-    assert all(t.device == made.flat.theta.device for t in checkpoint._tensors(state))
+    contract.check_repeats(one, two)
+    if name != "joint":
+        contract.check_learns(one)
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
@@ -274,16 +150,16 @@ def test_every_kind_of_state_comes_back(name: str, tmp_path: Path) -> None:
     """Batch norm's statistics, Adam's moments, the augmentation's draws; stopped three times."""
     scenario = "class" if serves(name, "class") else "task"
     stops = [3, 7, 4]  # of 8 steps a task; the 10th and 14th: before and after halrp's factors
-    stopped_and_continued(tmp_path, stops, name=name, scenario=scenario, build=hard)
+    stopped_and_continued(tmp_path, stops, name=name, scenario=scenario, learner=batch_norm)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None:
     """It learns, comes back, and where the tangent is taken stays where it is."""
-    run = stopped_and_continued(tmp_path, [3, 9], name=name, scenario="task", build=tangent)
+    run = stopped_and_continued(tmp_path, [3, 9], name=name, scenario="task", learner=tangent)
     torch.manual_seed(5)
     start = dict(mlp(activation="leaky_relu").named_parameters())
-    for key, value in run.method.learner.net.named_buffers():
+    for key, value in run.made.learner.net.named_buffers():
         assert value.equal(start[key.replace("/", ".")]), key
     assert run.progress.matrix.summary()["LA"] > 0.6 or name == "joint"
 
@@ -293,18 +169,18 @@ def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
-    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, batch_norm="frozen"))
     seen = []
     monkeypatch.setattr(
-        experiment, "measure", lambda method, *_: seen.append(norms(method.learner.net))
+        experiment, "measure", lambda session, *_: seen.append(norms(session.learner.net))
     )
     scenario = "data" if serves(name, "data") else "task"
-    Run(name, scenario, build=hard)()
+    frozen = scheduled(epochs=2, batch_norm="frozen")
+    options: dict[str, Any] = {"learner": batch_norm, "schedule": frozen}
+    small_run(name, scenario, **options)()
     trains = name != "independent"  # which goes back to its first network at a task's end
     assert seen[0].equal(seen[1]) != trains and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
-    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, batch_norm="frozen"))
-    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, build=hard)
+    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, **options)
 
 
 FOLDED = ["finetune", "ewc", "osla", "lwf", "er", "derpp", "gem", "agem"]
@@ -316,7 +192,7 @@ def test_batch_norm_is_folded_after_the_first_task(
 ) -> None:
     """The fold changes no output; then gamma and the statistics stay, and the biases move."""
     folded = scheduled(epochs=2, batch_norm="folded")
-    monkeypatch.setitem(globals(), "SCHEDULE", folded)
+    options: dict[str, Any] = {"learner": batch_norm, "schedule": folded}
     states: list[dict[str, Any]] = []
     outputs: list[Any] = []
     fold = Learner.fold_batch_norm
@@ -334,7 +210,7 @@ def test_batch_norm_is_folded_after_the_first_task(
         "measure",
         lambda session, *_: states.append(copy.deepcopy(session.learner.net.state_dict())),
     )
-    Run(name, "data", build=hard)()
+    small_run(name, "data", **options)()
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
     assert len(outputs) == 2, "once, at the end of the first task"
     gammas = [k for k in states[1] if states[1][k].eq((1 + 1e-5) ** 0.5).all() and "weight" in k]
@@ -345,8 +221,7 @@ def test_batch_norm_is_folded_after_the_first_task(
             assert states[1][norm + part].equal(states[3][norm + part])
         assert not states[1][norm + "bias"].equal(states[3][norm + "bias"])
     monkeypatch.undo()
-    monkeypatch.setitem(globals(), "SCHEDULE", folded)
-    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario="data", build=hard)
+    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario="data", **options)
 
 
 @pytest.mark.parametrize("name", ["er", "halrp"])
@@ -358,7 +233,7 @@ def test_a_residual_network_comes_back(name: str, tmp_path: Path) -> None:
         return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.01), transform=seen)
 
     scenario = "class" if serves(name, "class") else "task"
-    stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, build=residual)
+    stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, learner=residual)
 
 
 def test_images_that_are_augmented_once_come_back(tmp_path: Path) -> None:
@@ -368,36 +243,35 @@ def test_images_that_are_augmented_once_come_back(tmp_path: Path) -> None:
         transform = Transform([0.2], [0.5], 4, 1, True, None, 0.0, "once", rt.device)
         return learner(mlp(), rt, transform=transform)
 
-    run = stopped_and_continued(tmp_path, [11], name="er", scenario="data", build=once)
-    stored, raw = run.method.memory.rows.x, torch.cat([task.x for task in run.stream.tasks])
-    kept = stored[: len(run.method.memory)].flatten(1)
+    run = stopped_and_continued(tmp_path, [11], name="er", scenario="data", learner=once)
+    memory, raw = run.made.memory, torch.cat([task.x for task in run.stream.tasks])  # type: ignore[attr-defined]
+    kept = memory.rows.x[: len(memory)].flatten(1)
     same = (kept[:, None] == raw.flatten(1)[None]).all(-1).any(1)
     assert 0 < same.float().mean() < 0.5, "one window of 18 is the image itself"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_warm_up_comes_once(
-    scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_up_comes_once(scenario: str, tmp_path: Path) -> None:
     """At a task's beginning, not again where a run comes back in its middle."""
-    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, warm_up="head"))
-    run = stopped_and_continued(tmp_path, [3, 6, 4], name="dlcft", scenario=scenario, build=tangent)
-    monkeypatch.undo()
-    assert not run.theta.equal(Run("dlcft", scenario, build=tangent)().theta)
+    options: dict[str, Any] = {"name": "dlcft", "scenario": scenario, "learner": tangent}
+    warm = scheduled(epochs=2, warm_up="head")
+    run = stopped_and_continued(tmp_path, [3, 6, 4], schedule=warm, **options)
+    assert not run.theta.equal(small_run(**options)().theta)
 
 
 def test_a_kill_costs_what_came_after_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a checkpoint at every step, one step; the learning rate anneals on where it was."""
-    monkeypatch.setitem(globals(), "SCHEDULE", scheduled(epochs=2, annealing="cosine"))
-    straight = Run("er", "data", build=hard)()
+    options: dict[str, Any] = {"name": "er", "scenario": "data", "learner": batch_norm}
+    options["schedule"] = scheduled(epochs=2, annealing="cosine")
+    straight = small_run(**options)()
     with pytest.raises(Killed):
-        Run("er", "data", build=hard, folder=tmp_path, stop_at=11, killed=True, save_every=0)()
-    again = Run("er", "data", build=hard, folder=tmp_path)
-    monkeypatch.setattr(again, "_count", lambda stop: again.rows.append({}))
+        small_run(**options, folder=tmp_path, stop_at=11, killed=True, save_every=0)()
+    again, steps = small_run(**options, folder=tmp_path), list[int]()
+    monkeypatch.setattr(again, "advanced", lambda stop: steps.append(1))
     again()
-    assert len(again.rows) == STEPS - 10
+    assert len(steps) == STEPS - 10
     assert again.theta.equal(straight.theta)
 
 
@@ -409,7 +283,7 @@ def norms(net: Any) -> Tensor:
 
 def test_a_probe_changes_nothing_and_comes_back(tmp_path: Path) -> None:
     probe = MaxEigenvalue(every=3, samples=10, iterations=5)
-    watched, alone = Run("er", "class", probe=probe)(), Run("er", "class")()
+    watched, alone = small_run("er", "class", probe=probe)(), small_run("er", "class")()
     assert watched.theta.equal(alone.theta)
     seen = [row for row in watched.rows if row["event"] == "probe"]
     assert [row["step"] for row in seen] == [0, 3, 6, 8, 8, 11, 14, 16, 16, 19, 22, 24]
@@ -420,19 +294,9 @@ def test_a_probe_changes_nothing_and_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_keeps_does_not_grow(name: str) -> None:
     """From the second task on; but for a memory or network a task, old data, anchors apart."""
-    kept = []
-    with pytest.MonkeyPatch.context() as patch:
-        measure = experiment.measure
-        patch.setattr(
-            experiment,
-            "measure",
-            lambda run, row: (kept.append(checkpoint.state_bytes(run.method)), measure(run, row)),
-        )
-        Run(name, "data" if serves(name, "data") else "task")()
-    assert name == "joint" or (kept[3] > kept[2]) == (name in GROWS), (
-        f"{name} keeps {kept[2:]} bytes after tasks 2 and 3; GROWS names the methods that keep "
-        "something for each task"
-    )
+    made = small_run(name, "data" if serves(name, "data") else "task")
+    options = {"method": made.method, "scenario": made.scenario, "arranged": made.arranged}
+    contract.check_memory(name in GROWS, **options)
 
 
 def test_anchors_apart_grow_with_the_tasks() -> None:
@@ -451,51 +315,28 @@ def test_anchors_apart_grow_with_the_tasks() -> None:
 )
 def test_a_compiled_run_comes_back(name: str, scenario: str, stop: int, tmp_path: Path) -> None:
     """By the compiled gradient, by the compiled inner loop, and after halrp's factors are made."""
-    stopped_and_continued(tmp_path, [stop], name=name, scenario=scenario, compiled=True)
-
-
-def stopped_and_continued(
-    where: Path, stops: list[int], straight: Run | None = None, **options: Any
-) -> Run:
-    """A run with stops after so many steps each leaves what a run without leaves."""
-    (where / "a").mkdir()
-    (where / "b").mkdir()
-    straight = straight or Run(folder=where / "a", **options)()
-    for stop_at in stops:
-        with pytest.raises(StopRun):
-            Run(folder=where / "b", stop_at=stop_at, **options)()
-    resumed = Run(folder=where / "b", **options)()
-    assert resumed.theta.equal(straight.theta)
-    matrices = resumed.progress.matrix.values, straight.progress.matrix.values
-    torch.testing.assert_close(*matrices, rtol=0, atol=0, equal_nan=True)
-    folders = [run.folder for run in (straight, resumed) if run.folder is not None]
-    lines = [(folder / "metrics.jsonl").read_text() for folder in folders]
-    assert len(lines) == 2 and lines[0] == lines[1]
-    states = [checkpoint.state_of(r.method) for r in (straight, resumed)]
-    for one, two in zip(*(list(checkpoint._tensors(s)) for s in states), strict=True):
-        assert one.equal(two)
-    return straight
+    stopped_and_continued(tmp_path, [stop], name=name, scenario=scenario, compiler=compiler())
 
 
 def test_killed_and_stopped_before_the_next_row(tmp_path: Path) -> None:
     """Rows after the checkpoint are cut off; a checkpoint before the next row counts right."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    Run("er", "data", folder=tmp_path / "a")()
+    small_run("er", "data", folder=tmp_path / "a")()
     with pytest.raises(StopRun):
-        Run("er", "data", folder=tmp_path / "b", stop_at=6)()
+        small_run("er", "data", folder=tmp_path / "b", stop_at=6)()
     with (tmp_path / "b/metrics.jsonl").open("a") as file:  # what a killed run had gone on to
         file.write('{"event": "step", "step": 10, "task": 1, "loss": 0.5}\n{"event": "st')
     with pytest.raises(StopRun):
-        Run("er", "data", folder=tmp_path / "b", stop_at=1)()
-    Run("er", "data", folder=tmp_path / "b")()
+        small_run("er", "data", folder=tmp_path / "b", stop_at=1)()
+    small_run("er", "data", folder=tmp_path / "b")()
     lines = [(tmp_path / part / "metrics.jsonl").read_bytes() for part in "ab"]
     assert lines[0] == lines[1]
 
 
 def test_other_data_or_another_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StopRun):
-        Run("er", "data", folder=tmp_path, stop_at=3)()
+        small_run("er", "data", folder=tmp_path, stop_at=3)()
     with pytest.raises(UnusableError, match="was written with data blobs, now it is other"):
         begin(tmp_path, machine()).require_same(data="other")
     with pytest.raises(UserError, match=r"checkpoint.pt: is of device cpu, this run has device c"):
@@ -508,64 +349,45 @@ def test_sees_no_test_data_and_no_other_task(
 ) -> None:
     """Whoever kept a reference to a test set or to a finished task has learned from noise."""
     clean, other = straight(name, scenario), poisoned(name, scenario)
-    assert other.theta.equal(clean.theta)
-    states = [checkpoint._tensors(checkpoint.state_of(run.method)) for run in (other, clean)]
-    if name not in HOLDS_DATA:
-        assert all(one.equal(two) for one, two in zip(*states, strict=True))
+    contract.check_foreign_data(clean, other, name in HOLDS_DATA)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_evaluation_leaves_no_trace(name: str, straight: Straight) -> None:
     scenario = "data" if serves(name, "data") else "task"
-    run = straight(name, scenario)
-    before = run.theta.clone(), run.method.learner.rng.get_state()
-    first = accuracies(run.method, run.stream.tests, 5)
-    second = accuracies(run.method, run.stream.tests, 1000)
-    assert first == second, "accuracy does not depend on the evaluation's batch size"
-    assert run.theta.equal(before[0]) and run.method.learner.rng.get_state().equal(before[1])
+    contract.check_evaluation(straight(name, scenario))
 
 
 @pytest.mark.parametrize(("name", "scenario"), PAIRS)
 def test_networks_are_those_that_predict(name: str, scenario: str, straight: Straight) -> None:
     """model.safetensors and theta_sha256 are of what `predict` uses."""
-    method, tests = straight(name, scenario).method, straight(name, scenario).stream.tests
-    networks = dict(method.networks())
-    with method.learner.evaluating(full_precision=False), torch.no_grad():
-        for test in tests:
-            snapshot = networks[""] if "" in networks else networks.get(f"task{test.id}")
-            if snapshot is not None:
-                rows = Batch(test.x, test.y, test.t)
-                found = method.learner.snapshot_logits(snapshot, rows)
-                torch.testing.assert_close(method.predict(rows), found)
+    contract.check_networks(straight(name, scenario))
 
 
 def test_accuracy_counts_every_sample_once() -> None:
-    run = Run("finetune", "class")()
+    run = small_run("finetune", "class")()
     test = run.stream.tests[1]
     rows = Batch(test.x, test.y, test.t)
-    run.method.learner.net.eval()
+    run.made.learner.net.eval()
     with torch.no_grad():
-        logits = run.method.predict(rows)
+        logits = run.made.predict(rows)
     hits = sum(int(logits[i].argmax() == rows.y[i]) for i in range(len(rows.y)))
-    assert accuracies(run.method, [test], 7) == [hits / len(rows.y)]
+    assert accuracies(run.made, [test], 7) == [hits / len(rows.y)]
 
 
 def test_masks_decide_what_competes() -> None:
     """Class-IL can do no better than task-IL with the same parameters."""
-    run = Run("finetune", "class")()
-    wide = accuracies(run.method, run.stream.tests, 50)
-    run.method.learner.reveal(SCENARIOS["task"](run.stream.classes, 2), torch.tensor([2]), None)
-    narrow = accuracies(run.method, run.stream.tests, 50)
+    run = small_run("finetune", "class")()
+    wide = accuracies(run.made, run.stream.tests, 50)
+    run.made.learner.reveal(SCENARIOS["task"](run.stream.classes, 2), torch.tensor([2]), None)
+    narrow = accuracies(run.made, run.stream.tests, 50)
     assert all(n >= w for n, w in zip(narrow, wide, strict=True)) and narrow != wide
 
 
 def test_which_entries_are_measured() -> None:
     def shape(scenario: str, when: Any) -> list[str]:
-        run = Run("finetune", scenario)
-        with pytest.MonkeyPatch.context() as patch:
-            chosen = Evaluation(when, "test", 0.1, False, 50)
-            patch.setattr(__import__(__name__), "EVALUATION", chosen)
-            run()
+        chosen = Evaluation(when, "test", 0.1, False, 50)
+        run = small_run("finetune", scenario, evaluation=chosen)()
         rows = [run.progress.matrix.initial, *run.progress.matrix.values]
         return ["".join("." if v != v else "x" for v in row.tolist()) for row in rows]
 
@@ -578,7 +400,7 @@ def test_which_entries_are_measured() -> None:
 
 
 def test_joint_learns_everything_at_once() -> None:
-    run = Run("joint", "task")()
+    run = small_run("joint", "task")()
     assert len(run.stream.tasks) == 1 and run.progress.steps == 2 * -(-90 // 8)
     assert run.progress.matrix.values[:2].isnan().all() and run.progress.matrix.acc > 0.6
 
@@ -586,7 +408,7 @@ def test_joint_learns_everything_at_once() -> None:
 def test_first_task_is_the_same_for_all() -> None:
     """No past, nothing to protect: finetune, ER's first batches aside, EWC and A-GEM agree."""
     first = {
-        name: Run(name, "task")().progress.matrix.values[0, 0].item()
+        name: small_run(name, "task")().progress.matrix.values[0, 0].item()
         for name in ("finetune", "ewc", "agem", "osla", "mas", "si", "l2", "lwf", "distill")
     }
     assert len(set(first.values())) == 1
@@ -594,11 +416,11 @@ def test_first_task_is_the_same_for_all() -> None:
 
 def test_nearest_neighbours_of_the_heads_input() -> None:
     """After each task, against a loop; nothing else changes."""
-    watched, alone = Run("er", "class", probe=KNN(3, 7))(), Run("er", "class")()
+    watched, alone = small_run("er", "class", probe=KNN(3, 7))(), small_run("er", "class")()
     assert watched.theta.equal(alone.theta)
     seen = [row["knn"] for row in watched.rows if row["event"] == "probe"]
     assert len(seen) == 3
-    made, stream = watched.method.learner, watched.stream
+    made, stream = watched.made.learner, watched.stream
     whole = [
         Batch(*(torch.cat([getattr(t, f) for t in part]) for f in "xyt"))
         for part in (stream.tasks, stream.tests)
@@ -618,11 +440,11 @@ def test_nearest_neighbours_of_the_heads_input() -> None:
 
 def test_one_test_set_for_all_tasks_is_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In data-IL, where nothing tells the tasks apart."""
-    run = Run("finetune", "data")()
+    run = small_run("finetune", "data")()
     (test, *_), seen = run.stream.tests, []
     shared = [Task(t, test.x, test.y, torch.full_like(test.t, t)) for t in range(3)]
-    alone = accuracies(run.method, [test], 7)
-    predict = run.method.predict
-    monkeypatch.setattr(run.method, "predict", lambda b: seen.append(len(b.y)) or predict(b))
-    assert accuracies(run.method, shared, 7) == alone * 3
+    alone = accuracies(run.made, [test], 7)
+    predict = run.made.predict
+    monkeypatch.setattr(run.made, "predict", lambda b: seen.append(len(b.y)) or predict(b))
+    assert accuracies(run.made, shared, 7) == alone * 3
     assert sum(seen) == len(test)

@@ -8,24 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DEVICES, batch, learner, machine, mlp, resnet
-from torch import nn
 from torch.func import functional_call
 
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.optim import SGD
 from cl_bench.models.resnet import ResNet18
-
-
-def whole(flat: FlatParams, net: nn.Module) -> bool:
-    """Whether every parameter and gradient still lies in the flat storage."""
-    spans = [(flat.theta.data, "data"), (flat.grad, "grad")]
-    for storage, field in spans:
-        first = storage.data_ptr()
-        last = first + storage.numel() * storage.element_size()
-        for p in net.parameters():
-            if not first <= getattr(p, field).data_ptr() < last:
-                return False
-    return flat.theta.grad is flat.grad
+from cl_bench.testing.contract import is_whole
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -45,7 +33,7 @@ def test_equals_plain_sgd(channels_last: bool, momentum: float) -> None:
         made.descend(rows)
     for mine, theirs in zip(made.net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-5)
-    assert whole(made.flat, made.net)
+    assert is_whole(made.flat, made.net)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -65,7 +53,7 @@ def test_views_are_the_parameters(channels_last: bool, device: str) -> None:
 def test_load_state_dict_stays_in_place() -> None:
     made, other = learner(mlp()), mlp()
     made.net.load_state_dict(other.state_dict())
-    assert whole(made.flat, made.net)
+    assert is_whole(made.flat, made.net)
     flat = torch.cat([p.flatten() for p in other.parameters()])
     torch.testing.assert_close(made.flat.theta, flat, rtol=0, atol=0)
 

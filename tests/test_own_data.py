@@ -14,6 +14,7 @@ from PIL import Image
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.folders import VARIABLE
 from cl_bench.data.own import arrays
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)  # (N, C, H, W)
@@ -118,3 +119,12 @@ def test_the_tutorials_function_is_learned(tmp_path: Path, monkeypatch: pytest.M
     assert "mydata" in run.record.code["files"]
     with pytest.raises(UserError, match=r"load\.sizes: no such key; dataset\.source\.load has"):
         cl_bench.run(*options, load, "+dataset.source.load.sizes=3")
+    content = text.split("`conf/dataset/mystripes.yaml`:\n\n```yaml\n")[1].split("```")[0]
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/mystripes.yaml").write_text(content)
+    monkeypatch.setenv(VARIABLE, "")
+    option, more = f"--config-dir={tmp_path / 'conf'}", "+dataset.source.load.each=50"
+    few = ("tracking=none", f"output_dir={tmp_path}", "schedule.batch_size=10", more)
+    again = cl_bench.run(option, "dataset=mystripes", *few)
+    assert again.record.stream["sha256"] == run.record.stream["sha256"]
+    assert again.record.labels["dataset"] == "mystripes"

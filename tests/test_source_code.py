@@ -47,7 +47,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def code(forget: bool = True) -> Code:
     """The code of a run whose method is the package's."""
     if forget:
-        source_code._file.cache_clear()
+        source_code.source_file.cache_clear()
         source_code._read.cache_clear()
         source_code._contents.clear()
     return code_of([importlib.import_module("mine.method").Pull])

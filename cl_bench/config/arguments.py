@@ -16,22 +16,26 @@ from hydra.core.override_parser.types import Glob, Override
 
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.base.files import absolute
-from cl_bench.config.nodes import CONF, OPTIONAL
+from cl_bench.config import folders
+from cl_bench.config.nodes import OPTIONAL
 
 MAY_BE_NULL = (*OPTIONAL, "experiment", "backbone")
 LISTABLE = ("experiment",)  # groups of which several options may be chosen at once
 MULTIRUN = ("-m", "--multirun")
-FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")  # options that name a folder
+FOLDERS = ("--config-path", "-cp")  # options that name a folder, beside --config-dir
 SHELLS = ("bash", "zsh", "fish")
 
 
 def checked_arguments(words: list[str]) -> list[str]:
     """The words of a command line, as Hydra accepts them.
 
-    A `-m` between two overrides is moved behind them, since Hydra would refuse it there. Raises
-    UserError for an unknown option, an argument without a key, an unknown option of a group, a
-    sweep without values, or a missing folder of configs.
+    A `-m` between two overrides is moved behind them, since Hydra would refuse it there.
+    `--config-dir` is left out, since this package reads it (`config.folders`). Beside a sweep over
+    options, values are written as `_as_choices` says. Raises UserError for an unknown option, an
+    argument without a key, an unknown option of a group, a sweep without values, or a missing
+    folder of configs.
     """
+    words = folders.take_options(words)
     parser = get_args_parser()
     known = sorted(o for a in parser._actions for o in a.option_strings)
     for word in words:
@@ -51,7 +55,38 @@ def checked_arguments(words: list[str]) -> list[str]:
         if "=" in "".join(words[:place]):
             words = [*words[:place], *words[place + 1 :], flag]
     _check_options(parser, words)
-    return words
+    return _as_choices(words) if {*MULTIRUN} & {*words} else words
+
+
+def _as_choices(words: list[str]) -> list[str]:
+    """The words of a sweep, with `method.strength=3` as a choice of one value.
+
+    Only where an option of a group is swept over. Hydra composes a config without the swept options
+    first, and would refuse a key that only these have: `-m method=ewc,osla method.strength=3`.
+    """
+    parsed = {word: _parsed(word) for word in words}
+    swept = [o for o in parsed.values() if o is not None and o.is_sweep_override()]
+    if not any(folders.is_group(override.key_or_group) for override in swept):
+        return words
+    return [
+        word if override is None else _as_choice(word, override)
+        for word, override in parsed.items()
+    ]
+
+
+def _as_choice(word: str, override: Override) -> str:
+    key, _, value = word.partition("=")
+    fixed = override.is_sweep_override() or override.is_hydra_override()
+    plain = re.fullmatch(r"\w+(\.\w+)+", key) is not None  # of no group, and neither + nor ~
+    return word if fixed or not plain else f"{key}=choice({value})"
+
+
+def _parsed(word: str) -> Override | None:
+    """An override; None for another word, and for one that Hydra will refuse."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (hydra.errors.HydraException, RecognitionException):
+        return None
 
 
 def _check_options(parser: ArgumentParser, words: list[str]) -> None:
@@ -83,7 +118,7 @@ def _check_choice(group: str, value: str) -> None:
 
     Hydra's own message for a number, a list, true, false or null would not name the group.
     """
-    known = bool(group) and (CONF / group).is_dir()
+    known = folders.is_group(group)
     if not known and not ("/" in group and value == "null"):
         return
     several = value.startswith("[") and group in LISTABLE
@@ -94,9 +129,8 @@ def _check_choice(group: str, value: str) -> None:
 
 def _check_sweep(word: str) -> None:
     """Raise UserError where a sweep has no values: Hydra would end without running a job."""
-    try:
-        override = OverridesParser.create().parse_override(word)
-    except (hydra.errors.HydraException, RecognitionException):
+    override = _parsed(word)
+    if override is None:
         return  # Hydra's own refusal follows
     try:
         values = _swept(override)
@@ -113,8 +147,7 @@ def _swept(override: Override) -> list[Any] | None:
     """The values that an override sweeps over (of a range the first); None where it has one."""
     value = override.value()
     if isinstance(value, Glob):
-        configs = (CONF / override.key_or_group).glob("*.yaml")
-        return value.filter([file.stem for file in configs])
+        return value.filter(folders.option_names(override.key_or_group))
     if override.is_choice_sweep():
         return list(override.sweep_string_iterator())
     if override.is_range_sweep():
@@ -123,7 +156,7 @@ def _swept(override: Override) -> list[Any] | None:
 
 
 def _known_options(group: str) -> str:
-    options = sorted(e.stem for e in (CONF / group).glob("*.yaml"))
+    options = folders.option_names(group)
     return f"; there are {', '.join(options)}" if options else ""
 
 

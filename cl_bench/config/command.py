@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.base.signals import end_with_parent
-from cl_bench.config import errors
+from cl_bench.config import errors, folders
 from cl_bench.config.arguments import checked_arguments
 
 PARENT = "CL_BENCH_PARENT"  # environment: the process with which a worker or a run of it ends
@@ -21,15 +21,16 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
 
     An error of the user's, the disk or the memory becomes one line on stderr and exit code 2;
     another error keeps its traceback. A signal that stopped a run ends the process by that signal.
-    With `takes_overrides`, sys.argv is a command line of Hydra's, which is checked first.
+    With `takes_overrides`, sys.argv is a command line of Hydra's, which is checked first. The
+    option `--config-dir` is that of all commands (`config.folders`).
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function
     if os.environ.get(PARENT) == str(os.getppid()):
         end_with_parent(os.getppid())
     os.environ[PARENT] = str(os.getpid())
     try:
-        if takes_overrides:
-            sys.argv[1:] = checked_arguments(sys.argv[1:])
+        check = checked_arguments if takes_overrides else folders.take_options
+        sys.argv[1:] = check(sys.argv[1:])
         work()
         sys.stdout.flush()
     except StopRun as stop:

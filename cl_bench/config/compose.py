@@ -8,7 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from cl_bench.config import backbone
+from cl_bench.config import backbone, folders
 from cl_bench.config.nodes import CONF
 
 
@@ -24,6 +24,7 @@ def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 def composed_by_hydra(*overrides: str, with_hydra: bool = False) -> DictConfig:
     """The same without what a backbone fixes."""
+    folders.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=with_hydra)
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.config import folders
 from cl_bench.config.nodes import CONF, EXTRAS
 
 KEY = re.compile(r"[+~]{0,2}[A-Za-z_$][\w$-]*([./@:][A-Za-z0-9_$][\w$-]*)*", re.ASCII)
@@ -109,7 +110,7 @@ def _not_composed(line: str) -> str:
 def _other_places(full: str, parent: Any, key: Any) -> str:
     """Where else the config has a key: `buffer.size` for `size` or `method.buffer.size`."""
     group, _, own = full.partition(".")[2].partition(".")
-    files = [*(CONF / group).glob("*.yaml"), *CONF.glob(f"{group}_base.yaml")]
+    files = [*folders.option_files(group), *CONF.glob(f"{group}_base.yaml")]
     if own and any(own in OmegaConf.load(file) for file in files):
         return f", but {group}.{own}"
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) else []
@@ -128,7 +129,7 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
         return f'{group}: {name} is not installed; pip install -e ".[{EXTRAS[name]}]"'
     root, _, part = group.partition("/")  # experiment/halrp=x is written experiment=halrp/x
     nested = root != "hydra" and bool(part)
-    entries = [*(CONF / group).glob("[a-z]*/"), *(CONF / group).glob("*.yaml")]
+    entries = [*(CONF / group).glob("[a-z]*/"), *folders.option_files(group)]
     known = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
     where = f"in {part}/ there" if nested and entries else "there"
     written = f"{root}={part}/{name}" if nested else f"{group}={name}"

@@ -122,7 +122,7 @@ def start(
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on every device; bf16 is for speed
     _reset_memory_counters(where)
-    _seed_global(seed)
+    seed_global(seed)
     cpu = torch.device("cpu")
     if compile:
         torch.compiler.reset()  # else graphs of earlier runs count against the limit
@@ -145,7 +145,7 @@ def _reset_memory_counters(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _seed_global(seed: int) -> None:
+def seed_global(seed: int) -> None:
     """Seed the global generators, which initialise the network and serve nothing else."""
     random.seed(seed)
     torch.manual_seed(seed)

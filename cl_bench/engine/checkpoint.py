@@ -50,20 +50,20 @@ def restore(method: Method, state: dict[str, Any]) -> None:
 
 def state_bytes(method: Method) -> int:
     """The bytes of all tensors that the method keeps between steps, without the network."""
-    distinct = {t.data_ptr(): t for t in _tensors(method.state_dict())}
+    distinct = {t.data_ptr(): t for t in tensors(method.state_dict())}
     return sum(t.numel() * t.element_size() for t in distinct.values())
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 def save(state: dict[str, Any], path: Path) -> None:

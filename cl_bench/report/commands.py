@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import errors
+from cl_bench.config import errors, folders
 from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
 from cl_bench.config.name import config_hash, normalise_floats
-from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, PLACES, SILENT, Leaves, leaves, resolved
+from cl_bench.config.nodes import GROUPS, OPTIONAL, PLACES, SILENT, Leaves, leaves, resolved
 from cl_bench.config.words import typed
 from cl_bench.report.runs import Record
 
@@ -54,8 +54,7 @@ def hash_of(overrides: list[str]) -> str | None:
 def find_command(record: Record) -> str | None:
     """A command, without a seed, that makes the config of a record; None where none is found."""
     labels, wanted = record["labels"], record["hash"]
-    options = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in LABELS}
-    if any(labels[group] not in options[group] for group in LABELS):
+    if any(labels[group] not in folders.option_names(group) for group in LABELS):
         return None
     chosen = [f"{group}={labels[group]}" for group in LABELS]
     try:
@@ -92,8 +91,8 @@ def _nearest_option(
 ) -> tuple[list[str], Leaves]:
     """The choice with the option of a group whose config differs in the fewest keys from `goal`."""
     tried = [(chosen, config)]
-    for file in sorted((CONF / group).glob("*.yaml")):
-        more = [*chosen, f"{group}={file.stem}"]
+    for name in folders.option_names(group):
+        more = [*chosen, f"{group}={name}"]
         tried.append((more, _composed_leaves(more)))
 
     def differing(choice: tuple[list[str], Leaves]) -> int:

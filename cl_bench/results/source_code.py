@@ -31,7 +31,7 @@ INSTALLED = {"site-packages", "dist-packages"}
 NOT_COUNTED = (  # our modules that check, name, show or store a run, and change no number of it
     "cl_bench.base.",
     *(f"cl_bench.config.{name}" for name in ("check", "combinations", "command", "compose")),
-    *(f"cl_bench.config.{name}" for name in ("errors", "hydra_errors", "interfaces")),
+    *(f"cl_bench.config.{name}" for name in ("errors", "folders", "hydra_errors", "interfaces")),
     *(f"cl_bench.config.{name}" for name in ("name", "nodes", "optimizer_trial", "option_types")),
     *(
         f"cl_bench.config.{name}"
@@ -83,7 +83,7 @@ def code_of(targets: Iterable[Any]) -> Code:
     while left:
         name = left.pop()
         top = name.partition(".")[0]
-        file = None if name in files or name.startswith(NOT_COUNTED) else _file(name)
+        file = None if name in files or name.startswith(NOT_COUNTED) else source_file(name)
         if file is not None and (top in own or not INSTALLED & {*file.parts}):
             files[name], imported = _read(name, file)
             left += [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
@@ -99,7 +99,7 @@ def changed_since(code: dict[str, Any]) -> list[str]:
     """The modules in the `code` of a record whose sources have changed or are gone."""
     changed = []
     for name, before in (code.get("files") or {}).items():
-        file = _file(name)
+        file = source_file(name)
         if file is None or _read(name, file)[0] != before:
             changed.append(name)
     return changed
@@ -113,7 +113,7 @@ def _remember_loaded(packages: set[str]) -> None:
     """
     for name in [*sys.modules]:
         if name.partition(".")[0] in packages and name not in _contents:
-            file = _file(name)
+            file = source_file(name)
             if file is not None:
                 _contents[name] = file.read_bytes()
 
@@ -129,7 +129,7 @@ def _version(top: str) -> str | None:
 
 
 @cache
-def _file(name: str) -> Path | None:
+def source_file(name: str) -> Path | None:
     """The source file of a module, found without importing it; None where there is none."""
     top, *rest = name.split(".")
     try:
