@@ -49,7 +49,10 @@ ABOUT = {  # what each group decides
     "experiment": "Published protocols, and sweeps that write a page of results.",
     "launcher": "Where the jobs of a sweep are executed: `hydra/launcher=<option>`.",
 }
-BASES = {"dataset_base"}  # files that options extend and that are no options themselves
+BASES = {
+    "dataset_base",
+    "model_base",
+}  # extended by options, and no options
 KEY = re.compile(r"^( *)([\w./@]+): *(.*)$")
 VALUE = re.compile(r"^(.*?)(?:(?:^|\s+)#\s*(.*))?$")
 HIDDEN_KEYS = ("_target_", "_partial_")

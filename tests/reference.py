@@ -15,9 +15,10 @@ from cl_bench.core.criteria import CrossEntropy, ScaledMSE
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
+from cl_bench.models.foreign import adopt
 from cl_bench.models.linearized import Linearized
 
-KINDS = ("mlp", "conv", "norm", "groups", "tangent", "tangent groups")
+KINDS = ("mlp", "conv", "norm", "groups", "tokens", "tangent", "tangent groups", "tangent tokens")
 CRITERIA = {"ce": CrossEntropy(), "mse": ScaledMSE(3.0)}
 CLASSES = 4
 
@@ -64,16 +65,42 @@ class GroupedNet(nn.Module):
         return self.head(self.body(x))
 
 
+class TokenNet(nn.Module):
+    """A vision transformer of one block: a class token, positions, attention, layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(2, 4, (5, 2), stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.positions = nn.Parameter(0.5 * torch.randn(1, 4, 4))
+        self.norms = nn.ModuleList([nn.LayerNorm(4), nn.LayerNorm(4), nn.LayerNorm(4)])
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4, bias=False))
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        y = self.norms[0](x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.mlp(self.norms[1](x))
+        return self.head(self.norms[2](x[:, 0]))
+
+
 def case(kind: str, criterion: str = "ce", samples: int = 7) -> tuple[Learner, Task]:
     """A learner in float64 and a task of random pixels."""
     torch.manual_seed(1)
     net: Any = mlp(CLASSES, (2, 2, 2), hidden=[5, 3], activation="tanh")
     if kind != "mlp":
         net = GroupedNet() if "groups" in kind else ConvNet(kind == "norm")
+    if "tokens" in kind:
+        net = adopt(TokenNet(), torch.zeros(1, 2, 5, 6))
+        for norm in net.norms:
+            nn.init.normal_(norm.weight)
     if "tangent" in kind:
         net = Linearized(net, "bilinear")
-        nn.init.normal_(net.body.body[0].weight, std=0.3)
-        nn.init.normal_(net.body.body[3].weight, std=0.3)
+        for parameter in net.body.parameters():
+            nn.init.normal_(parameter, std=0.3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
@@ -185,8 +212,12 @@ def layer_views(made: Learner, task: Task) -> Iterator[dict[Any, tuple[Tensor, T
 def _places(layer: nn.Module, a: Tensor, s: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """For each group: the inputs and the output gradients at each place."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    for own_a, own_s in zip(a.chunk(groups, 1), s.chunk(groups, 1), strict=True):
-        rows, slopes = (own_a, own_s) if a.dim() == 2 else _unfolded(layer, own_a, own_s)
+    parts = zip(a.chunk(groups, 1), s.chunk(groups, 1), strict=True) if groups > 1 else [(a, s)]
+    for own_a, own_s in parts:
+        if isinstance(layer, nn.Linear):
+            rows, slopes = own_a.flatten(0, -2), own_s.flatten(0, -2)  # one row for each token
+        else:
+            rows, slopes = _unfolded(layer, own_a, own_s)
         if layer.bias is not None:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         yield rows, slopes

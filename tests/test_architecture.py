@@ -24,7 +24,7 @@ ROOMS = {  # each folder of cl_bench, and the rooms that it may import from; so 
     "config": ("base", "core", "data", "models", "curvature", "methods"),
     "results": ("base", "config"),
     "engine": ("base", "core", "methods", "config", "results"),
-    "studies": ("base", "core", "curvature", "methods", "results", "engine"),
+    "studies": ("base", "core", "models", "curvature", "methods", "results", "engine"),
     "report": ("base", "config", "results"),
     "tuning": ("base", "config", "results"),
     "testing": ("base", "core", "data", "models", "config", "methods", "results", "engine"),

@@ -27,6 +27,7 @@ from conftest import (
 )
 from hydra.utils import get_object
 from torch import Tensor
+from torchvision.models import VisionTransformer
 
 from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config.build import build
@@ -36,6 +37,7 @@ from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import Evaluation, accuracies
 from cl_bench.engine.resume import UnusableError
+from cl_bench.models.foreign import adopt
 from cl_bench.probes.knn import KNN
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.testing import contract
@@ -234,6 +236,22 @@ def test_a_residual_network_comes_back(name: str, tmp_path: Path) -> None:
 
     scenario = "class" if serves(name, "class") else "task"
     stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, learner=residual)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_method_on_a_vision_transformer(name: str, tmp_path: Path) -> None:
+    """torchvision's, with dropout and the class token as a parameter of its own."""
+
+    def transformer(rt: Any) -> Learner:
+        net: Any = VisionTransformer(4, 2, 1, 2, 8, 16, dropout=0.1, num_classes=6)
+        net.conv_proj, net.head_name = torch.nn.Conv2d(1, 8, 2, stride=2), "heads.head"
+        net = adopt(net, torch.zeros(1, 1, 4, 4))
+        return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.02), transform=identity())
+
+    scenario = "class" if serves(name, "class") else "task"
+    run = stopped_and_continued(tmp_path, [3, 9], name=name, scenario=scenario, learner=transformer)
+    if name != "joint":
+        contract.check_learns(run)
 
 
 def test_images_that_are_augmented_once_come_back(tmp_path: Path) -> None:

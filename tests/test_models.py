@@ -45,7 +45,7 @@ def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, count
 
 
 def test_every_model_is_counted() -> None:
-    assert {name for name, *_ in COUNTS} == set(names("model"))
+    assert {name for name, *_ in COUNTS} == {*names("model")} - {"torchvision", "timm"}
 
 
 def test_larger_images_pool_to_the_same_features() -> None:
@@ -62,7 +62,7 @@ def test_torchvisions_weights_fit() -> None:
     torch.testing.assert_close(net.eval()(x), theirs.eval()(x))
 
 
-@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("name", sorted({*names("model")} - {"torchvision", "timm"}))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_by_argument(name: str, activation: str) -> None:
     net = built(name, (3, 32, 32), 5, f"model.activation={activation}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,27 +35,45 @@ def apply(cfg: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
 
 def _fixed(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
     """The keys that the backbone fixes and that were not typed."""
-    if OmegaConf.select(cfg, "model.pretrained") is None:
+    weights = OmegaConf.select(cfg, "model.weights")
+    if OmegaConf.select(cfg, "model.pretrained") is None and weights is None:
         return {}
     plain, found = resolved(cfg), dict[str, Any]()
     model, transform = plain["model"], OmegaConf.select(cfg, "dataset.transform") or {}
     if not set(transform) >= PIXELS or "_target_" not in (cfg.dataset.get("source") or {}):
         return {}  # `check_config` says what is missing
-    from cl_bench.data.published import known_contents
-    from cl_bench.models import pretrained  # imports PyTorch
+    from cl_bench.models import library, pretrained  # imports PyTorch
 
     def free(key: str) -> bool:
         return not any(key == one or key.startswith(f"{one}.") for one in typed)
 
+    if weights is not None:
+        library.check(model)
+        pixels = library.pixels(model["_target_"], model["name"], weights)
+        return _free_pixels(pixels, plain, transform, free)
     activation = pretrained.trained_activation(model)
     if activation is not None and free("model.activation"):
         model["activation"] = found["model.activation"] = activation
     name = pretrained.resolve_name(model)
     if name is None:
         return found
-    origin, contents = pretrained.provenance(name), known_contents(plain["dataset"]["source"])
-    pixels = dict(origin.transform)
-    if contents is not None and not transform["crop"] and not transform["resize"]:
-        pixels |= {} if origin.side in (None, contents.shape[1]) else {"resize": origin.side}
-    pixels = {f"dataset.transform.{key}": value for key, value in pixels.items()}
-    return found | {key: value for key, value in pixels.items() if free(key)}
+    origin = pretrained.provenance(name)
+    pixels = {**origin.transform, "resize": origin.side}
+    return found | _free_pixels(pixels, plain, transform, free)
+
+
+def _free_pixels(
+    pixels: dict[str, Any],
+    plain: dict[str, Any],
+    transform: dict[str, Any],
+    free: Callable[[str], bool],
+) -> dict[str, Any]:
+    """Mean, std and, where neither a size nor a crop is chosen, the size of a backbone's images."""
+    from cl_bench.data.published import known_contents  # imports PyTorch
+
+    contents, side = known_contents(plain["dataset"]["source"]), pixels["resize"]
+    sized = contents is None or transform["crop"] or transform["resize"]
+    kept = sized or side is None or (contents is not None and side == contents.shape[1])
+    wanted = {key: value for key, value in pixels.items() if key != "resize" or not kept}
+    named = {f"dataset.transform.{key}": value for key, value in wanted.items()}
+    return {key: value for key, value in named.items() if free(key)}

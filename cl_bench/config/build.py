@@ -56,22 +56,29 @@ def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> n
     The class gets the model's own keys, `prepare_network` those that every model has
     (`PREPARE_KEYS`).
     """
+    from cl_bench.config.meta import bare_network
+    from cl_bench.models.foreign import adopt
+    from cl_bench.models.head import name_head
     from cl_bench.models.prepare import PREPARE_KEYS, prepare_network
     from cl_bench.models.pretrained import resolve_name
 
-    net = build(without_keys(model, *PREPARE_KEYS), shape=shape, num_classes=num_classes)
-    keys: dict[str, Any] = {str(key): model[key] for key in PREPARE_KEYS}
-    keys["pretrained"] = resolve_name({str(key): value for key, value in model.items()})
-    with_head = model.get("head_init") == "pretrained"
-    return prepare_network(net, torch.zeros(1, *shape), with_head=with_head, **keys)
+    plain, x = resolved(model), torch.zeros(1, *shape)
+    net = bare_network(plain, shape, num_classes)
+    name_head(net, plain["head"], num_classes)
+    keys: dict[str, Any] = {key: plain[key] for key in PREPARE_KEYS if key != "head"}
+    keys["pretrained"] = resolve_name(plain)
+    with_head = plain.get("head_init") == "pretrained"
+    return prepare_network(adopt(net, x), x, with_head=with_head, **keys)
 
 
 def read_backbone_info(cfg: DictConfig) -> dict[str, Any] | None:
     """The provenance of the pre-trained backbone; None where the network has none."""
+    from cl_bench.models import library
     from cl_bench.models.pretrained import backbone_info, resolve_name
 
-    name = resolve_name({str(key): value for key, value in cfg.model.items()})
-    return None if name is None else backbone_info(name)
+    model = resolved(cfg.model)
+    name = resolve_name(model)
+    return library.backbone_info(model) if name is None else backbone_info(name)
 
 
 def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:

@@ -8,12 +8,13 @@ from hydra.utils import get_object
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import optimizer_trial, size
+from cl_bench.config.meta import has_batch_norm
 from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.data import check as data
 from cl_bench.data import scenario
 from cl_bench.data.orders import task_order
 from cl_bench.data.plan import number_of
-from cl_bench.models import prepare
+from cl_bench.models import library, prepare
 
 COMPETING = {"data": scenario.data_il, "task": scenario.task_il, "class": scenario.class_il}
 
@@ -102,14 +103,15 @@ def _check_model(plain: dict[str, Any]) -> None:
             f"runtime.compile=true: model.dropout={model['dropout']} draws from a generator of the "
             "run's own, which a graph cannot hold; use runtime.compile=false, or model.dropout=[]"
         )
-    has_batch_norm = get_object(model["_target_"]).batch_norm
-    folds = plain["schedule"]["batch_norm"] == "folded" and has_batch_norm
+    library.check(model)
+    normalised = has_batch_norm(model)
+    folds = plain["schedule"]["batch_norm"] == "folded" and normalised
     if folds and model["norm"] == "batch" and not method.allows_folding:
         raise UserError(
             f"schedule.batch_norm=folded: {method.__name__} keeps values for each parameter during "
             "a task, which folding changes; use frozen or train"
         )
-    prepare.check(model, has_batch_norm, plain["dataset"]["transform"])
+    prepare.check(model, normalised, plain["dataset"]["transform"])
 
 
 def _check_curvature(plain: dict[str, Any], curvature: dict[str, Any]) -> None:

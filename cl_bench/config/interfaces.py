@@ -33,7 +33,7 @@ NEEDED: dict[str, tuple[str, ...]] = {  # methods and attributes of what a group
     "schedule": ("steps", "factor", "epochs_of", "batch_size", "batch_norm", "warm_up", "clip"),
     "evaluation": ("columns", "split", "holdout", "batch_size"),
     "optimizer": ("step", "state_dict", "load_state_dict"),
-    "model": ("forward", "batch_norm"),
+    "model": (),
     "runtime": ("device", "autocast", "place", "order", "memory", "draws"),
     "tracking": ("describe", "replay", "log", "finish", "__enter__", "__exit__"),
     "dataset": ("tasks", "tests", "classes", "scenario", "transform", "description"),
@@ -53,7 +53,7 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {  # keys that are read from the con
     "schedule": ("epochs", "batch_norm", "warm_up", "clip"),
     "runtime": ("compile",),
 }
-MUST_BE_CLASSES = ("method", "model", "criterion", "curvature", "buffer", "optimizer")
+MUST_BE_CLASSES = ("method", "criterion", "curvature", "buffer", "optimizer")
 BASES = (Method, Rehearsal, Separate, Buffer, Estimator, PerSample, Factored, Small)
 
 

@@ -126,7 +126,8 @@ def _check_parameters(
     supplied = SUPPLIED.get(key, ())
     known = [n for n in parameters if n not in supplied]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        lacking = [n for n in supplied if n not in parameters and key != "study"]
+        needed = ("num_classes",) if key == "model" else () if key == "study" else supplied
+        lacking = [name for name in needed if name not in parameters]
         if lacking:
             raise UserError(
                 f"{key}._target_={target}: cannot serve as {key}: it is called with "

@@ -5,17 +5,16 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
-from hydra.utils import get_object, instantiate
-from omegaconf import OmegaConf
+from hydra.utils import get_object
 from torch import nn
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.meta import meta_network, without_weights
 from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
-from cl_bench.models.prepare import PREPARE_KEYS
+from cl_bench.models.head import head_of, name_head
 
 COPIES = 3  # of the parameters, at least: the network as built, theta, and its gradient
 BYTES = 4  # of one float32
@@ -87,14 +86,11 @@ def count_parameters(
 
     None where the model cannot be built on the meta device, because it reads values of tensors.
     """
-    own = {key: value for key, value in model.items() if key not in PREPARE_KEYS}
-    make = instantiate(OmegaConf.create(own), _convert_="all")
-    try:
-        with torch.device("meta"):
-            net = make(shape=shape, num_classes=num_classes)
-    except (RuntimeError, NotImplementedError):
+    net = meta_network(without_weights(model), shape, num_classes)
+    if net is None:
         return None
-    trained = net.head if model["head_mode"] == "head_only" else net
+    name_head(net, model["head"], num_classes)
+    trained = head_of(net) if model["head_mode"] == "head_only" else net
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()
     left_out = [p for m in trained.modules() if isinstance(m, norms) for p in m.parameters()]
     return sum(p.numel() for p in trained.parameters()) - sum(p.numel() for p in left_out)

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from cl_bench.config.meta import has_batch_norm
 from cl_bench.data import stream
 from cl_bench.methods.base import Rehearsal
 from cl_bench.methods.emcl import EMCL
@@ -53,16 +54,20 @@ def _of_data(plain: Node) -> set[str]:
 
 
 def _of_model(model: Node) -> set[str]:
-    """The initial weights where pre-trained ones replace them; `linearize` with a head alone."""
+    """The initial weights where pre-trained ones replace them; `linearize` with a head alone.
+
+    A network whose head has its usual name has the hash that it had before there was `head`.
+    """
     replaced = model["pretrained"] is not None and model.get("head_init") in ("zero", "pretrained")
     found = {"model.init"} if replaced and "init" in model else set()
+    found |= {"model.head"} if model["head"] is None else set()
     return found | ({"model.linearize"} if model["head_mode"] == "head_only" else set())
 
 
 def _of_batch_norm(plain: Node) -> set[str]:
     """The treatment of batch norm, in a network without batch norm."""
     model, method = plain["model"], plain["method"]
-    built = get_object(model["_target_"]).batch_norm
+    built = has_batch_norm(model)
     if built and model["norm"] == "batch":
         return set()
     found = {"schedule.batch_norm"} if built else {"schedule.batch_norm", "model.norm"}

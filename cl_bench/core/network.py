@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,13 @@ from cl_bench.core.runtime import Runtime
 from cl_bench.core.state import Rebuilt
 from cl_bench.core.types import Batch, Snapshot, Task, Transform
 from cl_bench.models.fold import fold_in_place
-from cl_bench.models.layers import accept_single_samples, batch_norm_buffers, set_dropout_generator
+from cl_bench.models.head import head_input, head_of
+from cl_bench.models.layers import (
+    accept_single_samples,
+    batch_norm_buffers,
+    plain_attention,
+    set_dropout_generator,
+)
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -31,7 +36,8 @@ class NetworkFunction(Rebuilt):
     def __init__(self, net: nn.Module, transform: Transform, machine: Runtime) -> None:
         self.net, self.transform, self.machine = net, transform, machine
         self.flat = FlatParams(net, machine.channels_last)
-        self.heads = Heads(self.flat, net.head)  # type: ignore[arg-type]
+        self.head = head_of(net)
+        self.heads = Heads(self.flat, self.head)
         self.full_precision = self.frozen = False
         set_dropout_generator(net, machine.draws)
         accept_single_samples(net)
@@ -53,15 +59,15 @@ class NetworkFunction(Rebuilt):
         with self._autocast():
             if theta is self.flat.theta:
                 return self.net(x)
-            return functional_call(self.net, self.flat.views(theta), (x,))
+            with plain_attention(self.net):
+                return functional_call(self.net, self.flat.views(theta), (x,))
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """(B, d): the input of the head."""
         x = self.transform.view(batch.x).to(self.flat.theta.dtype)
         with self._autocast():
-            network: Any = self.net
-            return network.features(x)
+            return head_input(self.net, x)
 
     def snapshot(self) -> Snapshot:
         """A copy of theta and of batch norm's statistics."""
@@ -102,7 +108,9 @@ class NetworkFunction(Rebuilt):
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
 
     def _autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.full_precision else self.machine.autocast()
+        if self.full_precision:  # of curvatures
+            return plain_attention(self.net)
+        return self.machine.autocast()
 
     def _set_mode(self, training: bool) -> None:
         self.net.train(training)

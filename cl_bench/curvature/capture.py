@@ -6,70 +6,128 @@ Hessian therefore give all that is needed. The network is in evaluation mode, in
 not interact through batch norm. In a linearized network, a is the input in the fixed network and s
 the gradient at the output of the layer's tangent; there s a' is the gradient as well.
 
-Shapes: B samples, R roots, L places of a convolution, d = inputs of a unit (channels x kernel).
+A linear layer that is applied to each token of a sequence is one with as many places as there are
+tokens: its input (B, T, in) and gradient (.., T, out) are turned to (B, in, T) and (.., out, T).
+A parameter of a module that is neither linear nor a normalisation, such as a class token (1, 1, d),
+is given to each sample as a copy of its own, if its first dimension is 1: then the gradient at the
+copy is that of the sample.
+
+Shapes: B samples, R roots, L places of a convolution or tokens, d = inputs of a unit (channels x
+kernel).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch, Task
+from cl_bench.core.types import Task
 
-Labels = Literal["exact", "sampled", "empirical"]
-RootFn = Callable[[Learner, Batch, Tensor], Tensor]  # (., ., logits (B, K)) -> (R, B, K)
-
-SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
+SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+IN_PLACE = "_changes_outputs_in_place"  # attribute of a network that is noted to do so
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
-CHUNK = 512  # samples at once
-IMAGES = {"cpu": 32, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
-PIXELS = 64 * 64  # of an image; of larger ones fewer are taken at once
 
 
 @dataclass
 class Site:
-    """A layer with parameters, in one forward pass: its input and output."""
+    """A layer with parameters, in one forward pass: its input and output.
+
+    With `parameter` it is the parameter of this name of a module, whose copies (B, ...) for each
+    sample are the output.
+    """
 
     name: str
     layer: nn.Module
     input: Tensor  # (B, ...)
     output: Tensor  # (B, ...), in the graph
     versions: tuple[int, int]  # of input and output, to notice a write in place
+    parameter: str | None = None
 
     def key(self, parameter: str) -> str:
         """The parameter's name in the network."""
         return f"{self.name}.{parameter}" if self.name else parameter
+
+    @property
+    def tokens(self) -> bool:
+        """Whether this is a linear layer that is applied to each token of a sequence."""
+        return isinstance(self.layer, nn.Linear) and self.output.dim() > 2
+
+    @property
+    def places(self) -> int:
+        """L: the places of a convolution, the tokens of a linear layer, or 1."""
+        if isinstance(self.layer, nn.Linear):
+            return self.input[0, 0].numel()
+        return self.output[0, 0].numel()
+
+    def turned(self, s: Tensor) -> Tensor:
+        """Gradients (R, B, ...) at the output, with tokens as places: (R, B, out, T)."""
+        return s.flatten(2, -2).mT if self.tokens else s
 
 
 @contextmanager
 def captured(net: nn.Module) -> Iterator[list[Site]]:
     """Record the layers with parameters that forward passes inside the block use, in order."""
     sites: list[Site] = []
+    copied = getattr(net, IN_PLACE, False)
 
     def watch(name: str) -> Callable:
-        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
             a = forward_ad.unpack_dual(args[0]).primal.detach()
             moved = forward_ad.unpack_dual(out).tangent  # of a linearized network
-            out = out if moved is None else moved
-            sites.append(Site(name, layer, a, out, (a._version, out._version)))
+            kept = out if moved is None else moved
+            versions = a._version, kept._version
+            if isinstance(layer, nn.Linear) and a.dim() > 2:
+                a = a.flatten(1, -2).mT
+            sites.append(Site(name, layer, a, kept, versions))
+            return out.clone() if copied else None
 
         return keep
 
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers(net)]
-    try:
+    with ExitStack() as stack:
+        for name, layer in layers(net):
+            if type(layer) in SERVED:
+                stack.callback(layer.register_forward_hook(watch(name)).remove)
+            else:
+                stack.enter_context(_copied_parameters(name, layer, sites))
         yield sites
+    _once(sites)
+
+
+@contextmanager
+def _copied_parameters(name: str, module: nn.Module, sites: list[Site]) -> Iterator[None]:
+    """Give each sample a copy of a module's own parameters, whose gradients are recorded."""
+    names = [key for key, value in module.named_parameters(recurse=False) if _trained(value)]
+    own: dict[str, nn.Parameter | None] = {}
+
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        own.update({key: module._parameters[key] for key in names})
+        for key, value in own.items():
+            assert value is not None
+            copies = value.expand(len(args[0]), *value.shape[1:])
+            moved = forward_ad.unpack_dual(copies).tangent  # of a linearized network
+            kept = copies if moved is None else moved
+            sites.append(Site(name, module, args[0].detach(), kept, (0, 0), key))
+            module._parameters[key] = copies  # type: ignore[assignment]
+
+    def after(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        module._parameters.update(own)
+
+    hooks = (
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after, always_call=True),
+    )
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    _once(sites)
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -82,21 +140,44 @@ def _trained(parameter: nn.Parameter) -> bool:
 
 
 def _once(sites: list[Site]) -> None:
-    names = [site.name for site in sites]
+    names = [(site.name, site.parameter) for site in sites]
     for site in sites:
-        if names.count(site.name) > 1:
+        if names.count((site.name, site.parameter)) > 1:
             raise UserError(f"curvature: layer {site.name} is used twice in one forward pass")
-        if (site.input._version, site.output._version) != site.versions:
+        if site.parameter is None and changed(site) != (False, False):
             raise UserError(
                 f"curvature: what layer {site.name} read or wrote is changed in place; "
                 "use activations and sums that are not in place"
             )
 
 
+def changed(site: Site) -> tuple[bool, bool]:
+    """Whether the input and the output of a layer were changed in place after it."""
+    return site.input._version != site.versions[0], site.output._version != site.versions[1]
+
+
 def check_hooks(learner: Learner, task: Task) -> None:
-    """Raise UserError where hooks cannot record the layers; tried on one sample."""
-    with learner.evaluating(full_precision=True), captured(learner.net), torch.no_grad():
-        learner.logits(learner.flat.theta, next(task.chunks(1)))
+    """Raise UserError where hooks cannot record the layers; tried on two samples.
+
+    Where a network changes what its layers wrote in place, layers hand on copies from now on.
+    """
+    batch = next(task.chunks(2))
+    with learner.evaluating(full_precision=True), torch.no_grad():
+        plain = learner.logits(learner.flat.theta, batch)
+        for again in (False, True):
+            try:
+                with captured(learner.net):
+                    found = learner.logits(learner.flat.theta, batch)
+                break
+            except UserError:
+                if again:
+                    raise
+                setattr(learner.net, IN_PLACE, True)
+    if not torch.allclose(plain, found, rtol=1e-4, atol=1e-5):
+        raise UserError(
+            "curvature: a parameter of the network cannot be given to each sample as a copy; use "
+            "linear layers, convolutions and normalisations"
+        )
 
 
 def coupled(net: nn.Module) -> str | None:
@@ -110,7 +191,7 @@ def coupled(net: nn.Module) -> str | None:
 def unserved(net: nn.Module) -> str | None:
     """Name a layer of a class that has no formula here; None where all have one."""
     for name, layer in layers(net):
-        if type(layer) not in SERVED:
+        if type(layer) not in SERVED and not _has_copies(layer):
             return (
                 f"{name}: {type(layer).__name__} is none of {', '.join(k.__name__ for k in SERVED)}"
             )
@@ -123,87 +204,7 @@ def unserved(net: nn.Module) -> str | None:
     return None
 
 
-def chunk(learner: Learner, task: Task) -> int:
-    """The number of samples in one pass; the result does not depend on it, up to rounding."""
-    if not any(isinstance(layer, nn.Conv2d) for _, layer in layers(learner.net)):
-        return CHUNK
-    images = IMAGES.get(learner.flat.theta.device.type, 32)
-    pixels = learner.transform.view(task.x[:1])[0, 0].numel()
-    return max(1, images * PIXELS // max(pixels, PIXELS))
-
-
-def streamed(
-    learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
-) -> Iterator[tuple[list[Site], Iterator[list[Tensor]]]]:
-    """For each part of the task: its sites, and the gradients at them for groups of roots.
-
-    A gradient is (R, B, ...) for the R roots of its group, in the order of the sites. At the head
-    these are the roots themselves; `at_head` replaces them, all with the first group.
-    """
-    with learner.evaluating(full_precision=True):
-        for batch in task.chunks(chunk(learner, task)):
-            with captured(learner.net) as sites:
-                logits = learner.logits(learner.flat.theta, batch)
-            seeds = roots(learner, batch, logits.detach())
-            learner.sample_gradients += len(seeds) * len(batch.y)
-            groups = _backward(sites, logits, seeds)
-            if at_head is not None:
-                own = at_head(learner, batch, logits.detach())
-                groups = _replaced(groups, [s.layer is learner.net.head for s in sites], own)
-            yield sites, groups
-
-
-def visits(
-    learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
-) -> Iterator[tuple[Site, Tensor]]:
-    """Yield each site of each part with the gradient (R, B, ...) of each group of roots."""
-    for sites, gradients in streamed(learner, task, roots, at_head):
-        for group in gradients:
-            yield from zip(sites, group, strict=True)
-
-
-def _backward(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
-    """Make one backward pass for as many roots as fit into memory."""
-    outputs = [site.output for site in sites]
-    size = max(1, FLOATS // sum(out.numel() for out in outputs))
-    for group in roots.split(size) if len(roots) else ():
-        kept = {"retain_graph": True, "is_grads_batched": len(group) > 1}
-        seed = group if len(group) > 1 else group[0]
-        found = torch.autograd.grad(logits, outputs, seed, **kept)
-        yield [s if len(group) > 1 else s.unsqueeze(0) for s in found]
-
-
-def _replaced(
-    groups: Iterator[list[Tensor]], heads: list[bool], own: Tensor
-) -> Iterator[list[Tensor]]:
-    for group in groups:
-        yield [own if is_head else s for is_head, s in zip(heads, group, strict=True)]
-        own = own[:0]
-
-
-def output_hessian_factor(labels: Labels, rng: Generator) -> RootFn:
-    """The roots of the output Hessian: exact, sampled (by `rng`), or the true label's gradient."""
-
-    def hessian(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
-        drawn = rng if labels == "sampled" else None
-        found = output_roots(learner, batch, logits, drawn)
-        return found[found.flatten(1).any(1)]  # without classes that no sample's task has
-
-    return gradient if labels == "empirical" else hessian
-
-
-def output_roots(learner: Learner, batch: Batch, logits: Tensor, rng: Generator | None) -> Tensor:
-    """(R, B, K): vectors whose outer products sum to the criterion's Hessian in the logits.
-
-    It is taken over the classes that compete now; for the squared loss, also over those that will.
-    """
-    found = learner.criterion.hessian_root(logits, learner.heads.competing(batch), rng)
-    ever = learner.heads.reachable(batch)
-    return found if ever is None else found * ever
-
-
-def gradient(learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
-    """(1, B, K): the gradient of each sample's loss at its true label."""
-    return learner.criterion.losses_and_gradients(logits, batch.y, learner.heads.competing(batch))[
-        1
-    ].unsqueeze(0)
+def _has_copies(module: nn.Module) -> bool:
+    """Whether each sample can have a copy of the module's own parameters."""
+    own = [p for p in module.parameters(False) if _trained(p)]
+    return all(p.dim() > 1 and p.shape[0] == 1 for p in own)

@@ -14,9 +14,9 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Task
 from cl_bench.curvature.base import NEGATIVE, Estimator, Negative, eigh, fork, subset
-from cl_bench.curvature.capture import Labels, output_hessian_factor
 from cl_bench.curvature.diagonal import jacobian_rows
 from cl_bench.curvature.products import hessian
+from cl_bench.curvature.roots import Labels, output_hessian_factor
 
 LARGEST = 8192  # parameters: 256 MiB of float32
 

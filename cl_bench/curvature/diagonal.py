@@ -22,19 +22,11 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Task
+from cl_bench.curvature.backward import chunk, visits
 from cl_bench.curvature.base import Estimator, fork, subset
-from cl_bench.curvature.capture import (
-    FLOATS,
-    Labels,
-    RootFn,
-    check_hooks,
-    chunk,
-    coupled,
-    output_hessian_factor,
-    unserved,
-    visits,
-)
+from cl_bench.curvature.capture import FLOATS, check_hooks, coupled, unserved
 from cl_bench.curvature.elementwise import elementwise
+from cl_bench.curvature.roots import Labels, RootFn, output_hessian_factor
 
 
 @stored_as("diagonal")

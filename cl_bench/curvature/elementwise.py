@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_bench.curvature.capture import Site
+from cl_bench.curvature.capture import FLOATS, Site
 
 
 def elementwise(
@@ -22,6 +22,10 @@ def elementwise(
 
     power must be multiplicative: power(x y) = power(x) power(y), as square and absolute value are.
     """
+    if site.parameter is not None:
+        name = site.parameter
+        yield site.key(name), power(s).sum((0, 1)).view_as(site.layer.get_parameter(name))
+        return
     found = ELEMENTWISE[type(site.layer)](site.layer, site.input, s, power)
     for (name, parameter), value in zip(site.layer.named_parameters(), found, strict=True):
         yield site.key(name), value.view_as(parameter)
@@ -48,11 +52,43 @@ def kernel_gradients(layer: nn.Conv2d, a: Tensor, s: Tensor) -> Iterator[Tensor]
             yield (flat.unflatten(2, (g, -1)) @ seen.unflatten(1, (g, -1)).mT).flatten(2, 3)
 
 
+def windows(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """(B, C, H, W) -> (C, kernel height, kernel width, B, H', W'), the inputs of each place."""
+    assert isinstance(layer.padding, tuple)
+    (high, wide), spans = layer.padding, zip(layer.kernel_size, layer.dilation, strict=True)
+    seen = F.pad(a, (wide, wide, high, high)).transpose(0, 1)
+    for dim, ((kernel, dilation), stride) in enumerate(zip(spans, layer.stride, strict=True), 2):
+        seen = seen.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    return seen.permute(0, 4, 5, 1, 2, 3)
+
+
 def _linear(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
-    """sum_b power(s_b a_b') = power(s)' power(a): no per-sample matrix is built."""
+    """sum_b power(s_b a_b') = power(s)' power(a): no per-sample matrix is built.
+
+    With tokens, s (R, B, out, L) and a (B, in, L), there is no such formula.
+    """
+    if s.dim() > 3:
+        return _of_tokens(layer, a, s, power)
     by_sample = power(s).sum(0)
     weight = by_sample.T @ power(a)
     return (weight,) if layer.bias is None else (weight, by_sample.sum(0))
+
+
+def _of_tokens(layer: nn.Linear, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """sum_b power(sum_l s_bl a_bl'), of as many samples at once as fit."""
+    weight = torch.zeros_like(layer.weight)
+    size = max(1, FLOATS // (len(s) * weight.numel()))
+    for inputs, outputs in zip(a.split(size), s.split(size, 1), strict=True):
+        weight.add_(power(outputs @ inputs.mT).sum((0, 1)))
+    return (weight,) if layer.bias is None else (weight, power(s.sum(-1)).sum((0, 1)))
+
+
+def _layer_norm(layer: nn.LayerNorm, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
+    """a (B, ..., d) and s (R, B, ..., d), summed over the places in between."""
+    places = tuple(range(2, s.dim() - len(layer.normalized_shape)))
+    scaled = F.layer_norm(a, layer.normalized_shape, None, None, layer.eps)
+    slopes = (s * scaled, s) if layer.bias is not None else (s * scaled,)
+    return tuple(power(v.sum(places) if places else v).sum((0, 1)) for v in slopes)
 
 
 def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
@@ -80,4 +116,5 @@ ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
     nn.Conv2d: _conv,
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
+    nn.LayerNorm: _layer_norm,
 }

@@ -10,13 +10,17 @@ TK-FAC (Gao et al. 2021, arXiv:2011.10741, eq. 4.9 and theorem 4.3): both factor
 other's trace and normalised to trace 1, the scale delta their joint trace.
 EKFAC (George et al. 2018, arXiv:1806.03884): K-FAC's eigenbasis with the Fisher's own diagonal.
 
+Places are those of a convolution, or the tokens of a sequence to each of which a linear layer is
+applied. The formulas above are those of K-FAC-expand; K-FAC-reduce takes the mean of a_l and the
+sum of s_l over the places first (Eschenhagen et al. 2023, arXiv:2311.00636).
+
 A convolution in groups is a layer for each group. Where a group has one output, as in a depthwise
 convolution, all three use the exact block of that output, which is no larger than A.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,21 +29,13 @@ from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
+from cl_bench.curvature.backward import streamed, visits
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.blocks import Blocks
-from cl_bench.curvature.capture import (
-    FLOATS,
-    Labels,
-    Site,
-    check_hooks,
-    layers,
-    output_hessian_factor,
-    streamed,
-    unserved,
-    visits,
-)
+from cl_bench.curvature.capture import FLOATS, Site, check_hooks, layers, unserved
 from cl_bench.curvature.kronecker import Corrected, KroneckerFactors
-from cl_bench.curvature.sums import ExactlyTraced, Squares, Sum, Traced, UnitSum
+from cl_bench.curvature.roots import Labels, output_hessian_factor
+from cl_bench.curvature.sums import ExactlyTraced, ReducedSum, Squares, Sum, Traced, UnitSum
 
 
 class Factored(Estimator):
@@ -109,7 +105,28 @@ def has_unit_groups(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels > 1
 
 
-class KFAC(Factored):
+class Shared(Factored):
+    """K-FAC and EKFAC, whose factors treat places as `sharing` says: expand, or reduce.
+
+    The diagonal of EKFAC is that of the gradients of samples with both.
+    """
+
+    def __init__(
+        self,
+        labels: Literal["exact", "sampled"],
+        samples: Count | None,
+        batch_norm: Literal["diagonal", "frozen"],
+        sharing: Literal["expand", "reduce"] = "expand",
+    ) -> None:
+        super().__init__(labels, samples, batch_norm)
+        self.kind = ReducedSum if sharing == "reduce" else Sum
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        return {"sharing"} if options.get("sharing") == "expand" else set()
+
+
+class KFAC(Shared):
     """K-FAC: the block of each layer is G (x) A."""
 
 
@@ -134,7 +151,7 @@ class TKFAC(Factored):
         self.kind = ExactlyTraced if delta == "exact" else Traced
 
 
-class EKFAC(Factored):
+class EKFAC(Shared):
     """EKFAC: K-FAC's eigenbasis, and the diagonal in it by a second pass with the same labels."""
 
     def __call__(self, learner: Learner, task: Task) -> Blocks:

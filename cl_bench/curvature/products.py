@@ -13,7 +13,9 @@ from torch.func import grad, vjp, vmap
 
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
-from cl_bench.curvature.capture import FLOATS, chunk, output_roots
+from cl_bench.curvature.backward import chunk
+from cl_bench.curvature.capture import FLOATS
+from cl_bench.curvature.roots import output_roots
 
 Product = Callable[[Tensor], Tensor]  # (..., P) -> (..., P)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cl_bench.core.learner import Learner
 from cl_bench.curvature.blocks import Place
 from cl_bench.curvature.capture import FLOATS, Site
-from cl_bench.curvature.elementwise import elementwise, kernel_gradients
+from cl_bench.curvature.elementwise import elementwise, kernel_gradients, windows
 from cl_bench.curvature.kronecker import KroneckerFactors
 
 PATCHES = {"cpu": 2**20}  # floats of patches at once: 4 MiB stay in the cache
@@ -85,7 +85,7 @@ class Sum:
 
     def _inputs(self, site: Site) -> Iterator[tuple[Tensor, slice]]:
         """What `seen` yields, without the bias's 1."""
-        fitting, places = PATCHES.get(site.input.device.type, FLOATS), site.output[0, 0].numel()
+        fitting, places = PATCHES.get(site.input.device.type, FLOATS), site.places
         size = max(1, fitting // (self.place.groups * self.place.inputs * places))
         for start in range(0, len(site.input), size):
             part = slice(start, start + size)
@@ -94,11 +94,24 @@ class Sum:
     def _patches(self, layer: nn.Module, a: Tensor) -> Tensor:
         """(B, in[, H, W]) -> (g, d, B, L): the inputs of each place of the output."""
         if not isinstance(layer, nn.Conv2d):
-            return a.T[None, :, :, None]
+            a = a.unsqueeze(-1) if a.dim() == 2 else a  # (B, in, L)
+            return a.transpose(0, 1).unsqueeze(0)
         seen = windows(layer, a).unflatten(0, (layer.groups, -1))
         if self.channels_last:
             seen = seen.movedim(1, 3)
         return seen.flatten(-2).flatten(1, 3)
+
+
+class ReducedSum(Sum):
+    """A and G of the mean input and the summed gradient over the places (K-FAC-reduce)."""
+
+    def outputs(self, site: Site, s: Tensor) -> None:
+        s = self.by_group(s).sum(-1)
+        gram(self.g, s.flatten(2), s.flatten(2), 1.0)
+
+    def inputs(self, site: Site) -> None:
+        for a, _ in self._inputs(site):
+            self._add(a.mean(-1), None)
 
 
 class UnitSum:
@@ -194,7 +207,7 @@ class ExactlyTraced(Traced):
 
     def outputs(self, site: Site, s: Tensor) -> None:
         super().outputs(site, s)
-        if has_few_places(site.output, self.place):
+        if has_few_places(site.places, self.place):
             self._add_by_places(site, self.by_group(s))
             return
         for _, value in elementwise(site, s, torch.square):
@@ -212,20 +225,10 @@ class ExactlyTraced(Traced):
         return KroneckerFactors(self.place, found.a, found.g, trace / samples)
 
 
-def has_few_places(output: Tensor, place: Place) -> bool:
+def has_few_places(places: int, place: Place) -> bool:
     """Whether L (out + d) < out d: products of all pairs of L places cost less than a gradient."""
-    places, out = output[0, 0].numel(), place.out // place.groups
+    out = place.out // place.groups
     return places * (out + place.size) < out * place.size
-
-
-def windows(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """(B, C, H, W) -> (C, kernel height, kernel width, B, H', W'), the inputs of each place."""
-    assert isinstance(layer.padding, tuple)
-    (high, wide), spans = layer.padding, zip(layer.kernel_size, layer.dilation, strict=True)
-    seen = F.pad(a, (wide, wide, high, high)).transpose(0, 1)
-    for dim, ((kernel, dilation), stride) in enumerate(zip(spans, layer.stride, strict=True), 2):
-        seen = seen.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    return seen.permute(0, 4, 5, 1, 2, 3)
 
 
 def gram(total: Tensor, left: Tensor, x: Tensor, scale: float) -> None:

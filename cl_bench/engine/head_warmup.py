@@ -36,7 +36,7 @@ def fit_head(learner: Learner, task: Task, new: Tensor) -> None:
     """
     if not bool(new.any()):
         return
-    head: Any = learner.net.head
+    head: Any = learner.head
     z = _features(learner, task)
     live = learner.heads.live[task.t] & new
     weight, bias, rows = head.weight.detach(), head.bias.detach(), new.nonzero().squeeze(1)

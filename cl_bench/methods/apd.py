@@ -55,7 +55,7 @@ class APD(Separate):
     ) -> None:
         super().__init__(learner)
         self.l1, self.l2, self.threshold = l1, l2, threshold
-        self.names = [name for name, _ in layers_of(learner.flat, learner.net.head)]
+        self.names = [name for name, _ in layers_of(learner.flat, learner.head)]
         if not self.names:
             raise UserError(
                 "method=apd: it shares linear and convolutional layers before the head, and this "

@@ -167,7 +167,7 @@ class HALRP(Separate):
         """Add the gradient of l2/2 |W|^2 for the weights of the base that later tasks scale."""
         flat = self.learner.flat
         values, slopes = flat.views(flat.theta.detach()), flat.views(flat.grad)
-        for name, _ in layers_of(flat, self.learner.net.head):
+        for name, _ in layers_of(flat, self.learner.head):
             slopes[name].add_(values[name], alpha=self.l2)
 
     def _perturb(self, base: Snapshot, task: Task) -> None:
@@ -179,7 +179,7 @@ class HALRP(Separate):
                 f"task {task.id} has diverged in method.warm_up={self.warm_up}: lower optimizer.lr"
             )
         old, new = flat.views(base.theta), flat.views(warm)
-        names, shapes = zip(*layers_of(flat, learner.net.head), strict=True)
+        names, shapes = zip(*layers_of(flat, learner.head), strict=True)
         parts = [low_rank.decompose(old[name], new[name], self.rounds) for name in names]
         importances = self._importances(names, task)
         ranks = self._ranks(parts, shapes, importances)

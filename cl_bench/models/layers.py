@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from types import MethodType
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Activation = Literal["relu", "relu6", "leaky_relu", "elu", "gelu", "tanh"]
 Init = Literal["torch", "xavier", "kaiming"]
@@ -66,16 +68,25 @@ def _forward(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     return type(norm).forward(norm, x)
 
 
-class Dropout(nn.Module):
-    """Dropout that draws from a generator of the run, so that a resumed run makes the same draws.
+class RandomLayer(nn.Module):
+    """A layer that draws from a generator of the run, so that a resumed run makes the same draws.
 
-    In training mode each value is 0 with probability p, and the others are scaled by 1 / (1 - p).
+    In training mode it drops with probability p.
     """
+
+    p: float
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng: Generator | None = None  # set by `set_dropout_generator`
+
+
+class Dropout(RandomLayer):
+    """In training mode each value is 0 with probability p, and the others times 1 / (1 - p)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.rng: Generator | None = None  # set by `set_dropout_generator`
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
@@ -85,9 +96,9 @@ class Dropout(nn.Module):
 
 
 def set_dropout_generator(net: nn.Module, rng: Generator) -> None:
-    """Make all dropout layers of a network draw from `rng`."""
+    """Make all layers of a network that draw, such as dropout, draw from `rng`."""
     for module in net.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, RandomLayer):
             module.rng = rng
 
 
@@ -102,6 +113,22 @@ def linear_layers(widths: Sequence[int], activation: Activation) -> list[nn.Modu
     """Linear layers from each width to the next one, each followed by the activation."""
     pairs = [(nn.Linear(*pair), ACTIVATIONS[activation]()) for pair in pairwise(widths)]
     return [layer for pair in pairs for layer in pair]
+
+
+def plain_attention(net: nn.Module) -> AbstractContextManager:
+    """Inside the block attention is computed step by step, if the network has any.
+
+    Fused attention has neither a derivative in forward mode nor a second derivative.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if _attends(net) else nullcontext()
+
+
+def _attends(net: nn.Module) -> bool:
+    known = getattr(net, "_attends", None)
+    if known is None:
+        known = any("Attention" in type(module).__name__ for module in net.modules())
+        net._attends = known  # type: ignore[assignment]
+    return known
 
 
 def replace_module(net: nn.Module, name: str, module: nn.Module) -> None:

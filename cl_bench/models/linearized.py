@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from cl_bench.models.layers import replace_module
+from cl_bench.models.head import head_name, head_of
+from cl_bench.models.layers import plain_attention, replace_module
 
 HeadMode = Literal["bilinear", "linearized", "head_only"]
 
@@ -30,9 +31,8 @@ class Linearized(nn.Module):
     def __init__(self, net: nn.Module, head_mode: Literal["bilinear", "linearized"]) -> None:
         super().__init__()
         _load_decompositions()
-        head, (name,) = net.head, [n for n, m in net.named_modules() if m is net.head]
-        assert isinstance(head, nn.Linear)
-        replace_module(net, name, nn.Identity())
+        head = head_of(net)
+        replace_module(net, head_name(net), nn.Identity())
         self.body, self.head = net, head
         self.places = {name.replace(".", "/"): name for name, _ in net.named_parameters()}
         for place, name in self.places.items():
@@ -50,7 +50,7 @@ class Linearized(nn.Module):
             return self.head(g + moved)
         return self.head(g) + F.linear(moved, self.get_buffer("w0"))
 
-    def features(self, x: Tensor) -> Tensor:
+    def head_input(self, x: Tensor) -> Tensor:
         """(B, d): g + J psi."""
         g, moved = self._dual(x)
         return g + moved
@@ -58,7 +58,7 @@ class Linearized(nn.Module):
     def _dual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """g(x; psi0) and J(x) psi."""
         psi = dict(self.body.named_parameters())
-        with forward_ad.dual_level():
+        with plain_attention(self.body), forward_ad.dual_level():
             theta = {
                 name: forward_ad.make_dual(self.get_buffer(place), psi[name])
                 for place, name in self.places.items()

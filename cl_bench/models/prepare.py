@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.models import pretrained as backbones
 from cl_bench.models.fold import fold
+from cl_bench.models.head import head_of
 from cl_bench.models.imagenet import WEIGHTS
 from cl_bench.models.linearized import HeadMode, Linearized
 
@@ -18,6 +19,7 @@ PREPARE_KEYS = {  # keys that every model has in addition to its constructor's a
     "norm": Norm,
     "linearize": bool,
     "head_mode": HeadMode,
+    "head": str | None,
 }
 
 
@@ -44,7 +46,7 @@ def prepare_network(
         fold(net, x)
     if head_mode == "head_only":
         net.requires_grad_(False)
-        net.head.requires_grad_(True)
+        head_of(net).requires_grad_(True)
         return net
     return Linearized(net, head_mode) if linearize else net
 

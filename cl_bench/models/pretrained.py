@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import fresh_path, write_text
+from cl_bench.models.head import head_name, head_of
 from cl_bench.models.imagenet import CLASSES, WEIGHTS, ImageNetWeights
 
 SHIPPED = Path(__file__).parent / "backbones"
@@ -150,10 +151,10 @@ def load(net: Any, name: str, with_head: bool) -> None:
 
     Raises UserError where names or shapes differ.
     """
-    if with_head and net.head.out_features != CLASSES:
+    if with_head and head_of(net).out_features != CLASSES:
         raise UserError(
             f"model.head_init=pretrained: the head of {name} has {CLASSES} classes, the data has "
-            f"{net.head.out_features}; use model.head_init=zero or same"
+            f"{head_of(net).out_features}; use model.head_init=zero or same"
         )
     stored = WEIGHTS[name].read(with_head) if name in WEIGHTS else _read_tensors(name)
     present = net.state_dict() if with_head else _backbone(net)
@@ -219,8 +220,8 @@ def _format_model(model: dict[str, Any]) -> str:
 
 def _backbone(net: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer except the head's, by name."""
-    (head,) = (name for name, module in net.named_modules() if module is net.head)
-    return {k: v for k, v in net.state_dict().items() if not k.startswith(f"{head}.")}
+    head = f"{head_name(net)}."
+    return {k: v for k, v in net.state_dict().items() if not k.startswith(head)}
 
 
 def _read_tensors(name: str) -> dict[str, Tensor]:

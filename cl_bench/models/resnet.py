@@ -97,6 +97,7 @@ class TorchvisionResNet18(nn.Module):
     """
 
     batch_norm = True
+    head_name = "net.fc"
 
     def __init__(
         self,
@@ -126,19 +127,8 @@ class TorchvisionResNet18(nn.Module):
                     setattr(module, name, ACTIVATIONS[activation]())
                 if isinstance(child, nn.BatchNorm2d):
                     drop_batch_count(child)
-        initialise(self, self.head, "torch", head_init)
-
-    @property
-    def head(self) -> nn.Linear:
-        """The last layer, under torchvision's name."""
-        return self.net.fc
+        initialise(self, self.net.fc, "torch", head_init)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, K)."""
         return self.net(x)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) float -> (B, d)."""
-        net = self.net
-        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
-        return net.avgpool(net.layer4(net.layer3(net.layer2(net.layer1(x))))).flatten(1)

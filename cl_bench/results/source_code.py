@@ -26,7 +26,7 @@ from cl_bench import __version__
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
 ENGINE = "cl_bench.engine.execution"  # every run is made by it and what it imports
-NUMERICAL = {"torch", "torchvision", "numpy"}  # installed packages that change our numbers
+NUMERICAL = {"torch", "torchvision", "timm", "numpy"}  # installed packages that change our numbers
 INSTALLED = {"site-packages", "dist-packages"}
 NOT_COUNTED = (  # our modules that check, name, show or store a run, and change no number of it
     "cl_bench.base.",

@@ -20,13 +20,14 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.base import Curvature
-from cl_bench.curvature.capture import output_roots
 from cl_bench.curvature.products import ggn_product
+from cl_bench.curvature.roots import output_roots
 from cl_bench.engine import experiment
 from cl_bench.engine.evaluation import Evaluation
 from cl_bench.engine.schedule import Schedule
 from cl_bench.engine.session import Host, Progress, Session
 from cl_bench.methods.finetune import Finetune
+from cl_bench.models.head import head_name
 from cl_bench.results.page import Page
 
 EXACT = "Gauss-Newton, exact"
@@ -44,7 +45,7 @@ class Rise:
         self.every: int | None = every
         self.anchor = learner.flat.theta.detach().clone()
         self.head, net = torch.zeros_like(self.anchor), learner.net
-        prefix = next(name for name, module in net.named_modules() if module is net.head)
+        prefix = head_name(net)
         for name, view in learner.flat.views(self.head).items():
             view.fill_(name.startswith(f"{prefix}."))  # 1 for the head's parameters
         self.step, self.rows = 0, list[dict[str, Any]]()

@@ -22,6 +22,7 @@ from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.data import scenario
 from cl_bench.data.augment import Transform
 from cl_bench.engine.schedule import Schedule
+from cl_bench.models.head import head_of
 from cl_bench.models.mlp import MLP
 
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def learner(
     spatial = any(isinstance(module, nn.Conv2d) for module in net.modules())
     transform = transform or identity(rt.device, channels=3 if spatial else 1)
     made = Learner(rt.place(net), CrossEntropy(), optimizer, weight_decay, transform, rt)
-    live = torch.ones(3, net.head.out_features, dtype=torch.bool, device=rt.device)
+    live = torch.ones(3, head_of(net).out_features, dtype=torch.bool, device=rt.device)
     made.begin_task(live, torch.tensor([0]), None)
     return made
 

@@ -175,7 +175,7 @@ class Account(Stateful):
 
     @property
     def _net(self) -> tuple:
-        return self.learner.flat, self.learner.net.head
+        return self.learner.flat, self.learner.head
 
     def _fixed_theirs(self, layout: Layout) -> int:
         """The authors' count of `fixed`: without biases, except that of the head."""
