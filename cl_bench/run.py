@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from cl_bench.config import errors, folders
 from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.nodes import CONF
 from cl_bench.engine import sweep_failures
+from cl_bench.results.sweeps import note_folder
 
 if TYPE_CHECKING:
     from cl_bench.api import Run
@@ -38,6 +40,8 @@ def main(cfg: DictConfig) -> float:
         from cl_bench.engine import job
 
         plan = job.make_plan(cfg, HydraConfig.get())
+        if sweeping:
+            note_folder(Path(HydraConfig.get().runtime.output_dir), plan.folder.path)
         return job.run(plan) if cfg.get("study") is None else job.run_study(plan)
     except StopRun as stop:
         if worker:

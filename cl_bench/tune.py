@@ -3,7 +3,7 @@
 Search hyper-parameters on held-out training images (evaluation.split=val), never on test images.
 Each point of the grid is run with each seed, by default on the first three tasks. The point with
 the highest mean ACC is written, with the results of all points as evidence, to
-conf/tuned_values/<dataset>/<scenario>/<method>.yaml; `cl_bench.run ... tuned=true` uses its values.
+<tuned_dir>/<dataset>/<scenario>/<method>.yaml; `cl_bench.run ... tuned=true` uses its values.
 
     grid='<key>=<values> ...'  the keys to search, with their values in Hydra's notation of sweeps:
                                optimizer.lr=0.01,0.1             these values

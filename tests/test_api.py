@@ -166,7 +166,7 @@ def test_a_table_of_all_runs(tmp_path: Path) -> None:
     failed = table[table["state"] == "failed"].iloc[0]
     assert failed["error"] == "no luck" and failed["hash"] == "failed"
     compared = cl_bench.compare(tmp_path, by="optimizer.lr", baseline="finetune")
-    write_report(tmp_path, ["optimizer.lr"], "finetune", tmp_path)
+    write_report([tmp_path], ["optimizer.lr"], "finetune", tmp_path)
     written = pd.read_csv(tmp_path / "report.csv")
     assert list(written["ACC"]) == pytest.approx(list(compared["ACC"]))
     acc = [100 * run.metrics["ACC"] for run in runs]  # type: ignore[operator]
@@ -226,7 +226,7 @@ def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     first = run.predictions(after=0)
     assert set(first["task"]) == {0}, "the next task's classes do not compete yet"
     assert (run.folder / "confusion.png").stat().st_size > 1000
-    write_report(tmp_path / "runs", [], None, tmp_path / "runs")
+    write_report([tmp_path / "runs"], [], None, tmp_path / "runs")
     assert "confusion matrix of er" in (tmp_path / "runs/report.html").read_text()
     (run.folder / "predictions/task_4.npz").write_bytes(b"PK")
     with pytest.raises(cl_bench.UserError, match=r"task_4\.npz: is damaged"):

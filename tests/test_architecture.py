@@ -35,6 +35,7 @@ ONLY = {  # a foreign package and the files that may import it
     "hydra": {
         "run",
         "engine/sweep_failures",
+        "results/sweeps",
         "report/sweep_page",
         "tuning/axis",
         "tuning/command",

@@ -141,7 +141,10 @@ REFUSED = [
         ("method._target_=cl_bench.methods.base.Method",),
         "is a base class; use one of its subclasses",
     ),
-    (("model._target_=torchvision.models.resnet18",), "must be a class, since its attributes"),
+    (
+        ("model._target_=torchvision.models.resnet18",),
+        "got an unexpected keyword argument 'hidden'",
+    ),
     (
         ("criterion._target_=cl_bench.core.criteria.Criterion",),
         "is a base class; use one of its subclasses",

@@ -34,7 +34,7 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
         extra = [f"dataset.split={split}", "dataset.tasks=5", "dataset.train_per_task=null"]
     if group == "dataset":
         extra = ["dataset.source.load._target_=builtins.list"] if name == "arrays" else []
-    if group == "backbone" or name.startswith(("resnet18_224", "efficientnet")):
+    if group == "backbone" or name.startswith(("resnet18_224", "efficientnet", "torchvision")):
         extra = ["dataset=seqcifar100"]  # they see three channels
     if name in ("dlcft", "imagenet32"):  # the file of backbone=imagenet32 is for the user to make
         extra = [*extra, *NO_BACKBONE]

@@ -28,7 +28,6 @@ FILE = re.compile(r"(?<![\w/])((?:cl_bench|conf|scripts|tests|docs)/[\w./-]*\w)"
 NAMED_IN = re.compile(r"`([\w.]+)`\s+in\s+`(cl_bench/[\w/]+\.py)`")
 LISTED = re.compile(r"^\d+\. `(cl_bench/[\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", re.MULTILINE)
 RUN = "python -m cl_bench.run"
-TUNED = {"conf/tuned_values"}  # where `cl_bench.tune` writes; not there before
 
 
 def text_of(page: Path) -> str:
@@ -106,7 +105,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_file_and_name_is_there(page: Path) -> None:
     text = text_of(page)
     made = made_here(text)
-    files = {file for file in FILE.findall(text) if file not in made | TUNED}
+    files = {file for file in FILE.findall(text) if file not in made}
     assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
     for name, file in NAMED_IN.findall(text):
         assert resolved(file, name) is not None

@@ -48,7 +48,7 @@ def runs(tmp_path: Path) -> Path:
 def test_the_page_works_in_a_browser(runs: Path, tmp_path: Path, width: int) -> None:
     """It sorts both ways, filters, shows all pictures, fetches nothing, fits a phone's width."""
     assert CHROMIUM is not None
-    write_report(runs, [], "ewc", tmp_path)
+    write_report([runs], [], "ewc", tmp_path)
     page = tmp_path / "report.html"
     page.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
     own = ("--dump-dom", f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}")
@@ -68,7 +68,7 @@ def test_the_page_works_in_a_browser(runs: Path, tmp_path: Path, width: int) -> 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on the PATH")
 def test_the_latex_compiles(runs: Path, tmp_path: Path) -> None:
-    write_report(runs, ["linear"], None, tmp_path)
+    write_report([runs], ["linear"], None, tmp_path)
     lines = (r"\documentclass{article}", r"\usepackage{booktabs}", r"\begin{document}")
     text = "\n".join((*lines, r"\input{report}", r"\end{document}"))
     (tmp_path / "paper.tex").write_text(text)

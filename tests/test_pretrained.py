@@ -130,13 +130,13 @@ def test_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     net: Any = TorchvisionResNet18((3, 64, 64), 5, "leaky_relu", "zero")
     pretrained.load(net, "imagenet1k", False)
     assert net.net.layer4[1].conv2.weight.equal(held["layer4.1.conv2.weight"])
-    assert net.head.weight.eq(0).all()
+    assert net.net.fc.weight.eq(0).all()
     assert pretrained.backbone_info("imagenet1k")["sha256"] == sha
     with pytest.raises(UserError, match="has 1000 classes, the data has 5; use"):
         pretrained.load(net, "imagenet1k", True)
     whole: Any = TorchvisionResNet18((3, 64, 64), 1000, "leaky_relu", "pretrained")
     pretrained.load(whole, "imagenet1k", True)
-    assert whole.head.weight.equal(held["fc.weight"])
+    assert whole.net.fc.weight.equal(held["fc.weight"])
 
     def unreachable(*_: Any, **__: Any) -> Any:
         raise OSError("no route to host")

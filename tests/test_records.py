@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from records import change, runs_below, some, write
 
 from cl_bench.base import escape
@@ -24,6 +25,7 @@ from cl_bench.report import formats
 from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
+from cl_bench.results import sweeps
 from cl_bench.results.page import Page
 from cl_bench.results.records import read_all
 
@@ -92,7 +94,7 @@ def test_other_files_in_place_of_a_record(tmp_path: Path) -> None:
     assert found.runs == [] and len(found.damaged) == 2
     assert found.damaged[0] == f"{pipe}: not a regular file"
     with pytest.raises(UserError, match=r"no finished run .* not in it: 2 damaged, the first: "):
-        report.write_report(tmp_path, [], None, tmp_path)
+        report.write_report([tmp_path], [], None, tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_named(
@@ -118,7 +120,7 @@ def test_a_copy_with_other_results_is_named_and_does_not_count(
     shutil.copytree(tmp_path / "toy", tmp_path / "z/unlike")
     old = tmp_path / "z/unlike/data/er/a/seed0"
     change(old / "record.json", "metrics.ACC", 0.9)
-    report.write_report(tmp_path, [], None, tmp_path)
+    report.write_report([tmp_path], [], None, tmp_path)
     out, err = capsys.readouterr()
     assert "55.00 ± 7.07" in out and "1 with other results than the first copy" in out
     line = f"{old}: its results are not those of {tmp_path}/toy/data/er/a/seed0, the same run"
@@ -173,7 +175,7 @@ def test_labels_are_text_in_every_file(tmp_path: Path, capsys: pytest.CaptureFix
             labels = {"dataset": "".join(LABELS), "scenario": "data", "method": label}
             alone = dict.fromkeys(labels, label)  # a section of its own
             change(file, "labels", alone if place >= 14 else labels)
-    report.write_report(root, [], None, root)
+    report.write_report([root], [], None, root)
     made = {file.suffix: file.read_bytes().decode() for file in root.glob("report.*")}
     assert {".html", ".md", ".csv", ".tex"} == made.keys()
     for text in (*made.values(), *capsys.readouterr()):
@@ -228,6 +230,49 @@ def test_files_of_a_row_may_have_unlike_tasks(tmp_path: Path) -> None:
         change(file, "stream.task_identities", [0, 1, 2])
     (row,) = gather(read_all(tmp_path), ["dataset.tasks"])[:1]
     assert len(row.runs) == 2
-    report.write_report(tmp_path, ["dataset.tasks"], None, tmp_path)
+    report.write_report([tmp_path], ["dataset.tasks"], None, tmp_path)
     numbers = formats.data_frame(tables(gather(read_all(tmp_path), ["dataset.tasks"]), None))
     assert numbers["ACC"].tolist() == pytest.approx([55, 55])
+
+
+def swept(where: Path, *jobs: str) -> Path:
+    """The folder of a sweep over the seeds 0 to 3, whose jobs left these files: "0/job.json"."""
+    where.mkdir(parents=True)
+    task = ["method=er", "seed=0,1,2,3"]
+    content = {"hydra": {"sweeper": {"params": None}, "overrides": {"task": task}}}
+    (where / "multirun.yaml").write_text(yaml.safe_dump(content))
+    for job in jobs:
+        (where / job).parent.mkdir()
+        (where / job).write_text(json.dumps({"folder": "", "error": "no such key"}))
+    return where
+
+
+def test_what_sweeps_lack_with_the_commands(tmp_path: Path) -> None:
+    """Done, stopped, refused and never started; done in a later sweep is done."""
+    sweep = swept(tmp_path / ".sweeps/1", "0/job.json", "1/job.json", "2/failed.json")
+    for seed, file in ((0, "record.json"), (1, "status.json")):
+        (tmp_path / f"run{seed}").mkdir()
+        sweeps.note_folder(sweep / str(seed), tmp_path / f"run{seed}")
+        (tmp_path / f"run{seed}" / file).write_text('{"state": "stopped"}')
+    found = read_all(tmp_path)
+    lines = [str(job) for job in found.lacking]
+    run = "python -m cl_bench.run method=er"
+    assert lines == [
+        f"stopped: {run} seed=1",
+        f"refused: {run} seed=2 (no such key)",
+        f"never started: {run} seed=3",
+    ]
+    later = swept(tmp_path / ".sweeps/2", "3/failed.json")
+    (tmp_path / "run3").mkdir()
+    (tmp_path / "run3/record.json").write_text("{}")
+    (later / "3/failed.json").unlink()
+    sweeps.note_folder(later / "3", tmp_path / "run3")
+    assert [job.words[1] for job in read_all(tmp_path).lacking] == ["seed=1", "seed=2"]
+
+
+def test_damaged_and_refused_sweeps_lack_nothing(tmp_path: Path) -> None:
+    swept(tmp_path / ".sweeps/1")
+    for number, text in enumerate(("", "hydra: [1]", "\x00", "hydra: {sweeper: {params: 3}}")):
+        sweep = swept(tmp_path / f".sweeps/damaged{number}", "0/job.json")
+        (sweep / "multirun.yaml").write_text(text)
+    assert read_all(tmp_path).lacking == []

@@ -24,7 +24,7 @@ from cl_bench import tune
 from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config import tuned
 from cl_bench.config.name import config_hash
-from cl_bench.tuning import command, optuna_search, trials
+from cl_bench.tuning import optuna_search, trials
 from cl_bench.tuning.axis import Axis
 from cl_bench.tuning.search import Search
 from cl_bench.tuning.trials import Trial
@@ -123,11 +123,11 @@ def searched(
 
     monkeypatch.setattr(optuna_search, "run_trial", run_trial)
     monkeypatch.setattr(trials, "run_trial", run_trial)
-    monkeypatch.setattr(command, "CONF", where)
+    monkeypatch.chdir(where)
     monkeypatch.setattr(sys, "argv", ["tune", *arguments])
     tune.main()
     (file,) = where.rglob("*.yaml")
-    assert file == where / "tuned_values/pmnist5k/data/ewc.yaml"
+    assert file == where / "tuned/pmnist5k/data/ewc.yaml"
     return OmegaConf.to_object(OmegaConf.load(file))  # type: ignore[return-value]
 
 
@@ -204,6 +204,20 @@ def test_tuned_values_yield_to_what_is_typed(
         tuned.apply(cfg, file, [])
 
 
+def test_the_users_values_go_before_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
+    labels = ("pmnist5k", "data", "ewc")
+    cfg = composed("method=ewc", f"tuned_dir={tmp_path / 'mine'}")
+    mine, shipped = (tmp_path / part / "pmnist5k/data/ewc.yaml" for part in ("mine", "shipped"))
+    assert tuned.find_file(cfg, labels) == mine, "the place where it is missing"
+    for file in (shipped, mine):
+        file.parent.mkdir(parents=True)
+        file.touch()
+        assert tuned.find_file(cfg, labels) == file
+
+
 def test_a_search_by_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trials; one of them diverges, and is no trial to choose. Paths are wider than a line."""
     where = f"output_dir={tmp_path / ('x' * 150)}"
@@ -252,10 +266,10 @@ def done(tmp_path: Path) -> tuple[int, str, str]:
 
 
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(command, "CONF", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
     words = ["tune", "method=ewc", "grid=optimizer.lr=0.1,1"]
     monkeypatch.setattr(sys, "argv", words)
-    return tmp_path / "conf/tuned_values/pmnist5k/data/ewc.yaml"
+    return tmp_path / "tuned/pmnist5k/data/ewc.yaml"
 
 
 def test_a_locked_run_is_waited_for(

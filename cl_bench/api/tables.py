@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from cl_bench.report import formats
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
 from cl_bench.results.record import LABELS
-from cl_bench.results.records import Records, Unfinished, read_all
+from cl_bench.results.records import Records, Unfinished, read_folders
 
 PathLike = str | os.PathLike[str]
 
 
-def runs(folder: PathLike = "outputs") -> pd.DataFrame:
-    """A row for each run below a folder, finished or not.
+def runs(folder: PathLike | Sequence[PathLike] = "outputs") -> pd.DataFrame:
+    """A row for each run below a folder, or below several, finished or not.
 
     Columns: `folder`, `state` (done, running, stopped, failed, killed or damaged) and `error`;
     dataset, scenario, method, `hash` of the config and seed; the metrics as fractions; costs
@@ -43,7 +43,9 @@ def runs(folder: PathLike = "outputs") -> pd.DataFrame:
 
 
 def compare(
-    folder: PathLike = "outputs", by: str | Iterable[str] = (), baseline: str | None = None
+    folder: PathLike | Sequence[PathLike] = "outputs",
+    by: str | Iterable[str] = (),
+    baseline: str | None = None,
 ) -> pd.DataFrame:
     """The report's table: a row for each config, with mean, spread and interval over its seeds.
 
@@ -59,11 +61,9 @@ def compare(
     return formats.data_frame(tables(rows, baseline))
 
 
-def _read(folder: PathLike) -> Records:
-    root = files.absolute(folder)
-    if not root.is_dir():
-        raise UserError(f"{folder}: no such folder; name the folder that has the runs")
-    return read_all(root)
+def _read(folder: PathLike | Sequence[PathLike]) -> Records:
+    given = [folder] if isinstance(folder, str | os.PathLike) else folder
+    return read_folders([files.absolute(each) for each in given])
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,11 @@ def take_options(words: list[str]) -> list[str]:
     return left
 
 
+def command_words() -> list[str]:
+    """The options that a command needs to find the folders that were given to this one."""
+    return [f"{OPTIONS[0]}={folder}" for folder in _in_environment()]
+
+
 class _OptionFolders(SearchPathPlugin):
     """Adds the other packages' folders to those that Hydra searches for options."""
 

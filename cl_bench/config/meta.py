@@ -13,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.models.prepare import PREPARE_KEYS
 
 SHAPES = ((3, 32, 32), (3, 224, 224), (1, 28, 28))  # one of them suits most networks
@@ -33,12 +34,17 @@ def bare_network(model: dict[str, Any], shape: Sequence[int], num_classes: int) 
 
 
 def meta_network(model: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module | None:
-    """The network without values; None where it cannot be built on the meta device."""
+    """The network without values; None where it cannot be built on the meta device.
+
+    Raises UserError where its class or function does not take the model's keys.
+    """
     try:
         with torch.device("meta"):
             return bare_network(model, shape, num_classes)
     except (RuntimeError, NotImplementedError):
         return None
+    except TypeError as error:
+        raise UserError(f"model._target_={model['_target_']}: {one_line(error, 200)}") from None
 
 
 def has_batch_norm(model: dict[str, Any]) -> bool:

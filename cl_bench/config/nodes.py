@@ -25,7 +25,16 @@ EXTRAS = {  # hydra/launcher=<key> needs pip install -e ".[<value>]"
 }
 PLACES = ("seed", "output_dir", "data_dir", "cache_dir")  # may differ between runs of one config
 SILENT = (  # keys that change no number; a method that uses the last three has copies of them
-    *("tracking", "log_every", "save_every", "save_network", "force", "tuned", "code_changed"),
+    *(
+        "tracking",
+        "log_every",
+        "save_every",
+        "save_network",
+        "force",
+        "tuned",
+        "tuned_dir",
+        "code_changed",
+    ),
     *("curvature", "merging", "buffer"),
 )
 Leaves = dict[str, Any]  # `method.strength` to its value

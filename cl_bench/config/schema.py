@@ -48,6 +48,7 @@ KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no sign
     "save_network": bool,
     "force": bool,
     "tuned": bool,
+    "tuned_dir": Text,
     "code_changed": CodeChanged,
     "scenario.name": str,
     "scenario.split": Literal["class", "sample"],

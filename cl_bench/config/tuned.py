@@ -1,12 +1,13 @@
 """Puts the values that `python -m cl_bench.tune` has found into a config (`tuned=true`).
 
-conf/tuned_values/<dataset>/<scenario>/<method>.yaml holds `values` and the evidence for them.
-(Hydra would take a folder conf/tuned for a group, and tuned=true for one of its options.)
+<tuned_dir>/<dataset>/<scenario>/<method>.yaml holds `values` and the evidence for them. The folder
+is the user's own, `tuned/` in the working folder. Values that come with this package are in
+conf/tuned_values; those of the user's folder go before them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,21 @@ from yaml import YAMLError
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import Leaves, leaves, resolved
+from cl_bench.config.nodes import CONF, Leaves, leaves, resolved
 
-FOLDER = "tuned_values"
+SHIPPED = CONF / "tuned_values"
 CONDITIONS = ("method.", "model.", "criterion.", "optimizer.", "schedule.")
 
 
-def values_file(conf: Path, dataset: str, scenario: str, method: str) -> Path:
-    """The file with the tuned values of a method on a dataset in a scenario."""
-    return conf / FOLDER / dataset / scenario / f"{method}.yaml"
+def values_file(folder: str | Path, dataset: str, scenario: str, method: str) -> Path:
+    """The file in a folder with the tuned values of a method on a dataset in a scenario."""
+    return files.absolute(folder) / dataset / scenario / f"{method}.yaml"
+
+
+def find_file(cfg: DictConfig, labels: Sequence[str]) -> Path:
+    """The file for a dataset, scenario and method: the user's, or the package's; it may lack."""
+    places = [values_file(folder, *labels) for folder in (cfg.tuned_dir, SHIPPED)]
+    return next((file for file in places if file.is_file()), places[0])
 
 
 def apply(cfg: DictConfig, file: Path, overrides: Iterable[str]) -> None:

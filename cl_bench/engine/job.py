@@ -15,7 +15,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config import backbone, errors, tuned
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
-from cl_bench.config.nodes import CONF, targets
+from cl_bench.config.nodes import targets
 from cl_bench.engine.execution import Plan, make_study, train_and_record
 from cl_bench.engine.resume import other_code_note
 from cl_bench.results.folder import Folder
@@ -38,7 +38,7 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
     if changed:
         print("as the backbone was trained:", *(f"{key}={value}" for key, value in changed.items()))
     if cfg.get("tuned"):
-        tuned.apply(cfg, tuned.values_file(CONF, *labels), hydra.overrides.task)
+        tuned.apply(cfg, tuned.find_file(cfg, labels), hydra.overrides.task)
     resolved = check_config(cfg)
     normalise_floats(cfg, resolved)
     name = config_hash(cfg)

@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.files import DamagedError
-
-NOTE = "failed.json"
+from cl_bench.results.sweeps import FAILURE
 
 
 def write_note(error: str, folder: Path | None) -> None:
@@ -26,7 +25,7 @@ def write_note(error: str, folder: Path | None) -> None:
     content = {"job": " ".join(job.overrides.task), "error": error, "folder": str(folder or "")}
     place = Path(job.runtime.output_dir)
     place.mkdir(parents=True, exist_ok=True)
-    files.write_json(place / NOTE, content)
+    files.write_json(place / FAILURE, content)
 
 
 class Failures(Callback):
@@ -35,7 +34,7 @@ class Failures(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """List the failures, after callbacks of studies have used the jobs that are done."""
         root = Path(config.hydra.sweep.dir)
-        notes = sorted(root.rglob(NOTE))
+        notes = sorted(root.rglob(FAILURE))
         if not notes:
             print(f"all jobs done: python -m cl_bench.report {config.output_dir}")
             return

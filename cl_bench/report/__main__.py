@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,17 +19,20 @@ from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import Row, gather
 from cl_bench.report.runs import finished_runs, left_out
 from cl_bench.report.tables import tables
-from cl_bench.results.records import Records, read_all
+from cl_bench.results.records import Records, read_folders
 
 MAX_FAILURES = 10  # failed runs that are named at the end
+MAX_LACKING = 20  # jobs of sweeps that are printed
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m cl_bench.report",
-        description="Compares the finished runs below a folder: report.html, .md, .csv and .tex",
+        description="Compares the finished runs below folders: report.html, .md, .csv and .tex",
     )
-    parser.add_argument("root", type=Path, nargs="?", default=Path("outputs"))
+    parser.add_argument(
+        "root", type=Path, nargs="*", default=[Path("outputs")], help="folders (default: outputs)"
+    )
     parser.add_argument(
         "--by",
         nargs="+",
@@ -58,10 +62,10 @@ def main() -> None:
     """Exit code 2 and one line where the folder or an option is wrong."""
     parser = _parser()
     options = parser.parse_args()
-    root = options.root.expanduser()
-    out = options.out.expanduser() if options.out else root
+    roots = [root.expanduser() for root in options.root]
+    out = options.out.expanduser() if options.out else roots[0]
     try:
-        rows = write_report(root, options.by, options.baseline, out)
+        rows = write_report(roots, options.by, options.baseline, out)
         if options.save:
             from cl_bench.report.save import save  # slow to import: it checks configs
 
@@ -71,20 +75,25 @@ def main() -> None:
         parser.exit(2, f"error: {visible(str(error))}\n")
 
 
-def write_report(root: Path, by: list[str], baseline: str | None, out: Path) -> list[Row]:
-    """Print the tables and write them as HTML, Markdown, CSV and LaTeX; returns their rows."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; name the folder that has the runs")
-    records = read_all(root)
-    rows = gather(records, by)
+def write_report(
+    roots: Sequence[Path], by: list[str], baseline: str | None, out: Path
+) -> list[Row]:
+    """Print the tables of the runs below folders, and write them as HTML, Markdown, CSV and LaTeX.
+
+    Returns their rows.
+    """
+    records, names = read_folders(roots), ", ".join(map(str, roots))
+    rows, jobs = gather(records, by), [str(job) for job in records.lacking]
     if not rows:
-        raise UserError(f"{root}: no finished run (record.json) below this folder{gaps(records)}")
+        _print_lacking(jobs)
+        raise UserError(f"{names}: no finished run (record.json) below this folder{gaps(records)}")
     made, orders = tables(rows, baseline), order_summary(finished_runs(records))
     lines = left_out(records)
     print(formats.plain_text(made, orders))
+    title = visible(", ".join(root.resolve().name for root in roots))
     texts = {
-        "html": html(made, orders, f"cl_bench: {visible(root.resolve().name)}", lines),
-        "md": formats.markdown(made, orders, lines),
+        "html": html(made, orders, f"cl_bench: {title}", lines, visible(jobs)),
+        "md": formats.markdown(made, orders, lines, visible(jobs)),
         "csv": formats.csv_text(formats.data_frame(made)),
         "tex": formats.latex(made, orders),
     }
@@ -96,7 +105,18 @@ def write_report(root: Path, by: list[str], baseline: str | None, out: Path) -> 
         print(f"left out: {line}", file=sys.stderr)
     for line in visible(records.failures[:MAX_FAILURES]):
         print(f"failed: {line}", file=sys.stderr)
+    _print_lacking(jobs)
     return rows
+
+
+def _print_lacking(jobs: list[str]) -> None:
+    """Print what sweeps lack: the first jobs, each with its command."""
+    if jobs:
+        print(f"sweeps lack {len(jobs)} run{'s' * (len(jobs) > 1)}:", file=sys.stderr)
+    for line in visible(jobs[:MAX_LACKING]):
+        print(f"  {line}", file=sys.stderr)
+    if len(jobs) > MAX_LACKING:
+        print(f"  and {len(jobs) - MAX_LACKING} more, in the files", file=sys.stderr)
 
 
 def _write_files(out: Path, texts: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from cl_bench.report.orders import NO_ORDERS, ORDERS_NOTE, OrderSummary
 from cl_bench.report.quantities import COSTS, METRICS
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import INTERVAL_NOTE, Summary, mean_and_sd
-from cl_bench.report.tables import MIXED_CODE, NOTE, Cell, Column, Table, columns
+from cl_bench.report.tables import LACKING_TITLE, MIXED_CODE, NOTE, Cell, Column, Table, columns
 from cl_bench.results.page import markdown_table
 
 ORDERS_TITLE = "Order of the tasks"
@@ -68,7 +68,10 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def markdown(
-    tables: list[Table], orders: OrderSummary = NO_ORDERS, left_out: Sequence[str] = ()
+    tables: list[Table],
+    orders: OrderSummary = NO_ORDERS,
+    left_out: Sequence[str] = (),
+    lacking: Sequence[str] = (),
 ) -> str:
     """A heading and a table for each section; the best in bold, the second best in italics."""
     parts = []
@@ -84,6 +87,8 @@ def markdown(
     parts += [escaped(orders.left_out)]
     if left_out:
         parts += ["## Left out", "\n".join(f"- {escaped(line)}" for line in left_out)]
+    if lacking:
+        parts += [f"## {LACKING_TITLE}", "\n".join(f"- {escaped(line)}" for line in lacking)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -13,11 +13,15 @@ from cl_bench.report import charts
 from cl_bench.report.orders import ORDERS_NOTE, OrderSummary
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import INTERVAL_NOTE
-from cl_bench.report.tables import NOTE, Table, columns
+from cl_bench.report.tables import LACKING_TITLE, NOTE, Table, columns
 
 
 def html(
-    tables: list[Table], orders: OrderSummary, title: str, left_out: Sequence[str] = ()
+    tables: list[Table],
+    orders: OrderSummary,
+    title: str,
+    left_out: Sequence[str] = (),
+    lacking: Sequence[str] = (),
 ) -> str:
     """All tables with their pictures and published figures."""
     source = files("cl_bench.report").joinpath("page.html.j2").read_text()
@@ -30,6 +34,8 @@ def html(
         orders=orders,
         orders_note=ORDERS_NOTE,
         left_out=left_out,
+        lacking=lacking,
+        lacking_title=LACKING_TITLE,
         runs=sum(len(row.runs) for table in tables for row in table.rows),
     )
 

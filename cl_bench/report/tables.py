@@ -15,10 +15,11 @@ MIXED_MARK = "†"  # of a row whose runs were made by different code
 OLD_MARK = "‡"  # of a row whose runs were made by sources that have changed since
 MIXED_CODE = "its runs were made by different code"
 UPPER_BOUNDS = ("joint",)  # methods that are never marked as the best
+LACKING_TITLE = "What sweeps lack"
 NOTE = (
     "Numbers are mean ± standard deviation (n - 1) over n seeds, in percent; gradients are "
     "backward passes per training image. The best and the second best row are marked; joint "
-    "training does not compete."
+    "training does not compete, nor does a single seed with rows of several."
 )
 
 
@@ -56,9 +57,11 @@ class Table:
     def ranks(self, quantity: Quantity) -> dict[int, int]:
         """The indices of the best (1) and second best (2) rows; equal printed numbers share one."""
         printed: dict[int, float] = {}
+        several = any(row.seeds > 1 for row in self.rows)
         for place, row in enumerate(self.rows):
             found = row.summary(quantity)
-            if found is not None and row.method not in UPPER_BOUNDS:
+            competes = row.method not in UPPER_BOUNDS and (row.seeds > 1 or not several)
+            if found is not None and competes:
                 printed[place] = quantity.better * round(found.mean, quantity.digits)
         if len(printed) < 2:
             return {}

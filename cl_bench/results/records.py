@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.results.record import read_record
+from cl_bench.results.sweeps import SWEEP, Job, lacking
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,13 @@ class Records:
     runs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)  # folder, record
     damaged: list[str] = field(default_factory=list)  # a line each, with the file's name
     without_record: list[Unfinished] = field(default_factory=list)
+    sweeps: list[Path] = field(default_factory=list)  # folders of sweeps
+
+    @property
+    def lacking(self) -> list[Job]:
+        """The jobs of sweeps that have no result."""
+        states = {run.folder.absolute(): (run.state, run.reason) for run in self.without_record}
+        return lacking(self.sweeps, states)
 
     @property
     def unfinished(self) -> Counter[str]:
@@ -41,6 +51,15 @@ class Records:
     def failures(self) -> list[str]:
         """A line for each run that failed, with its reason."""
         return [f"{run.folder}: {run.reason}" for run in self.without_record if run.reason]
+
+    def add(self, folder: Path, names: Collection[str]) -> None:
+        """Add what is in a folder with files of these names; DamagedError where one is damaged."""
+        if "record.json" in names:
+            self.runs.append((folder, vars(read_record(folder / "record.json"))))
+        elif "status.json" in names:
+            self.add_unfinished(folder, "page.md" in names)
+        elif SWEEP in names:
+            self.sweeps.append(folder)
 
     def add_unfinished(self, folder: Path, has_page: bool) -> None:
         """Add the run in a folder without a record, unless it is a study that is done."""
@@ -82,20 +101,17 @@ def _was_killed(status: dict[str, Any]) -> bool:
     return False
 
 
-def read_all(root: Path) -> Records:
-    """Read every run below a folder; links to folders are followed, each folder is read once."""
+def read_all(*roots: Path) -> Records:
+    """Read every run below folders; links to folders are followed, each folder is read once."""
     found = Records()
 
     def note_unreadable(error: OSError) -> None:
-        if root.exists():
+        if any(root.exists() for root in roots):
             found.damaged.append(f"{error.filename}: {error.strerror}")
 
-    for folder, names in _folders(root, note_unreadable):
+    for folder, names in _folders(roots, note_unreadable):
         try:
-            if "record.json" in names:
-                found.runs.append((folder, vars(read_record(folder / "record.json"))))
-            elif "status.json" in names:
-                found.add_unfinished(folder, "page.md" in names)
+            found.add(folder, names)
         except DamagedError as error:
             found.damaged.append(str(error))
         except OSError as error:
@@ -103,13 +119,24 @@ def read_all(root: Path) -> Records:
     return found
 
 
-def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder below `root` with the names of its files, sorted by path.
+def read_folders(roots: Sequence[Path]) -> Records:
+    """`read_all`, with UserError where one of the folders does not exist."""
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; name the folder that has the runs")
+    return read_all(*roots)
+
+
+def _folders(
+    roots: Iterable[Path], unreadable: Callable[[OSError], None]
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder below `roots` with the names of its files, sorted by path.
 
     `unreadable` is called with the error of a folder that cannot be read, or has just been removed.
     """
     seen: set[tuple[int, int]] = set()
-    for path, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
+    walks = (os.walk(root, followlinks=True, onerror=unreadable) for root in roots)
+    for path, folders, names in chain.from_iterable(walks):
         try:
             stat = os.stat(path)
         except OSError as error:

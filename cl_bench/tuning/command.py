@@ -14,7 +14,6 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import DIVERGED, UserError
 from cl_bench.config import tuned
 from cl_bench.config.compose import chosen_options, composed
-from cl_bench.config.nodes import CONF
 from cl_bench.results import source_code
 from cl_bench.tuning.optuna_search import run_optuna
 from cl_bench.tuning.search import Search
@@ -68,4 +67,5 @@ def write_best(search: Search, ranked: list[Trial]) -> Path:
 
 
 def _values_file(search: Search) -> Path:
-    return tuned.values_file(CONF, *chosen_options(search.overrides))
+    folder = composed(*search.overrides).tuned_dir
+    return tuned.values_file(folder, *chosen_options(search.overrides))

@@ -1,0 +1,104 @@
+"""The jobs of sweeps, and which of them have no result.
+
+Hydra writes `multirun.yaml` into the folder of a sweep, with the words of its command; each job
+that is started notes in `<job number>/job.json` the folder of its run, or in `failed.json` why it
+was refused.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from cl_bench.base import files
+from cl_bench.base.files import DamagedError
+from cl_bench.config import folders
+
+SWEEP, JOB, FAILURE = "multirun.yaml", "job.json", "failed.json"
+RUN = "python -m cl_bench.run"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep that has no result."""
+
+    words: tuple[str, ...]
+    state: str  # never started, running, stopped, killed, failed, refused
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        options = folders.command_words()
+        command = " ".join([RUN, *map(shlex.quote, [*options, *self.words])])
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.state}: {command}{why}"
+
+
+def note_folder(job_folder: Path, run_folder: Path) -> None:
+    """Write the folder of a job's run into the job's own folder."""
+    job_folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(job_folder / JOB, {"folder": str(run_folder)})
+
+
+def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) -> list[Job]:
+    """The jobs of sweeps without a result, each once, by the newest sweep that has it.
+
+    `sweeps` are the folders of sweeps, `states` the state and the reason of each run without a
+    record by its folder. A job that any sweep has finished is left out, and so is a sweep of which
+    no job was started: its command may have been refused.
+    """
+    found: dict[tuple[str, ...], Job | None] = {}
+    for sweep in sorted(filter(_has_started, sweeps)):
+        for number, words in enumerate(_jobs(sweep)):
+            key, job = tuple(sorted(words)), _job(sweep / str(number), words, states)
+            if key not in found or found[key] is not None:
+                found[key] = job
+    return [job for job in found.values() if job is not None]
+
+
+def _has_started(sweep: Path) -> bool:
+    return any(next(sweep.glob(f"*/{name}"), None) for name in (JOB, FAILURE))
+
+
+def _jobs(sweep: Path) -> Iterator[tuple[str, ...]]:
+    """The words of each job; none where the file is damaged, or only Hydra can tell them."""
+    try:
+        content: Any = yaml.safe_load((sweep / SWEEP).read_text())
+        hydra = content["hydra"]
+        params = [f"{key}={value}" for key, value in (hydra["sweeper"]["params"] or {}).items()]
+        parsed = OverridesParser.create().parse_overrides([*params, *hydra["overrides"]["task"]])
+        yield from (tuple(words) for words in BasicSweeper.split_arguments(parsed, None)[0])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, HydraException):
+        return
+    except (KeyError, TypeError, AttributeError, AssertionError, ValueError):
+        return  # of another sweeper, or damaged
+
+
+def _job(
+    place: Path, words: tuple[str, ...], states: dict[Path, tuple[str, str | None]]
+) -> Job | None:
+    """The job in a folder of a sweep; None where its run is finished."""
+    folder = Path(str(_read(place / JOB).get("folder", "")))
+    failure = _read(place / FAILURE)
+    if folder.name and (folder / "record.json").is_file():
+        return None
+    state, reason = states.get(folder, ("", None))
+    if not state and failure:
+        return Job(words, "failed" if folder.name else "refused", str(failure.get("error")))
+    if not state:
+        state = "started, but its folder is gone" if folder.name else "never started"
+    return Job(words, state, reason)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(file)
+    except (OSError, DamagedError):
+        return {}
