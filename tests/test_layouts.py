@@ -10,8 +10,9 @@ import pytest
 from images import image_folder, paint, refusal, shades
 from PIL import Image
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import layouts, source
-from cl_bench.data.origin import fingerprint
+from cl_bench.data.origin import fingerprint, in_order
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +86,8 @@ def test_every_image_that_is_read_is_watched(tmp_path: Path):
     folder = [f"f/{s}/c/0.png" for s in ("train", "test")]
     tiny, glot = "tiny-imagenet-200", "omniglot-py"
     cases = {
-        layouts.any_folder(tmp_path / "f", 8)[0]: folder,
-        layouts.any_folder(tmp_path / "v", 8)[1]: ["v/train/c/0.png", "v/val/c/0.png"],
+        layouts.any_folder(tmp_path / "f", 8, False)[0]: folder,
+        layouts.any_folder(tmp_path / "v", 8, False)[1]: ["v/train/c/0.png", "v/val/c/0.png"],
         layouts.tinyimagenet(tmp_path)[0]: [
             f"{tiny}/train/n/images/0.JPEG",
             f"{tiny}/val/images/v.x",
@@ -239,3 +240,32 @@ def test_cifar100_folder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.rmtree(tmp_path / "cifar100")
     image_folder(tmp_path / "cifar100", "apple worm", 2, 1)
     assert "0.png: is 8x8 instead of 32x32" in refusal(source.cifar100, str(tmp_path))
+
+
+def test_classes_that_are_numbers_are_in_their_order() -> None:
+    assert in_order(["10", "2", "1"]) == ["1", "2", "10"]
+    assert in_order(["10", "2", "b"]) == ["10", "2", "b"]
+
+
+def test_broken_images_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only with skip_broken, and not all of a class; another value makes another prepared file."""
+    for part, number in (("train", 3), ("test", 2)):
+        for name in ("2", "10"):
+            for i in range(number):
+                paint(tmp_path / "own" / part / name / f"{i}.png", 10 * int(name) + i)
+    (tmp_path / "own/train/10/1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot use the image .*train/10/1\.png"):
+        source.folder("own", 4, str(tmp_path))
+    found = source.folder("own", 4, str(tmp_path), skip_broken=True)
+    assert found.classes == ("2", "10") and found.train_y.tolist() == [1, 1, 0, 0, 0]
+    assert found.provenance["left_out"] == "1 images that cannot be read"
+    line = capsys.readouterr().err
+    assert "1 images left out, the first: own: cannot use the image" in line
+    with pytest.raises(UserError, match=r"cannot use the image"):
+        source.folder("own", 4, str(tmp_path))
+    for i in (0, 2):
+        (tmp_path / f"own/train/10/{i}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="no image of a class can be read"):
+        source.folder("own", 4, str(tmp_path), skip_broken=True)

@@ -38,19 +38,23 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
 def _of_data(plain: Node) -> set[str]:
     """The order of classes where tasks are not cut by class; the seed where nothing is drawn.
 
-    A balanced data set has the hash that it had before there was `imbalance`.
+    A balanced data set has the hash that it had before there was `imbalance`, and a folder that
+    before there was `skip_broken`.
     """
     dataset = plain["dataset"]
     if get_object(dataset["_target_"]) is not stream.build:
         return set()
-    even = {"dataset.imbalance"} if dataset["imbalance"] == 1 else set[str]()
+    even = dataset["imbalance"] == 1
+    unused = {"dataset.imbalance"} if even else set[str]()
+    if dataset["source"].get("skip_broken") is False:
+        unused.add("dataset.source.skip_broken")
     if dataset["split"] == "rotation":
-        return even
+        return unused
     if dataset["split"] != "class":
-        return even | {"dataset.order"}
-    whole = dataset["train_per_task"] is None and dataset["fraction"] == 1 and bool(even)
+        return unused | {"dataset.order"}
+    whole = dataset["train_per_task"] is None and dataset["fraction"] == 1 and even
     drawn = not whole or dataset["order"] == "random" or plain["evaluation"]["split"] == "val"
-    return even | ({"dataset.heads"} if drawn else {"dataset.heads", "dataset.seed"})
+    return unused | ({"dataset.heads"} if drawn else {"dataset.heads", "dataset.seed"})
 
 
 def _of_model(model: Node) -> set[str]:

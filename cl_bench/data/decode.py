@@ -31,13 +31,24 @@ Item = TypeVar("Item")
 Fit = Callable[["Image", int], "Image"]  # `resize` or `require_size`
 
 
-def decode(name: str, images: Sequence[Path], size: int, fit: Fit) -> Tensor:
-    """Decode `images` in order to (N, 3, size, size) uint8 RGB; `fit` brings each to that size."""
-    out = np.empty((len(images), 3, size, size), np.uint8)
+def decode(
+    name: str, images: Sequence[Path], size: int, fit: Fit, broken: dict[int, str] | None = None
+) -> Tensor:
+    """Decode `images` in order to (N, 3, size, size) uint8 RGB; `fit` brings each to that size.
+
+    Raises UserError for an image that cannot be read, unless there is `broken`: then the image is
+    black, and its index is put there with the reason.
+    """
+    out = np.zeros((len(images), 3, size, size), np.uint8)
 
     def block(start: int) -> None:
         for i in range(start, min(start + BLOCK, len(images))):
-            out[i] = _pixels(name, images[i], size, fit)
+            try:
+                out[i] = _pixels(name, images[i], size, fit)
+            except UserError as error:
+                if broken is None:
+                    raise
+                broken[i] = str(error)
 
     starts = range(0, len(images), BLOCK)
     with ThreadPoolExecutor(THREADS) as pool:

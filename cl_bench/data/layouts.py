@@ -122,25 +122,28 @@ def imagenet32(home: Path) -> Origins:
     )
 
 
-def any_folder(root: Path, size: int) -> Origins:
-    """An image folder of the user's own."""
-    return image_folder(root.name, root, partial(_read_any, size))
+def any_folder(root: Path, size: int, skip_broken: bool) -> Origins:
+    """An image folder of the user's own, whose classes are in numeric order if they are numbers."""
+    layout = f"{FOLDERS}, numbers in order{', without broken images' if skip_broken else ''}"
+    return image_folder(root.name, root, partial(_read_any, size, skip_broken), layout)
 
 
-def image_folder(name: str, root: Path, read: Callable[[Listing], Source]) -> Origins:
+def image_folder(
+    name: str, root: Path, read: Callable[[Listing], Source], layout: str = FOLDERS
+) -> Origins:
     """Class folders in `root`/train and in `root`/test, or `root`/val as in ImageNet."""
 
     def origin(test: str) -> Origin:
         images = Images(root / "train", 1), Images(root / test, 1)
         return Origin(
-            root, FOLDERS, lambda: read(listing.from_folders(name, root, test)), (), images
+            root, layout, lambda: read(listing.from_folders(name, root, test)), (), images
         )
 
     return origin("test"), origin("val")
 
 
-def _read_any(size: int, files: Listing) -> Source:
-    return listing.read(files, size, resize, None)
+def _read_any(size: int, skip_broken: bool, files: Listing) -> Source:
+    return listing.read(files, size, resize, None, skip_broken)
 
 
 def _read_notmnist(files: Listing) -> Source:

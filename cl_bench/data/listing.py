@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from cl_bench.data.origin import (
     IMAGES,
     NOTHING,
     describe_folder,
+    in_order,
     is_image,
     path_kind,
     subfolders,
@@ -119,8 +121,18 @@ def require_counts(listing: Listing, classes: int, train: int | None, test: int 
                 )
 
 
-def read(listing: Listing, size: int, fit: Fit, groups: tuple[int, ...] | None) -> Source:
-    """Decode every file to RGB of size x size; `groups` are the superclasses of the classes."""
+def read(
+    listing: Listing,
+    size: int,
+    fit: Fit,
+    groups: tuple[int, ...] | None,
+    skip_broken: bool = False,
+) -> Source:
+    """Decode every file to RGB of size x size; `groups` are the superclasses of the classes.
+
+    With `skip_broken`, images that cannot be read are left out, and their number is printed and
+    noted in the source's provenance.
+    """
     classes = _common_classes(listing)
     ids = {label: i for i, label in enumerate(classes)}
     way = (
@@ -129,14 +141,27 @@ def read(listing: Listing, size: int, fit: Fit, groups: tuple[int, ...] | None) 
         else f"PIL bilinear, antialiased, to {size}x{size}, any aspect"
     )
 
-    def part(pairs: list[Labelled]) -> Part:
-        x = decode(listing.name, [file for file, _ in pairs], size, fit)
-        return x, torch.tensor([ids[label] for _, label in pairs])
+    reasons: list[str] = []
 
+    def part(pairs: list[Labelled]) -> Part:
+        broken: dict[int, str] = {}
+        files = [file for file, _ in pairs]
+        x = decode(listing.name, files, size, fit, broken if skip_broken else None)
+        y = torch.tensor([ids[label] for _, label in pairs])
+        if not broken:
+            return x, y
+        reasons.extend(broken[i] for i in sorted(broken))
+        kept = [i for i in range(len(pairs)) if i not in broken]
+        if len({*y[kept].tolist()}) < len(classes):
+            raise UserError(f"{listing.name}: no image of a class can be read: {reasons[-1]}")
+        return x[kept], y[kept]
+
+    parts = part(listing.train), part(listing.test)
     provenance = {"order": listing.order, "resize": way, "versions": versions("torch", "pillow")}
-    return make_source(
-        listing.name, part(listing.train), part(listing.test), classes, groups, provenance
-    )
+    if reasons:
+        provenance["left_out"] = f"{len(reasons)} images that cannot be read"
+        print(f"{len(reasons)} images left out, the first: {reasons[0]}", file=sys.stderr)
+    return make_source(listing.name, *parts, classes, groups, provenance)
 
 
 def _common_classes(listing: Listing) -> tuple[str, ...]:
@@ -148,7 +173,7 @@ def _common_classes(listing: Listing) -> tuple[str, ...]:
             f"{listing.name}: train and test need the same classes, but {odd[0]} is in {only} only"
             f" ({len(odd)} such classes)"
         )
-    return tuple(sorted(train))
+    return tuple(in_order(train))
 
 
 def _labelled(name: str, split: Path) -> list[Labelled]:

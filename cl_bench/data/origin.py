@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,13 @@ def subfolders(path: Path) -> list[Path]:
                 "has control characters"
             )
     return [place for place, what in found.items() if what == FOLDER]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sorted by name, and by number where all names are numbers: 2 is before 10."""
+    names = [*names]
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
 
 
 def describe_obstacle(origins: Sequence[Origin]) -> str:

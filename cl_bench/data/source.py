@@ -132,9 +132,17 @@ def imagenet32(data_dir: Text, cache_dir: Text | None = None) -> Source:
     return load_cached(home, spec, cache_dir)
 
 
-def folder(path: Text, size: Pixels, data_dir: Text, cache_dir: Text | None = None) -> Source:
+def folder(
+    path: Text,
+    size: Pixels,
+    data_dir: Text,
+    cache_dir: Text | None = None,
+    skip_broken: bool = False,
+) -> Source:
     """Any image folder `path` with {train,test}/<class>/*, resized to (3, size, size).
 
+    Classes are in the order of their names, or of their numbers where all names are numbers. With
+    `skip_broken`, images that cannot be read are left out; else the first one is an error.
     A relative `path` is looked for in `data_dir`, and then in the working folder.
     """
     if "\0" in path:
@@ -145,7 +153,7 @@ def folder(path: Text, size: Pixels, data_dir: Text, cache_dir: Text | None = No
         f"folder: no image folder in {' or '.join(map(str, places))} (looked for {FOLDERS}, "
         "with val for test as ImageNet has it)"
     )
-    spec = [_folder_spec(home, root, size, not_found) for root in places]
+    spec = [_folder_spec(home, root, size, skip_broken, not_found) for root in places]
     known = [w for w in spec if _is_known(w, home, cache_dir)]
     known = known or [w for w in spec if os.path.lexists(w.origins[0].place)]
     return load_cached(home, (known or spec)[0], cache_dir)
@@ -157,7 +165,9 @@ def _is_known(spec: SourceSpec, home: Path, cache_dir: Text | None) -> bool:
     return os.path.isdir(place) or any(map(os.path.isfile, cache_files(home, spec, cache_dir)))
 
 
-def _folder_spec(home: Path, root: Path, size: int, not_found: str) -> SourceSpec:
+def _folder_spec(
+    home: Path, root: Path, size: int, skip_broken: bool, not_found: str
+) -> SourceSpec:
     """How to look for an image folder.
 
     The prepared file's name contains a hash of the folder's path, which tells folders of the same
@@ -165,7 +175,7 @@ def _folder_spec(home: Path, root: Path, size: int, not_found: str) -> SourceSpe
     """
     place = root.relative_to(home) if root.is_relative_to(home) else root
     keys = [f"{root.name[:40]}-{_short_hash(where)}-{size}" for where in (place, root)]
-    origins: Origins = layouts.any_folder(root, size)
+    origins: Origins = layouts.any_folder(root, size, skip_broken)
     return SourceSpec(keys[0], not_found, origins, _folder_advice, shared_key=keys[1])
 
 
