@@ -135,11 +135,8 @@ def read(
     """
     classes = _common_classes(listing)
     ids = {label: i for i, label in enumerate(classes)}
-    way = (
-        "none"
-        if fit is require_size
-        else f"PIL bilinear, antialiased, to {size}x{size}, any aspect"
-    )
+    resized = f"PIL bilinear, antialiased, to {size}x{size}, any aspect"
+    way = "none" if fit is require_size else resized
 
     reasons: list[str] = []
 
