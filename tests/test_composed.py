@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import linked
+from images import image_folder
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
+import cl_bench
 from cl_bench.base.exceptions import UserError
 from cl_bench.data import composed, layouts, listing, readers, source
 from cl_bench.data.arrays import Source, make_source
@@ -170,3 +172,22 @@ def test_mnist_in_three_channels(tmp_path: Path, real: Path) -> None:
     assert large.test_x.shape == found.test_x.shape and not large.test_x.equal(found.test_x)
     means = [x.float().mean() for x in (large.test_x, plain.test_x)]
     torch.testing.assert_close(*means, rtol=0.01, atol=0)
+
+
+def test_a_sequence_of_ones_own_list(tmp_path: Path) -> None:
+    """A published data set and an image folder, as (3, 8, 8): a task each, in the order given."""
+    image_folder(tmp_path / "own", "b a", 2, 1)
+    node = "{_target_: cl_bench.data.source.folder, path: own, size: 6, data_dir: ${data_dir}}"
+    words = ["dataset=sequence", "dataset.source.size=8", f"data_dir={tmp_path}", "tracking=none"]
+    words += ["+dataset.source.of.mine=" + node, "+dataset.source.of.digits=mnist5k"]
+    few = ["method=finetune", "model=mlp", "schedule.epochs=1", f"output_dir={tmp_path}"]
+    run = cl_bench.run(*words, *few, "dataset.fraction=0.05")
+    assert run.record.stream["classes_of_task"] == [[0, 1], [*range(2, 12)]]
+    assert run.record.stream["class_names"][:3] == ["mine:a", "mine:b", "digits:0"]
+    assert run.record.stream["image_shape"] == [3, 8, 8]
+    with pytest.raises(UserError, match=r"dataset\.source\.of: names no data set"):
+        cl_bench.run("dataset=sequence", *few)
+    with pytest.raises(UserError, match=r"dataset\.source\.of=nope: no such data set; there are"):
+        cl_bench.run("dataset=sequence", "+dataset.source.of.x=nope", *few)
+    with pytest.raises(UserError, match=r"dataset\.source\.of=.*: must be names with values"):
+        cl_bench.run("dataset=sequence", "+dataset.source.of.x=3", *few)

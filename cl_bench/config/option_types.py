@@ -45,6 +45,9 @@ def unmet_requirement(value: Any, hint: Any) -> str | None:
     if isinstance(value, dict) and "_target_" in value:
         takes_objects = hint is Any or own != hint
         return None if takes_objects else type_in_words(hint)
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        unmet = (unmet_requirement(each, typing.get_args(hint)[1]) for each in value.values())
+        return next((f"names with values that are {one}" for one in unmet if one), None)
     if own is None:
         return f"a node with a _target_ that makes {type_in_words(hint)}"
     if unmet_range(value) == "finite" and "number" in type_in_words(own):

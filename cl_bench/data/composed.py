@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Pixels, Text
+from cl_bench.base.exceptions import UserError
 from cl_bench.data import source
 from cl_bench.data.arrays import Part, Source, make_source
 from cl_bench.data.published import SIDE, TURNS, require_characters, require_joinable, require_small
@@ -47,18 +48,42 @@ def joined(of: list[str], data_dir: Text, cache_dir: Text | None = None) -> Sour
     Each data set is a superclass, so that order=superclass makes it a task.
     """
     require_joinable(of)
-    found = [rgb32(name, "pad", data_dir, cache_dir) for name in of]
+    found = {name: rgb32(name, "pad", data_dir, cache_dir) for name in of}
+    return _joined(found, lambda x: x, "+".join(of))
+
+
+def _joined(of: dict[str, Source], view: Callable[[Tensor], Tensor], name: str) -> Source:
+    """One source of several, whose images `view` brings to one shape."""
+    found = [*of.values()]
     offsets = torch.tensor([0, *(len(one.classes) for one in found)]).cumsum(0).tolist()
-    train = _together([(one.train_x, one.train_y) for one in found], offsets)
-    test = _together([(one.test_x, one.test_y) for one in found], offsets)
-    names = tuple(f"{name}:{c}" for name, one in zip(of, found, strict=True) for c in one.classes)
+    train = _together([(view(one.train_x), one.train_y) for one in found], offsets)
+    test = _together([(view(one.test_x), one.test_y) for one in found], offsets)
+    names = tuple(f"{of_name}:{c}" for of_name, one in of.items() for c in one.classes)
     groups = tuple(i for i, one in enumerate(found) for _ in one.classes)
-    provenance = {
-        f"{name}: {k}": v
-        for name, one in zip(of, found, strict=True)
-        for k, v in one.provenance.items()
-    }
-    return make_source("+".join(of), train, test, names, groups, provenance)
+    provenance = {f"{n}: {k}": v for n, one in of.items() for k, v in one.provenance.items()}
+    return make_source(name, train, test, names, groups, provenance)
+
+
+def sequence(
+    of: dict[str, str | Source], size: Pixels, data_dir: Text, cache_dir: Text | None = None
+) -> Source:
+    """Several data sets joined into one as (3, size, size), with all of their classes in order.
+
+    `of` has for each name of a data set either a name of `SMALL`, or a source that was loaded, as
+    another function of this package or of the user's returns it. Each is a superclass, so that
+    order=superclass makes it a task. Images of another size are resized, bilinear.
+    """
+    if not of:
+        raise UserError(
+            "dataset.source.of: names no data set; +dataset.source.of.<name>=<data set>, for "
+            f"example of {', '.join(SMALL)}"
+        )
+    found: dict[str, Source] = {}
+    for name, given in of.items():
+        if isinstance(given, str):
+            require_small(given)
+        found[name] = SMALL[given](data_dir, cache_dir) if isinstance(given, str) else given
+    return _joined(found, lambda x: _resized(x, size), "sequence")
 
 
 def turned_omniglot(
@@ -83,13 +108,18 @@ def turned_omniglot(
 
 def _enlarged(x: Tensor) -> Tensor:
     """(N, 1 or 3, s, s) uint8 -> (N, 3, 32, 32)."""
-    if x.shape[-1] == SIDE:
-        return _padded(x)
-    parts = [
-        F.interpolate(part.float(), (SIDE, SIDE), mode="bilinear", antialias=True).round().byte()
-        for part in x.split(5_000)
-    ]
-    return torch.cat(parts).expand(-1, 3, -1, -1).contiguous()
+    return _resized(x, SIDE)
+
+
+def _resized(x: Tensor, side: int) -> Tensor:
+    """(N, 1 or 3, h, w) uint8 -> (N, 3, side, side)."""
+    if x.shape[2:] != (side, side):
+        parts = [
+            F.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
+            for part in x.split(5_000)
+        ]
+        x = torch.cat([part.round().byte() for part in parts])
+    return x.expand(-1, 3, -1, -1).contiguous()
 
 
 def _padded(x: Tensor) -> Tensor:
