@@ -185,9 +185,11 @@ def test_a_sequence_of_ones_own_list(tmp_path: Path) -> None:
     assert run.record.stream["classes_of_task"] == [[0, 1], [*range(2, 12)]]
     assert run.record.stream["class_names"][:3] == ["mine:a", "mine:b", "digits:0"]
     assert run.record.stream["image_shape"] == [3, 8, 8]
+    with pytest.raises(UserError, match=r"dataset\.tasks=2: dataset\.source\.of names 1 data sets"):
+        cl_bench.run("dataset=sequence", "+dataset.source.of.x=mnist5k", *few)
     with pytest.raises(UserError, match=r"dataset\.source\.of: names no data set"):
         cl_bench.run("dataset=sequence", *few)
     with pytest.raises(UserError, match=r"dataset\.source\.of=nope: no such data set; there are"):
-        cl_bench.run("dataset=sequence", "+dataset.source.of.x=nope", *few)
+        cl_bench.run("dataset=sequence", "dataset.tasks=1", "+dataset.source.of.x=nope", *few)
     with pytest.raises(UserError, match=r"dataset\.source\.of=.*: must be names with values"):
         cl_bench.run("dataset=sequence", "+dataset.source.of.x=3", *few)

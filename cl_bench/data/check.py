@@ -13,6 +13,7 @@ from cl_bench.data import scenario as scenarios
 from cl_bench.data.published import Contents, Shape, known_contents
 from cl_bench.data.split import TrainingLimit
 
+SEQUENCE = "cl_bench.data.composed.sequence"
 MASKS = {  # the masks of our own scenarios, by the name that a config has
     f"{scenarios.__name__}.{mask.__name__}": mask
     for mask in (scenarios.data_il, scenarios.task_il, scenarios.class_il)
@@ -26,6 +27,7 @@ def check(plain: dict[str, Any]) -> None:
     """
     dataset, scenario, evaluation = (plain[key] for key in ("dataset", "scenario", "evaluation"))
     contents = known_contents(dataset["source"])
+    _check_sequence(dataset)
     if contents is not None:
         contents = plan.with_imbalance(contents, dataset["imbalance"])
     _check_transform(dataset["transform"], contents)
@@ -37,6 +39,17 @@ def check(plain: dict[str, Any]) -> None:
     if evaluation["split"] == "val":
         for task, count in enumerate(images or []):
             plan.holdout_size(task, count, evaluation["holdout"])
+
+
+def _check_sequence(dataset: dict[str, Any]) -> None:
+    """Raise UserError where a sequence of data sets is to be cut into another number of tasks."""
+    of, tasks = dataset["source"].get("of"), dataset["tasks"]
+    is_sequence = dataset["source"]["_target_"] == SEQUENCE and isinstance(of, dict)
+    if is_sequence and of and dataset["order"] == "superclass" and tasks != len(of):
+        raise UserError(
+            f"dataset.tasks={tasks}: dataset.source.of names {len(of)} data sets, each of which "
+            f"is a task; use dataset.tasks={len(of)}, or another dataset.order"
+        )
 
 
 def shape_and_classes(dataset: dict[str, Any]) -> tuple[Shape, int] | None:
