@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from records import lines, some, write
+from records import change, lines, some, write
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.report import __main__ as report
@@ -207,3 +207,18 @@ def test_names_come_from_the_record_and_links_are_followed_once(runs: Path) -> N
     rows = gather(read_all(runs))
     assert {row.section.dataset for row in rows} == {"toy"}
     assert [len(row.runs) for row in rows] == [3, 1, 2, 2, 1]
+
+
+def test_a_methods_own_numbers_have_columns(tmp_path: Path) -> None:
+    """`Method.capacity` of a method from anywhere; its growth is a metric already."""
+    write(tmp_path, "er", "a", (0.5, 0.6))
+    write(tmp_path, "mine", "b", (0.4, 0.5))
+    for seed in (0, 1):
+        file = tmp_path / f"toy/data/mine/b/seed{seed}/record.json"
+        change(file, "method", {"anchors": 10 + 2 * seed, "growth": 0.5})
+    (own,) = tables(gather(read_all(tmp_path)), None)
+    found = {line["method"].split()[0]: line for line in lines(own)}
+    assert found["mine"]["anchors"] == "11.0" and found["er"]["anchors"] == "-"
+    assert found["mine"]["growth"] == "50.00 ± 0.00"
+    assert "anchors" in formats.markdown([own])
+    assert formats.data_frame([own])["anchors"].dropna().tolist() == [11.0]

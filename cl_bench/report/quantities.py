@@ -81,6 +81,15 @@ COSTS = (
 )
 
 
+def facts(records: Iterable[Record]) -> list[Quantity]:
+    """The numbers that methods give of themselves (`Method.capacity`), other than METRICS."""
+    names = {name for record in records for name in record.get("method") or {}} - {GROWTH.name}
+    return [
+        Quantity(name, _at(f"method.{name}"), "as the method gives it", "count", 1)
+        for name in sorted(names)
+    ]
+
+
 def metric(name: str) -> Quantity:
     """The metric of this name; UserError where there is none."""
     for quantity in METRICS:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cl_bench.base.exceptions import UserError
 from cl_bench.report.configs import format_overrides
 from cl_bench.report.published import Comparison, comparisons
-from cl_bench.report.quantities import ACC, COSTS, METRICS, Quantity
+from cl_bench.report.quantities import ACC, COSTS, METRICS, Quantity, facts
 from cl_bench.report.rows import Row, Section, common_options
 from cl_bench.report.statistics import INTERVAL, Summary, paired
 
@@ -42,6 +42,12 @@ class Table:
     def costs(self) -> list[Quantity]:
         """The costs that at least one row has."""
         return [quantity for quantity in COSTS if any(r.summary(quantity) for r in self.rows)]
+
+    @property
+    def facts(self) -> list[Quantity]:
+        """The methods' own numbers that at least one row has."""
+        found = facts(run.record for row in self.rows for run in row.runs)
+        return [quantity for quantity in found if any(r.summary(quantity) for r in self.rows)]
 
     def gain(self, row: Row) -> Summary | None:
         """ACC minus that of the baseline, paired by seed; None for the baseline itself."""
@@ -104,7 +110,7 @@ def columns(table: Table) -> list[Column]:
         hint = f"{quantity.meaning}; percent, mean ± standard deviation"
         found.append(Column(quantity.name, _metric_cells(table, quantity), hint))
         found += _acc_columns(table) if quantity is ACC else []
-    for quantity in table.costs:
+    for quantity in (*table.costs, *table.facts):
         cells = [_cost_cell(quantity, row) for row in rows]
         found.append(Column(quantity.name, cells, f"{quantity.meaning}; mean"))
     if any(table.nearest(row) for row in rows):
