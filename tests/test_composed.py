@@ -174,7 +174,7 @@ def test_mnist_in_three_channels(tmp_path: Path, real: Path) -> None:
     torch.testing.assert_close(*means, rtol=0.01, atol=0)
 
 
-def test_a_sequence_of_ones_own_list(tmp_path: Path) -> None:
+def test_a_sequence_of_ones_own_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A published data set and an image folder, as (3, 8, 8): a task each, in the order given."""
     image_folder(tmp_path / "own", "b a", 2, 1)
     node = "{_target_: cl_bench.data.source.folder, path: own, size: 6, data_dir: ${data_dir}}"
@@ -185,6 +185,15 @@ def test_a_sequence_of_ones_own_list(tmp_path: Path) -> None:
     assert run.record.stream["classes_of_task"] == [[0, 1], [*range(2, 12)]]
     assert run.record.stream["class_names"][:3] == ["mine:a", "mine:b", "digits:0"]
     assert run.record.stream["image_shape"] == [3, 8, 8]
+    (tmp_path / "grey.py").write_text(
+        "import numpy as np\n\ndef load(n):\n    x = np.zeros((n, 4, 4), np.uint8)\n"
+        "    return (x, [0, 1] * (n // 2)), (x[:2], [0, 1])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words[3] = "tracking=none"
+    node = "+dataset.source.of.arrays={_target_: grey.load, n: 40}"
+    run = cl_bench.run(*words[:4], node, words[5], *few, "dataset.fraction=0.05")
+    assert run.record.stream["class_names"][:2] == ["arrays:0", "arrays:1"]
     with pytest.raises(UserError, match=r"dataset\.tasks=2: dataset\.source\.of names 1 data sets"):
         cl_bench.run("dataset=sequence", "+dataset.source.of.x=mnist5k", *few)
     with pytest.raises(UserError, match=r"dataset\.source\.of: names no data set"):

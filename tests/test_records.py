@@ -22,6 +22,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config import errors
 from cl_bench.report import __main__ as report
 from cl_bench.report import formats
+from cl_bench.report.commands import hash_of
 from cl_bench.report.orders import order_summary
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
@@ -268,6 +269,17 @@ def test_what_sweeps_lack_with_the_commands(tmp_path: Path) -> None:
     (later / "3/failed.json").unlink()
     sweeps.note_folder(later / "3", tmp_path / "run3")
     assert [job.words[1] for job in read_all(tmp_path).lacking] == ["seed=1", "seed=2"]
+
+
+def test_a_job_that_was_run_alone_is_not_lacking(tmp_path: Path) -> None:
+    """As a reader of the report runs it: known by its config and seed."""
+    swept(tmp_path / ".sweeps/1", "0/failed.json")
+    assert len(report.lacking_jobs(read_all(tmp_path))) == 4
+    name = hash_of(["method=er"])
+    assert name is not None
+    write(tmp_path, "er", name, (0.5, 0.6))  # seeds 0 and 1
+    found = report.lacking_jobs(read_all(tmp_path))
+    assert [line.split()[-1] for line in found] == ["seed=2", "seed=3"]
 
 
 def test_damaged_and_refused_sweeps_lack_nothing(tmp_path: Path) -> None:

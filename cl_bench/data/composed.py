@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Pixels, Text
 from cl_bench.base.exceptions import UserError
-from cl_bench.data import source
+from cl_bench.data import own, source
 from cl_bench.data.arrays import Part, Source, make_source
 from cl_bench.data.published import SIDE, TURNS, require_characters, require_joinable, require_small
 
@@ -69,9 +69,9 @@ def sequence(
 ) -> Source:
     """Several data sets joined into one as (3, size, size), with all of their classes in order.
 
-    `of` has for each name of a data set either a name of `SMALL`, or a source that was loaded, as
-    another function of this package or of the user's returns it. Each is a superclass, so that
-    order=superclass makes it a task. Images of another size are resized, bilinear.
+    `of` has for each name of a data set either a name of `SMALL`, or a source that was loaded, or
+    (train, test) as a function of the user's returns them for `own.arrays`. Each is a superclass,
+    so that order=superclass makes it a task. Images of another size are resized, bilinear.
     """
     if not of:
         raise UserError(
@@ -82,7 +82,10 @@ def sequence(
     for name, given in of.items():
         if isinstance(given, str):
             require_small(given)
-        found[name] = SMALL[given](data_dir, cache_dir) if isinstance(given, str) else given
+            found[name] = SMALL[given](data_dir, cache_dir)
+        else:
+            loaded = isinstance(given, Source)
+            found[name] = given if loaded else own.arrays(given, data_dir, cache_dir)
     return _joined(found, lambda x: _resized(x, size), "sequence")
 
 

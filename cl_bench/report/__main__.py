@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_report(
     Returns their rows.
     """
     records, names = read_folders(roots), ", ".join(map(str, roots))
-    rows, jobs = gather(records, by), [str(job) for job in records.lacking]
+    rows, jobs = gather(records, by), lacking_jobs(records) if records.sweeps else []
     if not rows:
         _print_lacking(jobs)
         raise UserError(f"{names}: no finished run (record.json) below this folder{gaps(records)}")
@@ -107,6 +108,25 @@ def write_report(
         print(f"failed: {line}", file=sys.stderr)
     _print_lacking(jobs)
     return rows
+
+
+def lacking_jobs(records: Records) -> list[str]:
+    """A line for each job of a sweep without a result, also none of a run that was made alone."""
+    from cl_bench.report.commands import hash_of, overrides_of  # slow to import
+
+    finished = {(record["hash"], record["seed"]) for _, record in records.runs}
+    hashes: dict[str, str | None] = {}
+    lines = []
+    for job in records.lacking:
+        command = shlex.join(job.words)
+        seed = next((word[5:] for word in job.words if word.startswith("seed=")), "0")
+        overrides = overrides_of(command)
+        key = shlex.join(overrides)
+        if finished and key not in hashes:
+            hashes[key] = hash_of(overrides)
+        if (hashes.get(key), int(seed) if seed.isdecimal() else None) not in finished:
+            lines.append(str(job))
+    return lines
 
 
 def _print_lacking(jobs: list[str]) -> None:
