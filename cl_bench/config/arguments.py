@@ -64,13 +64,13 @@ def _as_choices(words: list[str]) -> list[str]:
     Only where an option of a group is swept over. Hydra composes a config without the swept options
     first, and would refuse a key that only these have: `-m method=ewc,osla method.strength=3`.
     """
-    parsed = {word: _parsed(word) for word in words}
-    swept = [o for o in parsed.values() if o is not None and o.is_sweep_override()]
+    parsed = [_parsed(word) for word in words]
+    swept = [o for o in parsed if o is not None and o.is_sweep_override()]
     if not any(folders.is_group(override.key_or_group) for override in swept):
         return words
     return [
         word if override is None else _as_choice(word, override)
-        for word, override in parsed.items()
+        for word, override in zip(words, parsed, strict=True)
     ]
 
 

@@ -71,9 +71,10 @@ def _free_pixels(
     """Mean, std and, where neither a size nor a crop is chosen, the size of a backbone's images."""
     from cl_bench.data.published import known_contents  # imports PyTorch
 
-    contents, side = known_contents(plain["dataset"]["source"]), pixels["resize"]
-    sized = contents is None or transform["crop"] or transform["resize"]
-    kept = sized or side is None or (contents is not None and side == contents.shape[1])
-    wanted = {key: value for key, value in pixels.items() if key != "resize" or not kept}
+    contents = known_contents(plain["dataset"]["source"])
+    wanted = {key: value for key, value in pixels.items() if key != "resize"}
+    side = pixels["resize"]
+    if contents is not None and not transform["crop"] and not transform["resize"]:
+        wanted |= {} if side in (None, contents.shape[1]) else {"resize": side}
     named = {f"dataset.transform.{key}": value for key, value in wanted.items()}
     return {key: value for key, value in named.items() if free(key)}

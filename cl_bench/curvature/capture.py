@@ -82,10 +82,9 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
             a = forward_ad.unpack_dual(args[0]).primal.detach()
             moved = forward_ad.unpack_dual(out).tangent  # of a linearized network
             kept = out if moved is None else moved
-            versions = a._version, kept._version
             if isinstance(layer, nn.Linear) and a.dim() > 2:
                 a = a.flatten(1, -2).mT
-            sites.append(Site(name, layer, a, kept, versions))
+            sites.append(Site(name, layer, a, kept, (a._version, kept._version)))
             return out.clone() if copied else None
 
         return keep
@@ -144,16 +143,12 @@ def _once(sites: list[Site]) -> None:
     for site in sites:
         if names.count((site.name, site.parameter)) > 1:
             raise UserError(f"curvature: layer {site.name} is used twice in one forward pass")
-        if site.parameter is None and changed(site) != (False, False):
+        versions = site.input._version, site.output._version
+        if site.parameter is None and versions != site.versions:
             raise UserError(
                 f"curvature: what layer {site.name} read or wrote is changed in place; "
                 "use activations and sums that are not in place"
             )
-
-
-def changed(site: Site) -> tuple[bool, bool]:
-    """Whether the input and the output of a layer were changed in place after it."""
-    return site.input._version != site.versions[0], site.output._version != site.versions[1]
 
 
 def check_hooks(learner: Learner, task: Task) -> None:

@@ -143,8 +143,8 @@ def initialise(net: nn.Module, head: nn.Linear, init: Init, head_init: Published
         if isinstance(module, nn.Linear | nn.Conv2d):
             _initialise_layer(module, init)
     if head_init == "zero":
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _initialise_layer(module: nn.Linear | nn.Conv2d, init: Init) -> None:

@@ -15,13 +15,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cl_bench.base.bounds import Text
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.models.head import head_of
-from cl_bench.models.layers import HeadInit, replace_module
+from cl_bench.models.layers import HeadInit, initialise, replace_module
 
 TORCHVISION = "cl_bench.models.library.torchvision_network"
 TIMM = "cl_bench.models.timm_networks.timm_network"
@@ -101,15 +100,7 @@ def _with_head(net: nn.Module, classes: int, num_classes: int, head_init: HeadIn
     if classes != num_classes:
         old = head_of(net)
         replace_module(net, names[-1], nn.Linear(old.in_features, num_classes))
-    return initialised(net, head_init)
-
-
-def initialised(net: nn.Module, head_init: HeadInit) -> nn.Module:
-    """The network, with head_init=zero its head set to 0."""
-    if head_init == "zero":
-        with torch.no_grad():
-            for parameter in head_of(net).parameters():
-                parameter.zero_()
+    initialise(net, head_of(net), "torch", head_init)
     return net
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from cl_bench.base.bounds import Text
 from cl_bench.base.exceptions import UserError
-from cl_bench.models.layers import HeadInit
-from cl_bench.models.library import built, fetched, initialised, tagged
+from cl_bench.models.layers import HeadInit, initialise
+from cl_bench.models.library import built, fetched, tagged
 
 
 def timm_network(
@@ -41,4 +41,5 @@ def timm_network(
     if not names or not isinstance(classifier, nn.Linear):
         raise UserError(f"model.name={name}: its last layer is not linear; use another network")
     net.head_name = names[0]  # type: ignore[assignment]
-    return initialised(net, head_init)
+    initialise(net, classifier, "torch", head_init)
+    return net
