@@ -404,7 +404,7 @@ def test_masks_decide_what_competes() -> None:
 
 def test_which_entries_are_measured() -> None:
     def shape(scenario: str, when: Any) -> list[str]:
-        chosen = Evaluation(when, "test", 0.1, False, 50)
+        chosen = Evaluation(when, "test", 0.1, False, None, 50)
         run = small_run("finetune", scenario, evaluation=chosen)()
         rows = [run.progress.matrix.initial, *run.progress.matrix.values]
         return ["".join("." if v != v else "x" for v in row.tolist()) for row in rows]

@@ -71,8 +71,16 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """ACC, BWT, FWT, forgetting, LA and AIA: fractions, or None where not measured."""
+        """ACC, BWT, FWT, forgetting, LA, AIA and AUC: fractions, or None where not measured."""
         return dict(self.record.metrics)
+
+    @property
+    def along(self) -> pd.DataFrame:
+        """With evaluation.every: training images so far, and accuracy on the classes seen so far.
+
+        `run.along.accuracy.mean()` is AUC. Without it the table is empty.
+        """
+        return pd.DataFrame(self.record.along or [], columns=["images", "accuracy"])
 
     @property
     def accuracy(self) -> pd.DataFrame:

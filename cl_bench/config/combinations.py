@@ -7,7 +7,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import optimizer_trial, size
+from cl_bench.config import boundaries, optimizer_trial, size
 from cl_bench.config.meta import has_batch_norm
 from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.data import check as data
@@ -23,6 +23,7 @@ def check(plain: dict[str, Any]) -> None:
     """Raise UserError where two groups of a resolved config do not go together."""
     _check_optimizer(plain)
     _check_data(plain)
+    boundaries.check(plain)
     _check_model(plain)
     size.check(plain)
     if "curvature" in plain["method"]:

@@ -29,6 +29,7 @@ SILENT = (  # keys that change no number; a method that uses the last three has 
         "tracking",
         "log_every",
         "save_every",
+        "budget_mib",
         "save_network",
         "force",
         "tuned",

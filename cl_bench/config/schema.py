@@ -45,6 +45,7 @@ KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no sign
     "cache_dir": Optional[Text],  # noqa: UP045
     "log_every": Count,
     "save_every": Annotated[float, Ge(1)],
+    "budget_mib": Optional[Annotated[float, Ge(0)]],  # noqa: UP045
     "save_network": bool,
     "force": bool,
     "tuned": bool,

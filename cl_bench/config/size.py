@@ -34,7 +34,7 @@ def check(plain: dict[str, Any]) -> None:
         )
         unused = get_object(method["_target_"]).unused(plain)
         if "buffer" in method and "method.buffer" not in unused:
-            _check_buffer(method["buffer"], tasks, prod(contents.shape))
+            _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:
@@ -43,10 +43,19 @@ def check(plain: dict[str, Any]) -> None:
             _check_curvature(method["curvature"], count)
 
 
-def _check_buffer(options: dict[str, Any], tasks: int, values: int) -> None:
-    rows = get_object(options["_target_"]).max_samples(options, tasks)
+def _check_buffer(
+    options: dict[str, Any], tasks: int, values: int, budget_mib: float | None
+) -> None:
+    """Refuse a buffer that is too large; `values`: the bytes of an image."""
+    rows = get_object(options["_target_"]).max_samples(options, tasks) or 0
     key = "per_task" if "per_task" in options else "capacity"
-    _require(f"buffer.{key}={options.get(key)}: its images", (rows or 0) * values)
+    named = f"buffer.{key}={options.get(key)}: its images"
+    _require(named, rows * values)
+    if budget_mib is not None and rows * values > budget_mib * 2**20:
+        raise UserError(
+            f"{named} take {rows * values / 2**20:.4g} MiB, budget_mib={budget_mib:g}; use a "
+            "smaller buffer, or raise the budget"
+        )
 
 
 def _check_curvature(curvature: dict[str, Any], count: int) -> None:

@@ -5,7 +5,7 @@ All draws come from a CPU generator of the run, so that they are the same on eve
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -24,6 +24,8 @@ class Buffer(Stateful):
     insert=all    they are offered in each epoch, and the buffer counts them each time
     replacement   whether a draw may have a sample several times
     """
+
+    task_free: ClassVar[bool] = False  # True where it works without being told that a task ends
 
     def __init__(self, rng: Generator, insert: Insert, replacement: bool) -> None:
         self.rng, self.insert, self.replacement = rng, insert, replacement
@@ -92,6 +94,8 @@ class Reservoir(Buffer):
     Each of n offered samples is kept with probability capacity / n; `capacity` null keeps all.
     """
 
+    task_free = True
+
     def __init__(
         self, capacity: Count | None, insert: Insert, replacement: bool, rng: Generator
     ) -> None:
@@ -122,6 +126,8 @@ class Balanced(Buffer):
     m / n, m stored and n offered of that class, so that each class is sampled uniformly. It reads
     the labels on the CPU, which synchronises with a CUDA device at every step.
     """
+
+    task_free = True
 
     def __init__(self, capacity: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
         super().__init__(rng, insert, replacement)

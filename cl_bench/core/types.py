@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
@@ -54,6 +55,9 @@ class Task:
     x: Tensor  # (N, C, H, W) uint8
     y: Tensor  # (N,) class ids of the whole stream
     t: Tensor  # (N,) task ids: all equal to `id`, except where tasks are joined into one
+    # the numbers of samples of joined tasks that are learned one after the other; none: all N
+    # samples come in one random order
+    parts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
@@ -68,14 +72,34 @@ class Task:
     ) -> Iterator[Batch]:
         """Shuffled batches of all epochs but for the first `start`; an epoch's last may be smaller.
 
-        Each epoch's permutation is drawn from `rng` when the epoch is reached.
+        Each epoch's permutation is drawn from `rng` when the epoch is reached. Samples of several
+        `parts` stay in their part, and each part has a last batch that may be smaller.
         """
-        per_epoch = -(-len(self) // size)
-        for epoch in range(epochs):
-            order = to_device_of(torch.randperm(len(self), generator=rng), self.y)
-            for i in range(max(start - epoch * per_epoch, 0), per_epoch):
-                index = order[i * size : (i + 1) * size]
-                yield Batch(self.x[index], self.y[index], self.t[index])
+        skipped = start
+        for _ in range(epochs):
+            first = 0
+            for part, count in zip(self._parts, self._counts(size), strict=True):
+                order = to_device_of(torch.randperm(part, generator=rng) + first, self.y)
+                for i in range(min(skipped, count), count):
+                    index = order[i * size : (i + 1) * size]
+                    yield Batch(self.x[index], self.y[index], self.t[index])
+                skipped, first = max(skipped - count, 0), first + part
+
+    def batches_per_epoch(self, size: int) -> int:
+        """The number of batches that `batches` makes of each epoch."""
+        return sum(self._counts(size))
+
+    def part_starts(self, size: int) -> dict[int, int]:
+        """The number of each of `parts`, by the batch of the epoch that it begins with."""
+        ends = list(accumulate(self._counts(size))) if self.parts else []
+        return dict(zip([0, *ends[:-1]], range(len(self.parts)), strict=False))
+
+    @property
+    def _parts(self) -> tuple[int, ...]:
+        return self.parts or (len(self),)
+
+    def _counts(self, size: int) -> list[int]:
+        return [-(-part // size) for part in self._parts]
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """The samples in stored order, `size` at a time, for evaluation and curvature."""

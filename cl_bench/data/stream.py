@@ -169,9 +169,13 @@ def sequential(stream: Stream, first: Count | None) -> Stream:
 def joint(stream: Stream, first: Count | None) -> Stream:
     """One task with the data of all tasks: joint training, the usual upper bound."""
     stream = sequential(stream, first)
-    last = stream.tasks[-1].id
-    x, y, t = (torch.cat([getattr(task, f) for task in stream.tasks]) for f in ("x", "y", "t"))
-    return replace(stream, tasks=[Task(last, x, y, t)])
+    return replace(stream, tasks=[joined(stream.tasks)])
+
+
+def joined(tasks: list[Task], in_parts: bool = False) -> Task:
+    """All tasks as one, with the id of the last; `in_parts`, they are learned in their order."""
+    x, y, t = (torch.cat([getattr(task, f) for task in tasks]) for f in ("x", "y", "t"))
+    return Task(tasks[-1].id, x, y, t, tuple(map(len, tasks)) if in_parts else ())
 
 
 def validation(stream: Stream, fraction: float, seed: int) -> Stream:

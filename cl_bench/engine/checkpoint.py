@@ -50,7 +50,12 @@ def restore(method: Method, state: dict[str, Any]) -> None:
 
 def state_bytes(method: Method) -> int:
     """The bytes of all tensors that the method keeps between steps, without the network."""
-    distinct = {t.data_ptr(): t for t in tensors(method.state_dict())}
+    return bytes_of(method.state_dict())
+
+
+def bytes_of(value: Any) -> int:
+    """The bytes of all tensors in nested dictionaries, lists and tuples, each counted once."""
+    distinct = {t.data_ptr(): t for t in tensors(value)}
     return sum(t.numel() * t.element_size() for t in distinct.values())
 
 

@@ -30,19 +30,24 @@ class Evaluation:
     predictions=true  after the last task, the predicted class of each test image and its
                       probability are written, and the confusion matrices that follow
     predictions=each  they are written after each task, for the tasks that are tested then
+
+    every       each time that this many training images were learned (repeated epochs count), the
+                classes seen so far are tested, in addition (`accuracy_on_seen`). The mean of these
+                accuracies is AUC, the area under their curve (Koh et al. 2022, arXiv:2110.10031)
     """
 
     when: Literal["seen", "final", "last", "all"]
     split: Literal["test", "val"]
     holdout: Part
     predictions: bool | Literal["each"]
+    every: Count | None
     batch_size: Count
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """`holdout` with split=test, where nothing is held out; `predictions`, if none are kept."""
+        """`holdout` with split=test, and `predictions` and `every` where they are off."""
         unused = set() if options["split"] == "val" else {"holdout"}
-        return unused if options["predictions"] else unused | {"predictions"}
+        return unused | {key for key in ("predictions", "every") if not options[key]}
 
     def columns(self, row: int, stream: Stream) -> list[int]:
         """The tasks to test after task `row`; -1 is before training."""
@@ -87,6 +92,28 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
         if infinite:
             raise diverged(f"logits of {infinite} images of task {test.id} are not finite", now)
     return [hits / len(test) for (hits, _), test in zip(found, tests, strict=True)]
+
+
+def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) -> float:
+    """The share of the test images of all classes seen until task `now` that is correct.
+
+    They are those of the tasks until `now`, and of a blurry stream also the images of later test
+    sets whose class has been seen already.
+    """
+    tests = stream.tests[: now + 1]
+    more = stream.classes[: now + 1].any(0)
+    more[torch.cat([test.y for test in tests])] = False  # (K,): seen, but not among these images
+    later = (_of_classes(test, more) for test in stream.tests[now + 1 :])
+    tests = [*tests, *(test for test in later if len(test))]
+    found = accuracies(method, tests, batch_size)
+    hits = sum(share * len(test) for share, test in zip(found, tests, strict=True))
+    return hits / sum(map(len, tests))
+
+
+def _of_classes(test: Task, chosen: Tensor) -> Task:
+    """The images of a test set whose class is one of `chosen` (K,) bool."""
+    index = chosen[test.y].nonzero().squeeze(1)
+    return Task(test.id, test.x[index], test.y[index], test.t[index])
 
 
 def _counts(method: Method, test: Task, batch_size: int) -> Tensor:

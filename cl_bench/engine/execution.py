@@ -148,7 +148,8 @@ def _build_session(
     schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
     probe = cfg.get("probe") and build(cfg.probe)
     order = machine.order
-    return Session(method, stream, schedule, evaluation, order, progress, host, probe), host
+    parts = method, stream, schedule, evaluation, order, progress, host, probe, cfg.budget_mib
+    return Session(*parts), host
 
 
 def make_sink(plan: Plan) -> Sink:
@@ -172,7 +173,7 @@ def _write_results(plan: Plan, session: Session, record: RunRecord) -> dict[str,
     Whatever may fail comes before the record, with which the run is finished.
     """
     title, last = f"{plan.title}, seed {plan.cfg.seed}", len(session.stream.tests) - 1
-    pictures = figures.draw_run(session.progress.matrix, title)
+    pictures = figures.draw_run(session.progress.matrix, session.progress.along, title)
     if session.evaluation.keeps_predictions(last, last + 1):
         from cl_bench.results import predictions  # imports pandas, which is slow
 
@@ -204,7 +205,7 @@ def make_record(
         stream=_describe(stream),
         accuracy=json_value(progress.matrix.values.tolist()),
         initial=json_value(progress.matrix.initial.tolist()),
-        metrics=json_value(progress.matrix.summary()),
+        metrics=json_value(progress.summary()),
         parameters=method.learner.flat.theta.numel(),
         state_bytes=checkpoint.state_bytes(method),
         theta_sha256=sha256_of(network.theta for _, network in method.networks()),
@@ -220,6 +221,7 @@ def make_record(
         gradients_per_sample=method.learner.sample_gradients / sum(map(len, stream.tasks)),
         method=method.capacity(),
         forgetting_of_task=json_value(progress.matrix.forgetting_of_task.tolist()),
+        along=list(progress.along) or None,
     )
 
 

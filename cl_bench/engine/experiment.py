@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from cl_bench.base.exceptions import diverged
 from cl_bench.core.types import Task
-from cl_bench.engine.evaluation import accuracies, predictions
+from cl_bench.engine.budget import require_method_within
+from cl_bench.engine.checkpoint import state_bytes
+from cl_bench.engine.evaluation import accuracies, accuracy_on_seen, predictions
 from cl_bench.engine.head_warmup import fit_head, new_classes
 from cl_bench.engine.session import Session
 
@@ -41,14 +44,18 @@ def learn(session: Session, task: Task) -> None:
     prepare_task(session, task)
     last = schedule.steps(task)
     epochs = schedule.epochs_of(task)
+    starts = task.part_starts(schedule.batch_size)
     batches = task.batches(schedule.batch_size, session.order, epochs, progress.step)
     for batch in batches:
+        if starts.get(progress.step):
+            started += _begin_part(session, task, starts[progress.step])
         if every and progress.step % every == 0:
             started += _probe(session, task)
         session.learner.anneal(schedule.factor(progress.step, task))
         loss = session.method.observe(session.learner.arriving(batch))
         progress.step += 1
         progress.steps += 1
+        started += _test_along(session, task, len(batch.y))
         host.advance(1)
         if progress.steps % host.log_every == 0 or progress.step == last:
             _log_loss(session, loss, task)
@@ -72,7 +79,7 @@ def prepare_task(session: Session, task: Task) -> None:
     `Task.batches` can skip the batches that were seen, and `begin_task` is not called again.
     """
     learner, stream, progress = session.learner, session.stream, session.progress
-    classes = stream.live(task.id), task.t.unique(), stream.live_at_end
+    classes = _classes_at(session, task, progress.step)
     learner.task, learner.clip = task, session.schedule.clip
     kept = progress.done > 0 and session.schedule.batch_norm != "train"
     mode = {"frozen": kept, "train_biases": session.schedule.batch_norm == "folded"}
@@ -87,6 +94,48 @@ def prepare_task(session: Session, task: Task) -> None:
     if session.schedule.warm_up == "head":
         fit_head(learner, task, new_classes(stream, task))
     session.method.begin_task(task)
+
+
+def _classes_at(session: Session, task: Task, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Learner.reveal` takes, for the step after `step` steps of a task.
+
+    Where the stream hides its boundaries, the classes of the parts that have begun compete.
+    """
+    stream = session.stream
+    now = _now(session, task, step)
+    tasks = torch.arange(now + 1, device=task.t.device) if task.parts else task.t.unique()
+    return stream.live(now), tasks, stream.live_at_end
+
+
+def _now(session: Session, task: Task, step: int) -> int:
+    """The id of the task that the last of `step` batches was of, or the first one belongs to."""
+    starts = task.part_starts(session.schedule.batch_size)
+    return max((n for at, n in starts.items() if at < max(step, 1)), default=task.id)
+
+
+def _begin_part(session: Session, task: Task, part: int) -> float:
+    """Test after the part before, and let the classes of `part` compete; returns the seconds.
+
+    Neither the method nor the optimizer is told that a part ends.
+    """
+    before = session.host.seconds()
+    measure(session, part - 1)
+    session.learner.reveal(*_classes_at(session, task, session.progress.step + 1))
+    return session.host.seconds() - before
+
+
+def _test_along(session: Session, task: Task, images: int) -> float:
+    """Count the images of a step; test where evaluation.every says so. Returns the seconds."""
+    progress, every, host = session.progress, session.evaluation.every, session.host
+    due = every is not None and (progress.images + images) // every > progress.images // every
+    progress.images += images
+    if not due:
+        return 0.0
+    before, now = host.seconds(), _now(session, task, progress.step)
+    found = accuracy_on_seen(session.method, session.stream, now, session.evaluation.batch_size)
+    progress.along.append((progress.images, found))
+    host.log({"event": "along", "task": now, "images": progress.images, "accuracy": found})
+    return host.seconds() - before
 
 
 def measure(session: Session, row: int) -> None:
@@ -112,8 +161,10 @@ def measure(session: Session, row: int) -> None:
                 "accuracy": dict(zip(columns, found, strict=True)),
                 "metrics": progress.matrix.until(row).summary(),
                 "method": session.method.capacity(),
+                "state_bytes": state_bytes(session.method),
             }
         )
+        require_method_within(session.budget_mib, session.method, f"after task {row}")
 
 
 def _save(session: Session) -> float:

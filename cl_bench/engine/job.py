@@ -16,6 +16,7 @@ from cl_bench.config import backbone, errors, tuned
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import targets
+from cl_bench.engine.budget import require_within
 from cl_bench.engine.execution import Plan, make_study, train_and_record
 from cl_bench.engine.resume import other_code_note
 from cl_bench.results.folder import Folder
@@ -64,7 +65,10 @@ def run(plan: Plan) -> float:
 def find_or_make(plan: Plan) -> tuple[RunRecord, str]:
     """The record of a run, which is made unless it is finished, and a note on which of both."""
     record = None if plan.cfg.force else _record_to_show(plan)
-    return _make(plan) if record is None else (record, _note_on_finished(plan, record))
+    if record is None:
+        return _make(plan)
+    require_within(plan.cfg.budget_mib, record.state_bytes, f"{plan.folder.path}: at the end")
+    return record, _note_on_finished(plan, record)
 
 
 def _make(plan: Plan) -> tuple[RunRecord, str]:

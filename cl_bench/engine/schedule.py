@@ -60,7 +60,7 @@ class Schedule:
 
     def steps_per_epoch(self, task: Task) -> int:
         """The number of batches of a task."""
-        return -(-len(task) // self.batch_size)
+        return task.batches_per_epoch(self.batch_size)
 
     def steps(self, task: Task) -> int:
         """The number of steps on a task: its batches in all epochs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from statistics import mean
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -26,14 +27,22 @@ class Progress:
     done: int = 0  # finished tasks
     step: int = 0  # steps within the current task
     steps: int = 0  # steps of all tasks
+    images: int = 0  # training images in the batches of all steps
     order: Tensor | None = None  # state of the order generator at the start of the current task
     train_seconds: list[float] = field(default_factory=list)  # of each task
     eval_seconds: list[float] = field(default_factory=list)  # before training, and of each task
+    # with evaluation.every: images so far, and the accuracy on the classes seen so far
+    along: list[tuple[int, float]] = field(default_factory=list)
 
     @classmethod
     def start(cls, stream: Stream) -> Progress:
         """The progress of a run that has not begun."""
         return cls(AccuracyMatrix(len(stream.tests)))
+
+    def summary(self) -> dict[str, float]:
+        """All metrics: those of the matrix, and AUC where tests along the way were made."""
+        found = self.matrix.summary()
+        return found | ({"AUC": mean(a for _, a in self.along)} if self.along else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint."""
@@ -45,7 +54,7 @@ class Progress:
         tasks = len(self.matrix.values)
         values, initial = (part.cpu() for part in state["matrix"])
         fits = values.shape == (tasks, tasks) and initial.shape == (tasks,)
-        counts = state["done"], state["step"], state["steps"]
+        counts = state["done"], state["step"], state["steps"], state["images"]
         if not fits or not 0 <= state["done"] <= tasks or min(counts) < 0:
             raise UserError(f"has an impossible progress ({state['done']} of {tasks} tasks done)")
         for f in fields(self):
@@ -110,6 +119,7 @@ class Session:
     progress: Progress
     host: Host
     probe: Probe | None = None
+    budget_mib: float | None = None  # of what the method keeps besides the network
 
     @property
     def learner(self) -> Learner:

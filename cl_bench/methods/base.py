@@ -30,6 +30,8 @@ class Method(Stateful):
     allows_folding: ClassVar[bool] = False
     # False where it makes steps that schedule.clip does not reach
     allows_clipping: ClassVar[bool] = True
+    # True where it works without being told that a task ends (stream=online)
+    task_free: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 

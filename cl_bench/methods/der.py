@@ -24,6 +24,7 @@ class DER(Rehearsal):
     """
 
     allows_folding = True
+    task_free = True
 
     def __init__(
         self,

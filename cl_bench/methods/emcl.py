@@ -56,6 +56,7 @@ class EMCL(Rehearsal):
     """
 
     requires_plain_sgd = True
+    task_free = True
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ class ER(Rehearsal):
     """
 
     allows_folding = True
+    task_free = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ class Finetune(Method):
     """theta <- theta - lr grad loss(theta, batch)."""
 
     allows_folding = True
+    task_free = True
 
     def observe(self, batch: Batch) -> Tensor:
         return self.learner.descend(batch)

@@ -39,6 +39,7 @@ class LaMAML(Rehearsal):
     """
 
     requires_plain_sgd = True
+    task_free = True
 
     def __init__(
         self,

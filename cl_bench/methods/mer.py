@@ -29,6 +29,7 @@ class MER(Rehearsal):
     """
 
     requires_plain_sgd = True
+    task_free = True
 
     def __init__(
         self,

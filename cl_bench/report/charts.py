@@ -22,6 +22,7 @@ AXES = {
     "train s": "training, seconds",
     "peak MiB": "peak memory, MiB",
     "gradients": "gradients per training image",
+    "state MiB": "state besides the network, MiB",
 }
 
 
@@ -101,7 +102,7 @@ def against_costs(table: Table, rows: list[Row]) -> str | None:
         names = [_label(rows[place]) for place in points]
         figure.legend(points.values(), names, loc="outside right upper", fontsize=8)
 
-    return svg(draw, (11, 3.6))
+    return svg(draw, (13, 3.6))
 
 
 def _label(row: Row) -> str:

@@ -1,9 +1,9 @@
-"""Draws the two pictures of a run: its accuracy matrix, and ACC after each task."""
+"""Draws the pictures of a run: its accuracy matrix, ACC after each task, accuracy along the way."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,31 @@ def picture(
     return content.getvalue()
 
 
-def draw_run(matrix: AccuracyMatrix, title: str) -> dict[str, bytes]:
-    """The contents of accuracy.png and acc.png, under the keys `accuracy` and `acc`."""
-    return {
+def draw_run(
+    matrix: AccuracyMatrix, along: Sequence[tuple[int, float]], title: str
+) -> dict[str, bytes]:
+    """The contents of the pictures of a run, by their names: `accuracy`, `acc`, maybe `along`.
+
+    along  images so far and accuracy on the classes seen so far, where that was measured
+    """
+    drawn = {
         "accuracy": picture(partial(draw_matrix, matrix, title), (6.4, 5.2)),
         "acc": picture(partial(draw_curves, matrix, title), (6.4, 4.0)),
     }
+    if along:
+        drawn["along"] = picture(partial(draw_along, along, title), (6.4, 4.0))
+    return drawn
+
+
+def draw_along(along: Sequence[tuple[int, float]], title: str, figure: Any) -> None:
+    """Draw the accuracy on the classes seen so far over the training images so far."""
+    images, accuracies = zip(*along, strict=True)
+    axes = figure.add_subplot(
+        title=title, xlabel="training images so far", ylabel="accuracy (%)", ylim=(0, 100)
+    )
+    axes.plot(images, [100 * a for a in accuracies], ".-", label="classes seen so far")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
 
 
 def draw_matrix(matrix: AccuracyMatrix, title: str, figure: Any) -> None:

@@ -44,7 +44,7 @@ class RunRecord:
     stream: dict[str, Any]
     accuracy: list[list[Share | None]]  # (T, T), row = after task, column = tested
     initial: list[Share | None]  # (T,), before training
-    metrics: dict[str, Metric | None]  # ACC, BWT, FWT, forgetting, LA, AIA
+    metrics: dict[str, Metric | None]  # ACC, BWT, FWT, forgetting, LA, AIA, and AUC where measured
     parameters: Total
     state_bytes: Total  # of tensors that the method keeps between steps, without the network
     theta_sha256: str  # of the final parameters, of one network or of one for each task
@@ -53,6 +53,9 @@ class RunRecord:
     gradients_per_sample: Amount | None = None  # backward passes per training image of the stream
     method: dict[str, Number] | None = None  # `Method.capacity`
     forgetting_of_task: list[float | None] | None = None  # (T - 1,), their mean is `forgetting`
+    # with evaluation.every: images so far, and the accuracy on the classes seen so far; AUC is
+    # their mean
+    along: list[tuple[Total, Share]] | None = None
 
 
 def read_record(file: Path) -> RunRecord:

@@ -190,6 +190,8 @@ def _wandb_row(row: dict[str, Any]) -> dict[str, Any]:
     if row["event"] == "probe":
         values = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
         return {"step": row["step"], **values}
+    if row["event"] == "along":
+        return {"images": row["images"], "eval/accuracy_on_seen": row["accuracy"]}
     metrics = {f"eval/{k}": v for k, v in json_value(row["metrics"]).items() if v is not None}
     accuracies = {f"eval/task_{int(j):02d}": a for j, a in row["accuracy"].items()}
     return {"task": row["task"], **metrics, **accuracies}

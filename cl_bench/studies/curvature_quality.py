@@ -108,7 +108,7 @@ def study(
     old, new = stream.tasks[:2]
     for estimator in curvatures.values():
         estimator.check(learner, old)
-    evaluation = Evaluation("final", "test", 0.1, False, CHUNK)
+    evaluation = Evaluation("final", "test", 0.1, False, None, CHUNK)
     progress = Progress.start(stream)
     session = Session(Finetune(learner), stream, schedule, evaluation, order, progress, Host())
     experiment.learn(session, old)

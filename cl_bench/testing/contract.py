@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +18,12 @@ from cl_bench.config.compose import composed
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream
+from cl_bench.data.boundaries import online
 from cl_bench.engine import checkpoint, experiment
 from cl_bench.engine.evaluation import accuracies
 from cl_bench.methods.base import Method
 from cl_bench.results.record import json_value
-from cl_bench.testing.small import learner, method_for, mlp
+from cl_bench.testing.small import learner, method_for, mlp, scheduled
 from cl_bench.testing.small_run import SmallRun, batch_norm, foreign_data_as_noise, tangent
 
 LEAST_ACCURACY = 0.3  # on a task after its 8 steps, of 1; chance is 1/2 or 1/6
@@ -40,7 +42,8 @@ def check_method(
     tasks are replaced by noise while it trains; it learns; a run that is stopped continues exactly;
     evaluation changes nothing; and `networks` has the networks that `predict` uses. Then in one
     scenario: what it keeps does not grow with the tasks, and it continues exactly on a network with
-    batch norm and Adam, and on a linearised network. It takes about three seconds.
+    batch norm and Adam, on a linearised network, and with `task_free` on a stream without boundaries.
+    It takes about three seconds.
 
         check_method("anchor", "method.strength=0.5")      # conf/method/anchor.yaml
         check_method(functools.partial(Anchor, strength=0.5))
@@ -55,7 +58,8 @@ def check_method(
     Raises AssertionError, with a sentence, where something does not hold.
     """
     made, arranged = (method, _unchanged) if callable(method) else _by_name(method, overrides)
-    served = scenarios or made(learner(mlp())).scenarios
+    example = made(learner(mlp()))
+    served = scenarios or example.scenarios
     options: dict[str, Any] = {"method": made, "arranged": arranged}
     with TemporaryDirectory() as folder:
         for scenario in served:
@@ -64,6 +68,17 @@ def check_method(
         for network in (batch_norm, tangent):
             where = Path(folder) / network.__name__
             check_stops(where, [3, 7, 4], **options, scenario=served[0], learner=network)
+        untold = [scenario for scenario in served if scenario != "task"]
+        if example.task_free and untold:
+            check_task_free(Path(folder) / "online", method=made, scenario=untold[-1])
+
+
+def check_task_free(where: Path, **options: Any) -> None:
+    """On a stream that is one long task, a run repeats itself, and continues exactly."""
+    options |= {"arranged": partial(online, first=None), "schedule": scheduled()}
+    run = SmallRun(**options, folder=_made(where / "run"))()
+    check_repeats(run, SmallRun(**options)())
+    check_stops(where, [2, 2, 3], run, **options)  # within the first task, and at the second's ends
 
 
 def _check_in_scenario(where: Path, **options: Any) -> None:

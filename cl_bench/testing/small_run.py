@@ -32,7 +32,7 @@ from cl_bench.results.tracking import Null
 from cl_bench.testing.small import NormNet, blobs, identity, learner, machine, mlp, scheduled
 
 STEPS = 24  # of three tasks with two epochs of 30 samples; the last batch of an epoch is short
-EVALUATION = Evaluation(when="seen", split="test", holdout=0.1, predictions=False, batch_size=7)
+EVALUATION = Evaluation("seen", "test", holdout=0.1, predictions=False, every=None, batch_size=7)
 LearnerOn = Callable[[runtime.Runtime], Learner]
 
 

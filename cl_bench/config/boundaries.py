@@ -1,0 +1,54 @@
+"""Refuses streams without clean boundaries where the scenario, method or schedule needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import get_object
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.data.boundaries import blurry, online
+
+NEEDED = {"epochs": 1, "warm_up": "none", "batch_norm": "train"}  # where no boundary is told
+
+
+def check(plain: dict[str, Any]) -> None:
+    """Raise UserError where a resolved config asks for boundaries that its stream does not have."""
+    stream, scenario = plain["stream"], plain["scenario"]["name"]
+    kind = get_object(stream["_target_"])
+    if kind is blurry and scenario != "class":
+        raise UserError(
+            f"stream=blurry: classes come in several tasks, which scenario={scenario} cannot "
+            "tell apart; use scenario=class"
+        )
+    if kind is online or (kind is blurry and not stream["boundaries"]):
+        hidden = "stream.boundaries=false" if kind is blurry else "stream=online"
+        _check_hidden(plain, hidden)
+
+
+def _check_hidden(plain: dict[str, Any], hidden: str) -> None:
+    """Refuse what uses the boundaries of tasks; `hidden` is the option that hides them."""
+    if plain["scenario"]["name"] == "task":
+        raise UserError(
+            f"{hidden}: scenario=task tells the task of each image, and with it the boundaries; "
+            "use scenario=class or data"
+        )
+    method = get_object(plain["method"]["_target_"])
+    if not method.task_free:
+        raise UserError(
+            f"{hidden}: the method {method.__name__} must be told where a task ends; use finetune, "
+            "er, der, derpp, mer, lamaml, emcl or another method that says task_free = True"
+        )
+    options = plain["method"].get("buffer")
+    idle = "method.buffer" in method.unused(plain)
+    if options and not idle and not get_object(options["_target_"]).task_free:
+        raise UserError(
+            f"{hidden}: the buffer must be told where a task ends; use buffer=reservoir or balanced"
+        )
+    for key, value in NEEDED.items():
+        given = plain["schedule"][key]
+        if given != value:
+            raise UserError(
+                f"schedule.{key}={given}: {hidden} shows each image once and no boundary; use "
+                f"schedule.{key}={value}"
+            )
