@@ -148,5 +148,6 @@ def folded_resnet(samples: int) -> tuple[Any, Learner, Task, Any]:
     learner.begin_task(torch.ones(1, 100, dtype=torch.bool), torch.tensor([0]), None)
     x = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8)
     y = torch.randint(0, 100, (samples,))
-    task = Task(0, *(part.to(machine.device) for part in (x, y, torch.zeros_like(y))))
+    x, y = x.to(machine.device), y.to(machine.device)
+    task = Task(0, x, y, torch.zeros_like(y))
     return machine, learner, task, build(cfg.curvature)

@@ -16,7 +16,8 @@ from cl_bench.config.build import build
 from cl_bench.config.check import check_config
 from cl_bench.core.criteria import ScaledMSE
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch, Task
+from cl_bench.core.types import Batch
+from cl_bench.data.stream import joined
 
 
 def readings(made: Learner, *overrides: str) -> Any:
@@ -421,12 +422,11 @@ def test_a_joined_stream_keeps_the_importance_of_heads_that_a_batch_lacks(name: 
     made, stream = start(), blobs("task")
     made.begin_task(stream.live_at_end, torch.tensor([0, 1, 2]), stream.live_at_end)
     method = method_for(name, made, "method.scale=3")
-    joined = [
-        torch.cat(parts) for parts in zip(*((t.x, t.y, t.t) for t in stream.tasks), strict=True)
-    ]
-    method.begin_task(Task(0, *joined))
-    method.observe(Batch(*joined).rows(torch.arange(0, 90, 9)))
+    everything = joined(stream.tasks)
+    method.begin_task(everything)
+    batch = Batch(everything.x, everything.y, everything.t)
+    method.observe(batch.rows(torch.arange(0, 90, 9)))
     before, other = method.h.clone(), made.heads.in_use(~stream.classes[1]) == 0
     method.memory.rows, method.memory.filled = None, 0
-    method.observe(Batch(*joined).rows(slice(0, 5)))
+    method.observe(batch.rows(slice(0, 5)))
     assert method.h[other].equal(before[other]) and not method.h.equal(before)

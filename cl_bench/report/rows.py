@@ -25,7 +25,8 @@ from cl_bench.results.records import Records
 from cl_bench.results.source_code import changed_since
 
 # rows of one table have these keys in common
-STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "evaluation.holdout")
+STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "stream.disjoint", "stream.blur")
+STREAM_KEYS += ("stream.seed", "evaluation.holdout")
 # where these differ between the methods of a table, every row names them
 LEARNER_KEYS = ("model.", "schedule.", "criterion.", "optimizer.")
 # named above a table where all of its rows share them

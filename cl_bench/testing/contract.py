@@ -42,8 +42,8 @@ def check_method(
     tasks are replaced by noise while it trains; it learns; a run that is stopped continues exactly;
     evaluation changes nothing; and `networks` has the networks that `predict` uses. Then in one
     scenario: what it keeps does not grow with the tasks, and it continues exactly on a network with
-    batch norm and Adam, on a linearised network, and with `task_free` on a stream without boundaries.
-    It takes about three seconds.
+    batch norm and Adam, on a linearised network, and with `task_free` also on a stream without
+    boundaries. It takes about three seconds.
 
         check_method("anchor", "method.strength=0.5")      # conf/method/anchor.yaml
         check_method(functools.partial(Anchor, strength=0.5))
