@@ -16,6 +16,7 @@ from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.config.build import build, make_network, make_stream
+from cl_bench.config.nodes import set_everywhere
 from cl_bench.core.types import Stream
 from cl_bench.results import predictions
 from cl_bench.results.folder import accuracy_table
@@ -95,7 +96,7 @@ class Run:
         """The tasks with their training and test images, on the CPU; this reads the data set."""
         cfg = OmegaConf.create(self.record.config)
         if self._data_dir is not None:
-            _set_everywhere(cfg, "data_dir", str(files.absolute(self._data_dir)))
+            set_everywhere(cfg, "data_dir", str(files.absolute(self._data_dir)))
         return make_stream(cfg, torch.device("cpu"))
 
     def network(self, task: int | None = None) -> nn.Module:
@@ -232,12 +233,3 @@ class Run:
                 f"{', '.join(map(str, shape))}) torch.uint8, as in run.stream.tests[0].x"
             )
         return x.cpu()
-
-
-def _set_everywhere(node: Any, key: str, value: str) -> None:
-    """Set a key wherever a config has it."""
-    for name in list(node):
-        if name == key:
-            node[name] = value
-        elif isinstance(node[name], DictConfig):
-            _set_everywhere(node[name], key, value)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cl_bench.config.build import parameter_names
 from cl_bench.config.nodes import PLACES, SILENT, resolved, target_nodes
 from cl_bench.config.option_types import is_float
+from cl_bench.config.parent import KEY, identity
 from cl_bench.config.schema import KEYS_WITHOUT_TARGET, float_options, required_value
 from cl_bench.config.unused_options import unused_keys
 from cl_bench.models.pretrained import backbone_hash
@@ -37,13 +38,15 @@ def normalise_floats(cfg: DictConfig, plain: dict[str, Any]) -> None:
 def config_hash(cfg: DictConfig) -> str:
     """Ten hexadecimal digits that name a config: the hash of every key that can change a number.
 
-    The seed is left out, and so are places of files, options that only show or store something
+    The seed is left out, and so are places of files (`continue_from` is the hash of the run there),
+    options that only show or store something
     (`nodes.SILENT`), and options that make no difference here (`unused_options`).
     """
-    same = cfg.copy()
+    same, parent = cfg.copy(), identity(cfg)
     places = [p for p in PLACES if p != "data_dir" or "path" not in cfg.dataset.source]
     with open_dict(same):
         same.update(dict.fromkeys(places, 0))
+        same.pop(KEY, None)
     kept = {k: v for k, v in resolved(same).items() if k not in SILENT}
     unused = unused_keys(kept, list(target_nodes(kept, "")))
     for key in sorted(unused, key=len, reverse=True):  # `a.b.c` before `a.b`
@@ -53,4 +56,6 @@ def config_hash(cfg: DictConfig) -> str:
         kept = {"study": kept["study"]}  # it uses no other part of the config
     else:
         kept["model"]["pretrained"] = backbone_hash(kept["model"])
+    if parent is not None:
+        kept[KEY] = parent
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]

@@ -78,3 +78,12 @@ def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, path)
         else:
             yield path, value
+
+
+def set_everywhere(node: DictConfig, key: str, value: Any) -> None:
+    """Set a key wherever a config has it."""
+    for name in list(node):
+        if name == key:
+            node[name] = value
+        elif isinstance(node[name], DictConfig):
+            set_everywhere(node[name], str(key), value)

@@ -43,6 +43,7 @@ KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no sign
     "output_dir": Text,
     "data_dir": Text,
     "cache_dir": Optional[Text],  # noqa: UP045
+    "continue_from": Optional[Text],  # noqa: UP045
     "log_every": Count,
     "save_every": Annotated[float, Ge(1)],
     "budget_mib": Optional[Annotated[float, Ge(0)]],  # noqa: UP045

@@ -45,7 +45,8 @@ def state_of(method: Method) -> dict[str, Any]:
 def restore(method: Method, state: dict[str, Any]) -> None:
     """Load the states from a checkpoint into the learner and the method, in place."""
     method.learner.load_state_dict(state["learner"])
-    method.load_state_dict(state["method"])
+    if "method" in state:  # else the run goes on from one of another method
+        method.load_state_dict(state["method"])
 
 
 def state_bytes(method: Method) -> int:

@@ -22,9 +22,10 @@ from cl_bench.config.build import (
     read_backbone_info,
     refuse_leak,
 )
+from cl_bench.config.parent import Parent
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
-from cl_bench.engine import checkpoint, experiment, resume, trained
+from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.session import Progress, Session
 from cl_bench.results import figures
@@ -44,6 +45,7 @@ class Plan:
     labels: list[str]  # the chosen options of dataset, scenario and method
     folder: Folder
     code: Code  # the code that would make the run now
+    parent: Parent | None = None  # the finished run that it goes on from
 
     @property
     def title(self) -> str:
@@ -115,8 +117,12 @@ def _continue_or_start(plan: Plan) -> RunRecord:
         stream, backbone = make_stream(cfg, machine.device), read_backbone_info(cfg)
         refuse_leak(stream, backbone)
         start.require_same(
-            data=str(stream.description["sha256"]), backbone=str(backbone and backbone["sha256"])
+            parent=plan.parent and f"{plan.parent.hash}-s{plan.parent.seed}",
+            data=str(stream.description["sha256"]),
+            backbone=str(backbone and backbone["sha256"]),
         )
+        if plan.parent is not None and start.saved is None:
+            start = going_on.begin(start, plan.parent, cfg, stream, machine.device)
     with make_sink(plan) as sink, StopSignals() as stop:
         sink.describe(stream.description)
         with refusals_before_training():
@@ -222,6 +228,7 @@ def make_record(
         method=method.capacity(),
         forgetting_of_task=json_value(progress.matrix.forgetting_of_task.tolist()),
         along=list(progress.along) or None,
+        parent=plan.parent and {"hash": plan.parent.hash, "seed": plan.parent.seed},
     )
 
 

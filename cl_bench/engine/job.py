@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import backbone, errors, tuned
+from cl_bench.config import backbone, errors, parent, tuned
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import targets
@@ -42,6 +42,9 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
         tuned.apply(cfg, tuned.find_file(cfg, labels), hydra.overrides.task)
     resolved = check_config(cfg)
     normalise_floats(cfg, resolved)
+    found = parent.find(cfg, resolved)
+    if found is not None:
+        resolved[parent.KEY] = found.name
     name = config_hash(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(
@@ -49,7 +52,7 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
         )
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]
     path = files.absolute(cfg.output_dir).joinpath(*place, name, f"seed{cfg.seed}")
-    return Plan(cfg, resolved, name, labels, Folder(path), code_of(targets(resolved)))
+    return Plan(cfg, resolved, name, labels, Folder(path), code_of(targets(resolved)), found)
 
 
 def run(plan: Plan) -> float:

@@ -42,7 +42,7 @@ class Start:
     earlier: list[dict[str, Any]] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
 
-    def require_same(self, **known: str) -> None:
+    def require_same(self, **known: str | None) -> None:
         """Add entries to the identity, once the data is loaded that they are hashes of.
 
         Raises UnusableError where the checkpoint was written with another value.

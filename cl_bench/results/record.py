@@ -56,6 +56,7 @@ class RunRecord:
     # with evaluation.every: images so far, and the accuracy on the classes seen so far; AUC is
     # their mean
     along: list[tuple[Total, Share]] | None = None
+    parent: dict[str, Any] | None = None  # hash and seed of the run that it went on from
 
 
 def read_record(file: Path) -> RunRecord:

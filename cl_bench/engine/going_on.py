@@ -1,0 +1,91 @@
+"""Goes on from a finished run: its network, its measurements and, of one method, its state.
+
+With the same options the run is the one that the parent would have been with the longer stream, to
+the bit: it starts in the state of the parent's last checkpoint, generators included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.config.build import make_stream
+from cl_bench.config.nodes import set_everywhere
+from cl_bench.config.parent import KEY, Parent
+from cl_bench.core.types import Stream
+from cl_bench.engine import checkpoint
+from cl_bench.engine.resume import Start
+from cl_bench.results.folder import Folder, read_journal
+
+
+def begin(start: Start, parent: Parent, cfg: DictConfig, stream: Stream, device: Any) -> Start:
+    """What a run starts from that has no checkpoint of its own: the end of its parent.
+
+    Raises UserError where the parent's checkpoint is missing or damaged, where the stream does not
+    begin with the parent's tasks, or where it has no task after them.
+    """
+    folder = Folder(parent.folder)
+    wanted = {"config": parent.hash, "seed": parent.seed, "device": device.type}
+    try:
+        saved = checkpoint.load(folder.checkpoint, device, wanted)
+        if saved is None:
+            raise UserError(
+                f"{folder.checkpoint}: is missing; force=true in that run makes it anew"
+            )
+        rows = read_journal(folder.metrics, saved["journal"])
+    except UserError as error:
+        raise UserError(f"{KEY}={parent.name}: {one_line(error, 400)}") from None
+    _require_tasks(parent, cfg, stream)
+    files.write_bytes(start.folder.metrics, rows)
+    saved["progress"] = grown(saved["progress"], len(stream.tests))
+    if not parent.with_method:
+        del saved["method"]
+    codes = saved["codes"] if parent.with_method else []  # of another method it is other code
+    earlier = codes[:-1] if codes and codes[-1].get("sha256") == start.code.sha256 else codes
+    devices = [name for name in saved.get("devices", []) if name not in start.devices]
+    return replace(
+        start, saved=saved, rows=rows, earlier=earlier, devices=[*devices, *start.devices]
+    )
+
+
+def _require_tasks(parent: Parent, cfg: DictConfig, stream: Stream) -> None:
+    """Raise UserError unless the stream begins with the parent's, image by image, and goes on."""
+    theirs = OmegaConf.create(parent.config)
+    for key in ("data_dir", "cache_dir"):
+        set_everywhere(theirs, key, cfg[key])
+    before = make_stream(theirs, torch.device("cpu"))
+    tasks = len(before.tasks)
+    if len(stream.tasks) <= tasks:
+        raise UserError(
+            f"{KEY}={parent.name}: that run has learned {tasks} tasks, and this stream has "
+            f"{len(stream.tasks)}; it needs at least one more (stream.first, dataset.tasks)"
+        )
+    if before.num_classes != stream.num_classes:
+        raise UserError(
+            f"{KEY}={parent.name}: the head of that run has {before.num_classes} classes, this "
+            f"stream has {stream.num_classes}; a stream that is to go on has all classes from its "
+            "start, and stream.first says how many tasks are learned"
+        )
+    pairs = [*zip(before.tasks, stream.tasks, strict=False)]
+    pairs += zip(before.tests, stream.tests, strict=False)
+    for one, two in pairs:
+        same = all(getattr(one, f).equal(getattr(two, f).cpu()) for f in ("x", "y", "t"))
+        if not same or one.parts != two.parts:
+            raise UserError(
+                f"{KEY}={parent.name}: task {one.id} of that run is another one than here; the "
+                "stream must begin with the tasks that it learned"
+            )
+
+
+def grown(progress: dict[str, Any], tasks: int) -> dict[str, Any]:
+    """The parent's progress with rows and columns for `tasks` tasks; what is new is NaN."""
+    values, initial = progress["matrix"]
+    larger = torch.full((tasks, tasks), torch.nan, dtype=values.dtype)
+    first = torch.full((tasks,), torch.nan, dtype=initial.dtype)
+    larger[: len(values), : len(values)], first[: len(initial)] = values.cpu(), initial.cpu()
+    return {**progress, "matrix": (larger, first)}

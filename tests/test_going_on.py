@@ -1,0 +1,167 @@
+"""Runs that go on from a finished run: exact, refused where they do not fit, and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import composed, method_for, names
+
+import cl_bench
+from cl_bench.base.exceptions import UserError
+from cl_bench.data.stream import sequential
+from cl_bench.engine import checkpoint
+from cl_bench.engine.going_on import grown
+from cl_bench.results.folder import Folder
+from cl_bench.testing.small_run import SmallRun
+
+CPU = torch.device("cpu")
+CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(names("method"))}
+KINDS = sorted({*CLASSES.values(), "emcl_replay", "derpp"} - {"joint"})
+TINY = (
+    "dataset=seqmnist5k",
+    "dataset.train_per_task=40",
+    "tracking=none",
+    "schedule.batch_size=20",
+)
+
+
+def on_the_toy(name: str, **options: Any) -> SmallRun:
+    scenario = "class" if "class" in method_scenarios(name) else "task"
+    overrides = ["method.growth=null"] if name == "halrp" else []  # its heads alone are too large
+    return SmallRun(lambda learner: method_for(name, learner, *overrides), scenario, **options)
+
+
+def method_scenarios(name: str) -> tuple[str, ...]:
+    from hydra.utils import get_object
+
+    return get_object(composed(f"method={name}").method._target_).scenarios
+
+
+def move(parent: Path, child: Path, with_method: bool) -> None:
+    """Write the parent's last checkpoint as the child's, with room for three tasks."""
+    child.mkdir()
+    state = checkpoint.load(Folder(parent).checkpoint, CPU, {})
+    assert state is not None
+    state["progress"] = grown(state["progress"], 3)
+    if not with_method:
+        del state["method"]
+    checkpoint.save(state, Folder(child).checkpoint)
+    shutil.copy(Folder(parent).metrics, Folder(child).metrics)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_method_goes_on_exactly(name: str, tmp_path: Path) -> None:
+    """Two tasks, and then a third: the parameters and accuracies of three tasks in one run."""
+    whole = on_the_toy(name)()
+    (tmp_path / "parent").mkdir()
+    on_the_toy(name, arranged=partial(sequential, first=2), folder=tmp_path / "parent")()
+    move(tmp_path / "parent", tmp_path / "child", with_method=True)
+    child = on_the_toy(name, folder=tmp_path / "child")()
+    assert child.theta.equal(whole.theta)
+    states = [checkpoint.tensors(checkpoint.state_of(run.made)) for run in (whole, child)]
+    assert all(one.equal(two) for one, two in zip(*states, strict=True))
+    one, two = whole.progress.matrix.values, child.progress.matrix.values
+    assert two[1, 2].isnan()  # the parent did not know of the third task
+    measured = ~two.isnan()
+    assert int(measured.sum()) >= 6 and one[measured].equal(two[measured])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_method_goes_on_from_another(name: str, tmp_path: Path) -> None:
+    """After two tasks of fine-tuning a method begins with its third as its own first."""
+    (tmp_path / "parent").mkdir()
+    scenario = on_the_toy(name).scenario
+    before = SmallRun(
+        partial(method_for, "finetune"),
+        scenario,
+        arranged=partial(sequential, first=2),
+        folder=tmp_path / "parent",
+    )()
+    move(tmp_path / "parent", tmp_path / "child", with_method=False)
+    child = on_the_toy(name, folder=tmp_path / "child")()
+    assert child.progress.done == 3 and child.theta.isfinite().all()
+    pair = child.progress.matrix.values[:2, :2], before.progress.matrix.values
+    torch.testing.assert_close(*pair, rtol=0, atol=0, equal_nan=True)
+    assert child.progress.matrix.values[2].isfinite().all()
+    assert len(child.theta) > len(before.theta) or not child.theta.equal(before.theta)
+
+
+def run(tmp_path: Path, *overrides: str) -> cl_bench.Run:
+    return cl_bench.run(*TINY, f"output_dir={tmp_path}", *overrides)
+
+
+def test_a_finished_run_goes_on(tmp_path: Path) -> None:
+    """Three tasks, then five, then by another method; each record names its parent."""
+    whole = run(tmp_path / "whole", "method=ewc")
+    parent = run(tmp_path, "method=ewc", "stream.first=2")
+    pattern = f"continue_from='{parent.folder.parent}/seed${{seed}}'"
+    child = run(tmp_path, "method=ewc", pattern)
+    assert child.record.theta_sha256 == whole.record.theta_sha256
+    assert child.record.parent == {"hash": parent.record.hash, "seed": 0}
+    assert child.record.hash != whole.record.hash
+    assert child.metrics["ACC"] == whole.metrics["ACC"]
+    assert child.record.gradients_per_sample == whole.record.gradients_per_sample
+    rows = [json.loads(line) for line in (child.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows if row["event"] == "task"] == [0, 1, 2, 3, 4]
+    first = (parent.folder / "metrics.jsonl").read_bytes()
+    assert (child.folder / "metrics.jsonl").read_bytes().startswith(first)
+    again = run(tmp_path, "method=ewc", pattern)
+    assert again.folder == child.folder  # found, not made again
+
+    other = run(tmp_path, "method=er", "stream.first=3", f"continue_from={parent.folder}")
+    assert other.accuracy.iloc[1:3, :2].equals(parent.accuracy.iloc[1:3, :2])
+    assert "parts" not in other.record.code  # it is not said to be made by two codes
+    third = run(tmp_path, "method=er", f"continue_from={other.folder}")
+    assert third.record.parent == {"hash": other.record.hash, "seed": 0}
+    assert third.accuracy.iloc[-1].notna().all()
+
+
+def test_another_seed_has_another_parent(tmp_path: Path) -> None:
+    """With ${seed} in the folder, the seeds are runs of one config."""
+    parents = [run(tmp_path, "stream.first=2", f"seed={seed}") for seed in (0, 1)]
+    assert parents[0].folder.parent == parents[1].folder.parent
+    pattern = f"continue_from='{parents[0].folder.parent}/seed${{seed}}'"
+    children = [run(tmp_path, pattern, f"seed={seed}") for seed in (0, 1)]
+    assert children[0].record.hash == children[1].record.hash
+    assert [child.record.seed for child in children] == [0, 1]
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """In one line, before training; the parent is not touched."""
+    parent = run(tmp_path, "method=ewc", "stream.first=2")
+    before = sorted((p, p.stat().st_mtime_ns) for p in parent.folder.iterdir())
+    on = f"continue_from={parent.folder}"
+    for line, overrides in (
+        ("seed 0, this one 1; use seed=0", [on, "method=ewc", "seed=1"]),
+        ("model.hidden=[50]: continue_from=", [on, "method=ewc", "model.hidden=[50]"]),
+        (
+            "scenario.live._target_=cl_bench.data.scenario.class_il: continue_from=",
+            [on, "method=ewc", "scenario=class"],
+        ),
+        ("method.strength=7.0: continue_from=", [on, "method=ewc", "method.strength=7"]),
+        ("this stream has 2; it needs at least one more", [on, "method=ewc", "stream.first=2"]),
+        ("task 0 of that run is another one", [on, "method=ewc", "dataset.seed=4"]),
+        ("task 0 of that run is another one", [on, "method=ewc", "scenario.order=[1,0,2,3,4]"]),
+        ("there is no finished run in this folder", [f"continue_from={tmp_path}/nothing"]),
+        ("there is no finished run in this folder", ["continue_from=/dev/null"]),
+        ("continue_from=[1]: must be a text", ["continue_from=[1]"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            run(tmp_path, *overrides)
+        assert line in str(caught.value), str(caught.value)
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in parent.folder.iterdir())
+    (parent.folder / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"continue_from=.*checkpoint.pt: is not a checkpoint"):
+        run(tmp_path, on, "method=ewc")
+    (parent.folder / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"continue_from=.*checkpoint.pt: is missing"):
+        run(tmp_path, on, "method=ewc")
+    (parent.folder / "record.json").write_text('{"hash": 3}')
+    with pytest.raises(UserError, match=r"record.json is damaged"):
+        run(tmp_path, on, "method=ewc")
