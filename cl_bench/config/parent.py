@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
+from cl_bench.config.build import make_stream
+from cl_bench.config.nodes import set_everywhere
+from cl_bench.core.types import Stream
 
 KEY = "continue_from"
 # groups whose keys must have the parent's values: they decide what its parameters mean
@@ -73,6 +77,14 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
     if same_method:
         _require_same(name, "method", config, resolved)
     return Parent(folder, name, record["hash"], seed, config, same_method)
+
+
+def stream_of(parent: Parent, cfg: DictConfig) -> Stream:
+    """The stream that the parent learned, on the CPU, from the folders of data of this config."""
+    theirs = OmegaConf.create(parent.config)
+    for key in ("data_dir", "cache_dir"):
+        set_everywhere(theirs, key, cfg[key])
+    return make_stream(theirs, torch.device("cpu"))
 
 
 def _read(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:

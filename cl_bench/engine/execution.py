@@ -22,7 +22,7 @@ from cl_bench.config.build import (
     read_backbone_info,
     refuse_leak,
 )
-from cl_bench.config.parent import Parent
+from cl_bench.config.parent import Parent, stream_of
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
@@ -122,7 +122,8 @@ def _continue_or_start(plan: Plan) -> RunRecord:
             backbone=str(backbone and backbone["sha256"]),
         )
         if plan.parent is not None and start.saved is None:
-            start = going_on.begin(start, plan.parent, cfg, stream, machine.device)
+            learned = stream_of(plan.parent, cfg)
+            start = going_on.begin(start, plan.parent, learned, stream, machine.device)
     with make_sink(plan) as sink, StopSignals() as stop:
         sink.describe(stream.description)
         with refusals_before_training():

@@ -10,12 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError, one_line
-from cl_bench.config.build import make_stream
-from cl_bench.config.nodes import set_everywhere
 from cl_bench.config.parent import KEY, Parent
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint
@@ -23,8 +20,12 @@ from cl_bench.engine.resume import Start
 from cl_bench.results.folder import Folder, read_journal
 
 
-def begin(start: Start, parent: Parent, cfg: DictConfig, stream: Stream, device: Any) -> Start:
+def begin(
+    start: Start, parent: Parent, learned: Stream, stream: Stream, device: torch.device
+) -> Start:
     """What a run starts from that has no checkpoint of its own: the end of its parent.
+
+    learned  the stream of the parent (`config.parent.stream_of`)
 
     Raises UserError where the parent's checkpoint is missing or damaged, where the stream does not
     begin with the parent's tasks, or where it has no task after them.
@@ -40,7 +41,7 @@ def begin(start: Start, parent: Parent, cfg: DictConfig, stream: Stream, device:
         rows = read_journal(folder.metrics, saved["journal"])
     except UserError as error:
         raise UserError(f"{KEY}={parent.name}: {one_line(error, 400)}") from None
-    _require_tasks(parent, cfg, stream)
+    _require_tasks(parent, learned, stream)
     files.write_bytes(start.folder.metrics, rows)
     saved["progress"] = grown(saved["progress"], len(stream.tests))
     if not parent.with_method:
@@ -53,12 +54,8 @@ def begin(start: Start, parent: Parent, cfg: DictConfig, stream: Stream, device:
     )
 
 
-def _require_tasks(parent: Parent, cfg: DictConfig, stream: Stream) -> None:
+def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:
     """Raise UserError unless the stream begins with the parent's, image by image, and goes on."""
-    theirs = OmegaConf.create(parent.config)
-    for key in ("data_dir", "cache_dir"):
-        set_everywhere(theirs, key, cfg[key])
-    before = make_stream(theirs, torch.device("cpu"))
     tasks = len(before.tasks)
     if len(stream.tasks) <= tasks:
         raise UserError(

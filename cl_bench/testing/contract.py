@@ -68,9 +68,8 @@ def check_method(
         for network in (batch_norm, tangent):
             where = Path(folder) / network.__name__
             check_stops(where, [3, 7, 4], **options, scenario=served[0], learner=network)
-        untold = [scenario for scenario in served if scenario != "task"]
-        if example.task_free and untold:
-            check_task_free(Path(folder) / "online", method=made, scenario=untold[-1])
+        if example.task_free and served[-1] != "task":
+            check_task_free(Path(folder) / "online", method=made, scenario=served[-1])
 
 
 def check_task_free(where: Path, **options: Any) -> None:
