@@ -36,6 +36,8 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
         extra = ["dataset.source.load._target_=builtins.list"] if name == "arrays" else []
     if group == "backbone" or name.startswith(("resnet18_224", "efficientnet", "torchvision")):
         extra = ["dataset=seqcifar100"]  # they see three channels
+    if name == "blurry":
+        extra = ["dataset=seqmnist5k", "scenario=class"]
     if name in ("dlcft", "imagenet32"):  # the file of backbone=imagenet32 is for the user to make
         extra = [*extra, *NO_BACKBONE]
     check_config(composed(f"{group}={name}", *extra))
@@ -297,8 +299,8 @@ HYDRA = [
         "experiment=nope",
         "experiment=nope: no such experiment; there are curvature_quality, der/, dlcft/, emcl/",
     ),
-    ("datset=x", "datset: no such key; there are buffer, cache_dir, code_changed, criterion"),
-    ("lr=3", "lr: no such key, but optimizer.lr; there are buffer, cache_dir"),
+    ("datset=x", "datset: no such key; there are budget_mib, buffer, cache_dir, code_changed"),
+    ("lr=3", "lr: no such key, but optimizer.lr; there are budget_mib, buffer"),
     ("method==er", "method==er"),
     ("method", "method: is not one argument <key>=<value>"),
     (
@@ -372,7 +374,7 @@ def test_the_hash_names_what_can_change_a_number() -> None:
 
 
 def test_yaml_is_plain() -> None:
-    """Interpolations stand where the house allows them: paths, parts of a method, the split."""
+    """Interpolations are allowed for paths, parts of a method, the split, and the stream's seed."""
     allowed = {
         "${data_dir}",
         "${cache_dir}",
@@ -382,6 +384,7 @@ def test_yaml_is_plain() -> None:
         "${scenario.split}",
         "${scenario.heads}",
         "${output_dir}",
+        "${dataset.seed}",
     }
     for path in CONF.rglob("*.yaml"):
         if path.name == "config.yaml":

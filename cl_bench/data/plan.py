@@ -65,7 +65,10 @@ def _class_order(
     """The class ids in the order `order`: by id, random, by superclass, or as they are listed."""
     whole = sum(tasks) == classes if isinstance(tasks, list) else tasks <= classes
     if not whole:
-        raise UserError(f"dataset.tasks={tasks}: {contents.name} has {classes} classes")
+        there = f"dataset.tasks={tasks}: {contents.name} has {classes} classes"
+        if isinstance(tasks, list):
+            raise UserError(f"{there}, and these numbers add up to {sum(tasks)}")
+        raise UserError(f"{there}; use {max(classes // 2, 1)} or fewer, so that each task has two")
     if isinstance(order, list):
         if sorted(order) != list(range(classes)):
             raise UserError(
