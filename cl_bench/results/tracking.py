@@ -100,6 +100,8 @@ class Wandb(Sink):
         self.run.define_metric("train/*", step_metric="step")
         self.run.define_metric("task")
         self.run.define_metric("eval/*", step_metric="task")
+        self.run.define_metric("images")
+        self.run.define_metric("along/*", step_metric="images")
 
     def describe(self, stream: dict[str, Any]) -> None:
         """Add the stream's description to the wandb run's config, as `data`."""
@@ -184,14 +186,14 @@ def _skip_launch_inputs() -> None:
 
 
 def _wandb_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl under wandb's names: train/loss, eval/ACC, eval/task_00, probe/..."""
+    """A row of metrics.jsonl under wandb's names: train/loss, eval/ACC, probe/..., along/..."""
     if row["event"] == "step":
         return {"step": row["step"], "train/loss": row["loss"]}
     if row["event"] == "probe":
         values = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
         return {"step": row["step"], **values}
     if row["event"] == "along":
-        return {"images": row["images"], "eval/accuracy_on_seen": row["accuracy"]}
+        return {"images": row["images"], "along/accuracy": row["accuracy"]}
     metrics = {f"eval/{k}": v for k, v in json_value(row["metrics"]).items() if v is not None}
     accuracies = {f"eval/task_{int(j):02d}": a for j, a in row["accuracy"].items()}
     return {"task": row["task"], **metrics, **accuracies}
