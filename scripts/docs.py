@@ -41,7 +41,7 @@ ABOUT = {  # what each group decides
     "merging": "How the curvatures of several tasks are added up.",
     "buffer": "Which samples of past tasks a replay method keeps.",
     "evaluation": "Which tasks are tested after each task, and on which images.",
-    "stream": "Whether the tasks come one after the other or all at once.",
+    "stream": "How tasks come: one after the other, blurred, without boundaries, or all at once.",
     "probe": "What is measured besides the accuracy while a run trains; none by default.",
     "runtime": "Device, precision, compilation and threads.",
     "tracking": "Where a run is logged, besides the files in its folder.",
@@ -49,10 +49,7 @@ ABOUT = {  # what each group decides
     "experiment": "Published protocols, and sweeps that write a page of results.",
     "launcher": "Where the jobs of a sweep are executed: `hydra/launcher=<option>`.",
 }
-BASES = {
-    "dataset_base",
-    "model_base",
-}  # extended by options, and no options
+BASES = {"dataset_base", "model_base"}  # extended by options, and no options
 KEY = re.compile(r"^( *)([\w./@]+): *(.*)$")
 VALUE = re.compile(r"^(.*?)(?:(?:^|\s+)#\s*(.*))?$")
 HIDDEN_KEYS = ("_target_", "_partial_")
@@ -190,10 +187,8 @@ def section(option: Option) -> list[str]:
     target = option.target(option.group)
     if target:
         serves = getattr(get_object(target), "scenarios", ()) if option.group == "method" else ()
-        lines += [
-            f"Built by `{target}`." + (f" Scenarios: {', '.join(serves)}." * bool(serves)),
-            "",
-        ]
+        named = f" Scenarios: {', '.join(serves)}." if serves else ""
+        lines += [f"Built by `{target}`.{named}", ""]
     return lines + table(option)
 
 

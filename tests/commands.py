@@ -25,7 +25,7 @@ from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.build import build, make_method, make_stream
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
-from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, _leaves
+from cl_bench.config.nodes import CONF, GROUPS, OPTIONAL, all_leaves
 from cl_bench.engine import experiment
 from cl_bench.engine.session import Host, Progress, Session
 
@@ -137,7 +137,7 @@ def commands() -> list[Command]:
     found += [(f"+{group}.{rng.choice(UNDERSCORE)}=1",) for group in GROUPS]
     for base in BASES:
         content: Any = OmegaConf.to_container(composed(base))
-        keys = [key for key, _ in _leaves(content, "")]
+        keys = [key for key, _ in all_leaves(content, "")]
         keys = [key for key in keys if not key.endswith("_target_") and not key.startswith("tuned")]
         half = rng.sample(keys, len(keys) // 2)
         found += [(*base, f"{key}={rng.choice(WRONG)}") for key in half]

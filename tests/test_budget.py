@@ -14,7 +14,7 @@ import cl_bench
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
 from cl_bench.engine import checkpoint
-from cl_bench.engine.budget import require_method_within
+from cl_bench.engine.budget import require_state_within
 from cl_bench.testing.small_run import SmallRun
 
 P = 16 * 16 + 16 + 16 * 6 + 6  # parameters of the toy perceptron: 16 pixels, 16 units, 6 classes
@@ -47,12 +47,12 @@ def test_every_tensor_that_is_kept_is_counted(name: str) -> None:
 
 
 def test_the_limit_is_exact() -> None:
-    made = SmallRun(**options_of("ewc"))().made
+    state = SmallRun(**options_of("ewc"))().made.state_dict()
     exact = COUNTED["ewc"] / 2**20
-    require_method_within(exact, made, "after task 2")
-    require_method_within(None, made, "after task 2")
+    require_state_within(exact, state, "after task 2")
+    require_state_within(None, state, "after task 2")
     with pytest.raises(UserError) as caught:
-        require_method_within(exact / 2, made, "after task 2")
+        require_state_within(exact / 2, state, "after task 2")
     kept, over = f"{exact:.4g}", f"{exact / 2:.4g}"
     assert f"after task 2 the method keeps {kept} MiB" in str(caught.value)
     assert f"(penalty {kept}), {over} over" in str(caught.value)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.build import build, make_network, make_stream
-from cl_bench.config.nodes import set_everywhere
+from cl_bench.config.build import build, make_network, recorded_stream
 from cl_bench.core.types import Stream
 from cl_bench.results import predictions
 from cl_bench.results.folder import accuracy_table
@@ -94,10 +93,9 @@ class Run:
     @cached_property
     def stream(self) -> Stream:
         """The tasks with their training and test images, on the CPU; this reads the data set."""
-        cfg = OmegaConf.create(self.record.config)
-        if self._data_dir is not None:
-            set_everywhere(cfg, "data_dir", str(files.absolute(self._data_dir)))
-        return make_stream(cfg, torch.device("cpu"))
+        chosen = self._data_dir
+        folders = {} if chosen is None else {"data_dir": str(files.absolute(chosen))}
+        return recorded_stream(self.record.config, **folders)
 
     def network(self, task: int | None = None) -> nn.Module:
         """The trained network on the CPU, in evaluation mode: normalised images to logits (B, K).

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import resolved
+from cl_bench.config.nodes import resolved, set_everywhere
 from cl_bench.core import runtime
 from cl_bench.core.types import Stream
 
@@ -48,6 +48,14 @@ def make_stream(cfg: DictConfig, device: torch.device) -> Stream:
     order = cfg.scenario.order
     stream = reorder_tasks(stream, order if isinstance(order, str) else list(order))
     return build(cfg.stream, stream=stream)
+
+
+def recorded_stream(config: dict[str, Any], **folders: str | None) -> Stream:
+    """The stream of a recorded config, on the CPU, with other `folders` (data_dir, cache_dir)."""
+    cfg = OmegaConf.create(config)
+    for key, value in folders.items():
+        set_everywhere(cfg, key, value)
+    return make_stream(cfg, torch.device("cpu"))
 
 
 def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -38,9 +38,9 @@ def normalise_floats(cfg: DictConfig, plain: dict[str, Any]) -> None:
 def config_hash(cfg: DictConfig) -> str:
     """Ten hexadecimal digits that name a config: the hash of every key that can change a number.
 
-    The seed is left out, and so are places of files (`continue_from` is the hash of the run there),
-    options that only show or store something
-    (`nodes.SILENT`), and options that make no difference here (`unused_options`).
+    The seed is left out, and so are places of files, options that only show or store something
+    (`nodes.SILENT`), and options that make no difference here (`unused_options`). In place of the
+    folder `continue_from` there is the hash of the run in it.
     """
     same, parent = cfg.copy(), identity(cfg)
     places = [p for p in PLACES if p != "data_dir" or "path" not in cfg.dataset.source]

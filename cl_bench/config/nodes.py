@@ -66,16 +66,17 @@ def leaves(config: dict[str, Any]) -> Leaves:
     """The values of a resolved config by their dotted keys, without those of PLACES and SILENT."""
     return {
         key: value
-        for key, value in _leaves(config, "")
+        for key, value in all_leaves(config, "")
         if key.split(".")[0] not in PLACES + SILENT and key.split(".")[-1] not in PLACES[1:]
     }
 
 
-def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+def all_leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    """Each value in the node at `key`, with its own dotted key."""
     for name, value in node.items():
         path = f"{key}.{name}" if key else name
         if isinstance(value, dict):
-            yield from _leaves(value, path)
+            yield from all_leaves(value, path)
         else:
             yield path, value
 

@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.build import make_stream
-from cl_bench.config.nodes import set_everywhere
-from cl_bench.core.types import Stream
+from cl_bench.config.nodes import Leaves, all_leaves
 
 KEY = "continue_from"
 # groups whose keys must have the parent's values: they decide what its parameters mean
@@ -40,8 +36,10 @@ class Parent:
 
 def written(cfg: DictConfig) -> str | None:
     """The value of `continue_from` as it is in the config, with `${seed}` unresolved; or None."""
+    if cfg.get(KEY) is None:
+        return None
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    return raw.get(KEY)
+    return raw[KEY]
 
 
 def identity(cfg: DictConfig) -> str | None:
@@ -71,28 +69,16 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
             f"{KEY}={name}: that run has seed {seed}, this one {cfg.seed}; use seed={seed}, or "
             f"write the folder with seed${{seed}} at its end"
         )
-    for key in SAME:
-        _require_same(name, key, config, resolved)
     same_method = config["method"]["_target_"] == resolved["method"]["_target_"]
-    if same_method:
-        _require_same(name, "method", config, resolved)
+    theirs, ours = (dict(all_leaves(whole, "")) for whole in (config, resolved))
+    for key in (*SAME, "method") if same_method else SAME:
+        _require_same(name, key, theirs, ours)
     return Parent(folder, name, record["hash"], seed, config, same_method)
-
-
-def stream_of(parent: Parent, cfg: DictConfig) -> Stream:
-    """The stream that the parent learned, on the CPU, from the folders of data of this config."""
-    theirs = OmegaConf.create(parent.config)
-    for key in ("data_dir", "cache_dir"):
-        set_everywhere(theirs, key, cfg[key])
-    return make_stream(theirs, torch.device("cpu"))
 
 
 def _read(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """The folder of the parent, and its record as plain values."""
-    try:
-        folder = files.absolute(str(cfg[KEY]))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{KEY}: {str(error).splitlines()[0]}") from None
+    folder = files.absolute(cfg[KEY])
     try:
         record = files.read_json(folder / "record.json")
     except (OSError, DamagedError):
@@ -106,21 +92,12 @@ def _read(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     return folder, record
 
 
-def _require_same(name: str, key: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def _require_same(name: str, key: str, theirs: Leaves, ours: Leaves) -> None:
     """Raise UserError where a key, or one in its group, has another value than the parent's."""
-    for part in key.split("."):
-        theirs, ours = theirs.get(part, {}), ours.get(part, {})
-    for place in sorted({**_flat(key, theirs), **_flat(key, ours)}):
-        pair = _flat(key, theirs).get(place), _flat(key, ours).get(place)
-        if pair[0] != pair[1] and place not in FREE:
+    for place in sorted({*theirs, *ours}):
+        concerned = place == key or place.startswith(f"{key}.")
+        if concerned and place not in FREE and theirs.get(place) != ours.get(place):
             raise UserError(
-                f"{place}={pair[1]}: continue_from={name} was made with {pair[0]}, and its "
-                "parameters go on as they are; use the same value"
+                f"{place}={ours.get(place)}: continue_from={name} was made with "
+                f"{theirs.get(place)}, and its parameters go on as they are; use the same value"
             )
-
-
-def _flat(key: str, value: Any) -> dict[str, Any]:
-    """The values in nested dictionaries by dotted keys that begin with `key`."""
-    if not isinstance(value, dict):
-        return {key: value}
-    return {k: v for name, child in value.items() for k, v in _flat(f"{key}.{name}", child).items()}

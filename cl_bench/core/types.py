@@ -62,6 +62,11 @@ class Task:
     def __len__(self) -> int:
         return len(self.y)
 
+    def rows(self, index: Tensor) -> Task:
+        """The samples at `index` (M,), in that order, as a task with the same id."""
+        index = to_device_of(index, self.y)
+        return Task(self.id, self.x[index], self.y[index], self.t[index])
+
     @property
     def storage(self) -> tuple[int, int, int]:
         """Memory addresses and length, equal for two tasks that share the same tensors."""
@@ -91,8 +96,8 @@ class Task:
 
     def part_starts(self, size: int) -> dict[int, int]:
         """The number of each of `parts`, by the batch of the epoch that it begins with."""
-        ends = list(accumulate(self._counts(size))) if self.parts else []
-        return dict(zip([0, *ends[:-1]], range(len(self.parts)), strict=False))
+        starts = accumulate(self._counts(size), initial=0)
+        return {start: part for part, start in zip(range(len(self.parts)), starts, strict=False)}
 
     @property
     def _parts(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from cl_bench.base.bounds import Count, Seed, Share
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Stream, Task
+from cl_bench.data.orders import renumbered
 from cl_bench.data.stream import joined, sequential
 
 
@@ -49,7 +50,7 @@ def blurry(
     blurred[torch.cat(alone)] = False
     everything = joined(stream.tasks)
     rows = _dealt(stream.tasks, blurred, blur, rng)
-    tasks = [_rows(everything, number, index) for number, index in enumerate(rows)]
+    tasks = [renumbered(everything.rows(index), number) for number, index in enumerate(rows)]
     classes = stream.classes.clone()
     for task in tasks:
         classes[task.id, task.y.unique()] = True
@@ -80,10 +81,3 @@ def _dealt(tasks: list[Task], blurred: Tensor, blur: float, rng: Generator) -> l
 def _drawn(count: int, share: float, rng: Generator) -> Tensor:
     """Indices of a share of `count` things, drawn at random."""
     return torch.randperm(count, generator=rng)[: round(share * count)]
-
-
-def _rows(everything: Task, number: int, index: Tensor) -> Task:
-    """The images at `index` as task `number`, whose id they all get."""
-    index = index.to(everything.y.device)
-    y = everything.y[index]
-    return Task(number, everything.x[index], y, torch.full_like(y, number))

@@ -62,8 +62,8 @@ def reorder_tasks(stream: Stream, order: str | list[int]) -> Stream:
     chosen = task_order(order, len(stream.tests))
     return replace(
         stream,
-        tasks=[_renumbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
-        tests=[_renumbered(stream.tests[i], n) for n, i in enumerate(chosen)],
+        tasks=[renumbered(stream.tasks[i], n) for n, i in enumerate(chosen)],
+        tests=[renumbered(stream.tests[i], n) for n, i in enumerate(chosen)],
         classes=stream.classes[chosen],
         description=description_of(stream, chosen),
     )
@@ -78,5 +78,6 @@ def description_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
     return description
 
 
-def _renumbered(task: Task, number: int) -> Task:
+def renumbered(task: Task, number: int) -> Task:
+    """The task with another id, which all of its samples get."""
     return Task(number, task.x, task.y, torch.full_like(task.t, number))

@@ -187,14 +187,9 @@ def validation(stream: Stream, fraction: float, seed: int) -> Stream:
         count = plan.holdout_size(task.id, len(task), fraction)
         out = torch.zeros(len(task), dtype=torch.bool)
         out[cut.stratified(labels, count, rng)] = True
-        held.append(_rows(task, out))
-        kept.append(_rows(task, ~out))
+        held.append(task.rows(out.nonzero().squeeze(1)))
+        kept.append(task.rows((~out).nonzero().squeeze(1)))
     return replace(stream, tasks=kept, tests=held)
-
-
-def _rows(task: Task, keep: Tensor) -> Task:
-    index = keep.nonzero().squeeze(1).to(task.y.device)
-    return Task(task.id, task.x[index], task.y[index], task.t[index])
 
 
 def _parts(x: Tensor, y: Tensor, shares: list[Tensor]) -> list[Part]:

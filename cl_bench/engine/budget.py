@@ -6,22 +6,22 @@ tensors of the method's state, as in a checkpoint (`checkpoint.state_bytes`).
 
 from __future__ import annotations
 
+from typing import Any
+
 from cl_bench.base.exceptions import UserError
 from cl_bench.engine.checkpoint import bytes_of
-from cl_bench.methods.base import Method
 
 MIB = 2**20
 SHOWN = 3  # parts of the state that the message names, the largest first
 
 
-def require_method_within(budget_mib: float | None, method: Method, when: str) -> None:
-    """Raise UserError where the method keeps more than `budget_mib`, naming its largest parts.
+def require_state_within(budget_mib: float | None, state: dict[str, Any], when: str) -> None:
+    """Raise UserError where a method's state is more than `budget_mib`, naming its largest parts.
 
     when  such as `after task 3`
     """
     if budget_mib is None:
         return
-    state = method.state_dict()
     parts = {name: bytes_of(value) for name, value in state.items()}
     largest = sorted((name for name in parts if parts[name]), key=lambda name: -parts[name])
     named = ", ".join(f"{name} {parts[name] / MIB:.4g}" for name in largest[:SHOWN])

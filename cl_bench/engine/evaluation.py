@@ -103,17 +103,12 @@ def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) 
     tests = stream.tests[: now + 1]
     more = stream.classes[: now + 1].any(0)
     more[torch.cat([test.y for test in tests])] = False  # (K,): seen, but not among these images
-    later = (_of_classes(test, more) for test in stream.tests[now + 1 :])
-    tests = [*tests, *(test for test in later if len(test))]
+    if more.any():
+        later = [test.rows(more[test.y].nonzero().squeeze(1)) for test in stream.tests[now + 1 :]]
+        tests = [*tests, *(test for test in later if len(test))]
     found = accuracies(method, tests, batch_size)
     hits = sum(share * len(test) for share, test in zip(found, tests, strict=True))
     return hits / sum(map(len, tests))
-
-
-def _of_classes(test: Task, chosen: Tensor) -> Task:
-    """The images of a test set whose class is one of `chosen` (K,) bool."""
-    index = chosen[test.y].nonzero().squeeze(1)
-    return Task(test.id, test.x[index], test.y[index], test.t[index])
 
 
 def _counts(method: Method, test: Task, batch_size: int) -> Tensor:

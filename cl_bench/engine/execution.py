@@ -20,9 +20,10 @@ from cl_bench.config.build import (
     make_stream,
     parameter_names,
     read_backbone_info,
+    recorded_stream,
     refuse_leak,
 )
-from cl_bench.config.parent import Parent, stream_of
+from cl_bench.config.parent import Parent
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
@@ -122,7 +123,8 @@ def _continue_or_start(plan: Plan) -> RunRecord:
             backbone=str(backbone and backbone["sha256"]),
         )
         if plan.parent is not None and start.saved is None:
-            learned = stream_of(plan.parent, cfg)
+            folders = {"data_dir": cfg.data_dir, "cache_dir": cfg.cache_dir}
+            learned = recorded_stream(plan.parent.config, **folders)
             start = going_on.begin(start, plan.parent, learned, stream, machine.device)
     with make_sink(plan) as sink, StopSignals() as stop:
         sink.describe(stream.description)
@@ -155,8 +157,8 @@ def _build_session(
     schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
     probe = cfg.get("probe") and build(cfg.probe)
     order = machine.order
-    parts = method, stream, schedule, evaluation, order, progress, host, probe, cfg.budget_mib
-    return Session(*parts), host
+    parts = method, stream, schedule, evaluation, order, progress, host, probe
+    return Session(*parts, budget_mib=cfg.budget_mib), host
 
 
 def make_sink(plan: Plan) -> Sink:

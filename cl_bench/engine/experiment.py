@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cl_bench.base.exceptions import diverged
 from cl_bench.core.types import Task
-from cl_bench.engine.budget import require_method_within
-from cl_bench.engine.checkpoint import state_bytes
+from cl_bench.engine.budget import require_state_within
+from cl_bench.engine.checkpoint import bytes_of
 from cl_bench.engine.evaluation import accuracies, accuracy_on_seen, predictions
 from cl_bench.engine.head_warmup import fit_head, new_classes
 from cl_bench.engine.session import Session
@@ -154,6 +154,7 @@ def measure(session: Session, row: int) -> None:
     if row >= 0 and session.evaluation.keeps_predictions(row, len(stream.tests)) and tests:
         host.keep(row, predictions(session.method, tests, session.evaluation.batch_size))
     if row >= 0:
+        state = session.method.state_dict()
         host.log(
             {
                 "event": "task",
@@ -161,10 +162,10 @@ def measure(session: Session, row: int) -> None:
                 "accuracy": dict(zip(columns, found, strict=True)),
                 "metrics": progress.matrix.until(row).summary(),
                 "method": session.method.capacity(),
-                "state_bytes": state_bytes(session.method),
+                "state_bytes": bytes_of(state),
             }
         )
-        require_method_within(session.budget_mib, session.method, f"after task {row}")
+        require_state_within(session.budget_mib, state, f"after task {row}")
 
 
 def _save(session: Session) -> float:

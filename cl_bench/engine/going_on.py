@@ -6,7 +6,6 @@ the bit: it starts in the state of the parent's last checkpoint, generators incl
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def begin(
 ) -> Start:
     """What a run starts from that has no checkpoint of its own: the end of its parent.
 
-    learned  the stream of the parent (`config.parent.stream_of`)
+    learned  the stream of the parent (`config.build.recorded_stream`)
 
     Raises UserError where the parent's checkpoint is missing or damaged, where the stream does not
     begin with the parent's tasks, or where it has no task after them.
@@ -46,12 +45,8 @@ def begin(
     saved["progress"] = grown(saved["progress"], len(stream.tests))
     if not parent.with_method:
         del saved["method"]
-    codes = saved["codes"] if parent.with_method else []  # of another method it is other code
-    earlier = codes[:-1] if codes and codes[-1].get("sha256") == start.code.sha256 else codes
-    devices = [name for name in saved.get("devices", []) if name not in start.devices]
-    return replace(
-        start, saved=saved, rows=rows, earlier=earlier, devices=[*devices, *start.devices]
-    )
+        saved["codes"] = []  # those of another method are other code
+    return start.with_saved(saved, rows)
 
 
 def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,19 @@ class Start:
     rows: bytes = b""
     earlier: list[dict[str, Any]] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
+
+    def with_saved(self, saved: dict[str, Any], rows: bytes) -> Start:
+        """This start, from a checkpoint and its rows, with the codes and devices of its parts."""
+        codes = saved.get("codes") or []
+        same = bool(codes) and codes[-1].get("sha256") == self.code.sha256
+        devices = [name for name in saved.get("devices", []) if name not in self.devices]
+        return replace(
+            self,
+            saved=saved,
+            rows=rows,
+            earlier=codes[:-1] if same else codes,
+            devices=[*devices, *self.devices],
+        )
 
     def require_same(self, **known: str | None) -> None:
         """Add entries to the identity, once the data is loaded that they are hashes of.
@@ -102,11 +115,7 @@ def find_start(
     if not _continues(folder, code, saved, code_changed, force):
         start_over(folder)
         return start
-    codes = saved.get("codes") or [{}]
-    before = [name for name in saved.get("devices", []) if name != device_name]
-    same = codes[-1].get("sha256") == code.sha256
-    earlier = codes[:-1] if same else codes
-    return Start(folder, identity, code, saved, rows, earlier, [*before, device_name])
+    return start.with_saved(saved, rows)
 
 
 def _continues(

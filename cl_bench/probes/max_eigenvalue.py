@@ -23,7 +23,7 @@ class MaxEigenvalue:
     def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
         count = min(self.samples, len(task))
         index = torch.arange(count, device=task.y.device) * len(task) // count
-        subset = Task(task.id, task.x[index], task.y[index], task.t[index])
+        subset = task.rows(index)
         start = torch.linspace(-1, 1, learner.flat.grad.numel()).to(learner.flat.grad)
         top, _ = largest_eigenvalue(ggn_product(learner, subset), start.cos(), self.iterations)
         with learner.evaluating(full_precision=True), torch.no_grad():
