@@ -243,6 +243,8 @@ REFUSED = [
         "stream.boundaries=false: the method GEM",
     ),
     (["stream=blurry", "stream.blur=1.5", "scenario=class"], "stream.blur=1.5"),
+    (["evaluation.every=30000"], "at most 4000 training images are learned"),
+    (["evaluation.every=9000", "stream.first=1"], "at most 800 training images are learned"),
 ]
 
 

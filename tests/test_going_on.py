@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,10 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.data.stream import sequential
 from cl_bench.engine import checkpoint
 from cl_bench.engine.going_on import grown
+from cl_bench.report.commands import find_command
+from cl_bench.report.runs import finished_runs
 from cl_bench.results.folder import Folder
+from cl_bench.results.records import read_all
 from cl_bench.testing.small_run import SmallRun
 
 CPU = torch.device("cpu")
@@ -92,8 +96,8 @@ def test_every_method_goes_on_from_another(name: str, tmp_path: Path) -> None:
     assert len(child.theta) > len(before.theta) or not child.theta.equal(before.theta)
 
 
-def run(tmp_path: Path, *overrides: str) -> cl_bench.Run:
-    return cl_bench.run(*TINY, f"output_dir={tmp_path}", *overrides)
+def run(tmp_path: Path, *overrides: str, **values: Any) -> cl_bench.Run:
+    return cl_bench.run(*TINY, f"output_dir={tmp_path}", *overrides, **values)
 
 
 def test_a_finished_run_goes_on(tmp_path: Path) -> None:
@@ -130,6 +134,65 @@ def test_another_seed_has_another_parent(tmp_path: Path) -> None:
     children = [run(tmp_path, pattern, f"seed={seed}") for seed in (0, 1)]
     assert children[0].record.hash == children[1].record.hash
     assert [child.record.seed for child in children] == [0, 1]
+    again = run(tmp_path, continue_from=parents[1].folder, seed=1)  # a path, of one seed
+    assert again.folder == children[1].folder
+
+
+def test_the_report_names_the_parent_by_its_hash(tmp_path: Path) -> None:
+    """Rows that go on from no run say nothing of it, and the command of one that does is found."""
+    parent = run(tmp_path, "stream.first=2", "seed=1")
+    child = run(tmp_path, continue_from=parent.folder, seed=1)
+    runs = finished_runs(read_all(tmp_path))
+    assert [r.config.get("continue_from") for r in runs if r.hash == parent.record.hash] == [None]
+    assert [r.config["continue_from"] for r in runs if r.hash == child.record.hash] == [
+        parent.record.hash
+    ]
+    command = find_command(json.loads((child.folder / "record.json").read_text()))
+    assert command is not None
+    again = run(tmp_path, *shlex.split(command), "seed=1")
+    assert again.folder == child.folder
+
+
+def test_blurred_tasks_go_on(tmp_path: Path) -> None:
+    """Three of five blurred tasks, and then all: the parameters of one run."""
+    blurred = ("method=er", "scenario=class", "stream=blurry")
+    whole = run(tmp_path / "whole", *blurred)
+    parent = run(tmp_path, *blurred, "stream.first=3")
+    child = run(tmp_path, *blurred, f"continue_from={parent.folder}")
+    assert child.record.theta_sha256 == whole.record.theta_sha256
+    assert (
+        parent.record.stream["disjoint_classes_of_task"]
+        == (whole.record.stream["disjoint_classes_of_task"][:3])
+    )
+
+
+def test_auc_needs_all_tests_along_the_way(tmp_path: Path) -> None:
+    """It is left out where the first run made none, or others; what was tested stays."""
+    every = "evaluation.every=40"
+    whole = run(tmp_path / "whole", every)
+    for options, measured in (([], False), (["evaluation.every=20"], False), ([every], True)):
+        parent = run(tmp_path, "stream.first=2", *options)
+        child = run(tmp_path, every, continue_from=parent.folder)
+        assert ("AUC" in child.metrics) is measured
+        assert child.along.images.iloc[-1] == 200
+    assert child.metrics["AUC"] == whole.metrics["AUC"]
+    first = run(tmp_path, "stream.first=1")
+    third = run(tmp_path, every, "stream.first=3", continue_from=first.folder)
+    assert "AUC" not in run(tmp_path, every, continue_from=third.folder).metrics
+
+
+def test_a_run_without_boundaries_does_not_go_on(tmp_path: Path) -> None:
+    parent = run(tmp_path, "method=er", "scenario=class", "stream=online", "stream.first=2")
+    with pytest.raises(UserError, match=r"told of no boundary .*with boundaries can go on"):
+        run(tmp_path, "method=er", "scenario=class", "stream=online", continue_from=parent.folder)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    parent = run(tmp_path, "stream.first=2")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="at least one more"):
+        run(tmp_path, "stream.first=2", continue_from=parent.folder)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -141,11 +204,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ("seed 0, this one 1; use seed=0", [on, "method=ewc", "seed=1"]),
         ("model.hidden=[50]: continue_from=", [on, "method=ewc", "model.hidden=[50]"]),
         (
-            "scenario.live._target_=cl_bench.data.scenario.class_il: continue_from=",
+            "scenario=class: continue_from=",
             [on, "method=ewc", "scenario=class"],
         ),
-        ("method.strength=7.0: continue_from=", [on, "method=ewc", "method.strength=7"]),
-        ("this stream has 2; it needs at least one more", [on, "method=ewc", "stream.first=2"]),
+        ("method.strength=1.0; what the method keeps", [on, "method=ewc", "method.strength=7"]),
+        ("learned 2 tasks, and this stream has 2; it", [on, "method=ewc", "stream.first=2"]),
         ("task 0 of that run is another one", [on, "method=ewc", "dataset.seed=4"]),
         ("task 0 of that run is another one", [on, "method=ewc", "scenario.order=[1,0,2,3,4]"]),
         ("there is no finished run in this folder", [f"continue_from={tmp_path}/nothing"]),

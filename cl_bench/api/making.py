@@ -28,7 +28,7 @@ def run(*overrides: str, **values: Any) -> Run:
     Raises UserError, with the line that the command prints, where a key, a value or the data is
     wrong. An interrupt writes a checkpoint and raises KeyboardInterrupt.
     """
-    words = [*overrides, *(f"{key}={typed(value)}" for key, value in values.items())]
+    words = [*overrides, *(_word(key, value) for key, value in values.items())]
     with _refusals_in_a_line(words):
         cfg = compose.composed_by_hydra(*checked_arguments(words), with_hydra=True)
         hydra = compose.take_hydra(cfg)
@@ -39,6 +39,17 @@ def run(*overrides: str, **values: Any) -> Run:
         plan = job.make_plan(cfg, hydra)
         job.find_or_make(plan)
     return load(plan.folder.path)
+
+
+def _word(key: str, value: Any) -> str:
+    """`key=value` as it is typed. Raises UserError where a value of this type cannot be typed."""
+    try:
+        return f"{key}={typed(value)}"
+    except TypeError:
+        raise UserError(
+            f"{key}={value!r}: has the type {type(value).__name__}; give a text, a number, True, "
+            "False, None, a path or a list of these"
+        ) from None
 
 
 @contextmanager

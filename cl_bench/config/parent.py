@@ -5,6 +5,7 @@ The other run is called the parent. Nothing but its record.json is read here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.config.nodes import Leaves, all_leaves
+from cl_bench.config.words import typed
 
 KEY = "continue_from"
 # groups whose keys must have the parent's values: they decide what its parameters mean
 SAME = ("model", "scenario", "schedule.batch_norm", "evaluation.split", "evaluation.holdout")
 FREE = ("scenario.order",)  # the order of the tasks: the first ones are compared with the parent's
+EVERY = "evaluation.every"
 
 
 @dataclass(frozen=True)
@@ -27,31 +30,20 @@ class Parent:
     """A finished run, and what this one takes from it."""
 
     folder: Path
-    name: str  # what the folder is called in the config: with ${seed}, it is the same for all seeds
+    name: str  # the folder as it is in the config, with ${seed}: the same for all seeds
     hash: str
     seed: int
     config: dict[str, Any]
     with_method: bool  # whether it has the same method, whose state goes on, too
-
-
-def written(cfg: DictConfig) -> str | None:
-    """The value of `continue_from` as it is in the config, with `${seed}` unresolved; or None."""
-    if cfg.get(KEY) is None:
-        return None
-    raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    return raw[KEY]
+    tested_alike: bool  # whether evaluation.every is the same
 
 
 def identity(cfg: DictConfig) -> str | None:
-    """What the hash of a config has of its parent; None where there is none.
+    """What the hash of a config has of its parent: the parent's hash; None where there is none.
 
-    A folder that is written with `${seed}` has a parent of each seed, so that the seed is left out.
+    The seed is left out: a run goes on from a run of its own seed.
     """
-    name = written(cfg)
-    if name is None:
-        return None
-    _, record = _read(cfg)
-    return record["hash"] if "${seed}" in name else f"{record['hash']}-s{record['seed']}"
+    return None if cfg.get(KEY) is None else _read(cfg)[1]["hash"]
 
 
 def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
@@ -59,9 +51,9 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
 
     Raises UserError where there is no finished run in that folder, or the config does not fit it.
     """
-    name = written(cfg)
-    if name is None:
+    if cfg.get(KEY) is None:
         return None
+    name = cfg[KEY]
     folder, record = _read(cfg)
     config, seed = record["config"], record["seed"]
     if seed != cfg.seed:
@@ -71,9 +63,19 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
         )
     same_method = config["method"]["_target_"] == resolved["method"]["_target_"]
     theirs, ours = (dict(all_leaves(whole, "")) for whole in (config, resolved))
-    for key in (*SAME, "method") if same_method else SAME:
-        _require_same(name, key, theirs, ours)
-    return Parent(folder, name, record["hash"], seed, config, same_method)
+    for key in ("scenario.name", *SAME):
+        _require_same(name, key, theirs, ours, "the network goes on as it is; use the same value")
+    if same_method:
+        reason = "what the method keeps goes on as it is; use the same value, or another method"
+        _require_same(name, "method", theirs, ours, reason)
+    alike = theirs.get(EVERY) == ours.get(EVERY)
+    return Parent(folder, _for_all_seeds(cfg), record["hash"], seed, config, same_method, alike)
+
+
+def _for_all_seeds(cfg: DictConfig) -> str:
+    """The folder of the parent as it is written, with `${seed}` for the number at its end."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    return re.sub(rf"(?<=seed){cfg.seed}(?=/*$)", "${seed}", raw[KEY])
 
 
 def _read(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
@@ -92,12 +94,23 @@ def _read(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     return folder, record
 
 
-def _require_same(name: str, key: str, theirs: Leaves, ours: Leaves) -> None:
+def _require_same(name: str, key: str, theirs: Leaves, ours: Leaves, reason: str) -> None:
     """Raise UserError where a key, or one in its group, has another value than the parent's."""
     for place in sorted({*theirs, *ours}):
         concerned = place == key or place.startswith(f"{key}.")
         if concerned and place not in FREE and theirs.get(place) != ours.get(place):
             raise UserError(
-                f"{place}={ours.get(place)}: continue_from={name} was made with "
-                f"{theirs.get(place)}, and its parameters go on as they are; use the same value"
+                f"{_typed(place, ours)}: {KEY}={name} was made with {_typed(place, theirs)}; "
+                f"{reason}"
             )
+
+
+def _typed(key: str, values: Leaves) -> str:
+    """A value as it is typed: `scenario=class`, `model.hidden=[50]`; a class by its name alone."""
+    group, _, last = key.rpartition(".")
+    value = values.get(key)
+    if last == "_target_":
+        return f"{group}={str(value).rpartition('.')[2]}"
+    if key == "scenario.name":
+        return f"scenario={value}"
+    return f"{key}={'null' if value is None else typed(value)}"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
 
 def typed(value: Any) -> str:
-    """A value as Hydra reads it on a command line."""
-    if isinstance(value, list):
+    """A value as Hydra reads it on a command line.
+
+    Raises TypeError unless it is None, a bool, a number, a text, a path, or a list of these.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, list | tuple):
         return f"[{','.join(map(typed, value))}]"
     if not isinstance(value, str):
         return json.dumps(value)

@@ -31,13 +31,12 @@ def blurry(
     A share `disjoint` of the classes of each task, drawn at random, comes in that task alone (N of
     the paper, in percent there). Of the images of its other classes, a share `blur` is taken away
     (M of the paper), and what is taken away of all tasks is dealt out to all of them evenly, at
-    random. Test images stay with the task of their class.
+    random. Test images stay with the task of their class. `first` keeps the first tasks of that.
 
     boundaries=false  the method is not told where a task ends, as with stream=online
 
     `seed` alone decides the draws. Raises UserError where two tasks have a class in common.
     """
-    stream = sequential(stream, first)
     if int(stream.classes.sum(0).max()) > 1:
         raise UserError(
             "stream=blurry: tasks have classes in common, so none belongs to a task; use "
@@ -56,6 +55,7 @@ def blurry(
         classes[task.id, task.y.unique()] = True
     description = {**stream.description, "disjoint_classes_of_task": [a.tolist() for a in alone]}
     stream = replace(stream, tasks=tasks, classes=classes, description=description)
+    stream = sequential(stream, first)
     return stream if boundaries else online(stream, None)
 
 

@@ -39,6 +39,19 @@ def check(plain: dict[str, Any]) -> None:
     if evaluation["split"] == "val":
         for task, count in enumerate(images or []):
             plan.holdout_size(task, count, evaluation["holdout"])
+    if contents is not None and images:
+        epochs = plain["schedule"]["epochs"]
+        most = max(epochs) if isinstance(epochs, list) else epochs
+        require_tests(evaluation["every"], sum(images[: plain["stream"]["first"]]) * most)
+
+
+def require_tests(every: int | None, images: int) -> None:
+    """Raise UserError where fewer images are learned than lie between two tests along the way."""
+    if every is not None and every > images:
+        raise UserError(
+            f"evaluation.every={every}: no test would be made, because at most {images} training "
+            "images are learned in all; use a smaller number"
+        )
 
 
 def _check_sequence(dataset: dict[str, Any]) -> None:

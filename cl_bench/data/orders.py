@@ -72,7 +72,7 @@ def reorder_tasks(stream: Stream, order: str | list[int]) -> Stream:
 def description_of(stream: Stream, places: Iterable[int]) -> dict[str, Any]:
     """The stream's description, with only the entries at `places` in its lists per task."""
     description, chosen = dict(stream.description), list(places)
-    for key in ("classes_of_task", "task_identities", "angles_of_task"):
+    for key in [k for k in description if k.endswith("_of_task") or k == "task_identities"]:
         if isinstance(listed := description.get(key), list):
             description[key] = [listed[i] for i in chosen]
     return description

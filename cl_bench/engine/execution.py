@@ -26,6 +26,7 @@ from cl_bench.config.build import (
 from cl_bench.config.parent import Parent
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
+from cl_bench.data.check import require_tests
 from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.session import Progress, Session
@@ -155,6 +156,8 @@ def _build_session(
     intervals = cfg.log_every, cfg.save_every
     host = RunHost(plan.folder, machine, method, progress, sink, stop, *intervals, start)
     schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
+    images = sum(schedule.epochs_of(task) * len(task) for task in stream.tasks)
+    require_tests(evaluation.every, images)
     probe = cfg.get("probe") and build(cfg.probe)
     order = machine.order
     parts = method, stream, schedule, evaluation, order, progress, host, probe

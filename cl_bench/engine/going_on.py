@@ -43,6 +43,7 @@ def begin(
     _require_tasks(parent, learned, stream)
     files.write_bytes(start.folder.metrics, rows)
     saved["progress"] = grown(saved["progress"], len(stream.tests))
+    saved["progress"]["along_whole"] &= parent.tested_alike
     if not parent.with_method:
         del saved["method"]
         saved["codes"] = []  # those of another method are other code
@@ -52,10 +53,17 @@ def begin(
 def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:
     """Raise UserError unless the stream begins with the parent's, image by image, and goes on."""
     tasks = len(before.tasks)
+    if before.tasks[-1].parts:
+        raise UserError(
+            f"{KEY}={parent.name}: that run was told of no boundary (stream=online or "
+            "stream.boundaries=false), so that its one task is over; a stream with boundaries can "
+            "go on"
+        )
     if len(stream.tasks) <= tasks:
         raise UserError(
-            f"{KEY}={parent.name}: that run has learned {tasks} tasks, and this stream has "
-            f"{len(stream.tasks)}; it needs at least one more (stream.first, dataset.tasks)"
+            f"{KEY}={parent.name}: that run has learned {tasks} task{'s' * (tasks > 1)}, and this "
+            f"stream has {len(stream.tasks)}; it needs at least one more (stream.first, "
+            "dataset.tasks)"
         )
     if before.num_classes != stream.num_classes:
         raise UserError(

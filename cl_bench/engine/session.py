@@ -33,6 +33,7 @@ class Progress:
     eval_seconds: list[float] = field(default_factory=list)  # before training, and of each task
     # with evaluation.every: images so far, and the accuracy on the classes seen so far
     along: list[tuple[int, float]] = field(default_factory=list)
+    along_whole: bool = True  # false: a run that this one goes on from was not tested so
 
     @classmethod
     def start(cls, stream: Stream) -> Progress:
@@ -40,9 +41,10 @@ class Progress:
         return cls(AccuracyMatrix(len(stream.tests)))
 
     def summary(self) -> dict[str, float]:
-        """All metrics: those of the matrix, and AUC where tests along the way were made."""
+        """All metrics: those of the matrix, and AUC where all tests along the way were made."""
         found = self.matrix.summary()
-        return found | ({"AUC": mean(a for _, a in self.along)} if self.along else {})
+        measured = self.along and self.along_whole
+        return found | ({"AUC": mean(a for _, a in self.along)} if measured else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint."""

@@ -18,6 +18,7 @@ from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import GROUPS, OPTIONAL, PLACES, SILENT, Leaves, leaves, resolved
+from cl_bench.config.parent import KEY as CONTINUE
 from cl_bench.config.words import typed
 from cl_bench.report.runs import Record
 
@@ -53,7 +54,7 @@ def hash_of(overrides: list[str]) -> str | None:
 
 def find_command(record: Record) -> str | None:
     """A command, without a seed, that makes the config of a record; None where none is found."""
-    labels, wanted = record["labels"], record["hash"]
+    labels, wanted, seed = record["labels"], record["hash"], f"seed={record['seed']}"
     if any(labels[group] not in folders.option_names(group) for group in LABELS):
         return None
     chosen = [f"{group}={labels[group]}" for group in LABELS]
@@ -63,10 +64,10 @@ def find_command(record: Record) -> str | None:
         if errors.explain(error) is None:
             raise
         return None
-    if hash_of(chosen) != wanted:
+    if hash_of([*chosen, seed]) != wanted:
         return None
     shorter = [word for word in chosen if not word.startswith("scenario=")]  # datasets choose one
-    return shlex.join(shorter if hash_of(shorter) == wanted else chosen)
+    return shlex.join(shorter if hash_of([*shorter, seed]) == wanted else chosen)
 
 
 def _overrides(chosen: list[str], goal: Leaves) -> list[str]:
@@ -81,7 +82,8 @@ def _overrides(chosen: list[str], goal: Leaves) -> list[str]:
         if any(config.get(k) != goal.get(k) for k in keys if k.endswith("_target_")):
             chosen, config = _nearest_option(group, chosen, config, goal)
     for key, value in goal.items():
-        if ("._" in f".{key}" and config.get(key, ...) != value) or "${" in str(value):
+        foreign = "${" in str(value) and key != CONTINUE
+        if ("._" in f".{key}" and config.get(key, ...) != value) or foreign:
             raise UserError(f"{key}={value}: of no option")
     return [*chosen, *_value_overrides(config, goal)]
 

@@ -51,12 +51,19 @@ def finished_runs(records: Records) -> list[Run]:
     found: dict[tuple[Any, ...], Run] = {}
     for folder, content in records.runs:
         record = visible(content)
-        config, labels = leaves(record["config"]), record["labels"]
+        config, labels = _config(record), record["labels"]
         split = str(config.get("evaluation.split", "test"))
         place = labels["dataset"], labels["scenario"], labels["method"], split
         name = (*place, record["hash"], record["seed"])
         found.setdefault(name, Run(folder, record, *name, config))
     return list(found.values())
+
+
+def _config(record: Record) -> Leaves:
+    """The values that can change a number; `continue_from` is the hash of the run that it names."""
+    config, parent = leaves(record["config"]), record.get("parent")
+    config.pop("continue_from", None)
+    return config | ({"continue_from": parent["hash"]} if parent else {})
 
 
 def left_out(records: Records) -> list[str]:

@@ -91,13 +91,18 @@ class Folder:
     def restore_status(self, status: dict[str, Any]) -> None:
         """Undo `set_status` of a run that was refused before training.
 
-        An empty `status` means that there was no run before: its config.yaml is removed too.
+        An empty `status` means that there was no run before: its config.yaml is removed too, and
+        the folder, with that of its config, unless something else is in it. The lock must be held.
         """
         if status:
             files.write_json(self.path / "status.json", status)
             return
         for name in ("status.json", "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
+        if all(entry.name.startswith("lock") for entry in self.path.iterdir()):
+            with suppress(OSError):  # the folder of a config has other seeds
+                shutil.rmtree(self.path)
+                self.path.parent.rmdir()
 
     def recovery_note(self) -> str:
         """What the same command will do after this run was interrupted, as a clause."""
