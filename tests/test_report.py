@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from records import change, lines, some, write
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.report import __main__ as report
-from cl_bench.report import formats
+from cl_bench.report import charts, formats
 from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
@@ -139,6 +141,24 @@ def test_the_command_writes_all_forms(
     report.main()
     assert "toy, data-incremental\n" in capsys.readouterr().out
     assert {f.suffix for f in runs.glob("report.*")} == {".html", ".md", ".csv", ".tex"}
+
+
+def test_the_page_draws_accuracy_along_the_way(runs: Path, tmp_path: Path) -> None:
+    """Where a run was tested along the way; runs tested after other images are left out."""
+    report.write_report([runs], [], "ewc", tmp_path)
+    assert "over the training images" not in (tmp_path / "report.html").read_text()
+    for seed, images in enumerate((10, 10, 20)):
+        file = runs / f"toy/data/er/aaa/seed{seed}/record.json"
+        change(file, "along", [[images, 0.5], [40, 0.25 + 0.1 * seed]])
+    table, *_ = tables(gather(read_all(runs)), None)
+    drawn: dict[str, Any] = {}
+    with patch.object(charts, "_lines", lambda rows, found, *_: drawn.update(found)):
+        charts.curves_along(table.rows)
+    ((images, values),) = drawn.values()
+    assert images.tolist() == [10, 40]
+    assert values.round(6).tolist() == [[50, 25], [50, 35]]
+    report.write_report([runs], [], "ewc", tmp_path)
+    assert "over the training images" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def _not_composed(line: str) -> str:
 
 
 def _other_places(full: str, parent: Any, key: Any) -> str:
-    """Where else the config has a key: `buffer.size` for `size` or `method.buffer.size`."""
+    """Where else a key is: `buffer.size` for `size`, `stream=blurry has it` for `stream.blur`."""
     group, _, own = full.partition(".")[2].partition(".")
     files = [*folders.option_files(group), *CONF.glob(f"{group}_base.yaml")]
     if own and any(own in OmegaConf.load(file) for file in files):
@@ -117,7 +117,14 @@ def _other_places(full: str, parent: Any, key: Any) -> str:
     places = [
         f"{name}.{key}" for name, node in found if isinstance(node, DictConfig) and key in node
     ]
-    return f", but {', '.join(places)}" if places else ""
+    if places:
+        return f", but {', '.join(places)}"
+    group, _, own = full.rpartition(".")
+    group = group.rpartition(".")[2]
+    options = [f for f in folders.option_files(group) if group and own in OmegaConf.load(f)]
+    names = [f"{group}={file.stem}" for file in options]
+    have = "has it" if len(names) == 1 else "have it" if len(names) < 5 else "and others have it"
+    return f", but {', '.join(names[:4])} {have}" if names else ""
 
 
 def _no_such_option(file: str, options: Sequence[str]) -> str:

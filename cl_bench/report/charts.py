@@ -52,21 +52,47 @@ def curves(rows: list[Row]) -> str | None:
         every = matrices(row)
         values = np.stack([every[:, t, : t + 1].mean(1) for t in range(every.shape[1])], 1)
         if values.shape[1] > 1 and not np.isnan(values).any():
-            drawn[place] = values
+            drawn[place] = np.arange(values.shape[1]), values
+    return _lines(rows, drawn, "after task", "ACC of the tasks so far (%)")
+
+
+def curves_along(rows: list[Row]) -> str | None:
+    """Accuracy on the classes seen so far over the training images, of `evaluation.every`.
+
+    Of the runs of a row that were tested after as many images as the first one; None where no row
+    was tested so.
+    """
+    drawn = {}
+    for place, row in enumerate(rows):
+        tested = [np.array(found).T for run in row.runs if (found := run.record.get("along"))]
+        if tested:
+            images = tested[0][0]
+            alike = [one[1] for one in tested if np.array_equal(one[0], images)]
+            drawn[place] = images, 100 * np.stack(alike)
+    return _lines(rows, drawn, "training images", "accuracy on the classes so far (%)")
+
+
+def _lines(
+    rows: list[Row], drawn: dict[int, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str
+) -> str | None:
+    """Lines with a band of one standard deviation; None where there is nothing to draw.
+
+    drawn  by the place of a row among all rows: x (m,), and a line (m,) for each of its runs (n, m)
+    """
     if not drawn:
         return None
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        axes = figure.add_subplot(xlabel="after task", ylabel="ACC of the tasks so far (%)")
-        for place, values in drawn.items():
-            tasks, middle, colour = range(values.shape[1]), values.mean(0), f"C{place % 10}"
+        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+        for place, (x, values) in drawn.items():
+            middle, colour = values.mean(0), f"C{place % 10}"
             style = {"color": colour, "label": _label(rows[place]), "marker": "o", "ms": 3}
-            axes.plot(tasks, middle, "-" if place < 10 else "--", **style)
+            axes.plot(x, middle, "-" if place < 10 else "--", **style)
             if len(values) > 1:
                 sd = values.std(0, ddof=1)
-                axes.fill_between(tasks, middle - sd, middle + sd, color=colour, alpha=0.15, lw=0)
+                axes.fill_between(x, middle - sd, middle + sd, color=colour, alpha=0.15, lw=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper", fontsize=8)
