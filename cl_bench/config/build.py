@@ -36,10 +36,11 @@ def without_keys(node: DictConfig, *keys: str) -> DictConfig:
 def make_stream(cfg: DictConfig, device: torch.device) -> Stream:
     """The stream of tasks in the order of `scenario.order`, with its images on the device.
 
-    With evaluation.split=val, held-out training images take the place of the test sets.
+    With evaluation.split=val, held-out training images take the place of the test sets; with
+    schedule.patience, some more are held out to end a task early.
     """
     from cl_bench.data.orders import reorder_tasks
-    from cl_bench.data.stream import validation
+    from cl_bench.data.stream import validation, with_held_out
 
     live = build(cfg.scenario.live)
     stream = build(cfg.dataset, scenario=live, device=device)
@@ -47,7 +48,10 @@ def make_stream(cfg: DictConfig, device: torch.device) -> Stream:
         stream = validation(stream, cfg.evaluation.holdout, cfg.dataset.seed)
     order = cfg.scenario.order
     stream = reorder_tasks(stream, order if isinstance(order, str) else list(order))
-    return build(cfg.stream, stream=stream)
+    stream = build(cfg.stream, stream=stream)
+    if cfg.schedule.get("patience") is None:
+        return stream
+    return with_held_out(stream, cfg.schedule.holdout, cfg.dataset.seed)
 
 
 def recorded_stream(config: dict[str, Any], **folders: str | None) -> Stream:

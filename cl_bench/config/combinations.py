@@ -24,6 +24,7 @@ def check(plain: dict[str, Any]) -> None:
     _check_optimizer(plain)
     _check_data(plain)
     boundaries.check(plain)
+    _check_early_stopping(plain)
     _check_model(plain)
     size.check(plain)
     if "curvature" in plain["method"]:
@@ -89,6 +90,17 @@ def _check_data(plain: dict[str, Any]) -> None:
     if split != "rotation" and order == "uniform":
         raise UserError(
             "dataset.order=uniform: only rotations have angles; use natural, random or superclass"
+        )
+
+
+def _check_early_stopping(plain: dict[str, Any]) -> None:
+    """Refuse a patience that can never end a task before its last epoch."""
+    epochs, patience = plain["schedule"]["epochs"], plain["schedule"]["patience"]
+    most = max(epochs) if isinstance(epochs, list) else epochs
+    if patience is not None and patience >= most:
+        raise UserError(
+            f"schedule.patience={patience}: no task would end early, as schedule.epochs={epochs}; "
+            "use a smaller patience, more epochs, or schedule.patience=null"
         )
 
 

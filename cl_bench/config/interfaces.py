@@ -30,7 +30,10 @@ NEEDED: dict[str, tuple[str, ...]] = {  # methods and attributes of what a group
     "buffer": ("begin_task", "end_task", "add", "sample", "max_samples"),
     "curvature": ("__call__", "check", "linear", "penalty", "scaled", "may_be_negative"),
     "criterion": ("__call__", "losses_and_gradients", "hessian_root", "squared"),
-    "schedule": ("steps", "factor", "epochs_of", "batch_size", "batch_norm", "warm_up", "clip"),
+    "schedule": (
+        *("steps", "factor", "epochs_of", "batch_size", "batch_norm", "warm_up", "clip"),
+        "patience",
+    ),
     "evaluation": ("columns", "split", "holdout", "batch_size"),
     "optimizer": ("step", "state_dict", "load_state_dict"),
     "model": (),
@@ -50,7 +53,7 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {  # keys that are read from the con
     "dataset.transform": ("mean", "std", "crop", "padding", "resize"),
     "stream": ("first",),
     "evaluation": ("split", "holdout"),
-    "schedule": ("epochs", "batch_norm", "warm_up", "clip"),
+    "schedule": ("epochs", "batch_norm", "warm_up", "clip", "patience"),
     "runtime": ("compile",),
 }
 MUST_BE_CLASSES = ("method", "criterion", "curvature", "buffer", "optimizer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -148,6 +148,7 @@ class Stream:
     scenario: Scenario
     transform: Transform
     description: dict[str, object]  # for the record: classes of each task, data hash, provenance
+    held_out: list[Task] = field(default_factory=list)  # of each task, with schedule.patience
 
     @property
     def num_classes(self) -> int:

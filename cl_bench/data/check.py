@@ -39,6 +39,9 @@ def check(plain: dict[str, Any]) -> None:
     if evaluation["split"] == "val":
         for task, count in enumerate(images or []):
             plan.holdout_size(task, count, evaluation["holdout"])
+    if plain["schedule"]["patience"] is not None:
+        for task, count in enumerate(images or []):
+            plan.holdout_size(task, count, plain["schedule"]["holdout"], "schedule.holdout")
     if contents is not None and images:
         epochs = plain["schedule"]["epochs"]
         most = max(epochs) if isinstance(epochs, list) else epochs

@@ -148,15 +148,15 @@ def limited_sizes(
     return None if limit.count is None else [limit.count]
 
 
-def holdout_size(task: int, images: int, holdout: float) -> int:
-    """How many training images of a task are held out to test on.
+def holdout_size(task: int, images: int, holdout: float, key: str = "evaluation.holdout") -> int:
+    """How many training images of a task are held out to test on, a share `holdout`, named `key`.
 
     Raises UserError where it would be none or all of them.
     """
     count = round(images * holdout)
     if not 0 < count < images:
         raise UserError(
-            f"evaluation.holdout={holdout}: {count} of {images} training images of task "
+            f"{key}={holdout}: {count} of {images} training images of task "
             f"{task} would be held out; at least one must be, and one must stay"
         )
     return count

@@ -180,16 +180,28 @@ def joined(tasks: list[Task], in_parts: bool = False) -> Task:
 
 def validation(stream: Stream, fraction: float, seed: int) -> Stream:
     """The stream with a stratified part of each task's training data as its test data."""
+    kept, held = _apart(stream, fraction, seed, "evaluation.holdout")
+    return replace(stream, tasks=kept, tests=held)
+
+
+def with_held_out(stream: Stream, fraction: float, seed: int) -> Stream:
+    """The stream with a stratified part of each task's training data as `held_out`."""
+    kept, held = _apart(stream, fraction, seed, "schedule.holdout")
+    return replace(stream, tasks=kept, held_out=held)
+
+
+def _apart(stream: Stream, fraction: float, seed: int, key: str) -> tuple[list[Task], list[Task]]:
+    """Each task's training data in two parts, of which the second has a share `fraction`."""
     rng = Generator().manual_seed(seed)
     kept, held = [], []
     for task in stream.tasks:
         labels = task.y.cpu()
-        count = plan.holdout_size(task.id, len(task), fraction)
+        count = plan.holdout_size(task.id, len(task), fraction, key)
         out = torch.zeros(len(task), dtype=torch.bool)
         out[cut.stratified(labels, count, rng)] = True
         held.append(task.rows(out.nonzero().squeeze(1)))
         kept.append(task.rows((~out).nonzero().squeeze(1)))
-    return replace(stream, tasks=kept, tests=held)
+    return kept, held
 
 
 def _parts(x: Tensor, y: Tensor, shares: list[Tensor]) -> list[Part]:

@@ -234,16 +234,19 @@ def make_record(
         method=method.capacity(),
         forgetting_of_task=json_value(progress.matrix.forgetting_of_task.tolist()),
         along=list(progress.along) or None,
+        best_epochs=list(progress.best_epochs) or None,
         parent=plan.parent and {"hash": plan.parent.hash, "seed": plan.parent.seed},
     )
 
 
 def _describe(stream: Stream) -> dict[str, Any]:
     """What the record says of the stream."""
+    held_out = [len(task) for task in stream.held_out]
     return {
         **stream.description,
         "train_images": [len(task) for task in stream.tasks],
         "test_images": [len(test) for test in stream.tests],
+        **({"held_out_images": held_out} if held_out else {}),
         "image_shape": list(stream.tests[0].x.shape[1:]),
         "classes_at_end": [row.nonzero().flatten().tolist() for row in stream.live_at_end],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from math import isfinite
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from cl_bench.base.exceptions import diverged
 from cl_bench.core.types import Task
+from cl_bench.engine import early_stopping
 from cl_bench.engine.budget import require_state_within
 from cl_bench.engine.checkpoint import bytes_of
 from cl_bench.engine.evaluation import accuracies, accuracy_on_seen, predictions
@@ -46,7 +48,7 @@ def learn(session: Session, task: Task) -> None:
     epochs = schedule.epochs_of(task)
     starts = task.part_starts(schedule.batch_size)
     batches = task.batches(schedule.batch_size, session.order, epochs, progress.step)
-    for batch in batches:
+    for batch in takewhile(lambda _: not early_stopping.ended(session), batches):
         if starts.get(progress.step):
             started += _begin_part(session, task, starts[progress.step])
         if every and progress.step % every == 0:
@@ -56,6 +58,7 @@ def learn(session: Session, task: Task) -> None:
         progress.step += 1
         progress.steps += 1
         started += _test_along(session, task, len(batch.y))
+        started += early_stopping.validate(session, task)
         host.advance(1)
         if progress.steps % host.log_every == 0 or progress.step == last:
             _log_loss(session, loss, task)
@@ -63,6 +66,7 @@ def learn(session: Session, task: Task) -> None:
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(session)
             progress.train_seconds.pop()
+    early_stopping.finish(session, task)
     if every:
         started += _probe(session, task)
     if schedule.batch_norm == "folded" and not progress.done:

@@ -92,6 +92,12 @@ class RunHost(Host):
         """Move the progress bar."""
         self.bar.update(steps)
 
+    def skip(self, steps: int) -> None:
+        """Shorten the progress bar."""
+        if not self.bar.disable:
+            self.bar.total -= steps
+            self.bar.refresh()
+
     def save(self) -> None:
         """Write a checkpoint with everything that the rest of the run depends on."""
         state = {

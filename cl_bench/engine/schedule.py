@@ -31,6 +31,11 @@ class Schedule:
     ramp                   it rises linearly in the first `ramp` epochs of each task, to its value
     clip                   a step's gradient is scaled down to this norm where it is larger
                            (Pascanu et al. 2013, arXiv:1211.5063), before weight decay
+    patience               a task ends after this many epochs in a row that did not raise the
+                           accuracy on `holdout`, a stratified share of its training images, which
+                           is not trained on; the state after the best epoch is kept (Prechelt
+                           1998, "Early stopping - but when?"). null: all epochs, and no image is
+                           held out
     warm_up=head           before each task, the rows of the head for its new classes are fitted,
                            with all other parameters fixed (`fit_head`)
     """
@@ -44,13 +49,16 @@ class Schedule:
     decay: Share
     ramp: NonNegative
     clip: Positive | None
+    patience: Count | None
+    holdout: Part
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """Options of another annealing, and `ramp` and `clip` where they are off."""
+        """Options of another annealing, and `ramp`, `clip` and `patience` where they are off."""
         used = {"exponential": {"decay"}, "milestones": {"decay", "milestones"}}
         found = {"decay", "milestones"} - used.get(options["annealing"], set())
-        return found | {key for key in ("ramp", "clip") if not options[key]}
+        stopping = set() if options["patience"] else {"patience", "holdout"}
+        return found | stopping | {key for key in ("ramp", "clip") if not options[key]}
 
     def epochs_of(self, task: Task) -> int:
         """The number of epochs of a task."""

@@ -31,6 +31,9 @@ class Progress:
     order: Tensor | None = None  # state of the order generator at the start of the current task
     train_seconds: list[float] = field(default_factory=list)  # of each task
     eval_seconds: list[float] = field(default_factory=list)  # before training, and of each task
+    validated: list[float] = field(default_factory=list)  # accuracies after this task's epochs
+    best: dict[str, Any] | None = None  # the state after the best of these epochs
+    best_epochs: list[int] = field(default_factory=list)  # of each task, with schedule.patience
     # with evaluation.every: images so far, and the accuracy on the classes seen so far
     along: list[tuple[int, float]] = field(default_factory=list)
     along_whole: bool = True  # false: a run that this one goes on from was not tested so
@@ -93,6 +96,9 @@ class Host:
 
     def advance(self, steps: int) -> None:
         """Note that `steps` more steps are done."""
+
+    def skip(self, steps: int) -> None:
+        """Note that `steps` steps of a task that ended early will not be done."""
 
     def save(self) -> None:
         """Write a checkpoint."""

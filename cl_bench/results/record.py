@@ -56,6 +56,8 @@ class RunRecord:
     # with evaluation.every: images so far, and the accuracy on the classes seen so far; AUC is
     # their mean
     along: list[tuple[Total, Share]] | None = None
+    # with schedule.patience: the epoch of each task, from 1, whose state was kept
+    best_epochs: list[Total] | None = None
     parent: dict[str, Any] | None = None  # hash and seed of the run that it went on from
 
 

@@ -102,6 +102,8 @@ class Wandb(Sink):
         self.run.define_metric("eval/*", step_metric="task")
         self.run.define_metric("images")
         self.run.define_metric("along/*", step_metric="images")
+        self.run.define_metric("epoch")
+        self.run.define_metric("validation/*", step_metric="epoch")
 
     def describe(self, stream: dict[str, Any]) -> None:
         """Add the stream's description to the wandb run's config, as `data`."""
@@ -192,6 +194,8 @@ def _wandb_row(row: dict[str, Any]) -> dict[str, Any]:
     if row["event"] == "probe":
         values = {f"probe/{k}": v for k, v in row.items() if k not in ("event", "task", "step")}
         return {"step": row["step"], **values}
+    if row["event"] == "validation":
+        return {"epoch": row["epoch"], f"validation/task_{row['task']:02d}": row["accuracy"]}
     if row["event"] == "along":
         return {"images": row["images"], "along/accuracy": row["accuracy"]}
     metrics = {f"eval/{k}": v for k, v in json_value(row["metrics"]).items() if v is not None}

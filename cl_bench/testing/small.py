@@ -105,6 +105,7 @@ def scheduled(**changes: Any) -> Schedule:
     """A schedule of one epoch in batches of 8, with a constant rate."""
     options = {"epochs": 1, "batch_size": 8, "batch_norm": "train", "annealing": "none"}
     more = {"milestones": [], "warm_up": "none", "decay": 0.5, "ramp": 0.0, "clip": None}
+    more |= {"patience": None, "holdout": 0.1}
     return Schedule(**(options | more | changes))  # type: ignore[arg-type]
 
 
