@@ -152,7 +152,7 @@ def test_the_page_draws_accuracy_along_the_way(runs: Path, tmp_path: Path) -> No
         change(file, "along", [[images, 0.5], [40, 0.25 + 0.1 * seed]])
     table, *_ = tables(gather(read_all(runs)), None)
     drawn: dict[str, Any] = {}
-    with patch.object(charts, "_lines", lambda rows, found, *_: drawn.update(found)):
+    with patch.object(charts, "_lines", lambda found, *_: drawn.update(found)):
         charts.curves_along(table.rows)
     ((images, values),) = drawn.values()
     assert images.tolist() == [10, 40]

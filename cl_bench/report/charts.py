@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -13,11 +14,12 @@ import pandas as pd
 
 from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import Row
+from cl_bench.report.statistics import Summary
 from cl_bench.report.tables import Table
 from cl_bench.results.figures import picture, row_percent
 
 MAX_ROWS = 12  # in a picture
-MAX_LABEL = 44  # characters in a legend
+ROUND = 10  # colours, after which lines are dashed and points square
 AXES = {
     "train s": "training, seconds",
     "peak MiB": "peak memory, MiB",
@@ -53,7 +55,7 @@ def curves(rows: list[Row]) -> str | None:
         values = np.stack([every[:, t, : t + 1].mean(1) for t in range(every.shape[1])], 1)
         if values.shape[1] > 1 and not np.isnan(values).any():
             drawn[place] = np.arange(values.shape[1]), values
-    return _lines(rows, drawn, "after task", "ACC of the tasks so far (%)")
+    return _lines(drawn, "after task", "ACC of the tasks so far (%)")
 
 
 def curves_along(rows: list[Row]) -> str | None:
@@ -69,12 +71,10 @@ def curves_along(rows: list[Row]) -> str | None:
             images = tested[0][0]
             alike = [one[1] for one in tested if np.array_equal(one[0], images)]
             drawn[place] = images, 100 * np.stack(alike)
-    return _lines(rows, drawn, "training images", "accuracy on the classes so far (%)")
+    return _lines(drawn, "training images", "accuracy on the classes so far (%)")
 
 
-def _lines(
-    rows: list[Row], drawn: dict[int, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str
-) -> str | None:
+def _lines(drawn: dict[int, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str) -> str | None:
     """Lines with a band of one standard deviation; None where there is nothing to draw.
 
     drawn  by the place of a row among all rows: x (m,), and a line (m,) for each of its runs (n, m)
@@ -87,54 +87,48 @@ def _lines(
 
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
         for place, (x, values) in drawn.items():
-            middle, colour = values.mean(0), f"C{place % 10}"
-            style = {"color": colour, "label": _label(rows[place]), "marker": "o", "ms": 3}
-            axes.plot(x, middle, "-" if place < 10 else "--", **style)
+            middle, colour = values.mean(0), f"C{place % ROUND}"
+            axes.plot(x, middle, "-" if place < ROUND else "--", color=colour, marker="o", ms=3)
             if len(values) > 1:
                 sd = values.std(0, ddof=1)
                 axes.fill_between(x, middle - sd, middle + sd, color=colour, alpha=0.15, lw=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize=8)
 
-    return svg(draw, (8, 4))
-
-
-def against_costs(table: Table, rows: list[Row]) -> str | None:
-    """ACC against seconds, memory and gradients: a point for each row, with standard deviations."""
-    quantities = [quantity for quantity in table.costs if quantity.name in AXES]
-    if not rows or not quantities:
-        return None
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
-        panels[0].set_ylabel("ACC (%)")
-        points = {}
-        for axes, quantity in zip(panels, quantities, strict=True):
-            costs = []
-            for place, row in enumerate(rows):
-                acc, cost = row.summary(ACC), row.summary(quantity)
-                if acc is not None and cost is not None:
-                    style = {"fmt": "o" if place < 10 else "s", "color": f"C{place % 10}"}
-                    style |= {"xerr": cost.sd, "yerr": acc.sd}
-                    points[place] = axes.errorbar(cost.mean, acc.mean, **style)
-                    costs.append(cost.mean)
-            wide = min(costs, default=0) > 0 and max(costs) > 20 * min(costs)
-            axes.set_xscale("log" if wide else "linear")
-            if not wide:
-                axes.ticklabel_format(axis="x", useOffset=False)
-            axes.set_xlabel(AXES[quantity.name])
-            axes.grid(alpha=0.3)
-        names = [_label(rows[place]) for place in points]
-        figure.legend(points.values(), names, loc="outside right upper", fontsize=8)
-
-    return svg(draw, (13, 3.6))
+    return svg(draw, (5.6, 3.6))
 
 
-def _label(row: Row) -> str:
-    """A row's label in the legend, cut; matplotlib hides labels that begin with an underscore."""
-    name = f" {row.name}" if row.name.startswith("_") else row.name
-    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
+def against_costs(table: Table, rows: list[Row]) -> Iterator[tuple[str, str]]:
+    """ACC against each cost: its name and a picture, a point for each row with its deviations."""
+    for quantity in table.costs:
+        pairs = [(row.summary(ACC), row.summary(quantity)) for row in rows]
+        points = {p: (acc, cost) for p, (acc, cost) in enumerate(pairs) if acc and cost}
+        if quantity.name in AXES and points:
+            drawing = partial(_draw_costs, points=points, xlabel=AXES[quantity.name])
+            yield AXES[quantity.name], svg(drawing, (3.0, 2.7))
+
+
+def _draw_costs(figure: Any, points: dict[int, tuple[Summary, Summary]], xlabel: str) -> None:
+    """A point for each row, by its place among the rows: ACC and a cost."""
+    axes = figure.add_subplot(xlabel=xlabel, ylabel="ACC (%)")
+    for place, (acc, cost) in points.items():
+        style = {"fmt": "o" if place < ROUND else "s", "color": f"C{place % ROUND}"}
+        axes.errorbar(cost.mean, acc.mean, xerr=cost.sd, yerr=acc.sd, **style)
+    costs = [cost.mean for _, cost in points.values()]
+    wide = min(costs) > 0 and max(costs) > 20 * min(costs)
+    axes.set_xscale("log" if wide else "linear")
+    if not wide:
+        axes.ticklabel_format(axis="x", useOffset=False)
+    axes.grid(alpha=0.3)
+
+
+def legend(rows: list[Row]) -> Iterator[dict[str, str]]:
+    """The name of each row, and how the pictures of its section draw it."""
+    from matplotlib.colors import to_hex
+
+    for place, row in enumerate(rows):
+        style = "solid" if place < ROUND else "dashed"
+        yield {"name": row.name, "colour": to_hex(f"C{place % ROUND}"), "style": style}
 
 
 def heat_map(values: np.ndarray) -> str:

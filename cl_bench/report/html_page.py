@@ -42,16 +42,18 @@ def html(
 
 def _section(table: Table) -> dict[str, Any]:
     drawn, shown = charts.drawn_rows(table), columns(table)
+    costs = {quantity.name for quantity in (*table.costs, *table.facts)}
+    results = [column for column in shown if column.name not in costs]
+    spent = [column for column in shown if column.is_text or column.name in costs]
     return {
         "title": table.section.title,
         "note": table.note,
-        "columns": shown,
-        "rows": list(zip(*(column.cells for column in shown), strict=True)),
+        "tables": [results, spent] if costs else [results],
         "not_drawn": len(table.rows) - len(drawn),
         "curves": charts.curves(drawn),
         "along": charts.curves_along(drawn),
-        "costs": charts.against_costs(table, drawn),
-        "costs_shown": ", ".join(q.name for q in table.costs if q.name in charts.AXES),
+        "costs": [*charts.against_costs(table, drawn)],
+        "legend": [*charts.legend(drawn)],
         "maps": [_map(row) for row in drawn],
         "confusions": [*filter(None, map(_confusion, drawn))],
         "published": table.published,
