@@ -16,6 +16,7 @@ import yaml
 from commands import refusal as refusal_of
 from conftest import ROOT, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from records import some, write
 
 from cl_bench.base.exceptions import UserError
@@ -31,8 +32,8 @@ FILES = sorted((ROOT / "results").glob("*.csv"))
 OTHER_PROGRAM = "not of cl_bench.run"  # stands in the note of such a command
 
 
-def load_pages() -> Any:
-    spec = spec_from_file_location("results_pages", ROOT / "scripts/results_pages.py")
+def load_script(name: str = "results_pages") -> Any:
+    spec = spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -41,7 +42,7 @@ def load_pages() -> Any:
 
 def test_pages_and_readme_are_those_of_the_data() -> None:
     """Made again, nothing differs: run scripts/results_pages.py after a change of results/."""
-    made = load_pages().pages(ROOT)
+    made = load_script().pages(ROOT)
     assert {*(ROOT / "docs/results").glob("*.md")} == {
         p for p in made if p.parent.name == "results"
     }
@@ -51,7 +52,7 @@ def test_pages_and_readme_are_those_of_the_data() -> None:
 
 def test_tables_in_texts(tmp_path: Path) -> None:
     """The table between the two lines is replaced, the rest stays, and faults are named."""
-    module, file = load_pages(), tmp_path / "note.md"
+    module, file = load_script(), tmp_path / "note.md"
     start = "<!-- results/{}.csv, by scripts/results_pages.py -->"
     tables = {name: read(ROOT / f"results/{name}.csv") for name in ("pmnist", "emcl_ablation")}
     text = "a\n" + start.format("pmnist") + f"\nold\n{module.END}\nb\n"
@@ -340,3 +341,63 @@ def test_saving_elsewhere_is_refused_in_one_line(
     assert caught.value.code == 2 and said.startswith(f"error: {line}") and said.count("\n") == 1
     for name in ("own.csv", "twice.csv", "binary.csv"):
         assert (runs / name).read_bytes() == before[name]
+
+
+STUDY = ["experiment=curvature_quality", "study.points=1"]
+
+
+save_study = load_script("save_study")
+
+
+def study_folder(root: Path) -> Path:
+    """What a study leaves, with two measurements of two curvatures."""
+    name = commands.hash_of(STUDY)
+    assert name is not None
+    folder = root / name / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "table.csv").write_text(
+        "step,curvature,share,rise\n3,kfac,0.5,2.0\n3,full,,2.0\n6,kfac,0.25,4.0\n6,full,1.0,4.0\n"
+    )
+    OmegaConf.save(composed(*STUDY), folder / "config.yaml", resolve=True)
+    measured = {"device": "cpu", "commit": "abc", "python": "3.11", "versions": {"torch": "2"}}
+    status = {"state": "done", "time": "2026-11-29T09:00:00+0000", "measured": measured}
+    (folder / "status.json").write_text(json.dumps(status))
+    return folder
+
+
+def test_a_study_is_saved(tmp_path: Path) -> None:
+    """The last row of each curvature, a metric a column; once more, and nothing is there twice."""
+    folder, file = study_folder(tmp_path), tmp_path / "quality.csv"
+    for _ in range(2):
+        assert save_study.save(folder, file, ["curvature", "share", "rise"], STUDY) == 4
+    rows = results_table.read(file)
+    assert [(row.row.rpartition(": ")[2], row.metric, float(row.mean)) for row in rows] == [
+        ("kfac", "share", 0.25),
+        ("kfac", "rise", 4.0),
+        ("full", "share", 1.0),
+        ("full", "rise", 4.0),
+    ]
+    assert rows[0].command == "experiment=curvature_quality study.points=1 seed=0"
+    assert (rows[0].dataset, rows[0].scenario, rows[0].seeds) == ("seqcifar100", "data", "0")
+    assert (rows[0].commit, rows[0].versions, rows[0].date) == (
+        "abc",
+        "python 3.11, torch 2",
+        "2026-11-29",
+    )
+
+
+def test_a_study_that_cannot_be_saved(tmp_path: Path) -> None:
+    folder, file = study_folder(tmp_path), tmp_path / "quality.csv"
+    with pytest.raises(UserError, match="makes another config"):
+        save_study.save(folder, file, ["curvature", "share"], [*STUDY, "optimizer.lr=0.5"])
+    with pytest.raises(UserError, match="has no column nothing"):
+        save_study.save(folder, file, ["curvature", "nothing"], STUDY)
+    with pytest.raises(UserError, match="has no column nothing"):
+        save_study.save(folder, file, ["nothing", "share"], STUDY)
+    (folder / "status.json").write_text('{"state": "failed"}')
+    with pytest.raises(UserError, match="has no finished study"):
+        save_study.save(folder, file, ["curvature", "share"], STUDY)
+    (folder / "status.json").unlink()
+    with pytest.raises(UserError, match="has no finished study"):
+        save_study.save(folder, file, ["curvature", "share"], STUDY)
+    assert not file.exists()

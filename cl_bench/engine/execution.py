@@ -72,7 +72,8 @@ def make_study(plan: Plan) -> None:
     files.write_text(plan.folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     page = build(cfg.study, **{k: v for k, v in arguments.items() if k in names})
     page.write(plan.folder.path)
-    plan.folder.set_status("done", code=asdict(plan.code))
+    measured = {"device": machine.machine_info()["device"], **software_versions()}
+    plan.folder.set_status("done", code=asdict(plan.code), measured=measured)
 
 
 def train_and_record(plan: Plan) -> RunRecord:
