@@ -38,6 +38,9 @@ def print_record(record: RunRecord, folder: Folder, title: str, note: str) -> No
     units = "in percent, gradients per training image"
     console.print(f"{title}, seed {record.seed}: {note}; {units}:", soft_wrap=True, markup=False)
     console.print(table)
+    if record.best_epochs is not None:
+        kept = ", ".join(map(str, record.best_epochs))
+        console.print(f"epochs kept by early stopping, task by task: {kept}")
     if record.backbone is not None:
         console.print(f"backbone: {describe_backbone(record.backbone, record.config['model'])}")
     console.print(f"files: {folder.path}", soft_wrap=True, markup=False)  # in one line
