@@ -228,3 +228,54 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (parent.folder / "record.json").write_text('{"hash": 3}')
     with pytest.raises(UserError, match=r"record.json is damaged"):
         run(tmp_path, on, "method=ewc")
+
+
+APART = ("dataset=pmnist5k", "dataset.train_per_task=40", "tracking=none", "scenario=task")
+
+
+def head_of(run: cl_bench.Run) -> Any:
+    return run.network().get_submodule("head")
+
+
+def test_the_head_gets_rows_for_new_classes(tmp_path: Path) -> None:
+    """At a rate of nearly nothing: the old rows are the parent's, the new ones a new network's."""
+    options = (*APART, f"output_dir={tmp_path}", "optimizer.lr=1e-30")
+    parent, new = (cl_bench.run(*options, f"dataset.tasks={tasks}") for tasks in (2, 3))
+    child = cl_bench.run(*options, "dataset.tasks=3", continue_from=parent.folder)
+    heads = [head_of(run) for run in (parent, new, child)]
+    assert [tuple(head.weight.shape) for head in heads] == [(20, 100), (30, 100), (30, 100)]
+    for old, fresh, both in zip(*(head.parameters() for head in heads), strict=True):
+        torch.testing.assert_close(both, torch.cat([old, fresh[20:]]), rtol=0, atol=1e-20)
+    bodies = [run.network().get_submodule("features") for run in (parent, new, child)]
+    for old, fresh, both in zip(*(body.parameters() for body in bodies), strict=True):
+        torch.testing.assert_close(both, old, rtol=0, atol=1e-20)
+        assert fresh.dim() == 1 or not both.equal(fresh)  # biases begin at zero
+
+
+@pytest.mark.parametrize("name", ["finetune", "er", "ewc"])
+def test_new_classes_are_learned(name: str, tmp_path: Path) -> None:
+    """Heads apart: of the old tasks' rows nothing changes, and the new task is learned."""
+    options = (*APART, f"output_dir={tmp_path}", "schedule.epochs=20")
+    parent = cl_bench.run("method=finetune", *options, "dataset.tasks=2")
+    more = "dataset.tasks=3", f"method={name}"
+    child = cl_bench.run(*more, *options, continue_from=parent.folder)
+    assert head_of(child).weight[:20].equal(head_of(parent).weight)
+    assert child.accuracy.iloc[1:3, :2].equals(parent.accuracy.iloc[1:3, :2])
+    assert float(child.accuracy.iloc[-1, -1]) > 0.4
+    again = cl_bench.run(*more, *options, continue_from=parent.folder)
+    assert again.folder == child.folder
+
+
+def test_what_a_method_keeps_does_not_grow(tmp_path: Path) -> None:
+    options = (*APART, f"output_dir={tmp_path}")
+    parent = cl_bench.run("method=ewc", *options, "dataset.tasks=2")
+    with pytest.raises(UserError, match="has 20 classes, this stream has 30, and what the method"):
+        cl_bench.run("method=ewc", *options, "dataset.tasks=3", continue_from=parent.folder)
+    child = cl_bench.run("method=si", *options, "dataset.tasks=3", continue_from=parent.folder)
+    assert child.accuracy.iloc[-1].notna().all()
+    with pytest.raises(UserError, match="this stream has 3; it needs at least one more"):
+        cl_bench.run("method=ewc", *options, "dataset.tasks=3", continue_from=child.folder)
+    tangent = "model.linearize=true", "model.activation=leaky_relu", "model.head_mode=linearized"
+    parent = cl_bench.run(*options, *tangent, "dataset.tasks=2")
+    with pytest.raises(UserError, match="20 classes, and its head cannot be widened"):
+        cl_bench.run(*options, *tangent, "dataset.tasks=3", continue_from=parent.folder)

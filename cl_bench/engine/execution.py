@@ -153,6 +153,8 @@ def _build_session(
     """The session of a run, in the state of its checkpoint, and its host."""
     cfg, progress = plan.cfg, Progress.start(stream)
     method = make_method(cfg, machine, stream)
+    if start.saved is not None:
+        going_on.add_head_rows(start.saved, method.learner)
     start.resume(method, progress, machine)
     intervals = cfg.log_every, cfg.save_every
     host = RunHost(plan.folder, machine, method, progress, sink, stop, *intervals, start)

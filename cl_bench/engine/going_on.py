@@ -1,7 +1,8 @@
 """Goes on from a finished run: its network, its measurements and, of one method, its state.
 
 With the same options the run is the one that the parent would have been with the longer stream, to
-the bit: it starts in the state of the parent's last checkpoint, generators included.
+the bit: it starts in the state of the parent's last checkpoint, generators included. Where the new
+stream has more classes, the head gets rows for them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import torch
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config.parent import KEY, Parent
+from cl_bench.core.learner import Learner
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint
 from cl_bench.engine.resume import Start
+from cl_bench.models.head import head_name
 from cl_bench.results.folder import Folder, read_journal
 
 
@@ -41,6 +44,14 @@ def begin(
     except UserError as error:
         raise UserError(f"{KEY}={parent.name}: {one_line(error, 400)}") from None
     _require_tasks(parent, learned, stream)
+    if stream.num_classes > learned.num_classes:
+        if parent.with_method and checkpoint.bytes_of(saved["method"]):
+            raise UserError(
+                f"{KEY}={parent.name}: that run has {learned.num_classes} classes, this stream has "
+                f"{stream.num_classes}, and what the method keeps is of those alone; use another "
+                "method, or begin with a stream of all classes and stream.first"
+            )
+        saved["classes"] = learned.num_classes
     files.write_bytes(start.folder.metrics, rows)
     saved["progress"] = grown(saved["progress"], len(stream.tests))
     saved["progress"]["along_whole"] &= parent.tested_alike
@@ -65,11 +76,10 @@ def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:
             f"stream has {len(stream.tasks)}; it needs at least one more (stream.first, "
             "dataset.tasks)"
         )
-    if before.num_classes != stream.num_classes:
+    if before.num_classes > stream.num_classes:
         raise UserError(
             f"{KEY}={parent.name}: the head of that run has {before.num_classes} classes, this "
-            f"stream has {stream.num_classes}; a stream that is to go on has all classes from its "
-            "start, and stream.first says how many tasks are learned"
+            f"stream has {stream.num_classes}; a head does not lose classes"
         )
     pairs = [*zip(before.tasks, stream.tasks, strict=False)]
     pairs += zip(before.tests, stream.tests, strict=False)
@@ -80,6 +90,33 @@ def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:
                 f"{KEY}={parent.name}: task {one.id} of that run is another one than here; the "
                 "stream must begin with the tasks that it learned"
             )
+
+
+def add_head_rows(saved: dict[str, Any], learner: Learner) -> None:
+    """Widen the parent's head in `saved`, in place, by the rows that a new learner begins with.
+
+    `saved["classes"]` is how many classes the parent has; where it is missing, nothing is done.
+    Raises UserError where anything but the head has another size in the two networks.
+    """
+    rows = saved.pop("classes", None)
+    if rows is None:
+        return
+    own, flat, prefix = saved["learner"], learner.flat, f"{head_name(learner.net)}."
+    theta, narrow = flat.theta.detach().clone(), []
+    for name, shape in flat.shapes.items():
+        of_class = shape.numel() // shape[0] if name.startswith(prefix) else 0
+        narrow.append(rows * of_class or shape.numel())
+    buffers = {name: buffer.shape for name, buffer in learner.net.named_buffers()}
+    same = {name: buffer.shape for name, buffer in own["buffers"].items()} == buffers
+    if sum(narrow) != own["theta"].numel() or not same:
+        raise UserError(
+            f"{KEY}: the network of that run has {rows} classes, and its head cannot be widened; "
+            "begin with a stream of all classes and stream.first"
+        )
+    for part, place in zip(own["theta"].split(narrow), flat.slices.values(), strict=True):
+        theta[place][: part.numel()] = part
+    fresh = {"optimized": None, "optimizer": learner.optimizer.state_dict()}
+    saved["learner"] = {**own, "theta": theta, **fresh}  # each task begins with a new optimizer
 
 
 def grown(progress: dict[str, Any], tasks: int) -> dict[str, Any]:
