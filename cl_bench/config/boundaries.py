@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config import folders
 from cl_bench.data.boundaries import blurry, online
 
 NEEDED = {"epochs": 1, "warm_up": "none", "batch_norm": "train"}  # where no boundary is told
@@ -26,6 +28,14 @@ def check(plain: dict[str, Any]) -> None:
         _check_hidden(plain, hidden)
 
 
+def _task_free_methods() -> list[str]:
+    """The options of the group `method` that name a class which needs no boundary."""
+    nodes = {file.stem: OmegaConf.load(file) for file in folders.option_files("method")}
+    targets = {name: OmegaConf.select(node, "method._target_") for name, node in nodes.items()}
+    targets |= {n: t for n, node in nodes.items() if (t := OmegaConf.select(node, "_target_"))}
+    return [name for name, target in targets.items() if target and get_object(target).task_free]
+
+
 def _check_hidden(plain: dict[str, Any], hidden: str) -> None:
     """Refuse what uses the boundaries of tasks; `hidden` is the option that hides them."""
     if plain["scenario"]["name"] == "task":
@@ -36,8 +46,8 @@ def _check_hidden(plain: dict[str, Any], hidden: str) -> None:
     method = get_object(plain["method"]["_target_"])
     if not method.task_free:
         raise UserError(
-            f"{hidden}: the method {method.__name__} must be told where a task ends; use finetune, "
-            "er, der, derpp, mer, lamaml, emcl or another method that says task_free = True"
+            f"{hidden}: the method {method.__name__} must be told where a task ends; use one that "
+            f"says task_free = True: {', '.join(_task_free_methods())}"
         )
     options = plain["method"].get("buffer")
     idle = "method.buffer" in method.unused(plain)
