@@ -174,7 +174,8 @@ def test_a_run_with_patience(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "overrides"),
     [
-        ("schedule.patience=1: no task would end early", ["schedule.patience=1"]),
+        ("schedule.epochs=1; use more epochs or", ["schedule.patience=1"]),
+        ("use at most 4, more epochs, or", ["schedule.patience=5", "schedule.epochs=5"]),
         ("as schedule.epochs=[3, 2]", ["schedule.patience=3", "schedule.epochs=[3,2]"]),
         ("schedule.patience=0: must be", ["schedule.patience=0", "schedule.epochs=3"]),
         (

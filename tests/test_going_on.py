@@ -183,8 +183,12 @@ def test_auc_needs_all_tests_along_the_way(tmp_path: Path) -> None:
 
 def test_a_run_without_boundaries_does_not_go_on(tmp_path: Path) -> None:
     parent = run(tmp_path, "method=er", "scenario=class", "stream=online", "stream.first=2")
-    with pytest.raises(UserError, match=r"told of no boundary .*with boundaries can go on"):
-        run(tmp_path, "method=er", "scenario=class", "stream=online", continue_from=parent.folder)
+    options = "method=er", "scenario=class", "stream=online"
+    with pytest.raises(UserError, match=r"told of no boundary .*only a run with boundaries"):
+        run(tmp_path, *options, continue_from=parent.folder)
+    parent = run(tmp_path, "method=er", "scenario=class", "stream.first=2")
+    with pytest.raises(UserError, match=r"this stream hides its boundaries.*use stream=sequential"):
+        run(tmp_path, *options, continue_from=parent)  # the run itself
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
@@ -209,7 +213,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ),
         ("method.strength=1.0; what the method keeps", [on, "method=ewc", "method.strength=7"]),
         ("learned 2 tasks, and this stream has 2; it", [on, "method=ewc", "stream.first=2"]),
-        ("task 0 of that run is another one", [on, "method=ewc", "dataset.seed=4"]),
+        (
+            "differs is dataset.seed=4 (before: dataset.seed=0)",
+            [on, "method=ewc", "dataset.seed=4"],
+        ),
+        (
+            "schedule.patience=1 (before: schedule.patience=null)",
+            [on, "method=ewc", "schedule.epochs=3", "schedule.patience=1"],
+        ),
         ("task 0 of that run is another one", [on, "method=ewc", "scenario.order=[1,0,2,3,4]"]),
         ("there is no finished run in this folder", [f"continue_from={tmp_path}/nothing"]),
         ("there is no finished run in this folder", ["continue_from=/dev/null"]),

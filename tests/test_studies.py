@@ -119,8 +119,8 @@ def test_the_rise_of_a_past_loss(scenario: str, criterion: Any) -> None:
     )
     estimators = {"full": FullFisher("exact", None), "kfac": KFAC("exact", None, "diagonal")}
     page = curvature_quality.study(made, stream, order, schedule, estimators, 3)
-    assert [row["step"] for row in page.rows] == [k for k in (9, 18, 25) for _ in range(3)]
-    rows = {row["curvature"]: row for row in page.rows[-3:]}
+    assert [row["step"] for row in page.rows] == [k for k in (9, 18, 25) for _ in range(4)]
+    rows = {row["curvature"]: row for row in page.rows[-4:]}
     exact, full = rows[curvature_quality.EXACT], rows["full"]
     half = exact[curvature_quality.HALF]
     assert half > 0 and 0.01 < rows["kfac"]["share"] < 10
@@ -130,6 +130,31 @@ def test_the_rise_of_a_past_loss(scenario: str, criterion: Any) -> None:
     assert full["of the head"] == pytest.approx(exact["of the head"], rel=1e-3, abs=1e-9)
     assert exact["rise"] != pytest.approx(half, rel=1e-3), "task 0 has a gradient left"
     assert full["of the body"] > 0
+    layers = rows[curvature_quality.LAYERS]
+    assert layers["of the head"] == exact["of the head"]
+    assert layers[curvature_quality.HALF] == pytest.approx(
+        layers["of the head"] + layers["of the body"]
+    )
+
+
+def test_the_layers_are_the_blocks_of_the_matrix() -> None:
+    """The sum over the layers is d'Bd with B the diagonal blocks of a dense matrix."""
+    made = learner(mlp(), transform=identity())
+    count, flat = made.flat.theta.numel(), made.flat
+    root = torch.randn(count, count, generator=Generator().manual_seed(0), dtype=torch.float64)
+    matrix, move = root @ root.T, torch.randn(count, dtype=torch.float64)
+    parts = [*curvature_quality.by_layer(flat, move)]
+    assert torch.stack(parts).sum(0).equal(move)
+    wanted = 0.0
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in flat.slices)
+    assert len(parts) == len(layers) >= 2
+    for layer in layers:
+        own = torch.cat(
+            [torch.arange(count)[s] for n, s in flat.slices.items() if n.startswith(f"{layer}.")]
+        )
+        wanted += float(move[own] @ matrix[own][:, own] @ move[own])
+    found = sum(float(part @ matrix @ part) for part in parts)
+    assert found == pytest.approx(wanted)
 
 
 def test_the_rise_is_not_measured_while_statistics_move() -> None:

@@ -138,13 +138,14 @@ class Run:
         They are those after task `after`, from 0 on; None: after the last task. The run must have
         had evaluation.predictions=true, or =each for those after other tasks.
         """
-        row = len(self.record.initial) - 1 if after is None else self._checked(after)
+        row = len(self.record.initial) - 1 if after is None else self._checked(after, "after")
         try:
             found = predictions.read(self.folder, row)
         except FileNotFoundError:
             wanted = "true" if after is None else "each"
+            before = ", or the run that it goes on from," if self.record.parent else ""
             raise UserError(
-                f"{self.folder}: has no predictions after task {row}; make the run with "
+                f"{self.folder}: has no predictions after task {row}; make the run{before} with "
                 f"evaluation.predictions={wanted}"
             ) from None
         except DamagedError as error:
@@ -187,10 +188,10 @@ class Run:
             )
         return classes[0 if task is None else self._checked(task)]
 
-    def _checked(self, task: int) -> int:
+    def _checked(self, task: int, name: str = "task") -> int:
         tasks = len(self.record.initial)
         if task not in range(tasks):
-            raise UserError(f"task={task}: the run has the tasks 0 to {tasks - 1}")
+            raise UserError(f"{name}={task}: the run has the tasks 0 to {tasks - 1}")
         return int(task)
 
     def _file_of(self, task: int | None) -> str:

@@ -44,11 +44,11 @@ def run(*overrides: str, **values: Any) -> Run:
 def _word(key: str, value: Any) -> str:
     """`key=value` as it is typed. Raises UserError where a value of this type cannot be typed."""
     try:
-        return f"{key}={typed(value)}"
+        return f"{key}={typed(value.folder if isinstance(value, Run) else value)}"
     except TypeError:
         raise UserError(
             f"{key}={value!r}: has the type {type(value).__name__}; give a text, a number, True, "
-            "False, None, a path or a list of these"
+            "False, None, a path, a run or a list of these"
         ) from None
 
 

@@ -97,11 +97,13 @@ def _check_early_stopping(plain: dict[str, Any]) -> None:
     """Refuse a patience that can never end a task before its last epoch."""
     epochs, patience = plain["schedule"]["epochs"], plain["schedule"]["patience"]
     most = max(epochs) if isinstance(epochs, list) else epochs
-    if patience is not None and patience >= most:
-        raise UserError(
-            f"schedule.patience={patience}: no task would end early, as schedule.epochs={epochs}; "
-            "use a smaller patience, more epochs, or schedule.patience=null"
-        )
+    if patience is None or patience < most:
+        return
+    advice = f"use at most {most - 1}, more epochs," if most > 1 else "use more epochs"
+    raise UserError(
+        f"schedule.patience={patience}: no task would end early, as schedule.epochs={epochs}; "
+        f"{advice} or schedule.patience=null"
+    )
 
 
 def _check_model(plain: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import hydra.errors
@@ -30,6 +31,9 @@ def explain_key(error: BaseException) -> str | None:
         known = f"; there are {', '.join(keys)}" if keys else ""
         missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
         hint = _other_places(error.full_key, parent, error.key) if missing else ""
+        if missing and not hint:
+            near = get_close_matches(str(error.key), keys, n=1, cutoff=0.7)
+            hint = f" (did you mean {near[0]}?)" if near else ""
         reason = f"no such key{hint}" if missing else first_line(error)
         return f"{error.full_key}: {reason}{known}"
     return None

@@ -23,6 +23,8 @@ KEY = "continue_from"
 SAME = ("model", "scenario", "schedule.batch_norm", "evaluation.split", "evaluation.holdout")
 FREE = ("scenario.order",)  # the order of the tasks: the first ones are compared with the parent's
 EVERY = "evaluation.every"
+# keys that decide which images a task has
+STREAM = ("dataset.", "stream.", "scenario.order", "schedule.patience", "schedule.holdout")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Parent:
     """A finished run, and what this one takes from it."""
 
     folder: Path
-    name: str  # the folder as it is in the config, with ${seed}: the same for all seeds
+    name: str  # the folder as it is typed
+    pattern: str  # the folder as it is in the config, with ${seed}: the same for all seeds
     hash: str
     seed: int
     config: dict[str, Any]
     with_method: bool  # whether it has the same method, whose state goes on, too
     tested_alike: bool  # whether evaluation.every is the same
+    stream_keys: list[str]  # the keys of this config that make the stream and have another value
 
 
 def identity(cfg: DictConfig) -> str | None:
@@ -69,7 +73,10 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
         reason = "what the method keeps goes on as it is; use the same value, or another method"
         _require_same(name, "method", theirs, ours, reason)
     alike = theirs.get(EVERY) == ours.get(EVERY)
-    return Parent(folder, _for_all_seeds(cfg), record["hash"], seed, config, same_method, alike)
+    keys = [key for key in ours if key.startswith(STREAM) and theirs.get(key) != ours[key]]
+    differing = [f"{_typed(key, ours)} (before: {_typed(key, theirs)})" for key in sorted(keys)]
+    names = name, _for_all_seeds(cfg)
+    return Parent(folder, *names, record["hash"], seed, config, same_method, alike, differing)
 
 
 def _for_all_seeds(cfg: DictConfig) -> str:

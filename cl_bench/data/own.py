@@ -30,6 +30,11 @@ def arrays(load: Any, data_dir: Text, cache_dir: Text | None = None) -> Source:
     """
     if not isinstance(load, Sequence) or isinstance(load, str) or len(load) != 2:
         raise UserError(f"{KEY}: returned {_kind(load)}; wanted is a pair (train, test)")
+    if all(hasattr(part, "ndim") for part in load):
+        raise UserError(
+            f"{KEY}: returned two arrays; wanted is a pair (train, test), each of them (images, "
+            "labels) or a data set"
+        )
     (train_x, train_y), (test_x, test_y) = (
         _part(part, name) for part, name in zip(load, ("train", "test"), strict=True)
     )

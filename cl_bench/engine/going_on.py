@@ -67,8 +67,13 @@ def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:
     if before.tasks[-1].parts:
         raise UserError(
             f"{KEY}={parent.name}: that run was told of no boundary (stream=online or "
-            "stream.boundaries=false), so that its one task is over; a stream with boundaries can "
-            "go on"
+            "stream.boundaries=false), so that its one task is over; only a run with boundaries "
+            "can be continued"
+        )
+    if stream.tasks[-1].parts:
+        raise UserError(
+            f"{KEY}={parent.name}: this stream hides its boundaries, and the method must be told "
+            "where the tasks of that run end; use stream=sequential or stream.boundaries=true"
         )
     if len(stream.tasks) <= tasks:
         raise UserError(
@@ -88,8 +93,14 @@ def _require_tasks(parent: Parent, before: Stream, stream: Stream) -> None:
         if not same or one.parts != two.parts:
             raise UserError(
                 f"{KEY}={parent.name}: task {one.id} of that run is another one than here; the "
-                "stream must begin with the tasks that it learned"
+                f"stream must begin with the tasks that it learned{_differing(parent)}"
             )
+
+
+def _differing(parent: Parent) -> str:
+    """The keys that may be the reason for another stream, as a clause."""
+    keys = ", ".join(parent.stream_keys)
+    return f", and what differs is {keys}" if keys else ""
 
 
 def add_head_rows(saved: dict[str, Any], learner: Learner) -> None:

@@ -44,7 +44,7 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
     normalise_floats(cfg, resolved)
     found = parent.find(cfg, resolved)
     if found is not None:
-        resolved[parent.KEY] = found.name
+        resolved[parent.KEY] = found.pattern
     name = config_hash(cfg)
     if (choices["stream"] == "joint") != (choices["method"] == "joint"):
         raise UserError(

@@ -52,7 +52,7 @@ class Method(Stateful):
 
     def observe(self, batch: Batch) -> Tensor:
         """Take one training step on a batch; returns the loss, a scalar on the device."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.observe is missing: it makes the steps")
 
     def end_task(self, task: Task) -> None:
         """Called after the last batch of a task, whose data is not seen again."""

@@ -39,7 +39,8 @@ def _parser() -> Parser:
         nargs="+",
         default=[],
         metavar="KEY",
-        help="a row is all runs alike in these keys of the config, e.g. curvature model.linearize "
+        help="a row is all runs alike in these keys of the config, with spaces or commas between "
+        "them, e.g. curvature model.linearize "
         "(without: a row is one config)",
     )
     parser.add_argument(
@@ -66,7 +67,8 @@ def main() -> None:
     roots = [root.expanduser() for root in options.root]
     out = options.out.expanduser() if options.out else roots[0]
     try:
-        rows = write_report(roots, options.by, options.baseline, out)
+        by = [key for word in options.by for key in word.split(",") if key]
+        rows = write_report(roots, by, options.baseline, out)
         if options.save:
             from cl_bench.report.save import save  # slow to import: it checks configs
 

@@ -11,6 +11,7 @@ from operator import attrgetter
 from statistics import mean
 
 from cl_bench.config.nodes import Leaves
+from cl_bench.config.parent import KEY as CONTINUE
 from cl_bench.report.configs import (
     format_overrides,
     format_value,
@@ -26,13 +27,18 @@ from cl_bench.results.source_code import changed_since
 
 # rows of one table have these keys in common
 STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "stream.disjoint", "stream.blur")
-STREAM_KEYS += ("stream.seed", "evaluation.holdout")
+STREAM_KEYS += ("stream.seed", "stream._target_", "evaluation.holdout")
 # where these differ between the methods of a table, every row names them
-LEARNER_KEYS = ("model.", "schedule.", "criterion.", "optimizer.")
+LEARNER_KEYS = ("model.", "schedule.", "criterion.", "optimizer.", "stream.")
+# streams that show the same images in the same order
+SEQUENTIAL, JOINT = "cl_bench.data.stream.sequential", "cl_bench.data.stream.joint"
+CLEAN = (SEQUENTIAL, JOINT, "cl_bench.data.boundaries.online")
 # named above a table where all of its rows share them
 HEADLINE_KEYS = ("dataset.tasks", "stream.first", "dataset.train_per_task", "dataset.fraction")
 HEADLINE_KEYS += ("schedule.epochs", "schedule.batch_size", "model._target_", "optimizer._target_")
-HEADLINE_KEYS += ("optimizer.lr",)
+HEADLINE_KEYS += ("optimizer.lr", "schedule.patience", "schedule.holdout", "stream._target_")
+HEADLINE_KEYS += ("stream.disjoint", "stream.blur", "stream.boundaries")
+USUAL = {"stream._target_": SEQUENTIAL, "stream.boundaries": True}  # not named where all have it
 MAX_MODULES = 3  # that are named
 
 
@@ -145,9 +151,9 @@ def gather(records: Records, by: Sequence[str] = ()) -> list[Row]:
 
 def _place_rows(place: tuple[str, str, str], runs: list[Run], by: Sequence[str]) -> list[Row]:
     """The rows of a data set, scenario and split: a section for each of its streams."""
-    keys = varying_keys([run.config for run in runs])
+    keys = varying_keys([_images(run.config) for run in runs])
     keys = [key for key in keys if key.startswith(STREAM_KEYS) and key not in by]
-    streams = grouped(runs, lambda run: format_overrides(run.config, keys))
+    streams = grouped(runs, lambda run: format_overrides(_images(run.config), keys))
     return [
         row
         for stream in sorted(streams)
@@ -155,10 +161,19 @@ def _place_rows(place: tuple[str, str, str], runs: list[Run], by: Sequence[str])
     ]
 
 
+def _images(config: Leaves) -> Leaves:
+    """The config with one name for all streams that show the same images in the same order."""
+    kind = config.get("stream._target_")
+    return config | {"stream._target_": SEQUENTIAL} if kind in CLEAN else config
+
+
 def _section_rows(section: Section, runs: list[Run], by: Sequence[str]) -> list[Row]:
     """The rows of a section, method by method."""
-    keys = [] if by else varying_keys([run.config for run in runs])
-    shared = [key for key in keys if key.startswith(LEARNER_KEYS)]
+    configs = [run.config for run in runs]
+    # joint training alone does not make the other rows name their stream
+    others = [config for config in configs if config.get("stream._target_") != JOINT]
+    keys = [] if by else {*varying_keys([*map(_images, configs)]), *varying_keys(others)}
+    shared = sorted(key for key in keys if key.startswith(LEARNER_KEYS))
     return [
         Row(section, method, options, sorted(alike, key=attrgetter("seed")))
         for method, family in grouped(runs, attrgetter("method")).items()
@@ -179,7 +194,8 @@ def _averaged(
     else:
         groups = [*grouped(family, attrgetter("hash")).values()]
         configs = [alike[0].config for alike in groups]
-        keys = sorted({*varying_keys(configs), *shared})
+        going_on = {CONTINUE for config in configs if CONTINUE in config}  # always named
+        keys = sorted({*varying_keys(configs), *shared, *going_on})
         options = [format_overrides(config, keys) for config in configs]
     names = [
         f"{text} [{alike[0].hash}]".strip() if options.count(text) > 1 else text
@@ -205,9 +221,12 @@ def _pooled_options(runs: list[Run], by: Sequence[str]) -> str:
 def common_options(rows: list[Row]) -> str:
     """The most important options of a table, as far as all of its rows share them."""
     runs = [run for row in rows for run in row.runs]
-    configs = [run.config for run in runs]
+    configs = [_images(run.config) for run in runs]
     alike = [key for key in HEADLINE_KEYS if len({str(config.get(key)) for config in configs}) == 1]
+    alike = [key for key in alike if configs[0].get(key) not in (None, USUAL.get(key))]
+    if "schedule.patience" not in alike:
+        alike = [key for key in alike if key != "schedule.holdout"]
     backbones = {(run.record.get("backbone") or {}).get("name", "none") for run in runs}
-    parts = [format_overrides(configs[0], [k for k in alike if configs[0].get(k) is not None])]
+    parts = [format_overrides(configs[0], alike)]
     parts += [f"backbone={backbones.pop()}"] if len(backbones) == 1 else []
     return " ".join(filter(None, parts))

@@ -5,11 +5,14 @@ the loss of task 0 rises by 1/2 d'Hd. Here task 1 is learned without a penalty, 
 curvature H of task 0 is set beside three exact numbers: the rise of the loss itself; its
 second-order part in the outputs f, the mean of 1/2 (f - f0)' R (f - f0) with R the Hessian of the
 loss in the outputs; and 1/2 d'Gd with the Gauss-Newton matrix G, which these curvatures
-approximate. On a network that is linear in its parameters, the last two are equal.
+approximate. On a network that is linear in its parameters, the last two are equal. A further row
+has the sum of 1/2 d'Gd over the layers, with d restricted to each of them: what a curvature sees
+that is exact within the layers and has no entries between them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
+from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.base import Curvature
@@ -31,6 +35,7 @@ from cl_bench.models.head import head_name
 from cl_bench.results.page import Page
 
 EXACT = "Gauss-Newton, exact"
+LAYERS = "Gauss-Newton, each layer alone"
 HALF = "1/2 d'Hd"
 CHUNK = 500  # samples in a forward pass
 
@@ -64,10 +69,14 @@ class Rise:
             "of the head": self.head * move,
             "of the body": move - self.head * move,
         }
-        whole = None
-        for name, product in products.items():
-            halves = {key: float(d @ product(d)) / 2 for key, d in parts.items()}
-            whole = halves[HALF] if whole is None else whole
+        table = {
+            name: {key: float(d @ product(d)) / 2 for key, d in parts.items()}
+            for name, product in products.items()
+        }
+        whole, head = table[EXACT][HALF], table[EXACT]["of the head"]
+        alone = sum(float(part @ exact(part)) for part in by_layer(learner.flat, move)) / 2
+        layers = {HALF: alone, "of the head": head, "of the body": alone - head}
+        for name, halves in {EXACT: table.pop(EXACT), LAYERS: layers, **table}.items():
             share = halves[HALF] / whole if whole else None
             row = {"step": step, "curvature": name, **halves, "share": share}
             self.rows.append(row | {"rise": rise, "in outputs": in_outputs})
@@ -90,6 +99,17 @@ class Rise:
 
     def _losses(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         return learner.criterion(logits, batch.y, learner.heads.competing(batch))
+
+
+def by_layer(flat: FlatParams, move: Tensor) -> Iterator[Tensor]:
+    """For each module with parameters, `move` (P,) with zeros in place of all others."""
+    for module in dict.fromkeys(flat.owners.values()):
+        part = torch.zeros_like(move)
+        views = zip(flat.views(part).items(), flat.views(move).values(), strict=True)
+        for (name, view), values in views:
+            if flat.owners[name] is module:
+                view.copy_(values)
+        yield part
 
 
 def study(
