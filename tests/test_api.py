@@ -111,7 +111,7 @@ def test_images_of_another_kind_are_refused(tmp_path: Path) -> None:
 REFUSED: dict[tuple[str, ...], str] = {
     ("method=nope",): "method=nope: no such method; there are",
     ("seed=-1",): "seed=-1: must be at least 0",
-    ("optimizer.lrr=3",): "optimizer.lrr: no such key; there are lr",
+    ("optimizer.lrr=3",): "optimizer.lrr: no such key .did you mean lr.*; there are lr",
     ("method=er,ewc",): "several values are a sweep",
     ("experiment=emcl/ablation",): "this experiment is a sweep",
     ("study=taylor_error",): "a study is made by python -m",

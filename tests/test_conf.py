@@ -299,7 +299,7 @@ HYDRA = [
         "experiment=nope",
         "experiment=nope: no such experiment; there are curvature_quality, der/, dlcft/, emcl/",
     ),
-    ("datset=x", "datset: no such key; there are budget_mib, buffer, cache_dir, code_changed"),
+    ("datset=x", "datset: no such key (did you mean dataset?); there are budget_mib, buffer"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are budget_mib, buffer"),
     ("stream.blur=0.3", "stream.blur: no such key, but stream=blurry has it; there are first"),
     ("method.buffer=3", "method.buffer: no such key, but method=agem, method=der, method=er"),

@@ -1,4 +1,4 @@
-"""Refuses streams without clean boundaries where the scenario, method or schedule needs them."""
+"""Refuses streams without clean boundaries, and tests along the way, where they do not fit."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def check(plain: dict[str, Any]) -> None:
     if kind is online or (kind is blurry and not stream["boundaries"]):
         hidden = "stream.boundaries=false" if kind is blurry else "stream=online"
         _check_hidden(plain, hidden)
+
+
+def require_tests(every: int | None, images: int) -> None:
+    """Raise UserError where fewer images are learned than lie between two tests along the way."""
+    if every is not None and every > images:
+        raise UserError(
+            f"evaluation.every={every}: no test would be made, because at most {images} training "
+            "images are learned in all; use a smaller number"
+        )
 
 
 def _task_free_methods() -> list[str]:

@@ -60,7 +60,11 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
 
 
 def _check_data(plain: dict[str, Any]) -> None:
-    data.check(plain)
+    images, epochs = data.check(plain), plain["schedule"]["epochs"]
+    if images is not None:
+        most = max(epochs) if isinstance(epochs, list) else epochs
+        learned = sum(images[: plain["stream"]["first"]]) * most
+        boundaries.require_tests(plain["evaluation"]["every"], learned)
     name, split = plain["scenario"]["name"], plain["dataset"]["split"]
     live = get_object(plain["scenario"]["live"]["_target_"])
     if live in COMPETING.values() and COMPETING.get(name) is not live:

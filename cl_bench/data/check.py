@@ -20,8 +20,10 @@ MASKS = {  # the masks of our own scenarios, by the name that a config has
 }
 
 
-def check(plain: dict[str, Any]) -> None:
-    """Raise UserError where a resolved config asks for what its data set does not have.
+def check(plain: dict[str, Any]) -> list[int] | None:
+    """The number of training images of each task; None where not known before the data is read.
+
+    Raises UserError where a resolved config asks for what its data set does not have.
 
     What is not known in advance, such as the classes of an image folder, `stream.build` checks.
     """
@@ -42,19 +44,7 @@ def check(plain: dict[str, Any]) -> None:
     if plain["schedule"]["patience"] is not None:
         for task, count in enumerate(images or []):
             plan.holdout_size(task, count, plain["schedule"]["holdout"], "schedule.holdout")
-    if contents is not None and images:
-        epochs = plain["schedule"]["epochs"]
-        most = max(epochs) if isinstance(epochs, list) else epochs
-        require_tests(evaluation["every"], sum(images[: plain["stream"]["first"]]) * most)
-
-
-def require_tests(every: int | None, images: int) -> None:
-    """Raise UserError where fewer images are learned than lie between two tests along the way."""
-    if every is not None and every > images:
-        raise UserError(
-            f"evaluation.every={every}: no test would be made, because at most {images} training "
-            "images are learned in all; use a smaller number"
-        )
+    return None if contents is None else images
 
 
 def _check_sequence(dataset: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.signals import StopSignals
 from cl_bench.config import errors
+from cl_bench.config.boundaries import require_tests
 from cl_bench.config.build import (
     build,
     make_method,
@@ -26,7 +27,6 @@ from cl_bench.config.build import (
 from cl_bench.config.parent import Parent
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
-from cl_bench.data.check import require_tests
 from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
 from cl_bench.engine.host import RunHost
 from cl_bench.engine.session import Progress, Session
@@ -132,8 +132,7 @@ def _continue_or_start(plan: Plan) -> RunRecord:
         sink.describe(stream.description)
         with refusals_before_training():
             session, host = _build_session(plan, machine, stream, sink, stop, start)
-        total = sum(session.schedule.steps(task) for task in stream.tasks)
-        with host.progress_bar(total, plan.title):
+        with host.progress_bar(sum(map(session.schedule.steps, stream.tasks)), plan.title):
             experiment.run(session)
         with stop.holding():
             record = make_record(plan, session, machine, backbone, start)
@@ -153,18 +152,14 @@ def _build_session(
     """The session of a run, in the state of its checkpoint, and its host."""
     cfg, progress = plan.cfg, Progress.start(stream)
     method = make_method(cfg, machine, stream)
-    if start.saved is not None:
-        going_on.add_head_rows(start.saved, method.learner)
+    going_on.add_head_rows(start.saved, method.learner)
     start.resume(method, progress, machine)
-    intervals = cfg.log_every, cfg.save_every
-    host = RunHost(plan.folder, machine, method, progress, sink, stop, *intervals, start)
+    parts = machine, method, progress, sink, stop, cfg.log_every, cfg.save_every, start
+    host = RunHost(plan.folder, *parts)
     schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
-    images = sum(schedule.epochs_of(task) * len(task) for task in stream.tasks)
-    require_tests(evaluation.every, images)
-    probe = cfg.get("probe") and build(cfg.probe)
-    order = machine.order
-    parts = method, stream, schedule, evaluation, order, progress, host, probe
-    return Session(*parts, budget_mib=cfg.budget_mib), host
+    require_tests(evaluation.every, sum(schedule.epochs_of(t) * len(t) for t in stream.tasks))
+    parts = method, stream, schedule, evaluation, machine.order, progress, host
+    return Session(*parts, cfg.get("probe") and build(cfg.probe), cfg.budget_mib), host
 
 
 def make_sink(plan: Plan) -> Sink:

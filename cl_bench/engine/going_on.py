@@ -18,7 +18,6 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint
 from cl_bench.engine.resume import Start
-from cl_bench.models.head import head_name
 from cl_bench.results.folder import Folder, read_journal
 
 
@@ -103,19 +102,19 @@ def _differing(parent: Parent) -> str:
     return f", and what differs is {keys}" if keys else ""
 
 
-def add_head_rows(saved: dict[str, Any], learner: Learner) -> None:
+def add_head_rows(saved: dict[str, Any] | None, learner: Learner) -> None:
     """Widen the parent's head in `saved`, in place, by the rows that a new learner begins with.
 
     `saved["classes"]` is how many classes the parent has; where it is missing, nothing is done.
     Raises UserError where anything but the head has another size in the two networks.
     """
-    rows = saved.pop("classes", None)
-    if rows is None:
+    rows = None if saved is None else saved.pop("classes", None)
+    if saved is None or rows is None:
         return
-    own, flat, prefix = saved["learner"], learner.flat, f"{head_name(learner.net)}."
+    own, flat = saved["learner"], learner.flat
     theta, narrow = flat.theta.detach().clone(), []
     for name, shape in flat.shapes.items():
-        of_class = shape.numel() // shape[0] if name.startswith(prefix) else 0
+        of_class = shape.numel() // shape[0] if flat.owners[name] is learner.head else 0
         narrow.append(rows * of_class or shape.numel())
     buffers = {name: buffer.shape for name, buffer in learner.net.named_buffers()}
     same = {name: buffer.shape for name, buffer in own["buffers"].items()} == buffers
