@@ -242,3 +242,45 @@ def test_a_methods_own_numbers_have_columns(tmp_path: Path) -> None:
     assert found["mine"]["growth"] == "50.00 ± 0.00"
     assert "anchors" in formats.markdown([own])
     assert formats.data_frame([own])["anchors"].dropna().tolist() == [11.0]
+
+
+CLEAN = {"stream___target_": "cl_bench.data.stream.sequential"}
+BLURRY = {"stream___target_": "cl_bench.data.boundaries.blurry", "stream__blur": 0.1}
+
+
+def test_streams_of_other_images_stand_apart(tmp_path: Path) -> None:
+    """Hidden boundaries and joint training show the same images; a blurry stream does not."""
+    write(tmp_path, "er", "aaa", (0.5,), **CLEAN)
+    write(tmp_path, "er", "bbb", (0.4,), stream___target_="cl_bench.data.boundaries.online")
+    write(tmp_path, "joint", "ccc", (0.9,), stream___target_="cl_bench.data.stream.joint")
+    write(tmp_path, "er", "ddd", (0.3,), **BLURRY)
+    blurry, clean = tables(gather(read_all(tmp_path)), None)
+    assert blurry.section.title == "toy, data-incremental, stream=blurry"
+    assert "stream=blurry stream.blur=0.1" in blurry.note and len(blurry.rows) == 1
+    assert [row.options for row in clean.rows] == [
+        "stream=online",
+        "stream=sequential",
+        "stream=joint",
+    ]
+
+
+def test_joint_training_does_not_make_other_rows_name_their_stream(tmp_path: Path) -> None:
+    write(tmp_path, "er", "aaa", (0.5,), **CLEAN)
+    write(tmp_path, "joint", "ccc", (0.9,), stream___target_="cl_bench.data.stream.joint")
+    (table,) = tables(gather(read_all(tmp_path)), None)
+    assert [row.options for row in table.rows] == ["", ""] and "stream" not in table.note
+
+
+def test_what_a_run_went_on_from_is_always_named(tmp_path: Path) -> None:
+    """Also where all rows of a method have it; `patience` stands above a table that shares it."""
+    shared = {"schedule__patience": 2, "schedule__holdout": 0.1}
+    write(tmp_path, "lwf", "aaa", (0.5,), continue_from="somewhere/seed${seed}", **shared)
+    write(tmp_path, "finetune", "bbb", (0.4,), continue_from=None, **shared)
+    change(tmp_path / "toy/data/lwf/aaa/seed0/record.json", "parent", {"hash": "abc", "seed": 0})
+    (table,) = tables(gather(read_all(tmp_path)), None)
+    assert [row.options for row in table.rows] == ["", "continue_from=abc"]
+    assert "schedule.patience=2 schedule.holdout=0.1" in table.note
+    write(tmp_path, "er", "ccc", (0.4,), schedule__patience=None, schedule__holdout=0.1)
+    (table,) = tables(gather(read_all(tmp_path)), None)
+    assert "holdout" not in table.note
+    assert all("schedule.patience=" in row.options for row in table.rows)
