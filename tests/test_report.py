@@ -257,11 +257,8 @@ def test_streams_of_other_images_stand_apart(tmp_path: Path) -> None:
     blurry, clean = tables(gather(read_all(tmp_path)), None)
     assert blurry.section.title == "toy, data-incremental, stream=blurry"
     assert "stream=blurry stream.blur=0.1" in blurry.note and len(blurry.rows) == 1
-    assert [row.options for row in clean.rows] == [
-        "stream=online",
-        "stream=sequential",
-        "stream=joint",
-    ]
+    named = ["stream=sequential", "stream=online", "stream=joint"]
+    assert [row.options for row in clean.rows] == named
 
 
 def test_joint_training_does_not_make_other_rows_name_their_stream(tmp_path: Path) -> None:
