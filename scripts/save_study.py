@@ -16,6 +16,7 @@ import csv
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def _rows(
     by, *metrics = columns
     with (folder / "table.csv").open() as file:
         lines = {line.get(by): line for line in csv.DictReader(file)}
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    measured = status["measured"]
-    versions = {"python": measured["python"], **measured["versions"]}
+    common = _common(folder, table, command, status)
     for value, line in lines.items():
         lacking = [column for column in columns if line.get(column) is None]
         if lacking:
@@ -71,31 +70,40 @@ def _rows(
         for metric in metrics:
             if not line[metric]:
                 continue
-            yield ResultRow(
-                table=table,
-                row=f"{command}: {value}",
-                command=f"{command} seed={config['seed']}",
-                dataset=config["dataset"]["name"],
-                scenario=config["scenario"]["name"],
-                method="",
-                split="",
-                metric=metric,
-                mean=Decimal(f"{float(line[metric]):.6g}"),
-                sd=None,
-                n=1,
-                seeds=str(config["seed"]),
-                lower=None,
-                upper=None,
-                unit="ratio",
-                device=measured["device"],
-                commit=measured["commit"] or "",
-                versions=", ".join(f"{k} {v}" for k, v in versions.items() if v),
-                date=status["time"][:10],
-                published=None,
-                published_spread=None,
-                published_source="",
-                note=f"config {folder.parent.name}",
-            )
+            mean = Decimal(f"{float(line[metric]):.6g}")
+            yield replace(common, row=f"{command}: {value}", metric=metric, mean=mean)
+
+
+def _common(folder: Path, table: str, command: str, status: dict[str, Any]) -> ResultRow:
+    """What the rows of a study have in common, without label, metric and number."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    measured = status["measured"]
+    versions = {"python": measured["python"], **measured["versions"]}
+    return ResultRow(
+        table=table,
+        row="",
+        command=f"{command} seed={config['seed']}",
+        dataset=config["dataset"]["name"],
+        scenario=config["scenario"]["name"],
+        method="",
+        split="",
+        metric="",
+        mean=Decimal(0),
+        sd=None,
+        n=1,
+        seeds=str(config["seed"]),
+        lower=None,
+        upper=None,
+        unit="ratio",
+        device=measured["device"],
+        commit=measured["commit"] or "",
+        versions=", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        date=status["time"][:10],
+        published=None,
+        published_spread=None,
+        published_source="",
+        note=f"config {folder.parent.name}",
+    )
 
 
 def main(words: list[str]) -> None:

@@ -39,10 +39,13 @@ def require_tests(every: int | None, images: int) -> None:
 
 def _task_free_methods() -> list[str]:
     """The options of the group `method` that name a class which needs no boundary."""
-    nodes = {file.stem: OmegaConf.load(file) for file in folders.option_files("method")}
-    targets = {name: OmegaConf.select(node, "method._target_") for name, node in nodes.items()}
-    targets |= {n: t for n, node in nodes.items() if (t := OmegaConf.select(node, "_target_"))}
-    return [name for name, target in targets.items() if target and get_object(target).task_free]
+    found = []
+    for file in folders.option_files("method"):
+        node = OmegaConf.load(file)
+        target = OmegaConf.select(node, "_target_") or OmegaConf.select(node, "method._target_")
+        if target and get_object(target).task_free:
+            found.append(file.stem)
+    return found
 
 
 def _check_hidden(plain: dict[str, Any], hidden: str) -> None:

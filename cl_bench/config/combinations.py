@@ -60,10 +60,9 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
 
 
 def _check_data(plain: dict[str, Any]) -> None:
-    images, epochs = data.check(plain), plain["schedule"]["epochs"]
+    images = data.check(plain)
     if images is not None:
-        most = max(epochs) if isinstance(epochs, list) else epochs
-        learned = sum(images[: plain["stream"]["first"]]) * most
+        learned = sum(images[: plain["stream"]["first"]]) * _most_epochs(plain)
         boundaries.require_tests(plain["evaluation"]["every"], learned)
     name, split = plain["scenario"]["name"], plain["dataset"]["split"]
     live = get_object(plain["scenario"]["live"]["_target_"])
@@ -97,10 +96,16 @@ def _check_data(plain: dict[str, Any]) -> None:
         )
 
 
+def _most_epochs(plain: dict[str, Any]) -> int:
+    """The number of epochs of the task that has the most."""
+    epochs = plain["schedule"]["epochs"]
+    return max(epochs) if isinstance(epochs, list) else epochs
+
+
 def _check_early_stopping(plain: dict[str, Any]) -> None:
     """Refuse a patience that can never end a task before its last epoch."""
     epochs, patience = plain["schedule"]["epochs"], plain["schedule"]["patience"]
-    most = max(epochs) if isinstance(epochs, list) else epochs
+    most = _most_epochs(plain)
     if patience is None or patience < most:
         return
     advice = f"use at most {most - 1}, more epochs," if most > 1 else "use more epochs"

@@ -120,4 +120,4 @@ def _typed(key: str, values: Leaves) -> str:
         return f"{group}={str(value).rpartition('.')[2]}"
     if key == "scenario.name":
         return f"scenario={value}"
-    return f"{key}={'null' if value is None else typed(value)}"
+    return f"{key}={typed(value)}"

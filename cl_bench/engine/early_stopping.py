@@ -28,8 +28,7 @@ def validate(session: Session, task: Task) -> float:
     if session.schedule.patience is None or progress.step % session.schedule.steps_per_epoch(task):
         return 0.0
     before = host.seconds()
-    place = [one.id for one in session.stream.tasks].index(task.id)
-    held_out = session.stream.held_out[place]
+    held_out = session.stream.held_out[progress.done]
     found = accuracies(session.method, [held_out], session.evaluation.batch_size)[0]
     progress.validated.append(found)
     epoch = len(progress.validated)
