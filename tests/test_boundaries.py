@@ -16,6 +16,7 @@ from torch import Generator
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
+from cl_bench.config import boundaries
 from cl_bench.config.check import check_config
 from cl_bench.core.types import Stream, Task
 from cl_bench.data.boundaries import blurry, online
@@ -189,6 +190,7 @@ def test_task_free_methods_repeat_and_continue(name: str, device: str, tmp_path:
 def test_some_methods_are_task_free() -> None:
     assert {"finetune", "er", "der", "derpp", "mer", "lamaml", "emcl"} <= {*TASK_FREE}
     assert not {"ewc", "dlcft", "lwf", "gem", "si", "halrp"} & {*TASK_FREE}
+    assert boundaries._task_free_methods() == TASK_FREE  # those that a refusal names
 
 
 def test_tests_along_the_way() -> None:

@@ -61,7 +61,6 @@ LOOKS = ("method.passes=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
     **dict.fromkeys(("emcl", "emcl_replay"), ("method.scale=10.0",)),
     "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
-    "mer": ("method.batches=2", "method.replay=3"),
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),
 }
 

@@ -26,9 +26,10 @@ def runs(folder: PathLike | Sequence[PathLike] = "outputs") -> pd.DataFrame:
     """A row for each run below a folder, or below several, finished or not.
 
     Columns: `folder`, `state` (done, running, stopped, failed, killed or damaged) and `error`;
-    dataset, scenario, method, `hash` of the config and seed; the metrics as fractions; costs
-    (seconds, MiB, gradients for each training image); and every key of the config, `optimizer.lr`.
-    What a run does not have is NaN. `cl_bench.load(folder)` opens a run that is done.
+    dataset, scenario, method, `hash` of the config and seed; `parent`, the hash of the run that it
+    goes on from; the metrics as fractions; costs (seconds, MiB, gradients for each training image);
+    and every key of the config, `optimizer.lr`. What a run does not have is NaN.
+    `cl_bench.load(folder)` opens a run that is done.
 
     Raises UserError where there is no such folder.
     """
@@ -36,7 +37,7 @@ def runs(folder: PathLike | Sequence[PathLike] = "outputs") -> pd.DataFrame:
     rows = [_finished(path, record) for path, record in records.runs]
     rows += [_unfinished(run) for run in records.without_record]
     rows += [_damaged(line) for line in records.damaged]
-    first = ["folder", "state", "error", *LABELS, "hash", "seed"]
+    first = ["folder", "state", "error", *LABELS, "hash", "seed", "parent"]
     frame = pd.DataFrame(rows)
     order = [*first, *(name for name in frame.columns if name not in first)]
     return frame.reindex(columns=order).sort_values("folder", ignore_index=True)
@@ -76,7 +77,8 @@ def _finished(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "state_mib": record["state_bytes"] / 2**20,
         "parameters": record["parameters"],
     }
-    identity = {"hash": record["hash"], "seed": record["seed"]}
+    parent = (record.get("parent") or {}).get("hash")
+    identity = {"hash": record["hash"], "seed": record["seed"], "parent": parent}
     row = {"folder": str(folder), "state": "done", **record["labels"], **identity}
     return row | record["metrics"] | costs | _keys(record["config"])
 

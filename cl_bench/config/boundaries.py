@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
@@ -38,14 +39,25 @@ def require_tests(every: int | None, images: int) -> None:
 
 
 def _task_free_methods() -> list[str]:
-    """The options of the group `method` that name a class which needs no boundary."""
-    found = []
-    for file in folders.option_files("method"):
-        node = OmegaConf.load(file)
-        target = OmegaConf.select(node, "_target_") or OmegaConf.select(node, "method._target_")
-        if target and get_object(target).task_free:
-            found.append(file.stem)
-    return found
+    """The options of the group `method` whose class needs no boundary, on any stream."""
+    files = {file.stem: file for file in folders.option_files("method")}
+    targets = ((name, _target(name, files)) for name in files)
+    return [name for name, target in targets if target and get_object(target).task_free]
+
+
+def _target(name: str, files: dict[str, Path]) -> str | None:
+    """The `_target_` in an option's file, or in that of the option that it is based on.
+
+    None for an option that chooses its own stream, as joint does.
+    """
+    node = OmegaConf.load(files[name])
+    defaults = OmegaConf.select(node, "defaults") or ()
+    if any("/stream" in str(base) for base in defaults):
+        return None
+    own = OmegaConf.select(node, "_target_") or OmegaConf.select(node, "method._target_")
+    bases = [base.partition("@")[0] for base in defaults if isinstance(base, str)]
+    found = (_target(base, files) for base in bases if base in files)
+    return own or next(filter(None, found), None)
 
 
 def _check_hidden(plain: dict[str, Any], hidden: str) -> None:
