@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import pytest
 import torch
 from forks import Command
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 from torch import Generator, nn
 
@@ -65,6 +68,23 @@ DEVICES = [
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
     ),
 ]
+
+
+def pytest_configure() -> None:
+    """The files of conf/ are parsed once a process; those of other folders each time."""
+    parse = ConfigRepository.load_config
+    parsed: dict[str, ConfigResult | None] = {}
+
+    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        folders = {source.path for source in self.get_sources() if source.scheme() == "file"}
+        if folders != {str(CONF)}:
+            return parse(self, config_path)
+        if config_path not in parsed:
+            parsed[config_path] = parse(self, config_path)
+        found = parsed[config_path]  # Hydra changes what it is given
+        return found and replace(found, config=copy.deepcopy(found.config))
+
+    ConfigRepository.load_config = load_config  # type: ignore[method-assign]
 
 
 def pytest_collection_finish() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from conftest import composed, names
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from cl_bench import list as listing
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import errors, option_types
+from cl_bench.config import compose, errors, option_types
 from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
@@ -45,8 +46,14 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_composes_and_binds(name: str) -> None:
+    """And its page can be built before the first run of its sweep."""
     row = name.startswith("dlcft/row/")  # for one of DLCFT's protocols
-    check_config(composed(f"experiment=[dlcft/data10,{name}]" if row else f"experiment={name}"))
+    chosen = f"experiment=[dlcft/data10,{name}]" if row else f"experiment={name}"
+    cfg = compose.composed(chosen, with_hydra=True)
+    callbacks = compose.take_hydra(cfg).callbacks
+    if "study" in callbacks:
+        assert instantiate(callbacks.study).title
+    check_config(cfg)
 
 
 @pytest.mark.parametrize("table", [n for n in names("experiment/dlcft") if n.startswith("table")])
@@ -83,9 +90,7 @@ def test_the_list_of_methods(
         listing.main()
 
 
-@pytest.mark.parametrize(
-    "method", ["halrp", "apd", "independent", "ewc", "l2", "finetune", "joint"]
-)
+@pytest.mark.parametrize("method", ["halrp", "apd", "independent", "finetune", "joint"])
 def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
     for name in names("experiment/halrp/protocol"):
         check_config(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
@@ -93,10 +98,16 @@ def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
 
 # one dataset for each split, scenario and model that datasets bring
 KINDS = ["pmnist5k", "rmnist", "pmnist32", "seqcifar100", "five_datasets", "imagenet32", "seqmit67"]
+ALWAYS = ("pmnist5k", "seqcifar100")  # by samples and by classes; of the others two for each method
+PAIRS = [
+    (method, kind)
+    for place, method in enumerate(names("method"))
+    for number, kind in enumerate(KINDS)
+    if kind in ALWAYS or (place + number) % 3 == 0
+]
 
 
-@pytest.mark.parametrize("dataset", KINDS)
-@pytest.mark.parametrize("method", names("method"))
+@pytest.mark.parametrize(("method", "dataset"), PAIRS)
 def test_every_method_with_every_kind_of_dataset(method: str, dataset: str) -> None:
     extra = NO_BACKBONE if method == "dlcft" else []
     plain = check_config(composed(f"method={method}", f"dataset={dataset}", *extra))
@@ -410,12 +421,14 @@ PROTOCOLS = ["data10", "data100", "task10", "class10"]
 @pytest.mark.parametrize("way", ["nonlinear", "linear"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_dlcfts_tables_are_pairs_of_experiments(protocol: str, way: str) -> None:
-    """A protocol alone leaves the method its own network; a second says how baselines train."""
+    """A protocol alone leaves the method its own network; a second says how baselines train.
+
+    The rows of the tables, test_every_experiment_composes_and_binds has.
+    """
     both = f"experiment=[dlcft/{protocol},dlcft/{way}]"
-    for method in ("finetune", "lwf", "ewc", "osla", "mas", "er", "der", "dlcft"):
-        step = ["method.step=explicit"] if method in ("ewc", "osla", "mas") else []
-        every = ["method.every=1"] if method == "osla" else []
-        plain = check_config(composed(both, f"method={method}", *step, *every))
+    for method in ("finetune", "osla", "er", "dlcft"):
+        step = ["method.step=explicit", "method.every=1"] if method == "osla" else []
+        plain = check_config(composed(both, f"method={method}", *step))
         assert plain["model"]["linearize"] == (way == "linear")
         assert plain["criterion"]["_target_"].endswith("MSE") == (way == "linear")
         assert plain["dataset"]["transform"]["padding"] == 4

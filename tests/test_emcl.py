@@ -243,8 +243,7 @@ def test_emcl_is_the_first_of_its_readings(inner: str, importance: str) -> None:
         assert small.h.equal(large.h) and small.alpha.equal(large.alpha)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", ["emcl", "emcl_replay"])
+@pytest.mark.parametrize(("name", "masked"), [("emcl", True), ("emcl_replay", False)])
 def test_a_compiled_emcl_is_the_same_emcl(name: str, masked: bool) -> None:
     ends = []
     for compiled in (False, True):

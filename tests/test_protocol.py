@@ -36,5 +36,5 @@ def test_bundled_digits(tmp_path: Path) -> None:
 def test_permuted_mnist(real: Path, tmp_path: Path) -> None:
     """Online SGD on the published protocol: 55.42 +- 0.65 (La-MAML, table 1)."""
     data = linked(tmp_path, real, "MNIST")
-    seeds = "-m", "dataset=pmnist", f"data_dir={data}", "seed=0,1"
+    seeds = "-m", "dataset=pmnist", f"data_dir={data}", "seed=0"
     assert acc(tmp_path / "out", *seeds) == pytest.approx(55.4, abs=5)

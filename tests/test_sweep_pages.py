@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command, finished, names
-from hydra.utils import instantiate
+from conftest import command, finished
 from omegaconf import OmegaConf
 from records import change, runs_below, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import compose
 from cl_bench.report.sweep_pages import AblationTable, Curves, OrderTable, ValueGrid
 from cl_bench.results.page import Page
 
@@ -167,14 +165,6 @@ def test_a_page_says_what_it_cannot_use(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         sweep.page(runs_below(tmp_path))
     assert line in str(caught.value)
-
-
-@pytest.mark.parametrize("name", names("experiment"))
-def test_the_page_of_an_experiment_can_be_built(name: str) -> None:
-    """Before the first run of its sweep."""
-    callbacks = compose.composed(f"experiment={name}", with_hydra=True).hydra.callbacks
-    if "study" in callbacks:
-        assert instantiate(callbacks.study).title
 
 
 def test_a_sweep_with_its_page(tmp_path: Path) -> None:
