@@ -5,6 +5,7 @@ python scripts/results_pages.py
 
 from __future__ import annotations
 
+import html
 import re
 import sys
 from collections.abc import Iterable
@@ -90,6 +91,8 @@ def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     sparse = len(rows) * 2 < len(groups) * len(metrics)
     wide = not sparse or all(any(row.metric == "ACC" for row in group) for group in groups)
+    if "figure" in about:
+        parts.append(bars(groups, about["figure"]))
     parts.append(wide_table(groups, metrics) if wide else long_table(rows))
     parts += [f"## Commands\n\n```bash\n{commands(groups)}\n```", *notes(groups)]
     return "\n\n".join(parts) + "\n"
@@ -121,6 +124,26 @@ def wide_table(groups: list[Group], metrics: list[str]) -> str:
         cells += [published(by_metric[m]) if m in by_metric else "" for m in compared]
         lines.append(cells)
     return table(heads, lines)
+
+
+def bars(groups: list[Group], metric: str) -> str:
+    """A drawing with a bar for each row label that has the metric, in the colours of the page."""
+    found = [(group[0].row, row) for group in groups for row in group if row.metric == metric]
+    largest = max(row.mean for _, row in found)
+    lines = []
+    for place, (name, row) in enumerate(found):
+        y, length = 24 * place, max(1, round(340 * row.mean / largest))
+        lines += [
+            f'<text x="330" y="{y + 16}" text-anchor="end">{html.escape(visible(name))}</text>',
+            f'<rect x="340" y="{y + 3}" width="{length}" height="17" opacity="0.6"/>',
+            f'<text x="{346 + length}" y="{y + 16}">{digits(row.mean, row.unit)}</text>',
+        ]
+    head = (
+        f'<svg viewBox="0 0 740 {24 * len(found)}" fill="currentColor" font-size="13" role="img">'
+    )
+    title = f"<title>{html.escape(visible(metric))} by row</title>"
+    caption = f"<figcaption>{html.escape(visible(metric))}</figcaption>"
+    return "\n".join(["<figure>", head, title, *lines, "</svg>", caption, "</figure>"])
 
 
 def long_table(rows: list[ResultRow]) -> str:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -70,6 +71,17 @@ def test_tables_in_texts(tmp_path: Path) -> None:
         file.write_text(wrong)
         with pytest.raises(UserError, match=said):
             module.filled(file, tables)
+
+
+def test_a_drawing_has_a_bar_for_each_row() -> None:
+    """The longest is 340 units long, the others in proportion."""
+    module, rows = load_script(), read(ROOT / "results/curvature_quality.csv")
+    drawn = ElementTree.fromstring(module.bars(module.grouped(rows), "share"))
+    means = [float(row.mean) for row in rows if row.metric == "share"]
+    lengths = [int(bar.attrib["width"]) for bar in drawn.iter("rect")]
+    assert lengths == [round(340 * mean / max(means)) for mean in means]
+    texts = [text.text for text in drawn.iter("text")]
+    assert texts[::2] == [row.row for row in rows if row.metric == "share"]
 
 
 def test_every_table_has_a_title() -> None:
