@@ -54,7 +54,7 @@ def scenarios_and_groups(method: str) -> tuple[str, str]:
 
     Both are read from the source files, so that PyTorch need not be imported.
     """
-    texts = _with_bases(method)
+    texts = folders.texts_with_bases("method", method)
     whole = "".join(texts)
     used = [group for group in ("curvature", "merging", "buffer") if f"${{{group}}}" in whole]
     pattern = re.compile(r"^( *)_target_: (\S+)\.(\w+)", flags=re.MULTILINE)
@@ -63,14 +63,6 @@ def scenarios_and_groups(method: str) -> tuple[str, str]:
             _, module, name = min(targets, key=lambda target: len(target[0]))  # the outermost
             return " ".join(_scenarios(module, name)), " ".join(used)
     return "", " ".join(used)
-
-
-def _with_bases(method: str) -> list[str]:
-    """The text of a method's YAML file, after the texts of the options in its defaults."""
-    file = folders.option_file("method", method)
-    text = file.read_text() if file is not None else ""
-    bases = re.findall(r"^  - (\w+)(?:@(?:method|_global_))?$", text, flags=re.MULTILINE)
-    return [*(part for base in bases if base != "_self_" for part in _with_bases(base)), text]
 
 
 def _scenarios(module: str, name: str) -> tuple[str, ...]:

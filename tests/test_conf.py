@@ -91,7 +91,9 @@ def test_the_list_of_methods(
         listing.main()
 
 
-@pytest.mark.parametrize("method", ["halrp", "apd", "independent", "finetune", "joint"])
+@pytest.mark.parametrize(
+    "method", ["halrp", "apd", "independent", "ewc", "l2", "finetune", "joint"]
+)
 def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
     for name in names("experiment/halrp/protocol"):
         check_config(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
@@ -424,7 +426,7 @@ PROTOCOLS = ["data10", "data100", "task10", "class10"]
 def test_dlcfts_tables_are_pairs_of_experiments(protocol: str, way: str) -> None:
     """A protocol alone leaves the method its own network; a second says how baselines train.
 
-    The rows of the tables, test_every_experiment_composes_and_binds has.
+    The tables with all their rows are composed by test_dlcfts_tables_take_their_rows.
     """
     both = f"experiment=[dlcft/{protocol},dlcft/{way}]"
     for method in ("finetune", "osla", "er", "dlcft"):

@@ -243,17 +243,18 @@ def test_emcl_is_the_first_of_its_readings(inner: str, importance: str) -> None:
         assert small.h.equal(large.h) and small.alpha.equal(large.alpha)
 
 
-def test_a_compiled_emcl_is_the_same_emcl() -> None:
-    """With a memory and heads apart; test_contract has it without a memory."""
+@pytest.mark.parametrize(("name", "masked"), [("emcl", False), ("emcl_replay", True)])
+def test_a_compiled_emcl_is_the_same_emcl(name: str, masked: bool) -> None:
     ends = []
     for compiled in (False, True):
         rt = machine()
         if compiled:
             compiles(rt)
         made = start(rt=rt, hidden=[8, 7])
-        live = blobs("task").classes
-        made.begin_task(live, torch.tensor([0, 1, 2]), live)
-        method = method_for("emcl_replay", made, "method.scale=10", "method.passes=2")
+        if masked:
+            live = blobs("task").classes
+            made.begin_task(live, torch.tensor([0, 1, 2]), live)
+        method = method_for(name, made, "method.scale=10", "method.passes=2")
         before = theta_of(made)
         for count in (4, 4, 5):
             rows = batch(count)

@@ -38,7 +38,8 @@ def _fixed(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
     weights = OmegaConf.select(cfg, "model.weights")
     if OmegaConf.select(cfg, "model.pretrained") is None and weights is None:
         return {}
-    plain, found = resolved(cfg), dict[str, Any]()
+    # only these: Hydra's own settings, where a config has them, cannot be resolved outside of a job
+    plain, found = {key: resolved(cfg[key]) for key in ("model", "dataset")}, dict[str, Any]()
     model, transform = plain["model"], OmegaConf.select(cfg, "dataset.transform") or {}
     if not set(transform) >= PIXELS or "_target_" not in (cfg.dataset.get("source") or {}):
         return {}  # `check_config` says what is missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
@@ -40,24 +39,19 @@ def require_tests(every: int | None, images: int) -> None:
 
 def _task_free_methods() -> list[str]:
     """The options of the group `method` whose class needs no boundary, on any stream."""
-    files = {file.stem: file for file in folders.option_files("method")}
-    targets = ((name, _target(name, files)) for name in files)
+    targets = ((name, _target(name)) for name in folders.option_names("method"))
     return [name for name, target in targets if target and get_object(target).task_free]
 
 
-def _target(name: str, files: dict[str, Path]) -> str | None:
-    """The `_target_` in an option's file, or in that of the option that it is based on.
-
-    None for an option that chooses its own stream, as joint does.
-    """
-    node = OmegaConf.load(files[name])
-    defaults = OmegaConf.select(node, "defaults") or ()
-    if any("/stream" in str(base) for base in defaults):
+def _target(method: str) -> str | None:
+    """The `_target_` of an option; None where it chooses its own stream, as joint does."""
+    nodes = [OmegaConf.create(text) for text in folders.texts_with_bases("method", method)]
+    bases = [base for node in nodes for base in OmegaConf.select(node, "defaults") or ()]
+    if any("/stream" in str(base) for base in bases):
         return None
-    own = OmegaConf.select(node, "_target_") or OmegaConf.select(node, "method._target_")
-    bases = [base.partition("@")[0] for base in defaults if isinstance(base, str)]
-    found = (_target(base, files) for base in bases if base in files)
-    return own or next(filter(None, found), None)
+    keys = ("_target_", "method._target_")
+    found = [OmegaConf.select(node, key) for node in reversed(nodes) for key in keys]
+    return next(filter(None, found), None)
 
 
 def _check_hidden(plain: dict[str, Any], hidden: str) -> None:

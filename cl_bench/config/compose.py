@@ -18,11 +18,7 @@ def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
     What a backbone fixes is in it (`config.backbone`).
     """
     cfg = composed_by_hydra(*overrides, with_hydra=with_hydra)
-    hydra = take_hydra(cfg) if with_hydra else None  # it cannot be resolved outside of a job
     backbone.apply(cfg, overrides)
-    if with_hydra:
-        with open_dict(cfg):
-            cfg.hydra = hydra
     return cfg
 
 

@@ -15,6 +15,7 @@ at the end of Python's search path, so that the `_target_`s of its options can b
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -117,6 +118,15 @@ def option_file(group: str, name: str) -> Path | None:
     """The YAML file of an option; None where there is none."""
     places = (folder / group / f"{name}.yaml" for folder in all_folders())
     return next((place for place in places if place.is_file()), None)
+
+
+def texts_with_bases(group: str, name: str) -> list[str]:
+    """The text of an option's YAML file, after the texts of the options in its defaults."""
+    file = option_file(group, name)
+    text = file.read_text() if file is not None else ""
+    bases = re.findall(rf"^  - (\w+)(?:@(?:{group}|_global_))?$", text, flags=re.MULTILINE)
+    own = [base for base in bases if base != "_self_"]
+    return [*(part for base in own for part in texts_with_bases(group, base)), text]
 
 
 def take_options(words: list[str]) -> list[str]:
