@@ -5,14 +5,12 @@ python scripts/results_pages.py
 
 from __future__ import annotations
 
-import html
 import re
 import sys
-from collections.abc import Iterable
-from decimal import Decimal
 from pathlib import Path
 
 import yaml
+from results_tables import Group, bars, grouped, label, long_table, short_table, wide_table
 
 from cl_bench.base.escape import markdown, visible
 from cl_bench.base.exceptions import UserError
@@ -24,10 +22,8 @@ ROOT = Path(__file__).parents[1]
 START = r"^<!-- results/([\w.-]+)\.csv, by scripts/results_pages\.py -->$"
 END = "<!-- end of results -->"
 TABLE = re.compile(f"({START}).*?^{END}$", re.M | re.S)
-PLUS_MINUS = "\u00a0±\u00a0"  # with spaces at which no line breaks
 MOVED = "carried over from "
 MADE = "<!-- made by scripts/results_pages.py: change results/{}, not this page -->"
-Group = list[ResultRow]  # the results with one row label, one for each metric
 
 
 def pages(root: Path) -> dict[Path, str]:
@@ -96,128 +92,6 @@ def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
     parts.append(wide_table(groups, metrics) if wide else long_table(rows))
     parts += [f"## Commands\n\n```bash\n{commands(groups)}\n```", *notes(groups)]
     return "\n\n".join(parts) + "\n"
-
-
-def grouped(rows: Iterable[ResultRow]) -> list[Group]:
-    """The results grouped by their row label, in the order of the file."""
-    found: dict[str, Group] = {}
-    for row in rows:
-        found.setdefault(row.row, []).append(row)
-    return list(found.values())
-
-
-def wide_table(groups: list[Group], metrics: list[str]) -> str:
-    """A table with a line for each row label and a column for each metric."""
-    every = [row for group in groups for row in group]
-    compared = [m for m in metrics if any(r.published is not None for r in every if r.metric == m)]
-    units = {row.metric: row.unit for row in every}
-    intervals = [m for m in metrics if m == "ACC" and any(row.lower is not None for row in every)]
-    split = len({row.split for row in every}) > 1
-    heads = ["row", *(["split"] if split else []), "n", *(heading(m, units[m]) for m in metrics)]
-    heads += [f"95 % interval of {m}" for m in intervals] + [f"published {m}" for m in compared]
-    lines = []
-    for group in groups:
-        by_metric = {row.metric: row for row in group}
-        cells = [label(group[0].row), *([group[0].split] if split else []), count(group)]
-        cells += [measured(by_metric[m]) if m in by_metric else "" for m in metrics]
-        cells += [interval(by_metric[m]) if m in by_metric else "" for m in intervals]
-        cells += [published(by_metric[m]) if m in by_metric else "" for m in compared]
-        lines.append(cells)
-    return table(heads, lines)
-
-
-def bars(groups: list[Group], metric: str) -> str:
-    """A drawing with a bar for each row label that has the metric, in the colours of the page."""
-    found = [(group[0].row, row) for group in groups for row in group if row.metric == metric]
-    largest = max(row.mean for _, row in found)
-    lines = []
-    for place, (name, row) in enumerate(found):
-        y, length = 24 * place, max(1, round(340 * row.mean / largest))
-        lines += [
-            f'<text x="330" y="{y + 16}" text-anchor="end">{html.escape(visible(name))}</text>',
-            f'<rect x="340" y="{y + 3}" width="{length}" height="17" opacity="0.6"/>',
-            f'<text x="{346 + length}" y="{y + 16}">{digits(row.mean, row.unit)}</text>',
-        ]
-    head = (
-        f'<svg viewBox="0 0 740 {24 * len(found)}" fill="currentColor" font-size="13" role="img">'
-    )
-    title = f"<title>{html.escape(visible(metric))} by row</title>"
-    caption = f"<figcaption>{html.escape(visible(metric))}</figcaption>"
-    return "\n".join(["<figure>", head, title, *lines, "</svg>", caption, "</figure>"])
-
-
-def long_table(rows: list[ResultRow]) -> str:
-    """A table with a line for each number, for rows that have few metrics in common."""
-    lines = [[label(r.row), markdown(visible(r.metric)), measured(r)] for r in rows]
-    return table(["row", "quantity", "value"], lines)
-
-
-def short_table(rows: list[ResultRow]) -> str:
-    """The table that stands in a text: results on test images, with the published ACC."""
-    lines = []
-    for group in grouped(row for row in rows if row.split == "test"):
-        by_metric = {row.metric: row for row in group}
-        if "ACC" not in by_metric:
-            continue
-        cells = [
-            measured(by_metric[m]) if m in by_metric else "" for m in ("gradients", "ACC", "BWT")
-        ]
-        lines.append([label(group[0].row), count(group), *cells, published(by_metric["ACC"])])
-    return table(["options", "n", "gradients", "ACC", "BWT", "published ACC"], lines)
-
-
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown."""
-    every = [heads, ["---"] * len(heads), *lines]
-    return "\n".join(f"|{'|'.join(f' {c} ' if c else ' ' for c in cells)}|" for cells in every)
-
-
-def heading(metric: str, unit: str) -> str:
-    """The heading of a metric's column, with (%) where the unit is percent."""
-    return f"{markdown(visible(metric))} (%)" if unit == "percent" else markdown(visible(metric))
-
-
-def label(text: str) -> str:
-    """A row label in Markdown: options as code, other words as text."""
-    options, comma, rest = visible(text).partition(", ")
-    if any("=" not in word for word in options.split()) or re.search(r"[`|]", options):
-        return markdown(visible(text))
-    return f"`{options}`{comma}{markdown(rest)}"
-
-
-def count(group: Group) -> str:
-    """The numbers of seeds n of a row label, joined by commas where its metrics differ."""
-    return ", ".join(dict.fromkeys(str(row.n) for row in group if row.n is not None))
-
-
-def measured(row: ResultRow) -> str:
-    """`70.07 ± 0.96`."""
-    exact = row.sd is None or (row.unit == "count" and row.sd == 0)
-    return digits(row.mean, row.unit) + ("" if exact else f"{PLUS_MINUS}{digits(row.sd, row.unit)}")
-
-
-def interval(row: ResultRow) -> str:
-    """`69.10 to 71.04`."""
-    ends = digits(row.lower, row.unit), digits(row.upper, row.unit)
-    return " to ".join(ends) if all(ends) else ""
-
-
-def published(row: ResultRow) -> str:
-    """`73.61 ± 1.12 (EMCL, table III)`."""
-    if row.published is None:
-        return ""
-    spread = row.published_spread
-    around = "" if spread is None else f"{PLUS_MINUS}{spread:.2f}"
-    return f"{row.published:.2f}{around} ({markdown(visible(row.published_source))})"
-
-
-def digits(value: Decimal | None, unit: str) -> str:
-    """A number; of many digits, two decimals in percent and else four significant digits stay."""
-    if value is None:
-        return ""
-    if len(value.as_tuple().digits) > 4 and unit == "percent":
-        return f"{value:.2f}"
-    return f"{value:.4g}" if len(value.as_tuple().digits) > 5 else str(value).lower()
 
 
 def commands(groups: list[Group]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+import sys
 from dataclasses import replace
 from decimal import Decimal
 from importlib.util import module_from_spec, spec_from_file_location
@@ -34,6 +35,7 @@ OTHER_PROGRAM = "not of cl_bench.run"  # stands in the note of such a command
 
 
 def load_script(name: str = "results_pages") -> Any:
+    sys.path.append(str(ROOT / "scripts"))  # they import one another
     spec = spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -75,7 +77,7 @@ def test_tables_in_texts(tmp_path: Path) -> None:
 
 def test_a_drawing_has_a_bar_for_each_row() -> None:
     """The longest is 340 units long, the others in proportion."""
-    module, rows = load_script(), read(ROOT / "results/curvature_quality.csv")
+    module, rows = load_script("results_tables"), read(ROOT / "results/curvature_quality.csv")
     drawn = ElementTree.fromstring(module.bars(module.grouped(rows), "share"))
     means = [float(row.mean) for row in rows if row.metric == "share"]
     lengths = [int(bar.attrib["width"]) for bar in drawn.iter("rect")]
