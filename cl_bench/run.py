@@ -1,4 +1,10 @@
-"""python -m cl_bench.run method=ewc dataset=pmnist: makes one run, or shows a finished one."""
+"""Makes one run, or shows a finished one, on the command line and from Python:
+
+    python -m cl_bench.run method=ewc dataset=pmnist5k seed=1
+    run = cl_bench.run("method=ewc", "dataset=pmnist5k", seed=1)
+
+The second returns a `Run`; `help(cl_bench.api.run)` and `help(cl_bench.Run)` say more.
+"""
 
 from __future__ import annotations
 

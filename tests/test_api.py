@@ -111,7 +111,7 @@ def test_images_of_another_kind_are_refused(tmp_path: Path) -> None:
 REFUSED: dict[tuple[str, ...], str] = {
     ("method=nope",): "method=nope: no such method; there are",
     ("seed=-1",): "seed=-1: must be at least 0",
-    ("optimizer.lrr=3",): "optimizer.lrr: no such key .did you mean lr.*; there are lr",
+    ("optimizer.lrr=3",): "optimizer.lrr: no such key of SGD .did you mean lr.*; there are lr",
     ("method=er,ewc",): "several values are a sweep",
     ("experiment=emcl/ablation",): "this experiment is a sweep",
     ("study=taylor_error",): "a study is made by python -m",
@@ -218,8 +218,11 @@ def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     assert list(counts.columns) == run.class_names and counts.to_numpy().sum() == len(x)
     written = pd.read_csv(run.folder / "confusion.csv", index_col=0)
     assert written.to_numpy().tolist() == by_hand
-    shares = pd.read_csv(run.folder / "class_accuracy.csv")["accuracy"]
-    assert list(shares) == pytest.approx([by_hand[k][k] / sum(by_hand[k]) for k in range(10)])
+    shares = pd.read_csv(run.folder / "class_accuracy.csv")["accuracy"].tolist()
+    assert shares == pytest.approx([by_hand[k][k] / sum(by_hand[k]) for k in range(10)])
+    assert list(run.class_accuracy()["accuracy"]) == pytest.approx(shares)
+    images = run.class_accuracy(after=0)["images"].tolist()
+    assert sum(images) == len(run.predictions(after=0))
     tasks = pd.read_csv(run.folder / "task_confusion.csv", index_col=0).to_numpy()
     same = (found["label"] // 2 == found["predicted"] // 2).sum()
     assert tasks.trace() == same and tasks.sum() == len(x)
@@ -231,6 +234,17 @@ def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     (run.folder / "predictions/task_4.npz").write_bytes(b"PK")
     with pytest.raises(cl_bench.UserError, match=r"task_4\.npz: is damaged"):
         run.predictions()
+
+
+def test_what_goes_on_between_the_steps_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cl_bench.engine.host.NEWS_SECONDS", -1.0)
+    made(tmp_path, "method=ewc", "dataset.tasks=2")
+    said = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    wanted = ["task 0 trained; ending it", "tests after task 0", "task 0 learned, "]
+    places = [next(i for i, line in enumerate(said) if line.startswith(w)) for w in wanted]
+    assert places == sorted(places) and said[0] == "tests before training"
 
 
 def test_without_the_option_nothing_is_kept(tmp_path: Path) -> None:

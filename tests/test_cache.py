@@ -104,6 +104,19 @@ def test_changed_origin(toy: Toy, capsys: pytest.CaptureFixture[str]):
     assert toy.load().train_x.unique().tolist() == [9] and toy.reads == 2, "the same content"
 
 
+def test_a_moved_origin_is_named_where_it_is_now(tmp_path: Path):
+    """Two places with the same file share a prepared copy, and each names its own place."""
+    homes = [tmp_path / "a" / "pack", tmp_path / "b" / "pack"]
+    shared = str(tmp_path / "cache")
+    for home in homes:
+        home.mkdir(parents=True)
+    one, two = map(Toy, homes)
+    for toy in (one, two):
+        found = load_cached(toy.home, toy.wanted(), shared)
+        assert found.provenance["origin"] == str(toy.place)
+    assert (one.reads, two.reads) == (1, 0)
+
+
 def test_a_large_origin_is_known_by_its_time(toy: Toy, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(origin, "SMALL", 0)
     toy.load()

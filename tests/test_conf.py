@@ -308,7 +308,7 @@ HYDRA = [
         "dataset=nope",
         "dataset=nope: no such dataset; there are arrays, cifar100_split, cifar100_superclass",
     ),
-    ("method.lamda=3", "method.lamda: no such key; there are curvature, every"),
+    ("method.lamda=3", "method.lamda: no such key of EWC; there are curvature, every"),
     (
         "experiment=nope",
         "experiment=nope: no such experiment; there are curvature_quality, der/, dlcft/, emcl/",
@@ -316,7 +316,7 @@ HYDRA = [
     ("datset=x", "datset: no such key (did you mean dataset?); there are budget_mib, buffer"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are budget_mib, buffer"),
     ("stream.blur=0.3", "stream.blur: no such key, but stream=blurry has it; there are first"),
-    ("method.buffer=3", "method.buffer: no such key, but method=agem, method=der, method=er"),
+    ("method.buffer=3", "method.buffer: no such key of Finetune, but method=agem, method=der, method=er"),
     ("method==er", "method==er"),
     ("method", "method: is not one argument <key>=<value>"),
     (
@@ -390,7 +390,7 @@ def test_the_hash_names_what_can_change_a_number() -> None:
 
 
 def test_yaml_is_plain() -> None:
-    """Interpolations are allowed for paths, parts of a method, the split, and the stream's seed."""
+    """Interpolations: of paths, parts of a method, the split, the stream's seed, the batch."""
     allowed = {
         "${data_dir}",
         "${cache_dir}",
@@ -401,6 +401,7 @@ def test_yaml_is_plain() -> None:
         "${scenario.heads}",
         "${output_dir}",
         "${dataset.seed}",
+        "${schedule.batch_size}",
     }
     for path in CONF.rglob("*.yaml"):
         if path.name == "config.yaml":

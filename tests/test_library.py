@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,9 @@ class Small(nn.Module):
     def forward(self, x):
         return self.last(self.drop(self.layers(x)))
 '''
+GAIN = """    self.gain = nn.Parameter(torch.ones(width))
+
+    """
 YAML = """# A network of the user's
 defaults:
   - /model_base
@@ -220,3 +224,34 @@ def test_a_network_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         cl_bench.run(*words, "model.head=null")
     with pytest.raises(UserError, match=r"model\.depth: no such key; model has width"):
         cl_bench.run(*words, "+model.depth=3")
+    monkeypatch.delitem(sys.modules, "my_network")
+    (tmp_path / "my_network.py").rename(tmp_path / "elsewhere.py")
+    with pytest.raises(UserError, match=r"_target_=my_network\.Small cannot be built .*PYTHONPATH"):
+        cl_bench.load(run.folder).network()
+
+
+def test_a_curvature_that_does_not_fit_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No state stays behind, as for everything that is refused before the first step."""
+    monkeypatch.setenv("CL_BENCH_CONFIG_DIR", "")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = OWN.replace("self.layers(x)", "self.layers(x) * self.gain")
+    code = code.replace("def forward", GAIN + "def forward")
+    (tmp_path / "my_gain.py").write_text("import torch" + code)
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/gain.yaml").write_text(YAML.replace("my_network", "my_gain"))
+    few = ("dataset.tasks=2", "dataset.train_per_task=20", "tracking=none")
+    words = (f"--config-dir={tmp_path / 'conf'}", "model=gain", f"output_dir={tmp_path / 'runs'}")
+    with pytest.raises(
+        UserError, match=r"no Kronecker factors for layer the network itself: Small"
+    ):
+        cl_bench.run(*words, *few, "method=osla")
+    assert cl_bench.runs(tmp_path / "runs").empty
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.delitem(sys.modules, "cl_bench.models.timm_networks", raising=False)
+    with pytest.raises(UserError, match=r'timm is not installed; pip install -e "\.\[timm\]"'):
+        check_config(composed("model=timm", "dataset=seqcifar100"))

@@ -261,6 +261,12 @@ def test_streams_of_other_images_stand_apart(tmp_path: Path) -> None:
     assert [row.options for row in clean.rows] == named
 
 
+def test_a_stream_that_all_rows_share_is_named_above_them(tmp_path: Path) -> None:
+    write(tmp_path, "er", "aaa", (0.5,), stream___target_="cl_bench.data.boundaries.online")
+    (table,) = tables(gather(read_all(tmp_path)), None)
+    assert "stream=online" in table.note and table.rows[0].options == ""
+
+
 def test_joint_training_does_not_make_other_rows_name_their_stream(tmp_path: Path) -> None:
     write(tmp_path, "er", "aaa", (0.5,), **CLEAN)
     write(tmp_path, "joint", "ccc", (0.9,), stream___target_="cl_bench.data.stream.joint")

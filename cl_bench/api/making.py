@@ -21,9 +21,9 @@ def run(*overrides: str, **values: Any) -> Run:
 
         run = cl_bench.run("method=er", "dataset=pmnist5k", "optimizer.lr=0.1", seed=1)
 
-    `overrides` are the words of the command line, and `values` are those of them whose key has no
-    dot. Folders and results are those of the command: a run that was stopped is continued, and a
-    finished one is loaded, whichever of both made it.
+    `overrides` are the words of the command line (`--config-dir=conf` may be one of them), and
+    `values` are those whose key has no dot. Folders and results are those of the command: a run
+    that was stopped is continued, and a finished one is loaded, whichever of both made it.
 
     Raises UserError, with the line that the command prints, where a key, a value or the data is
     wrong. An interrupt writes a checkpoint and raises KeyboardInterrupt.

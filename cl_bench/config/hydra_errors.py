@@ -34,9 +34,17 @@ def explain_key(error: BaseException) -> str | None:
         if missing and not hint:
             near = get_close_matches(str(error.key), keys, n=1, cutoff=0.7)
             hint = f" (did you mean {near[0]}?)" if near else ""
-        reason = f"no such key{hint}" if missing else first_line(error)
+        owner = _class_of(parent) if missing else ""
+        reason = f"no such key{owner}{hint}" if missing else first_line(error)
         return f"{error.full_key}: {reason}{known}"
     return None
+
+
+def _class_of(node: Any) -> str:
+    """` of EWC` for a node that describes an object of this class; "" for a function, or none."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    name = target.rpartition(".")[2] if isinstance(target, str) else ""
+    return f" of {name}" if name[:1].isupper() else ""
 
 
 def explain_hydra_keys(error: BaseException, words: Sequence[str]) -> str | None:

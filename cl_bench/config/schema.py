@@ -19,9 +19,11 @@ from hydra.utils import get_object
 from cl_bench.base.bounds import Count, NonNegative, Seed, Text
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
+from cl_bench.config.errors import exception_chain
 from cl_bench.models.prepare import PREPARE_KEYS
 
 CodeChanged = Literal["stop", "repeat", "continue"]  # the values of the key `code_changed`
+OPTIONAL_PACKAGES = ("timm",)  # with extras of the same names
 SUPPLIED = {  # arguments that the run hands to a node with `_partial_: true`
     "dataset": ("scenario", "device"),
     "dataset.transform": ("device",),
@@ -99,7 +101,7 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     try:
         target = get_object(path)
     except Exception as error:
-        reason = _missing_name(path) or one_line(error, 200)
+        reason = _missing_package(error) or _missing_name(path) or one_line(error, 200)
         raise UserError(f"{key}._target_={node['_target_']}: {reason}") from None
     if not callable(target):
         raise UserError(f"{key}._target_={node['_target_']}: cannot be called")
@@ -159,6 +161,15 @@ def _check_reserved(key: str, node: dict[str, Any]) -> None:
     if node.get("_partial_", False) is not wanted:
         value = as_yaml(node.get("_partial_"))
         raise UserError(f"{key}._partial_={value}: must be {as_yaml(wanted)} here")
+
+
+def _missing_package(error: BaseException) -> str:
+    """Say which package is not installed that the module of a `_target_` imports; "" for none."""
+    links = [link for link in exception_chain(error) if isinstance(link, ModuleNotFoundError)]
+    package = links[-1].name if links else None
+    if package in OPTIONAL_PACKAGES:
+        return f'{package} is not installed; pip install -e ".[{package}]" installs it'
+    return ""
 
 
 def _missing_name(path: str) -> str:

@@ -186,6 +186,7 @@ def coupled(net: nn.Module) -> str | None:
 def unserved(net: nn.Module) -> str | None:
     """Name a layer of a class that has no formula here; None where all have one."""
     for name, layer in layers(net):
+        name = name or "the network itself"
         if type(layer) not in SERVED and not _has_copies(layer):
             return (
                 f"{name}: {type(layer).__name__} is none of {', '.join(k.__name__ for k in SERVED)}"

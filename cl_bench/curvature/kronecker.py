@@ -84,8 +84,9 @@ class KroneckerFactors:
         return self.a[..., : self.place.inputs, : self.place.inputs]
 
     def max_eigenvalue(self) -> Tensor:
-        values_a, _, values_g, _ = self.eigen
-        return (self.scale * values_a[..., -1] * values_g[..., -1]).amax()
+        """By eigenvalues alone, at a fraction of what `eigen` costs."""
+        top_a, top_g = (_eigenvalues(x)[..., -1] for x in (self.a, self.g))
+        return (self.scale * top_a * top_g).amax()
 
 
 @stored_as("eigenvalue_corrected_factors")
@@ -147,6 +148,11 @@ class Corrected:
 
     def max_eigenvalue(self) -> Tensor:
         return self.values.amax()
+
+
+def _eigenvalues(matrix: Tensor) -> Tensor:
+    """Ascending, not below 0, computed in float64 as those of `eigh`."""
+    return torch.linalg.eigvalsh(matrix.double()).to(matrix.dtype).clamp(min=0)
 
 
 def _of_matrices(scale: Tensor) -> Tensor:

@@ -80,13 +80,20 @@ class Transform:
         if len(self.scale) != x.shape[1]:
             raise UserError(
                 f"dataset.transform: mean and std of {len(self.scale)} channels, "
-                f"the images have {x.shape[1]}"
+                f"the images have {x.shape[1]}; give one value for each, such as "
+                f"dataset.transform.mean={_halves(x.shape[1])} "
+                f"dataset.transform.std={_halves(x.shape[1])}"
             )
         pixels = x.float() * self.scale
         pixels = pixels + self.shift if self.centred else pixels
         if self.resize is None:
             return pixels
         return F.interpolate(pixels, size=(self.resize,) * 2, mode="bilinear", antialias=True)
+
+
+def _halves(channels: int) -> str:
+    """[0.5,0.5,0.5] for three channels."""
+    return f"[{','.join(['0.5'] * channels)}]"
 
 
 def _window(size: int, out: int, count: int, rng: Generator) -> Tensor:

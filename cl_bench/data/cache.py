@@ -99,8 +99,10 @@ def _load_current(file: Path, spec: SourceSpec) -> tuple[Source | None, str]:
     if held is None:
         return None, ""
     origin = spec.find()
-    if origin is None or held.fingerprint == fingerprint(origin):
+    if origin is None:
         return held.source, ""
+    if held.fingerprint == fingerprint(origin):  # which may have been moved since
+        return _from_origin(held.source, origin), ""
     return None, "was made from another state of its origin"
 
 
@@ -135,7 +137,13 @@ def _build(file: Path, origin: Origin) -> Source:
     The fingerprint is taken before reading, so that a change while reading is noticed next time.
     """
     state, source = fingerprint(origin), origin.read()
-    where = {"origin": str(origin.place), "layout": origin.layout}
-    source = replace(source, provenance=where | source.provenance)
+    source = _from_origin(source, origin)
     prepared.save(file, Prepared(source, state))
     return source
+
+
+def _from_origin(source: Source, origin: Origin) -> Source:
+    """The source with the place and the layout of its origin as the first of its provenance."""
+    where = {"origin": str(origin.place), "layout": origin.layout}
+    others = {key: value for key, value in source.provenance.items() if key not in where}
+    return replace(source, provenance=where | others)

@@ -33,7 +33,7 @@ def check(plain: dict[str, Any]) -> list[int] | None:
     if contents is not None:
         contents = plan.with_imbalance(contents, dataset["imbalance"])
     _check_transform(dataset["transform"], contents)
-    limit = TrainingLimit(dataset["train_per_task"], dataset["fraction"])
+    limit = TrainingLimit(dataset["train_per_task"], dataset["fraction"], dataset["imbalance"])
     limit.require_single()
     images = None if limit.count is None else [limit.count]
     if contents is not None:

@@ -30,6 +30,7 @@ class TrainingLimit:
 
     count: int | None
     fraction: float
+    imbalance: float = 1.0  # for messages: it was applied before
 
     def require_single(self) -> None:
         """Raise UserError where both are given."""
@@ -43,8 +44,9 @@ class TrainingLimit:
         """How many of `there` images are kept; None: all. UserError where there are too few."""
         self.require_single()
         if self.count is not None and self.count > there:
+            tail = f" with dataset.imbalance={self.imbalance}" if self.imbalance < 1 else ""
             raise UserError(
-                f"dataset.train_per_task={self.count}: a task has {there} training images"
+                f"dataset.train_per_task={self.count}: a task has {there} training images{tail}"
             )
         return max(round(self.fraction * there), 1) if self.fraction < 1 else self.count
 

@@ -53,7 +53,7 @@ def build(
     """
     rng = Generator().manual_seed(seed)
     source = _with_long_tail(source, imbalance, seed)
-    limit = cut.TrainingLimit(train_per_task, fraction)
+    limit = cut.TrainingLimit(train_per_task, fraction, imbalance)
     angles = cut.angles(plan.number_of(tasks), order, rng) if split == "rotation" else None
     groups = _groups(source, split, tasks, order, limit, rng)
     trains, tests = _cut(source, split, groups, limit, rng, angles)

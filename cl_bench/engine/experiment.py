@@ -71,6 +71,7 @@ def learn(session: Session, task: Task) -> None:
         started += _probe(session, task)
     if schedule.batch_norm == "folded" and not progress.done:
         session.learner.fold_batch_norm(task)
+    host.doing(f"task {task.id} trained; ending it (curvature, memory)")
     session.method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 
@@ -149,6 +150,7 @@ def measure(session: Session, row: int) -> None:
     """
     stream, progress, host = session.stream, session.progress, session.host
     started = host.seconds()
+    host.doing(f"tests after task {row}" if row >= 0 else "tests before training")
     competing = (session.learner.heads.live | ~stream.classes).all(1).tolist()
     columns = [c for c in session.evaluation.columns(row, stream) if competing[c]]
     tests = [stream.tests[c] for c in columns]

@@ -73,14 +73,20 @@ class RunHost(Host):
         if row["event"] == "task":
             own = row["accuracy"].get(row["task"])
             tested = "" if own is None else f", {100 * own:.1f} % on its own test images"
-            self._show(f"task {row['task']} learned{tested}")
+            if self._show(f"task {row['task']} learned{tested}"):
+                self.last_news = time.monotonic()
 
-    def _show(self, news: str) -> None:
-        """Show news on the bar; without a bar as a line, at most one per NEWS_SECONDS."""
+    def doing(self, what: str) -> None:
+        """Show it on the bar; without a bar as a line, where none was printed for a while."""
+        self._show(what)
+
+    def _show(self, news: str) -> bool:
+        """Show news on the bar; without a bar as a line, unless one of `log` is recent: true."""
         self.bar.set_postfix_str(news)
-        if self.bar.disable and time.monotonic() - self.last_news > NEWS_SECONDS:
+        due = self.bar.disable and time.monotonic() - self.last_news > NEWS_SECONDS
+        if due:
             print(f"{self.folder.path}: {news}", file=sys.stderr)
-            self.last_news = time.monotonic()
+        return due
 
     def keep(self, row: int, predictions: dict[str, Tensor]) -> None:
         """Write the predictions to predictions/task_<row>.npz."""

@@ -77,7 +77,7 @@ def find_or_make(plan: Plan) -> tuple[RunRecord, str]:
 def _make(plan: Plan) -> tuple[RunRecord, str]:
     """Make the run, unless another process has just finished it; its record, and a note on it."""
     folder = plan.folder
-    folder.require_writable()
+    _require_writable(plan)
     with folder.locked():
         if plan.cfg.force and folder.record.exists():
             folder.clear()
@@ -87,6 +87,17 @@ def _make(plan: Plan) -> tuple[RunRecord, str]:
         if folder.record.exists():  # by other code, and code_changed=repeat
             folder.clear()
         return run_with_status(plan, train_and_record), "done"
+
+
+def _require_writable(plan: Plan) -> None:
+    """Create the folder; UserError where no file can be made in it."""
+    try:
+        plan.folder.require_writable()
+    except OSError as error:
+        raise UserError(
+            f"output_dir={plan.cfg.output_dir}: {plan.folder.path} cannot be written "
+            f"({error.strerror})"
+        ) from error
 
 
 def _record_to_show(plan: Plan) -> RunRecord | None:
@@ -111,7 +122,7 @@ def run_study(plan: Plan) -> float:
     if done:
         other = other_code_note(plan.code, status.get("code") or {})
     if not done or (other and cfg.code_changed == "repeat"):
-        folder.require_writable()
+        _require_writable(plan)
         with folder.locked():
             run_with_status(plan, make_study)
     elif other:

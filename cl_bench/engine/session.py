@@ -94,6 +94,9 @@ class Host:
     def keep(self, row: int, predictions: dict[str, Tensor]) -> None:
         """Write the predictions for test images after task `row`."""
 
+    def doing(self, what: str) -> None:
+        """Note what begins now that is no step: the end of a task, or tests."""
+
     def advance(self, steps: int) -> None:
         """Note that `steps` more steps are done."""
 

@@ -221,7 +221,9 @@ def _pooled_options(runs: list[Run], by: Sequence[str]) -> str:
 def common_options(rows: list[Row]) -> str:
     """The most important options of a table, as far as all of its rows share them."""
     runs = [run for row in rows for run in row.runs]
-    configs = [_images(run.config) for run in runs]
+    configs = [run.config for run in runs]
+    if len({str(config.get("stream._target_")) for config in configs}) > 1:
+        configs = [_images(config) for config in configs]
     alike = [key for key in HEADLINE_KEYS if len({str(config.get(key)) for config in configs}) == 1]
     alike = [key for key in alike if configs[0].get(key) not in (None, USUAL.get(key))]
     if "schedule.patience" not in alike:
