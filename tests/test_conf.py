@@ -316,7 +316,10 @@ HYDRA = [
     ("datset=x", "datset: no such key (did you mean dataset?); there are budget_mib, buffer"),
     ("lr=3", "lr: no such key, but optimizer.lr; there are budget_mib, buffer"),
     ("stream.blur=0.3", "stream.blur: no such key, but stream=blurry has it; there are first"),
-    ("method.buffer=3", "method.buffer: no such key of Finetune, but method=agem, method=der, method=er"),
+    (
+        "method.buffer=3",
+        "method.buffer: no such key of Finetune, but method=agem, method=der, method=er",
+    ),
     ("method==er", "method==er"),
     ("method", "method: is not one argument <key>=<value>"),
     (

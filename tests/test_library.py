@@ -226,7 +226,9 @@ def test_a_network_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         cl_bench.run(*words, "+model.depth=3")
     monkeypatch.delitem(sys.modules, "my_network")
     (tmp_path / "my_network.py").rename(tmp_path / "elsewhere.py")
-    with pytest.raises(UserError, match=r"_target_=my_network\.Small cannot be built .*PYTHONPATH"):
+    with pytest.raises(
+        UserError, match=r"_target_=my_network\.Small: cannot be built .*PYTHONPATH"
+    ):
         cl_bench.load(run.folder).network()
 
 

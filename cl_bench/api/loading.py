@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cl_bench.base import files
-from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.build import build, make_network, recorded_stream
-from cl_bench.config.errors import exception_chain
+from cl_bench.config.build import build, recorded_network, recorded_stream
 from cl_bench.core.types import Stream
 from cl_bench.results import predictions
 from cl_bench.results.folder import accuracy_table
@@ -99,8 +95,7 @@ class Run:
         """The tasks with their training and test images, on the CPU; this reads the data set."""
         chosen = self._data_dir
         folders = {} if chosen is None else {"data_dir": str(files.absolute(chosen))}
-        with self._importing("its data set"):
-            return recorded_stream(self.record.config, **folders)
+        return recorded_stream(self.record.config, **folders)
 
     def network(self, task: int | None = None) -> nn.Module:
         """The trained network on the CPU, in evaluation mode: normalised images to logits (B, K).
@@ -182,21 +177,6 @@ class Run:
     def _transform(self) -> Any:
         return build(self.config.dataset.transform, device=torch.device("cpu"))
 
-    @contextmanager
-    def _importing(self, what: str) -> Iterator[None]:
-        """Raise UserError where code of the user's that the run had is not found, or fails."""
-        try:
-            yield
-        except (InstantiationException, ImportError) as error:
-            links = list(exception_chain(error))
-            for link in links:
-                if isinstance(link, UserError):
-                    raise link from None
-            raise UserError(
-                f"{self.folder}: {what} cannot be built ({one_line(links[-1], 200)}); code of your "
-                "own must be found as when the run was made: from its folder, or by PYTHONPATH"
-            ) from error
-
     def _of_stream(self, key: str) -> Any:
         """A value of the record's `stream`; UserError where an earlier version did not write it."""
         if key not in self.record.stream:
@@ -239,11 +219,8 @@ class Run:
         """A new network with the parameters and buffers in `file`."""
         from safetensors.torch import load_file
 
-        model = OmegaConf.create({**self.record.config["model"], "pretrained": None})
         shape = self._transform.view(torch.zeros(1, *self._of_stream("image_shape")).byte()).shape
-        # its initial values are replaced at once
-        with self._importing(f"model._target_={model._target_}"), torch.random.fork_rng(devices=[]):
-            net = make_network(model, shape[1:], len(self.class_names))
+        net = recorded_network(self.record.config, shape[1:], len(self.class_names))
         try:
             net.load_state_dict(load_file(file))
         except Exception as error:  # whatever a damaged file raises

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.config.errors import exception_chain
 from cl_bench.config.nodes import resolved, set_everywhere
 from cl_bench.core import runtime
 from cl_bench.core.types import Stream
@@ -59,7 +62,31 @@ def recorded_stream(config: dict[str, Any], **folders: str | None) -> Stream:
     cfg = OmegaConf.create(config)
     for key, value in folders.items():
         set_everywhere(cfg, key, value)
-    return make_stream(cfg, torch.device("cpu"))
+    with _recorded_code("dataset"):
+        return make_stream(cfg, torch.device("cpu"))
+
+
+def recorded_network(config: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The network of a recorded config as initialised, on the CPU; no global draw is made."""
+    model = OmegaConf.create({**config["model"], "pretrained": None})
+    with _recorded_code(f"model._target_={model._target_}"), torch.random.fork_rng(devices=[]):
+        return make_network(model, shape, num_classes)
+
+
+@contextmanager
+def _recorded_code(what: str) -> Iterator[None]:
+    """Raise UserError where code of the user's that a run had is not found now, or fails."""
+    try:
+        yield
+    except (InstantiationException, ImportError) as error:
+        links = list(exception_chain(error))
+        refusal = next((link for link in links if isinstance(link, UserError)), None)
+        if refusal is not None:
+            raise refusal from None
+        raise UserError(
+            f"{what}: cannot be built ({one_line(links[-1], 200)}); code of your own must be found "
+            "as when the run was made: from its folder, or by PYTHONPATH"
+        ) from error
 
 
 def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -133,21 +133,12 @@ def _continue_or_start(plan: Plan) -> RunRecord:
         with refusals_before_training():
             session, host = _build_session(plan, machine, stream, sink, stop, start)
         with host.progress_bar(sum(map(session.schedule.steps, stream.tasks)), plan.title):
-            _run(session)
+            experiment.run(session)
         with stop.holding():
             record = make_record(plan, session, machine, backbone, start)
             pictures = _write_results(plan, session, record)
         sink.finish(record, pictures)
     return record
-
-
-def _run(session: Session) -> None:
-    """Train and test; a refusal before the first step is marked as one before training."""
-    try:
-        experiment.run(session)
-    except UserError as refusal:
-        refusal.before_training = session.progress.steps == 0
-        raise
 
 
 def _build_session(

@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from cl_bench.base.exceptions import diverged
+from cl_bench.base.exceptions import UserError, diverged
 from cl_bench.core.types import Task
 from cl_bench.engine import early_stopping
 from cl_bench.engine.budget import require_state_within
@@ -19,7 +19,18 @@ from cl_bench.engine.session import Session
 
 
 def run(session: Session) -> None:
-    """Train and test on all tasks that are left; the results are in `session.progress`."""
+    """Train and test on all tasks that are left; the results are in `session.progress`.
+
+    A refusal before the first step is marked as one before training: a method may refuse a network.
+    """
+    try:
+        _run(session)
+    except UserError as refusal:
+        refusal.before_training = session.progress.steps == 0
+        raise
+
+
+def _run(session: Session) -> None:
     stream, progress, host, probe = session.stream, session.progress, session.host, session.probe
     last = stream.tasks[max(progress.done - 1, 0)]  # learned last; the first before training
     live = stream.live(last.id if progress.done else 0)
