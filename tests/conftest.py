@@ -31,6 +31,7 @@ from cl_bench.config.build import build
 from cl_bench.config.nodes import CONF
 from cl_bench.core.learner import Learner
 from cl_bench.models.fold import fold
+from cl_bench.models.foreign import adopt
 from cl_bench.models.resnet import ResNet18
 from cl_bench.testing.small import (
     CPU as CPU,
@@ -150,6 +151,13 @@ def resnet(
 ) -> nn.Module:
     net = ResNet18(shape, classes, width, activation, "torch", "same")
     return fold(net, torch.zeros(1, *shape)) if norm == "folded" else net
+
+
+def small_convnet(activation: nn.Module) -> nn.Module:
+    """Images (3, 8, 8) to six logits: what ResNet-18 has in a compiled graph, but once."""
+    net: Any = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), activation, nn.Flatten())
+    net.add_module("head", nn.Linear(64, 6))
+    return adopt(net, torch.zeros(1, 3, 8, 8))
 
 
 @cache

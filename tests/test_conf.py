@@ -91,11 +91,14 @@ def test_the_list_of_methods(
         listing.main()
 
 
-@pytest.mark.parametrize(
-    "method", ["halrp", "apd", "independent", "ewc", "l2", "finetune", "joint"]
-)
+HALRP = ["halrp", "apd", "independent", "ewc", "l2", "finetune", "joint"]
+
+
+@pytest.mark.parametrize("method", HALRP)
 def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
-    for name in names("experiment/halrp/protocol"):
+    """HALRP itself takes all of them, the others every third."""
+    every = names("experiment/halrp/protocol")
+    for name in every if method == "halrp" else every[HALRP.index(method) % 3 :: 3]:
         check_config(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
 
 

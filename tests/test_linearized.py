@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import identity, learner, machine, mlp, resnet
+from conftest import identity, learner, machine, mlp, resnet, small_convnet
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, jvp
 
 from cl_bench.core.types import Batch
 from cl_bench.curvature.kfac import KFAC, TKFAC
 from cl_bench.curvature.products import hessian
+from cl_bench.models.fold import fold
 from cl_bench.models.linearized import HeadMode, Linearized
 from cl_bench.models.prepare import prepare_network
 
@@ -190,7 +191,8 @@ def gradients(channels_last: bool, compiled: bool) -> Tensor:
     if compiled:
         rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
     torch.manual_seed(0)
-    net = Linearized(resnet(norm="folded", activation="leaky_relu"), "bilinear")
+    folded = fold(small_convnet(nn.LeakyReLU()), torch.zeros(1, 3, 8, 8))
+    net = Linearized(folded, "bilinear")
     with torch.no_grad():
         for p in net.body.parameters():
             p.normal_(std=0.1)

@@ -288,8 +288,9 @@ def test_a_full_disk_costs_one_line_and_nothing_else(
 def test_where_writing_fails_the_file_is_named(
     name: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the disk itself: a limit on the size of a file; pictures are drawn."""
-    monkeypatch.undo()
+    """By the disk itself: a limit on the size of a file."""
+    if name == "accuracy.png":
+        monkeypatch.undo()  # of the fixture that leaves them out
     half_done(plan)
     write = files.replacing
 
