@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES, blobs, composed, method_for, names
-from hydra.utils import get_object
+from conftest import DEVICES, blobs, composed, method_class, method_for, names
 from torch import Generator
 
 import cl_bench
@@ -24,11 +23,7 @@ from cl_bench.engine.evaluation import Evaluation
 from cl_bench.testing import contract
 from cl_bench.testing.small_run import SmallRun, batch_norm, perceptron, scheduled
 
-TASK_FREE = [
-    name
-    for name in names("method")
-    if name != "joint" and get_object(composed(f"method={name}").method._target_).task_free
-]
+TASK_FREE = [name for name in names("method") if name != "joint" and method_class(name).task_free]
 EVERY_20 = Evaluation("seen", "test", 0.1, False, every=20, batch_size=7)
 
 

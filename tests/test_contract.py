@@ -19,13 +19,14 @@ from conftest import (
     identity,
     learner,
     machine,
+    method_class,
     method_for,
     mlp,
     names,
+    one_of_each_class,
     resnet,
     scheduled,
 )
-from hydra.utils import get_object
 from torch import Tensor
 from torchvision.models import VisionTransformer
 
@@ -52,8 +53,7 @@ from cl_bench.testing.small_run import (
 )
 
 METHODS = names("method")
-CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(METHODS)}
-KINDS = sorted({*CLASSES.values(), "emcl_replay"})  # one of each class; EMCL with a memory, too
+KINDS = one_of_each_class("emcl_replay")  # EMCL with a memory, too
 # keep a memory, a network or data for each task
 GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent")
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
@@ -66,8 +66,7 @@ QUICK = {  # fewer passes over a batch; what learns more in so few steps
 
 
 def serves(name: str, scenario: str) -> bool:
-    node = composed(f"method={name}").method
-    return scenario in get_object(node["_target_"]).scenarios
+    return scenario in method_class(name).scenarios
 
 
 PAIRS = [(name, s) for name in METHODS for s in SCENARIOS if serves(name, s)]

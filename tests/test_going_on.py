@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed, method_for, names
+from conftest import composed, method_for, one_of_each_class
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
@@ -25,8 +25,7 @@ from cl_bench.results.records import read_all
 from cl_bench.testing.small_run import SmallRun
 
 CPU = torch.device("cpu")
-CLASSES = {composed(f"method={name}").method._target_: name for name in reversed(names("method"))}
-KINDS = sorted({*CLASSES.values(), "emcl_replay", "derpp"} - {"joint"})
+KINDS = sorted({*one_of_each_class("emcl_replay", "derpp")} - {"joint"})
 TINY = (
     "dataset=seqmnist5k",
     "dataset.train_per_task=40",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from cl_bench.base.exceptions import UserError
@@ -105,6 +107,11 @@ def _nearest_option(
 
 
 def _composed_leaves(overrides: list[str]) -> Leaves:
+    return _cached_leaves(tuple(overrides), folders.all_folders())
+
+
+@lru_cache(maxsize=512)  # rows of one table try the same options
+def _cached_leaves(overrides: tuple[str, ...], _: tuple[Path, ...]) -> Leaves:
     return _typed_leaves(resolved(composed(*overrides)))
 
 
