@@ -25,13 +25,13 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Generator, nn
 
 from cl_bench.config import backbone, compose
 from cl_bench.config.build import build
 from cl_bench.config.folders import texts_with_bases
-from cl_bench.config.nodes import CONF
+from cl_bench.config.nodes import CONF, resolved
 from cl_bench.core.learner import Learner
 from cl_bench.models.fold import fold
 from cl_bench.models.foreign import adopt
@@ -214,7 +214,17 @@ def one_of_each_class(*others: str) -> list[str]:
 def method_for(name: str, made: Learner, *overrides: str) -> Any:
     """conf/method/<name>.yaml on a learner of the test's own; MER takes fewer steps a sample."""
     fewer = ("method.batches=2", "method.replay=3") if name == "mer" else ()
-    return build(composed(f"method={name}", *fewer, *overrides).method, learner=made)
+    return build(group_of("method", f"method={name}", *fewer, *overrides), learner=made)
+
+
+def group_of(group: str, *overrides: str) -> DictConfig:
+    """A resolved group of a config by itself; it is composed once a process."""
+    return OmegaConf.create(_plain_group(group, overrides))
+
+
+@cache
+def _plain_group(group: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    return resolved(composed(*overrides)[group])
 
 
 def compiler() -> Callable[[Callable[..., Any]], Any]:

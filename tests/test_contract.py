@@ -15,7 +15,7 @@ from conftest import (
     SCENARIOS,
     blobs,
     compiler,
-    composed,
+    group_of,
     identity,
     learner,
     machine,
@@ -74,7 +74,7 @@ PAIRS = [(name, s) for name in METHODS for s in SCENARIOS if serves(name, s)]
 
 def small_run(name: str, scenario: str, **options: Any) -> SmallRun:
     """A run of a method with the values of its YAML file, quick ones where it needs them."""
-    stream = composed(f"method={name}").stream
+    stream = group_of("stream", f"method={name}")
     return SmallRun(
         lambda made: method_for(name, made, *QUICK.get(name, ())),
         scenario,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed, method_for, one_of_each_class
+from conftest import method_class, method_for, one_of_each_class
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
@@ -41,9 +41,8 @@ def on_the_toy(name: str, **options: Any) -> SmallRun:
 
 
 def method_scenarios(name: str) -> tuple[str, ...]:
-    from hydra.utils import get_object
 
-    return get_object(composed(f"method={name}").method._target_).scenarios
+    return method_class(name).scenarios
 
 
 def move(parent: Path, child: Path, with_method: bool) -> None:
