@@ -1,9 +1,11 @@
-"""Makes one run, or shows a finished one, on the command line and from Python:
+"""Makes one run, or shows a finished one.
 
     python -m cl_bench.run method=ewc dataset=pmnist5k seed=1
-    run = cl_bench.run("method=ewc", "dataset=pmnist5k", seed=1)
 
-The second returns a `Run`; `help(cl_bench.api.run)` and `help(cl_bench.Run)` say more.
+From Python this module is called as a function, which is `cl_bench.api.making.run` and returns a
+`cl_bench.Run`; `python -m pydoc` with these names prints what they take and have.
+
+    run = cl_bench.run("method=ewc", "dataset=pmnist5k", seed=1)
 """
 
 from __future__ import annotations

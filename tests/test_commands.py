@@ -173,7 +173,7 @@ REFUSED = [
         "must be at least 0 and bel",
     ),
     (("optimizer._target_=torch.optim.nope",), "optimizer._target_=torch.optim.nope: "),
-    (("method.strength=1",), "method.strength: no such key of Finetune, but method=ewc"),
+    (("method.strength=1",), "method.strength: no such key of the class Finetune, but method=ewc"),
     (
         ("dataset=pmnist5k", "dataset.imbalance=0.01", "dataset.train_per_task=4000"),
         "a task has 988 training images with dataset.imbalance=0.01",

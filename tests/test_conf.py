@@ -91,14 +91,14 @@ def test_the_list_of_methods(
         listing.main()
 
 
-HALRP = ["halrp", "apd", "independent", "ewc", "l2", "finetune", "joint"]
+HALRP_METHODS = ["halrp", "apd", "independent", "ewc", "l2", "finetune", "joint"]
 
 
-@pytest.mark.parametrize("method", HALRP)
+@pytest.mark.parametrize("method", HALRP_METHODS)
 def test_every_method_of_halrps_tables_takes_its_protocols(method: str) -> None:
     """HALRP itself takes all of them, the others every third."""
     every = names("experiment/halrp/protocol")
-    for name in every if method == "halrp" else every[HALRP.index(method) % 3 :: 3]:
+    for name in every if method == "halrp" else every[HALRP_METHODS.index(method) % 3 :: 3]:
         check_config(composed(f"experiment=halrp/protocol/{name}", f"method={method}"))
 
 
@@ -311,7 +311,7 @@ HYDRA = [
         "dataset=nope",
         "dataset=nope: no such dataset; there are arrays, cifar100_split, cifar100_superclass",
     ),
-    ("method.lamda=3", "method.lamda: no such key of EWC; there are curvature, every"),
+    ("method.lamda=3", "method.lamda: no such key of the class EWC; there are curvature, every"),
     (
         "experiment=nope",
         "experiment=nope: no such experiment; there are curvature_quality, der/, dlcft/, emcl/",
@@ -321,7 +321,7 @@ HYDRA = [
     ("stream.blur=0.3", "stream.blur: no such key, but stream=blurry has it; there are first"),
     (
         "method.buffer=3",
-        "method.buffer: no such key of Finetune, but method=agem, method=der, method=er",
+        "method.buffer: no such key of the class Finetune, but method=agem, method=der, method=er",
     ),
     ("method==er", "method==er"),
     ("method", "method: is not one argument <key>=<value>"),

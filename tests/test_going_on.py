@@ -239,6 +239,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(tmp_path, on, "method=ewc")
 
 
+def test_what_is_no_state_may_change(tmp_path: Path) -> None:
+    """The number of stored samples in a step, which follows the batch; and options without use."""
+    for method in ("er", "lwf"):
+        parent = run(tmp_path, f"method={method}", "stream.first=2")
+        on = (f"method={method}", "schedule.batch_size=5")
+        child = run(tmp_path, *on, continue_from=parent.folder)
+        assert child.config.method.replay == 5 and parent.config.method.replay == 20
+
+
 APART = ("dataset=pmnist5k", "dataset.train_per_task=40", "tracking=none", "scenario=task")
 
 

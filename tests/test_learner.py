@@ -17,9 +17,9 @@ from conftest import (
     machine,
     mlp,
     scheduled,
-    small_convnet,
+    two_blocks,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
@@ -116,7 +116,7 @@ def test_an_objective_may_use_theta_directly() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
 def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
     def run(compiled: bool) -> tuple[Tensor, list[Tensor]]:
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
         if compiled:
             compiles(rt)
         shape = (1, 4, 4) if kind == "mlp" else (3, 8, 8)
-        made = learner(mlp() if kind == "mlp" else small_convnet(nn.ReLU()), rt)
+        made = learner(mlp() if kind == "mlp" else two_blocks(), rt)
         live = torch.ones(3, 6, dtype=torch.bool, device=device)
         live[0, 5] = False
         made.begin_task(live, torch.tensor([0]), None)

@@ -227,7 +227,7 @@ def test_a_network_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(sys.modules, "my_network")
     (tmp_path / "my_network.py").rename(tmp_path / "elsewhere.py")
     with pytest.raises(
-        UserError, match=r"_target_=my_network\.Small: cannot be built .*PYTHONPATH"
+        UserError, match=r"code of the run cannot be imported .*my_network.*PYTHONPATH"
     ):
         cl_bench.load(run.folder).network()
 
@@ -249,7 +249,11 @@ def test_a_curvature_that_does_not_fit_is_refused_before_training(
         UserError, match=r"no Kronecker factors for layer the network itself: Small"
     ):
         cl_bench.run(*words, *few, "method=osla")
-    assert cl_bench.runs(tmp_path / "runs").empty
+    assert not list((tmp_path / "runs").rglob("seed0"))
+    parent = cl_bench.run(*words, *few, "method=finetune", "stream.first=1")
+    with pytest.raises(UserError, match=r"no Kronecker factors for layer the network itself"):
+        cl_bench.run(*words, *few, "method=osla", continue_from=parent.folder)
+    assert len(list((tmp_path / "runs").rglob("seed0"))) == 1
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

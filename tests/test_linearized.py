@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference as ref
 import torch
-from conftest import identity, learner, machine, mlp, resnet, small_convnet
+from conftest import identity, learner, machine, mlp, resnet, two_blocks
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -191,7 +191,7 @@ def gradients(channels_last: bool, compiled: bool) -> Tensor:
     if compiled:
         rt.compiler = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
     torch.manual_seed(0)
-    folded = fold(small_convnet(nn.LeakyReLU()), torch.zeros(1, 3, 8, 8))
+    folded = fold(two_blocks("leaky_relu"), torch.zeros(1, 3, 8, 8))
     net = Linearized(folded, "bilinear")
     with torch.no_grad():
         for p in net.body.parameters():

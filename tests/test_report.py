@@ -265,6 +265,9 @@ def test_a_stream_that_all_rows_share_is_named_above_them(tmp_path: Path) -> Non
     write(tmp_path, "er", "aaa", (0.5,), stream___target_="cl_bench.data.boundaries.online")
     (table,) = tables(gather(read_all(tmp_path)), None)
     assert "stream=online" in table.note and table.rows[0].options == ""
+    write(tmp_path, "joint", "bbb", (0.9,), stream___target_="cl_bench.data.stream.joint")
+    (table,) = tables(gather(read_all(tmp_path)), None)
+    assert "stream=online" in table.note and {row.options for row in table.rows} == {""}
 
 
 def test_joint_training_does_not_make_other_rows_name_their_stream(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.build import build, recorded_network, recorded_stream
+from cl_bench.config.build import recorded_network, recorded_stream, recorded_transform
 from cl_bench.core.types import Stream
 from cl_bench.results import predictions
 from cl_bench.results.folder import accuracy_table
@@ -175,7 +175,7 @@ class Run:
 
     @cached_property
     def _transform(self) -> Any:
-        return build(self.config.dataset.transform, device=torch.device("cpu"))
+        return recorded_transform(self.record.config)
 
     def _of_stream(self, key: str) -> Any:
         """A value of the record's `stream`; UserError where an earlier version did not write it."""

@@ -62,30 +62,41 @@ def recorded_stream(config: dict[str, Any], **folders: str | None) -> Stream:
     cfg = OmegaConf.create(config)
     for key, value in folders.items():
         set_everywhere(cfg, key, value)
-    with _recorded_code("dataset"):
+    with _recorded_code():
         return make_stream(cfg, torch.device("cpu"))
+
+
+def recorded_transform(config: dict[str, Any]) -> Any:
+    """The transform of a recorded config, on the CPU."""
+    with _recorded_code():
+        return build(OmegaConf.create(config).dataset.transform, device=torch.device("cpu"))
 
 
 def recorded_network(config: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
     """The network of a recorded config as initialised, on the CPU; no global draw is made."""
     model = OmegaConf.create({**config["model"], "pretrained": None})
-    with _recorded_code(f"model._target_={model._target_}"), torch.random.fork_rng(devices=[]):
-        return make_network(model, shape, num_classes)
+    with _recorded_code(), torch.random.fork_rng(devices=[]):
+        try:
+            return make_network(model, shape, num_classes)
+        except TypeError as error:
+            raise UserError(
+                f"model._target_={model._target_}: does not take the keys that the run had "
+                f"({one_line(error, 200)}); its code has changed since"
+            ) from error
 
 
 @contextmanager
-def _recorded_code(what: str) -> Iterator[None]:
-    """Raise UserError where code of the user's that a run had is not found now, or fails."""
+def _recorded_code() -> Iterator[None]:
+    """Raise UserError where code of the user's that a run had cannot be imported now."""
     try:
         yield
     except (InstantiationException, ImportError) as error:
-        links = list(exception_chain(error))
-        refusal = next((link for link in links if isinstance(link, UserError)), None)
-        if refusal is not None:
-            raise refusal from None
+        missing = [link for link in exception_chain(error) if isinstance(link, ImportError)]
+        if not missing:
+            raise
         raise UserError(
-            f"{what}: cannot be built ({one_line(links[-1], 200)}); code of your own must be found "
-            "as when the run was made: from its folder, or by PYTHONPATH"
+            f"code of the run cannot be imported ({one_line(missing[-1], 200)}); code of your own "
+            "must be found as when the run was made: from its folder, or by PYTHONPATH"
         ) from error
 
 
@@ -141,6 +152,7 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
         name = type(method).__name__
         raise TypeError(f"{name}.__init__ must call super().__init__(learner) of Method")
     method.state_dict()  # refuses what cannot go into a checkpoint, before training
+    method.check_network(stream.tasks[0])
     return method
 
 

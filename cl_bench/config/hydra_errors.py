@@ -41,10 +41,10 @@ def explain_key(error: BaseException) -> str | None:
 
 
 def _class_of(node: Any) -> str:
-    """` of EWC` for a node that describes an object of this class; "" for a function, or none."""
+    """` of the class EWC` for a node whose `_target_` is this class; "" for a function, or none."""
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     name = target.rpartition(".")[2] if isinstance(target, str) else ""
-    return f" of {name}" if name[:1].isupper() else ""
+    return f" of the class {name}" if name[:1].isupper() else ""
 
 
 def explain_hydra_keys(error: BaseException, words: Sequence[str]) -> str | None:

@@ -15,13 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.nodes import Leaves, all_leaves
+from cl_bench.config.nodes import Leaves, all_leaves, target_nodes
+from cl_bench.config.unused_options import unused_keys
 from cl_bench.config.words import typed
 
 KEY = "continue_from"
 # groups whose keys must have the parent's values: they decide what its parameters mean
 SAME = ("model", "scenario", "schedule.batch_norm", "evaluation.split", "evaluation.holdout")
-FREE = ("scenario.order",)  # the order of the tasks: the first ones are compared with the parent's
+# the order of the tasks, whose first ones are compared with the parent's, and the number of stored
+# samples in a step, which is no state of the method
+FREE = ("scenario.order", "method.replay")
 EVERY = "evaluation.every"
 # keys that decide which images a task has
 STREAM = ("dataset.", "stream.", "scenario.order", "schedule.patience", "schedule.holdout")
@@ -71,12 +74,20 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
         _require_same(name, key, theirs, ours, "the network goes on as it is; use the same value")
     if same_method:
         reason = "what the method keeps goes on as it is; use the same value, or another method"
-        _require_same(name, "method", theirs, ours, reason)
+        unused = unused_keys(resolved, target_nodes(resolved, ""))
+        ours_used, theirs_used = (_without(unused, values) for values in (ours, theirs))
+        _require_same(name, "method", theirs_used, ours_used, reason)
     alike = theirs.get(EVERY) == ours.get(EVERY)
     keys = [key for key in ours if key.startswith(STREAM) and theirs.get(key) != ours[key]]
     differing = [f"{_typed(key, ours)} (before: {_typed(key, theirs)})" for key in sorted(keys)]
     names = name, _for_all_seeds(cfg)
     return Parent(folder, *names, record["hash"], seed, config, same_method, alike, differing)
+
+
+def _without(keys: set[str], values: Leaves) -> Leaves:
+    """The values whose key is not one of `keys`, nor in a group of them."""
+    prefixes = tuple(f"{key}." for key in keys)
+    return {k: v for k, v in values.items() if k not in keys and not k.startswith(prefixes)}
 
 
 def _for_all_seeds(cfg: DictConfig) -> str:

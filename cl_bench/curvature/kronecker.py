@@ -84,7 +84,7 @@ class KroneckerFactors:
         return self.a[..., : self.place.inputs, : self.place.inputs]
 
     def max_eigenvalue(self) -> Tensor:
-        """By eigenvalues alone, at a fraction of what `eigen` costs."""
+        """The largest eigenvalue, a scalar, from those of both factors, without eigenvectors."""
         top_a, top_g = (_eigenvalues(x)[..., -1] for x in (self.a, self.g))
         return (self.scale * top_a * top_g).amax()
 

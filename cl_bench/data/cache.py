@@ -101,7 +101,8 @@ def _load_current(file: Path, spec: SourceSpec) -> tuple[Source | None, str]:
     origin = spec.find()
     if origin is None:
         return held.source, ""
-    if held.fingerprint == fingerprint(origin):  # which may have been moved since
+    if held.fingerprint == fingerprint(origin):
+        # the same content, perhaps at another place: the present one is recorded
         return _from_origin(held.source, origin), ""
     return None, "was made from another state of its origin"
 

@@ -30,7 +30,7 @@ class TrainingLimit:
 
     count: int | None
     fraction: float
-    imbalance: float = 1.0  # for messages: it was applied before
+    imbalance: float = 1.0  # named in a message alone; the long tail has been applied already
 
     def require_single(self) -> None:
         """Raise UserError where both are given."""

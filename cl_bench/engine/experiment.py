@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from cl_bench.base.exceptions import UserError, diverged
+from cl_bench.base.exceptions import diverged
 from cl_bench.core.types import Task
 from cl_bench.engine import early_stopping
 from cl_bench.engine.budget import require_state_within
@@ -19,18 +19,7 @@ from cl_bench.engine.session import Session
 
 
 def run(session: Session) -> None:
-    """Train and test on all tasks that are left; the results are in `session.progress`.
-
-    A refusal before the first step is marked as one before training: a method may refuse a network.
-    """
-    try:
-        _run(session)
-    except UserError as refusal:
-        refusal.before_training = session.progress.steps == 0
-        raise
-
-
-def _run(session: Session) -> None:
+    """Train and test on all tasks that are left; the results are in `session.progress`."""
     stream, progress, host, probe = session.stream, session.progress, session.host, session.probe
     last = stream.tasks[max(progress.done - 1, 0)]  # learned last; the first before training
     live = stream.live(last.id if progress.done else 0)
@@ -54,6 +43,7 @@ def learn(session: Session, task: Task) -> None:
     every = session.probe.every if session.probe is not None else None
     before = progress.train_seconds.pop() if progress.order is not None else 0.0
     started = host.seconds()
+    host.doing(f"training on task {task.id}")
     prepare_task(session, task)
     last = schedule.steps(task)
     epochs = schedule.epochs_of(task)
@@ -82,7 +72,7 @@ def learn(session: Session, task: Task) -> None:
         started += _probe(session, task)
     if schedule.batch_norm == "folded" and not progress.done:
         session.learner.fold_batch_norm(task)
-    host.doing(f"task {task.id} trained; ending it (curvature, memory)")
+    host.doing(f"task {task.id} trained; estimating what the method keeps of it")
     session.method.end_task(task)
     progress.train_seconds.append(before + host.seconds() - started)
 
@@ -161,10 +151,11 @@ def measure(session: Session, row: int) -> None:
     """
     stream, progress, host = session.stream, session.progress, session.host
     started = host.seconds()
-    host.doing(f"tests after task {row}" if row >= 0 else "tests before training")
     competing = (session.learner.heads.live | ~stream.classes).all(1).tolist()
     columns = [c for c in session.evaluation.columns(row, stream) if competing[c]]
     tests = [stream.tests[c] for c in columns]
+    if tests:
+        host.doing(f"tests after task {row}" if row >= 0 else "tests before training")
     found = accuracies(session.method, tests, session.evaluation.batch_size)
     progress.matrix.fill(row, columns, found)
     progress.eval_seconds.append(host.seconds() - started)

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a notebook without ipywidgets gets no bar
     from tqdm.auto import tqdm
 
-NEWS_SECONDS = 30.0  # between two lines of news, where there is no progress bar
+NEWS_SECONDS = 30.0  # without a progress bar: between two printed results of tasks
 
 
 class RunHost(Host):
@@ -50,7 +50,8 @@ class RunHost(Host):
         self.folder, self.machine, self.method, self.progress = folder, machine, method, progress
         self.sink, self.signals = sink, stop
         self.save_every, self.start = save_every, start
-        self.last_save = self.last_news = time.monotonic()
+        # of the last checkpoint, the last printed result of a task, and the last printed line
+        self.last_save = self.last_result = self.last_line = time.monotonic()
         self.journal = Journal(folder.metrics, start.rows)
         sink.replay(self.journal.rows())  # a killed run may not have sent them all
         self.bar = tqdm(disable=True)
@@ -73,19 +74,23 @@ class RunHost(Host):
         if row["event"] == "task":
             own = row["accuracy"].get(row["task"])
             tested = "" if own is None else f", {100 * own:.1f} % on its own test images"
-            if self._show(f"task {row['task']} learned{tested}"):
-                self.last_news = time.monotonic()
+            if self._show(f"task {row['task']} learned{tested}", self.last_result):
+                self.last_result = self.last_line
 
     def doing(self, what: str) -> None:
-        """Show it on the bar; without a bar as a line, where none was printed for a while."""
-        self._show(what)
+        """Show what begins now on the bar, or as a line."""
+        self._show(what, self.last_line)
 
-    def _show(self, news: str) -> bool:
-        """Show news on the bar; without a bar as a line, unless one of `log` is recent: true."""
+    def _show(self, news: str, since: float) -> bool:
+        """Show news on the bar. Without a bar, print a line if `since` is NEWS_SECONDS ago.
+
+        Returns whether a line was printed.
+        """
         self.bar.set_postfix_str(news)
-        due = self.bar.disable and time.monotonic() - self.last_news > NEWS_SECONDS
+        due = self.bar.disable and time.monotonic() - since > NEWS_SECONDS
         if due:
             print(f"{self.folder.path}: {news}", file=sys.stderr)
+            self.last_line = time.monotonic()
         return due
 
     def keep(self, row: int, predictions: dict[str, Tensor]) -> None:

@@ -95,7 +95,7 @@ class Host:
         """Write the predictions for test images after task `row`."""
 
     def doing(self, what: str) -> None:
-        """Note what begins now that is no step: the end of a task, or tests."""
+        """Note what begins now: training on a task, what follows its last step, or tests."""
 
     def advance(self, steps: int) -> None:
         """Note that `steps` more steps are done."""

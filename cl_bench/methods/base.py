@@ -47,6 +47,12 @@ class Method(Stateful):
         """The keys that make no difference in this config; the config's hash leaves them out."""
         return set()
 
+    def check_network(self, task: Task) -> None:
+        """Raise UserError where it cannot be used with the learner's network.
+
+        Called once before training, with the first task; nothing may be changed.
+        """
+
     def begin_task(self, task: Task) -> None:
         """Called before the first batch of a task."""
 

@@ -113,9 +113,12 @@ class DLCFT(Rehearsal):
             return found | {"method.buffer.insert"}  # a task is offered once, at its end
         return found | {f"method.{key}" for key in ("buffer", "replay", "share")}
 
+    def check_network(self, task: Task) -> None:
+        self.estimate.check(self.learner, task)
+
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        self.estimate.check(self.learner, task)
+        self.check_network(task)
         if self.policy == "growing" and not self.tasks:
             self.keeps = growing(self.learner)
         share = self.share if self.keeps else 1.0

@@ -45,8 +45,11 @@ class EWC(Method):
     def check(config: dict[str, Any]) -> None:
         check_options(config)
 
-    def begin_task(self, task: Task) -> None:
+    def check_network(self, task: Task) -> None:
         self.estimate.check(self.learner, task)
+
+    def begin_task(self, task: Task) -> None:
+        self.check_network(task)
         self.penalty.check(self.learner)
 
     def observe(self, batch: Batch) -> Tensor:

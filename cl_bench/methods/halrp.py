@@ -117,10 +117,13 @@ class HALRP(Separate):
         }
         return {f"method.{key}" for key, yes in idle.items() if yes}
 
-    def begin_task(self, task: Task) -> None:
-        self.progress = HALRPProgress()
+    def check_network(self, task: Task) -> None:
         if self.importance not in ("none", "flat"):
             self.estimate.check(self.learner, task)
+
+    def begin_task(self, task: Task) -> None:
+        self.progress = HALRPProgress()
+        self.check_network(task)
         if self.base is None:
             self.account.start(task)
 

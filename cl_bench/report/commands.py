@@ -110,8 +110,9 @@ def _composed_leaves(overrides: list[str]) -> Leaves:
     return _cached_leaves(tuple(overrides), folders.all_folders())
 
 
-@lru_cache(maxsize=512)  # rows of one table try the same options
-def _cached_leaves(overrides: tuple[str, ...], _: tuple[Path, ...]) -> Leaves:
+@lru_cache(maxsize=512)
+def _cached_leaves(overrides: tuple[str, ...], option_folders: tuple[Path, ...]) -> Leaves:
+    """The rows of a table try the same options; other folders have others of the same names."""
     return _typed_leaves(resolved(composed(*overrides)))
 
 

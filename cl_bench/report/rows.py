@@ -221,9 +221,9 @@ def _pooled_options(runs: list[Run], by: Sequence[str]) -> str:
 def common_options(rows: list[Row]) -> str:
     """The most important options of a table, as far as all of its rows share them."""
     runs = [run for row in rows for run in row.runs]
-    configs = [run.config for run in runs]
-    if len({str(config.get("stream._target_")) for config in configs}) > 1:
-        configs = [_images(config) for config in configs]
+    kinds = {run.config.get("stream._target_") for run in runs} - {JOINT, None}
+    shared = {"stream._target_": kinds.pop()} if len(kinds) == 1 else {}  # by all but joint
+    configs = [_images(run.config) | shared for run in runs]
     alike = [key for key in HEADLINE_KEYS if len({str(config.get(key)) for config in configs}) == 1]
     alike = [key for key in alike if configs[0].get(key) not in (None, USUAL.get(key))]
     if "schedule.patience" not in alike:

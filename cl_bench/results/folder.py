@@ -91,13 +91,14 @@ class Folder:
     def restore_status(self, status: dict[str, Any]) -> None:
         """Undo `set_status` of a run that was refused before training.
 
-        An empty `status` means that there was no run before: its config.yaml is removed too, and
-        the folder, with that of its config, unless something else is in it. The lock must be held.
+        An empty `status` means that there was no run before: its config.yaml and metrics.jsonl (of
+        a run that was to go on from another) are removed too, and the folder, with that of its
+        config, unless something else is in it. The lock must be held.
         """
         if status:
             files.write_json(self.path / "status.json", status)
             return
-        for name in ("status.json", "config.yaml"):
+        for name in ("status.json", "config.yaml", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         if all(entry.name.startswith("lock") for entry in self.path.iterdir()):
             with suppress(OSError):  # the folder of a config has other seeds

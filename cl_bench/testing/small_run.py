@@ -89,6 +89,7 @@ class SmallRun:
         del made.heads.live, made._decay_mask  # a run's own learner has none before it starts
         self.made = self.method(made)
         self.stream = self.arranged(blobs(self.scenario, device=rt.device))
+        self.made.check_network(self.stream.tasks[0])
         self.progress = Progress.start(self.stream)
         global_state = torch.get_rng_state()
         host = self._host(rt)
