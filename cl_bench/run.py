@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.base.signals import end_with_parent
-from cl_bench.config import errors, folders
+from cl_bench.config import compose, errors, folders
 from cl_bench.config.command import PARENT, run_command
 from cl_bench.config.nodes import CONF
 from cl_bench.engine import sweep_failures
@@ -91,7 +91,11 @@ def cli() -> None:
 
 def _with_all_folders() -> None:
     folders.register()
-    main()
+    text = compose.shown(sys.argv[1:])
+    if text is None:
+        main()
+    else:
+        sys.stdout.write(text)
 
 
 class _Callable(ModuleType):

