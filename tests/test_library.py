@@ -193,6 +193,19 @@ class Small(nn.Module):
     def forward(self, x):
         return self.last(self.drop(self.layers(x)))
 '''
+SCALE = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(1, 4, 3), nn.Parameter(torch.ones(1, 1, 1))
+        self.last = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.last((self.conv(x).relu() * self.scale).mean((2, 3)))
+"""
 GAIN = """    self.gain = nn.Parameter(torch.ones(width))
 
     """
@@ -250,6 +263,14 @@ def test_a_curvature_that_does_not_fit_is_refused_before_training(
     ):
         cl_bench.run(*words, *few, "method=osla")
     assert not list((tmp_path / "runs").rglob("seed0"))
+    (tmp_path / "my_scale.py").write_text(SCALE)
+    (tmp_path / "conf/model/scale.yaml").write_text(YAML.replace("my_network", "my_scale"))
+    scaled = (words[0], "model=scale", words[2])
+    for method in ("ewc", "osla"):
+        with pytest.raises(
+            UserError, match=r"give it as many dimensions .* such as \(1, 16, 1, 1\)"
+        ):
+            cl_bench.run(*scaled, *few, f"method={method}")
     parent = cl_bench.run(*words, *few, "method=finetune", "stream.first=1")
     with pytest.raises(UserError, match=r"no Kronecker factors for layer the network itself"):
         cl_bench.run(*words, *few, "method=osla", continue_from=parent.folder)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
 
@@ -168,6 +168,14 @@ def check_hooks(learner: Learner, task: Task) -> None:
                 if again:
                     raise
                 setattr(learner.net, IN_PLACE, True)
+            except RuntimeError as error:
+                if "size of tensor" not in str(error):  # as for shapes that cannot be broadcast
+                    raise
+                raise UserError(
+                    "curvature: a parameter that belongs to no layer cannot be given to each "
+                    f"sample as a copy ({one_line(error)}); give it as many dimensions as the "
+                    "activations that it meets, the first one of size 1, such as (1, 16, 1, 1)"
+                ) from error
     if not torch.allclose(plain, found, rtol=1e-4, atol=1e-5):
         raise UserError(
             "curvature: a parameter of the network cannot be given to each sample as a copy; use "
