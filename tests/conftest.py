@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import re
 import shutil
 import signal
 import subprocess
@@ -23,13 +22,12 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Generator, nn
 
 from cl_bench.config import backbone, compose
+from cl_bench.config.boundaries import method_class
 from cl_bench.config.build import build
-from cl_bench.config.folders import texts_with_bases
 from cl_bench.config.nodes import CONF, resolved
 from cl_bench.core.learner import Learner
 from cl_bench.models.fold import fold
@@ -192,15 +190,6 @@ def names(group: str) -> list[str]:
     """The options of a config group, those in its folders too."""
     root = CONF / group
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
-
-
-@cache
-def method_class(name: str) -> Any:
-    """The class of conf/method/<name>.yaml, or of the option that it is derived from; no config."""
-    found = re.findall(
-        r"_target_: (cl_bench\.methods\.\S+)", "".join(texts_with_bases("method", name))
-    )
-    return get_object(found[-1])
 
 
 def one_of_each_class(*others: str) -> list[str]:

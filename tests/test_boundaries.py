@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES, blobs, composed, method_class, method_for, names
+from conftest import DEVICES, blobs, composed, method_for, names
 from torch import Generator
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import boundaries
+from cl_bench.config.boundaries import method_class
 from cl_bench.config.check import check_config
 from cl_bench.core.types import Stream, Task
 from cl_bench.data.boundaries import blurry, online

@@ -19,7 +19,6 @@ from conftest import (
     identity,
     learner,
     machine,
-    method_class,
     method_for,
     mlp,
     names,
@@ -31,6 +30,7 @@ from torch import Tensor
 from torchvision.models import VisionTransformer
 
 from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.config.boundaries import method_class
 from cl_bench.config.build import build
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import method_class, method_for, one_of_each_class
+from conftest import method_for, one_of_each_class
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.boundaries import method_class
 from cl_bench.data.stream import sequential
 from cl_bench.engine import checkpoint
 from cl_bench.engine.going_on import grown
@@ -35,14 +36,9 @@ TINY = (
 
 
 def on_the_toy(name: str, **options: Any) -> SmallRun:
-    scenario = "class" if "class" in method_scenarios(name) else "task"
+    scenario = "class" if "class" in method_class(name).scenarios else "task"
     overrides = ["method.growth=null"] if name == "halrp" else []  # its heads alone are too large
     return SmallRun(lambda learner: method_for(name, learner, *overrides), scenario, **options)
-
-
-def method_scenarios(name: str) -> tuple[str, ...]:
-
-    return method_class(name).scenarios
 
 
 def move(parent: Path, child: Path, with_method: bool) -> None:

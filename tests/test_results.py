@@ -31,11 +31,11 @@ from cl_bench.report import commands, results_table
 from cl_bench.report.results_table import COLUMNS, ResultRow, as_csv, merged, read
 
 FILES = sorted((ROOT / "results").glob("*.csv"))
+sys.path.append(str(ROOT / "scripts"))  # which import one another
 OTHER_PROGRAM = "not of cl_bench.run"  # stands in the note of such a command
 
 
 def load_script(name: str = "results_pages") -> Any:
-    sys.path.append(str(ROOT / "scripts"))  # they import one another
     spec = spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

@@ -381,7 +381,11 @@ def test_where_no_file_can_be_made_nothing_is_begun(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     process = command("tracking=none", where=tmp_path / "file/x", CL_BENCH_DATA=str(cache))
     code, _, err = finished(process)
-    assert code == 2 and err.count("\n") == 1 and err.startswith("error: output_dir="), err
+    assert (
+        code == 2
+        and err.count("\n") == 1
+        and err.startswith(f"error: output_dir={tmp_path}/file/x: ")
+    ), err
     assert not cache.exists()
     for where in (Path("/proc/nope"), tmp_path / ("n" * 300)):
         with pytest.raises(OSError) as caught:

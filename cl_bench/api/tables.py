@@ -12,11 +12,10 @@ import yaml
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import leaves
+from cl_bench.config.nodes import LABELS, leaves
 from cl_bench.report import formats
 from cl_bench.report.rows import gather
 from cl_bench.report.tables import tables
-from cl_bench.results.record import LABELS
 from cl_bench.results.records import Records, Unfinished, read_folders
 
 PathLike = str | os.PathLike[str]

@@ -39,19 +39,27 @@ def require_tests(every: int | None, images: int) -> None:
 
 def _task_free_methods() -> list[str]:
     """The options of the group `method` whose class needs no boundary, on any stream."""
-    targets = ((name, _target(name)) for name in folders.option_names("method"))
-    return [name for name, target in targets if target and get_object(target).task_free]
+    names = [name for name in folders.option_names("method") if not _chooses_stream(name)]
+    return [name for name in names if (kind := method_class(name)) and kind.task_free]
 
 
-def _target(method: str) -> str | None:
-    """The `_target_` of an option; None where it chooses its own stream, as joint does."""
-    nodes = [OmegaConf.create(text) for text in folders.texts_with_bases("method", method)]
-    bases = [base for node in nodes for base in OmegaConf.select(node, "defaults") or ()]
-    if any("/stream" in str(base) for base in bases):
-        return None
+def method_class(name: str) -> Any:
+    """The class of an option of the group `method`, read without composing; None for none."""
     keys = ("_target_", "method._target_")
-    found = [OmegaConf.select(node, key) for node in reversed(nodes) for key in keys]
-    return next(filter(None, found), None)
+    found = [OmegaConf.select(node, key) for node in reversed(_nodes(name)) for key in keys]
+    target = next(filter(None, found), None)
+    return target and get_object(target)
+
+
+def _chooses_stream(method: str) -> bool:
+    """Whether an option chooses its own stream, as joint does."""
+    bases = [base for node in _nodes(method) for base in OmegaConf.select(node, "defaults") or ()]
+    return any("/stream" in str(base) for base in bases)
+
+
+def _nodes(method: str) -> list[Any]:
+    """An option's YAML file, after those of the options that it is derived from."""
+    return [OmegaConf.create(text) for text in folders.texts_with_bases("method", method)]
 
 
 def _check_hidden(plain: dict[str, Any], hidden: str) -> None:

@@ -11,9 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import backbone, folders, tuned
-from cl_bench.config.nodes import CONF
-
-LABELS = ("dataset", "scenario", "method")  # the groups whose options name a run
+from cl_bench.config.nodes import CONF, LABELS
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
@@ -42,8 +40,7 @@ def fill_in(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
     typed = hydra.overrides.task
     changed = backbone.apply(cfg, typed)
     if cfg.get("tuned"):
-        labels = [hydra.runtime.choices[group] for group in LABELS]
-        tuned.apply(cfg, tuned.find_file(cfg, labels), typed)
+        tuned.apply(cfg, tuned.find_file(cfg, labels_of(hydra)), typed)
     return changed
 
 
@@ -73,7 +70,6 @@ def take_hydra(cfg: DictConfig) -> Any:
     return hydra
 
 
-def chosen_options(overrides: Sequence[str]) -> tuple[str, str, str]:
-    """The names of the options that overrides choose of dataset, scenario and method."""
-    choices = composed(*overrides, with_hydra=True).hydra.runtime.choices
-    return choices["dataset"], choices["scenario"], choices["method"]
+def labels_of(hydra: Any) -> list[str]:
+    """The names of the options of dataset, scenario and method, by Hydra's own settings."""
+    return [hydra.runtime.choices[group] for group in LABELS]

@@ -16,6 +16,7 @@ CONF = PACKAGE.parent / "conf"  # in a clone; an installed package has it inside
 CONF = CONF if (CONF / "config.yaml").exists() else PACKAGE / "conf"
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
 GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "method")
+LABELS = ("dataset", "scenario", "method")  # the groups whose options name a run
 OPTIONAL = ("probe", "study")  # groups that a config may lack
 EXTRAS = {  # hydra/launcher=<key> needs pip install -e ".[<value>]"
     "joblib": "joblib",

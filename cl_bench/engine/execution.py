@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.signals import StopSignals
-from cl_bench.config import errors
+from cl_bench.config import errors, nodes
 from cl_bench.config.boundaries import require_tests
 from cl_bench.config.build import (
     build,
@@ -32,7 +32,7 @@ from cl_bench.engine.host import RunHost
 from cl_bench.engine.session import Progress, Session
 from cl_bench.results import figures
 from cl_bench.results.folder import Folder
-from cl_bench.results.record import FORMAT, LABELS, RunRecord, json_value, sha256_of
+from cl_bench.results.record import FORMAT, RunRecord, json_value, sha256_of
 from cl_bench.results.source_code import Code, software_versions
 from cl_bench.results.tracking import Sink
 
@@ -207,7 +207,7 @@ def make_record(
     method, stream, progress = session.method, session.stream, session.progress
     return RunRecord(
         format=FORMAT,
-        labels=dict(zip(LABELS, plan.labels, strict=True)),
+        labels=dict(zip(nodes.LABELS, plan.labels, strict=True)),
         config=plan.resolved,
         hash=plan.hash,
         seed=plan.cfg.seed,

@@ -34,7 +34,7 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
     where it is wrong.
     """
     choices = hydra.runtime.choices
-    labels = [choices[group] for group in compose.LABELS]
+    labels = compose.labels_of(hydra)
     changed = compose.fill_in(cfg, hydra)
     if changed:
         print("as the backbone was trained:", *(f"{key}={value}" for key, value in changed.items()))

@@ -91,16 +91,17 @@ class Folder:
     def restore_status(self, status: dict[str, Any]) -> None:
         """Undo `set_status` of a run that was refused before training.
 
-        An empty `status` means that there was no run before: its config.yaml and metrics.jsonl (of
-        a run that was to go on from another) are removed too, and the folder, with that of its
-        config, unless something else is in it. The lock must be held.
+        An empty `status` means that there was no run before: its config.yaml is removed too, and
+        the folder, with that of its config, unless it has more than a lock and the rows of the run
+        that this one was to go on from. The lock must be held.
         """
         if status:
             files.write_json(self.path / "status.json", status)
             return
-        for name in ("status.json", "config.yaml", "metrics.jsonl"):
+        for name in ("status.json", "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
-        if all(entry.name.startswith("lock") for entry in self.path.iterdir()):
+        left = [entry.name for entry in self.path.iterdir() if entry != self.metrics]
+        if all(name.startswith("lock") for name in left):
             with suppress(OSError):  # the folder of a config has other seeds
                 shutil.rmtree(self.path)
                 self.path.parent.rmdir()

@@ -15,13 +15,13 @@ from annotated_types import Ge, Le, Len
 from cl_bench.base import files
 from cl_bench.base.bounds import Share
 from cl_bench.base.files import DamagedError
+from cl_bench.config.nodes import LABELS
 from cl_bench.config.option_types import type_adapter
 
 if TYPE_CHECKING:  # records are read without PyTorch
     from torch import Tensor
 
 FORMAT = 2  # of record.json; records of another format are refused
-LABELS = ("dataset", "scenario", "method")
 MAX_NESTING = 40  # levels of objects and lists within a record
 Amount = Annotated[float, Ge(0), Le(1e15)]  # seconds, MiB; more is a damaged record
 Total = Annotated[int, Ge(0), Le(10**15)]

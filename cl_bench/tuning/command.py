@@ -13,7 +13,7 @@ from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import DIVERGED, UserError
 from cl_bench.config import tuned
-from cl_bench.config.compose import chosen_options, composed
+from cl_bench.config.compose import composed, labels_of
 from cl_bench.results import source_code
 from cl_bench.tuning.optuna_search import run_optuna
 from cl_bench.tuning.search import Search
@@ -67,5 +67,5 @@ def write_best(search: Search, ranked: list[Trial]) -> Path:
 
 
 def _values_file(search: Search) -> Path:
-    folder = composed(*search.overrides).tuned_dir
-    return tuned.values_file(folder, *chosen_options(search.overrides))
+    cfg = composed(*search.overrides, with_hydra=True)
+    return tuned.values_file(cfg.tuned_dir, *labels_of(cfg.hydra))
