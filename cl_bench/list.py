@@ -28,6 +28,8 @@ HELP = f"""python -m cl_bench.list [group ...]
 List the options of each group, with a line on each; of methods also the scenarios that they can be
 used in and the groups that they use. Without a group, all groups but experiment are listed.
 
+--config-dir FOLDER    a folder of your own options; CL_BENCH_CONFIG_DIR names several at once
+
 Groups: {", ".join(GROUPS)}"""
 
 

@@ -101,10 +101,10 @@ def _with_all_folders() -> None:
 class _Callable(ModuleType):
     """This module, which is also the function `cl_bench.run` (`api.making.run`)."""
 
-    def __call__(self, *overrides: str, **values: Any) -> Run:
+    def __call__(self, *overrides: str, **settings: Any) -> Run:
         from cl_bench.api.making import run
 
-        return run(*overrides, **values)
+        return run(*overrides, **settings)
 
 
 sys.modules[__name__].__class__ = _Callable

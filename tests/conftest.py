@@ -90,6 +90,7 @@ def pytest_collection_finish() -> None:
     """What all tests share is not gone through again by each collection of garbage."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # configs are many small objects, few of them in cycles
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -104,6 +104,13 @@ REFUSED = [
     (("--config-dir=/nope",), "--config-dir /nope: no such folder"),
     (("dataset=null",), "dataset=null: no such dataset; there are arrays, cifar100_split"),
     (("probe=null",), "; for none leave it out"),
+    (("dataset=seqcifar1O",), "no such dataset (did you mean seqcifar10?); there are arrays, cifa"),
+    (("method=nope",), "; options of your own are found by --config-dir <folder> or CL_BENCH_CO"),
+    (("dataset=arrays", "dataset.source.load.each=1"), "is added by +dataset.source.load.each=<v"),
+    (
+        ("dataset=arrays", "dataset.source.load._target_=torch.rand", "dataset.source.load.n=1"),
+        "dataset.source.load.n: no such key (an argument of the class or function is added by +",
+    ),
     (("dataset.source=5",), "dataset.source=5: must be a node with a _target_"),
     (("dataset.transform=null",), "dataset.transform=null: must be a node with a _target_"),
     (("optimizer=adam", "optimizer.betas=[2,3]"), "optimizer.betas=[2, 3]: torch.optim.Adam ref"),

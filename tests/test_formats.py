@@ -82,3 +82,17 @@ def test_runs_of_sources_that_were_changed_since_are_marked(tmp_path: Path) -> N
     assert "made by sources that were changed since (cl_bench.methods.gone)" in found.note
     modules = formats.data_frame([found])["changed since"].fillna("")
     assert list(modules) == ["cl_bench.methods.gone", ""]
+
+
+def test_runs_of_sources_that_are_not_found_are_marked(tmp_path: Path) -> None:
+    """Of a package of the user's, for want of --config-dir: whether it was changed is not known."""
+    write(tmp_path, "er", "a", (0.5, 0.6))
+    for file in tmp_path.rglob("er/a/*/record.json"):
+        change(file, "code", {"sha256": "two", "files": {"no_such_package.method": "2"}})
+    (found,) = tables(gather(read_all(tmp_path)), None)
+    assert [line["method"] for line in lines(found)] == ["er §"]
+    assert "changed since" not in found.note
+    assert "not found here (no_such_package.method)" in found.note and "--config-dir" in found.note
+    frame = formats.data_frame([found])
+    assert list(frame["sources not found"]) == ["no_such_package.method"]
+    assert "changed since" not in frame

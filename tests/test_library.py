@@ -24,6 +24,7 @@ from cl_bench.models import library
 from cl_bench.models.foreign import DropPath, adopt
 from cl_bench.models.head import head_input, head_name, head_of
 from cl_bench.models.layers import Dropout, set_dropout_generator
+from cl_bench.results import source_code
 
 SHAPE = (3, 32, 32)
 HEADS = {  # the last layer's name, of each family of torchvision that has linear heads
@@ -237,12 +238,33 @@ def test_a_network_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         cl_bench.run(*words, "model.head=null")
     with pytest.raises(UserError, match=r"model\.depth: no such key; model has width"):
         cl_bench.run(*words, "+model.depth=3")
+    assert_changes_are_told(run, tmp_path / "my_network.py", *words[1:])
     monkeypatch.delitem(sys.modules, "my_network")
     (tmp_path / "my_network.py").rename(tmp_path / "elsewhere.py")
     with pytest.raises(
         UserError, match=r"code of the run cannot be imported .*my_network.*PYTHONPATH"
     ):
         cl_bench.load(run.folder).network()
+
+
+def assert_changes_are_told(run: cl_bench.Run, file: Path, *words: str) -> None:
+    """A network whose class was changed since is given out, with a warning, and so is its run."""
+    text = file.read_text()
+    file.write_text(text.replace("ReLU", "Tanh"))
+    forget()
+    with pytest.warns(UserWarning, match="my_network changed since the run was made"):
+        cl_bench.load(run.folder).network()
+    with pytest.warns(UserWarning, match=r"made before by other code \(my_network differs\)"):
+        cl_bench.run(*words, "method=osla", config_dir=file.parent / "conf")
+    file.write_text(text)
+    forget()
+    cl_bench.load(run.folder).network()
+
+
+def forget() -> None:
+    """What this process knows of sources, as another one knows nothing."""
+    source_code._read.cache_clear()
+    source_code._contents.clear()
 
 
 def test_a_curvature_that_does_not_fit_is_refused_before_training(
@@ -259,7 +281,7 @@ def test_a_curvature_that_does_not_fit_is_refused_before_training(
     few = ("dataset.tasks=2", "dataset.train_per_task=20", "tracking=none")
     words = (f"--config-dir={tmp_path / 'conf'}", "model=gain", f"output_dir={tmp_path / 'runs'}")
     with pytest.raises(
-        UserError, match=r"no Kronecker factors for layer the network itself: Small"
+        UserError, match=r"network itself: Small .* parameter gain .* use curvature=diag_fisher"
     ):
         cl_bench.run(*words, *few, "method=osla")
     assert not list((tmp_path / "runs").rglob("seed0"))

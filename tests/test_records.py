@@ -271,6 +271,20 @@ def test_what_sweeps_lack_with_the_commands(tmp_path: Path) -> None:
     assert [job.words[1] for job in read_all(tmp_path).lacking] == ["seed=1", "seed=2"]
 
 
+def test_a_sweeps_own_folder_of_options_is_in_its_commands(tmp_path: Path) -> None:
+    """As Hydra wrote it down; whichever the report was given."""
+    sweep = swept(tmp_path / ".sweeps/1", "0/failed.json")
+    content = yaml.safe_load((sweep / "multirun.yaml").read_text())
+    sources = [("conf", "main"), (str(tmp_path / "mine/conf"), "cl_bench"), ("", "schema")]
+    content["hydra"]["runtime"] = {
+        "config_sources": [{"path": path, "provider": by} for path, by in sources]
+    }
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump(content))
+    (job, *_) = read_all(tmp_path).lacking
+    run = f"python -m cl_bench.run --config-dir={tmp_path}/mine/conf method=er seed=0"
+    assert str(job) == f"refused: {run} (no such key)"
+
+
 def test_a_job_that_was_run_alone_is_not_lacking(tmp_path: Path) -> None:
     """As a reader of the report runs it: known by its config and seed."""
     swept(tmp_path / ".sweeps/1", "0/failed.json")

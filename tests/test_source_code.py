@@ -17,7 +17,13 @@ from conftest import composed
 from cl_bench.config.check import check_config
 from cl_bench.config.nodes import targets
 from cl_bench.results import source_code
-from cl_bench.results.source_code import Code, code_of
+from cl_bench.results.source_code import (
+    Code,
+    changed_network_code,
+    changed_since,
+    code_of,
+    not_found,
+)
 
 PARTS = {
     "__init__.py": "",
@@ -93,6 +99,38 @@ def test_an_edit_makes_other_code_and_is_named(mine: Path, file: str, old: str, 
     name = f"mine.{file.removesuffix('.py').replace('/', '.')}"
     assert after.sha256 != before.sha256
     assert after.differences(asdict(before)) == name
+
+
+def test_changed_sources_are_told_from_those_that_are_not_found(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = asdict(code())
+    assert changed_since(recorded) == not_found(recorded) == []
+    edit(mine / "lazy.py", "A = 1", "A = 2")
+    (mine / "deep/leaf.py").unlink()
+    code()
+    assert sorted(changed_since(recorded)) == ["mine.deep.leaf", "mine.lazy"]
+    assert not_found(recorded) == []
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part != str(mine.parent)])
+    source_code.source_file.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+    assert changed_since(recorded) == []
+    assert "mine.lazy" in not_found(recorded)
+
+
+def test_what_computes_logits_is_told_from_the_rest(mine: Path) -> None:
+    """The network's and the transform's classes with what they import, and what changes both."""
+    recorded = asdict(code())
+    recorded["files"]["cl_bench.models.prepare"] = "other"
+    recorded["files"]["cl_bench.engine.execution"] = "other"
+    plain: dict[str, Any] = {"model": {"_target_": "mine.method.Pull"}, "dataset": {}}
+    assert changed_network_code(recorded, plain) == ["cl_bench.models.prepare"]
+    edit(mine / "inner.py", "from . import lazy", "from . import lazy as late")
+    code()
+    assert changed_network_code(recorded, plain) == ["cl_bench.models.prepare", "mine.inner"]
+    plain["model"]["_target_"] = "cl_bench.models.mlp.MLP"
+    assert changed_network_code(recorded, plain) == ["cl_bench.models.prepare"]
 
 
 def test_comments_and_unused_files_make_no_other_code(mine: Path) -> None:

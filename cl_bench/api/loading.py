@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from cl_bench.core.types import Stream
 from cl_bench.results import predictions
 from cl_bench.results.folder import accuracy_table
 from cl_bench.results.record import RunRecord, read_record
+from cl_bench.results.source_code import changed_network_code
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -103,11 +105,16 @@ class Run:
         A method that keeps a network for each task needs `task`, from 0 on. The network of other
         methods is the same for all tasks. `logits` and `predict` take raw pixels instead.
 
+        Warns where the code of the network or the transform was changed since the run was made.
         Raises UserError where the run kept no network (save_network=false).
         """
         name = self._file_of(task)
         if name not in self._networks:
             self._networks = {name: self._loaded(self.folder / name)}  # one at a time
+            changed = changed_network_code(self.record.code, self.record.config)
+            if changed:
+                line = f"{self.folder}: {', '.join(changed)} changed since the run was made"
+                warnings.warn(f"{line}; its network may compute other logits", stacklevel=2)
         return self._networks[name]
 
     @torch.no_grad()

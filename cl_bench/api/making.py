@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from cl_bench.api.loading import Run, load
+from cl_bench.base import files
 from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config import compose, errors
 from cl_bench.config.arguments import checked_arguments
+from cl_bench.config.folders import OPTIONS
 from cl_bench.config.words import typed
 from cl_bench.engine import job
+from cl_bench.engine.resume import other_code_note
 
 
-def run(*overrides: str, **values: Any) -> Run:
+def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **values: Any) -> Run:
     """Make a run unless it is finished, and return it.
 
         run = cl_bench.run("method=er", "dataset=pmnist5k", "optimizer.lr=0.1", seed=1)
 
-    `overrides` are the words of the command line (`--config-dir=conf` may be one of them), and
-    `values` are those whose key has no dot. Folders and results are those of the command: a run
-    that was stopped is continued, and a finished one is loaded, whichever of both made it.
+    `overrides` are the words of the command line, and `values` are those whose key has no dot.
+    `config_dir` is a folder of your own options, as the command's --config-dir; it is known to all
+    later calls of this process. Folders and results are those of the command: a run that was
+    stopped is continued, and a finished one is loaded, whichever of both made it.
 
-    Raises UserError, with the line that the command prints, where a key, a value or the data is
-    wrong. An interrupt writes a checkpoint and raises KeyboardInterrupt.
+    Warns where the finished run was made by other code than the present. An interrupt writes a
+    checkpoint and raises KeyboardInterrupt. Raises UserError, with the line that the command
+    prints, where a key, a value or the data is wrong.
     """
-    words = [*overrides, *(_word(key, value) for key, value in values.items())]
+    own = [] if config_dir is None else [f"{OPTIONS[0]}={files.absolute(config_dir)}"]
+    words = [*own, *overrides, *(_word(key, value) for key, value in values.items())]
     with _refusals_in_a_line(words):
         cfg = compose.composed_by_hydra(*checked_arguments(words), with_hydra=True)
         hydra = compose.take_hydra(cfg)
@@ -37,7 +44,11 @@ def run(*overrides: str, **values: Any) -> Run:
         if cfg.get("study") is not None:
             raise UserError("study: a study is made by python -m cl_bench.run")
         plan = job.make_plan(cfg, hydra)
-        job.find_or_make(plan)
+        record, _ = job.find_or_make(plan)
+        other = other_code_note(plan.code, record.code)
+    if other:
+        line = "force=True or code_changed='repeat' repeats it"
+        warnings.warn(f"{plan.folder.path}: made before{other}; {line}", stacklevel=3)
     return load(plan.folder.path)
 
 

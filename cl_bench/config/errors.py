@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import StopRun, UserError, one_line
-from cl_bench.config import hydra_errors
+from cl_bench.config import folders, hydra_errors
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
@@ -21,7 +23,13 @@ def explain(error: BaseException) -> str | None:
 
 def explain_command(error: BaseException, words: Sequence[str]) -> str | None:
     """`explain`, where `words` of a command line may have set Hydra's own keys."""
-    return hydra_errors.explain_hydra_keys(error, words) or explain(error)
+    line = hydra_errors.explain_hydra_keys(error, words) or explain(error)
+    typed = [word for word in words if word.startswith("output_dir=")]
+    if line is None or not typed or not isinstance(error, OSError) or not error.filename:
+        return line
+    file, folder = Path(error.filename), files.absolute(typed[-1].partition("=")[2])
+    within = folder in (file, *file.parents) or file in folder.parents
+    return f"{visible(typed[-1])}: cannot be written ({line})" if within else line
 
 
 def _line(error: BaseException) -> str | None:
@@ -61,7 +69,18 @@ def _explain_resources(error: BaseException) -> str | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that prints a refusal in one line, without its usage."""
+    """An argument parser that prints a refusal in one line, without its usage.
+
+    Its help has the option of all commands, which is read before (`folders.take_options`).
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument(
+            *folders.OPTIONS,
+            metavar="FOLDER",
+            help=f"a folder of your own options; {folders.VARIABLE} names several at once",
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help lists the options\n")

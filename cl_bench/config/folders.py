@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -34,6 +34,7 @@ from cl_bench.config.nodes import CONF
 ENTRY_POINTS = "cl_bench.conf"
 VARIABLE = "CL_BENCH_CONFIG_DIR"
 OPTIONS = ("--config-dir", "-cd")
+PROVIDER = "cl_bench"  # what Hydra writes down of the folders beside conf/
 
 
 def all_folders() -> tuple[Path, ...]:
@@ -150,9 +151,10 @@ def take_options(words: list[str]) -> list[str]:
     return left
 
 
-def command_words() -> list[str]:
-    """The options that a command needs to find the folders that were given to this one."""
-    return [f"{OPTIONS[0]}={folder}" for folder in _in_environment()]
+def options_for(given: Iterable[Path]) -> list[str]:
+    """The options that a command needs to find these folders; entry points need none."""
+    installed = {_folder_of(entry) for entry in _entry_points()}
+    return [f"{OPTIONS[0]}={folder}" for folder in given if folder not in installed]
 
 
 class _OptionFolders(SearchPathPlugin):
@@ -161,7 +163,7 @@ class _OptionFolders(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append each folder; Hydra calls this before it composes a config."""
         for folder in all_folders()[1:]:
-            search_path.append(provider="cl_bench", path=f"file://{folder}")
+            search_path.append(provider=PROVIDER, path=f"file://{folder}")
 
 
 def register() -> None:

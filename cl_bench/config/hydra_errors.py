@@ -17,6 +17,9 @@ from cl_bench.config import folders
 from cl_bench.config.nodes import CONF, EXTRAS
 
 KEY = re.compile(r"[+~]{0,2}[A-Za-z_$][\w$-]*([./@:][A-Za-z0-9_$][\w$-]*)*", re.ASCII)
+OPTIONS_OF_YOUR_OWN = (
+    f"options of your own are found by {folders.OPTIONS[0]} <folder> or {folders.VARIABLE}"
+)
 GRAMMAR = re.compile(r"Lexer|mismatched|extraneous|no viable|missing|token")  # in ANTLR's errors
 
 
@@ -34,10 +37,21 @@ def explain_key(error: BaseException) -> str | None:
         if missing and not hint:
             near = get_close_matches(str(error.key), keys, n=1, cutoff=0.7)
             hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = hint or _more_arguments(error.full_key, parent)
         owner = _class_of(parent) if missing else ""
         reason = f"no such key{owner}{hint}" if missing else first_line(error)
         return f"{error.full_key}: {reason}{known}"
     return None
+
+
+def _more_arguments(full_key: str, node: Any) -> str:
+    """How an argument is added that the options do not name, to a class that is not ours."""
+    if not isinstance(node, DictConfig):
+        return ""
+    target, is_open = node.get("_target_"), OmegaConf.is_missing(node, "_target_")
+    if not is_open and (target is None or str(target).startswith("cl_bench.")):
+        return ""
+    return f" (an argument of the class or function is added by +{full_key}=<value>)"
 
 
 def _class_of(node: Any) -> str:
@@ -152,7 +166,11 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
     known = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
     where = f"in {part}/ there" if nested and entries else "there"
     written = f"{root}={part}/{name}" if nested else f"{group}={name}"
-    return f"{written}: no such {root if nested else group}; {where} are {', '.join(known)}"
+    near = get_close_matches(name, [entry.rstrip("/") for entry in known], n=1, cutoff=0.7)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    own = f"; {OPTIONS_OF_YOUR_OWN}" if root != "hydra" else ""
+    kind = root if nested else group
+    return f"{written}: no such {kind}{meant}; {where} are {', '.join(known)}{own}"
 
 
 def first_line(error: BaseException) -> str:

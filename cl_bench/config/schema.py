@@ -93,7 +93,7 @@ def check_node(key: str, node: dict[str, Any]) -> None:
     """Raise UserError where a `_target_` does not exist or does not take the node's keys."""
     path = node["_target_"]
     if path == "???":
-        raise UserError(f"{key}._target_: not set; it is the path of a class or a function")
+        raise UserError(f"{key}._target_: not set; it is a class or a function, <module>.<name>")
     if not isinstance(path, str) or not path:
         raise UserError(
             f"{key}._target_={as_yaml(path)}: must be the dotted path of a class or a function"

@@ -196,8 +196,15 @@ def unserved(net: nn.Module) -> str | None:
     for name, layer in layers(net):
         name = name or "the network itself"
         if type(layer) not in SERVED and not _has_copies(layer):
+            key, shape = next(
+                (key, tuple(p.shape))
+                for key, p in layer.named_parameters(recurse=False)
+                if _trained(p) and not _can_be_copied(p)
+            )
             return (
-                f"{name}: {type(layer).__name__} is none of {', '.join(k.__name__ for k in SERVED)}"
+                f"{name}: {type(layer).__name__} is none of "
+                f"{', '.join(k.__name__ for k in SERVED)}, and its parameter {key} {shape} has no "
+                "first dimension of size 1, as in (1, 16, 1, 1), by which each sample gets a copy"
             )
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return f"{name}: a convolution padded by {layer.padding_mode}"
@@ -211,4 +218,8 @@ def unserved(net: nn.Module) -> str | None:
 def _has_copies(module: nn.Module) -> bool:
     """Whether each sample can have a copy of the module's own parameters."""
     own = [p for p in module.parameters(False) if _trained(p)]
-    return all(p.dim() > 1 and p.shape[0] == 1 for p in own)
+    return all(map(_can_be_copied, own))
+
+
+def _can_be_copied(parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1 and parameter.shape[0] == 1

@@ -63,7 +63,9 @@ class Factored(Estimator):
     def check(self, learner: Learner, task: Task) -> None:
         name = unserved(learner.net)
         if name is not None:
-            raise UserError(f"curvature: no Kronecker factors for layer {name}; use diag_fisher")
+            raise UserError(
+                f"curvature: no Kronecker factors for layer {name}; use curvature=diag_fisher"
+            )
         check_hooks(learner, task)
 
     def __call__(self, learner: Learner, task: Task) -> Blocks:

@@ -46,7 +46,8 @@ class TrainingLimit:
         if self.count is not None and self.count > there:
             tail = f" with dataset.imbalance={self.imbalance}" if self.imbalance < 1 else ""
             raise UserError(
-                f"dataset.train_per_task={self.count}: a task has {there} training images{tail}"
+                f"dataset.train_per_task={self.count}: a task has {there} training images{tail}; "
+                f"use {there} or fewer, or null for all"
             )
         return max(round(self.fraction * there), 1) if self.fraction < 1 else self.count
 

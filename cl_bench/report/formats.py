@@ -46,6 +46,7 @@ def _line(table: Table, row: Row) -> dict[str, Any]:
     line |= {"method": row.method, "options": row.options, "n": row.seeds}
     line |= {"different code": row.differing_modules or None}
     line |= {"changed since": row.changed_modules or None}
+    line |= {"sources not found": row.lost_modules or None}
     for quantity in (*METRICS, *COSTS, *table.facts):
         line |= _numbers(quantity.name, row.summary(quantity))
     if table.baseline is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from statistics import mean
+from typing import Any
 
 from cl_bench.config.nodes import Leaves
 from cl_bench.config.parent import KEY as CONTINUE
@@ -23,7 +24,7 @@ from cl_bench.report.quantities import Quantity
 from cl_bench.report.runs import Run, finished_runs, grouped
 from cl_bench.report.statistics import Summary, summary
 from cl_bench.results.records import Records
-from cl_bench.results.source_code import changed_since
+from cl_bench.results.source_code import changed_since, not_found
 
 # rows of one table have these keys in common
 STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "stream.disjoint", "stream.blur")
@@ -98,8 +99,16 @@ class Row:
     @property
     def changed_modules(self) -> str:
         """The modules that made some of its runs and have changed since; empty for none."""
+        return self._modules(changed_since)
+
+    @property
+    def lost_modules(self) -> str:
+        """The modules that made some of its runs and are not found here; empty for none."""
+        return self._modules(not_found)
+
+    def _modules(self, of_code: Callable[[dict[str, Any]], list[str]]) -> str:
         codes = [run.record.get("code") or {} for run in self.runs]
-        return _listed({name for code in codes for name in changed_since(code)})
+        return _listed({name for code in codes for name in of_code(code)})
 
     @property
     def config(self) -> Leaves:
@@ -153,7 +162,7 @@ def _place_rows(place: tuple[str, str, str], runs: list[Run], by: Sequence[str])
     """The rows of a data set, scenario and split: a section for each of its streams."""
     keys = varying_keys([_images(run.config) for run in runs])
     keys = [key for key in keys if key.startswith(STREAM_KEYS) and key not in by]
-    streams = grouped(runs, lambda run: format_overrides(_images(run.config), keys))
+    streams = grouped(runs, lambda run: format_overrides(_chosen(_images(run.config)), keys))
     return [
         row
         for stream in sorted(streams)
@@ -165,6 +174,11 @@ def _images(config: Leaves) -> Leaves:
     """The config with one name for all streams that show the same images in the same order."""
     kind = config.get("stream._target_")
     return config | {"stream._target_": SEQUENTIAL} if kind in CLEAN else config
+
+
+def _chosen(config: Leaves) -> Leaves:
+    """The config without the options of the stream that are not set."""
+    return {k: v for k, v in config.items() if v is not None or not k.startswith("stream.")}
 
 
 def _section_rows(section: Section, runs: list[Run], by: Sequence[str]) -> list[Row]:
@@ -195,7 +209,8 @@ def _averaged(
         groups = [*grouped(family, attrgetter("hash")).values()]
         configs = [alike[0].config for alike in groups]
         going_on = {CONTINUE for config in configs if CONTINUE in config}  # always named
-        keys = sorted({*varying_keys(configs), *shared, *going_on})
+        keys = {*varying_keys(configs), *shared, *going_on}
+        keys = sorted(keys, key=lambda key: (not key.startswith("stream."), key))
         options = [format_overrides(config, keys) for config in configs]
     names = [
         f"{text} [{alike[0].hash}]".strip() if options.count(text) > 1 else text

@@ -13,6 +13,7 @@ from cl_bench.report.statistics import INTERVAL, Summary, paired
 
 MIXED_MARK = "†"  # of a row whose runs were made by different code
 OLD_MARK = "‡"  # of a row whose runs were made by sources that have changed since
+LOST_MARK = "§"  # of a row some of whose sources are not found here
 MIXED_CODE = "its runs were made by different code"
 UPPER_BOUNDS = ("joint",)  # methods that are never marked as the best
 LACKING_TITLE = "What sweeps lack"
@@ -132,7 +133,8 @@ def _acc_columns(table: Table) -> list[Column]:
 
 def _method_cell(row: Row) -> Cell:
     keys = [k for k in row.config if k.startswith("method.") and not k.endswith("_partial_")]
-    mark = f" {OLD_MARK}" if row.changed_modules else ""
+    mark = f" {LOST_MARK}" if row.lost_modules else ""
+    mark = f" {OLD_MARK}" if row.changed_modules else mark
     mark = f" {MIXED_MARK}" if row.differing_modules else mark
     return Cell(row.method + mark, row.method, hint=format_overrides(row.config, keys))
 
@@ -209,7 +211,15 @@ def _code_notes(rows: list[Row]) -> list[str]:
     notes += (
         [f"{OLD_MARK}: made by sources that were changed since ({'; '.join(old)})"] if old else []
     )
-    return [f"{text}; code_changed=repeat repeats them." for text in notes]
+    notes = [f"{text}; code_changed=repeat repeats them." for text in notes]
+    marked = [row for row in rows if not row.differing_modules and not row.changed_modules]
+    lost = sorted({row.lost_modules for row in marked} - {""})
+    if lost:
+        notes.append(
+            f"{LOST_MARK}: sources that are not found here ({'; '.join(lost)}), so whether they "
+            "were changed is not known; --config-dir <folder of your options> finds them."
+        )
+    return notes
 
 
 def _matching(baseline: str | None, rows: list[Row]) -> list[Row]:

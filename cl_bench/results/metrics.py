@@ -43,7 +43,10 @@ class AccuracyMatrix:
 
     @property
     def fwt(self) -> float:
-        """Forward transfer = mean_{j >= 1} (R[j-1, j] - initial[j])."""
+        """Forward transfer = mean_{j >= 1} (R[j-1, j] - initial[j]).
+
+        NaN in class-IL: the classes of task j do not compete before it, and it is not tested.
+        """
         return _mean(self.values.diagonal(1) - self.initial[1:])
 
     @property

@@ -17,14 +17,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cl_bench import __version__
+from cl_bench.config.nodes import target_nodes
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
+# change a network after its class has made it
+PREPARING = ("cl_bench.models.prepare", "cl_bench.models.foreign")
 ENGINE = "cl_bench.engine.execution"  # every run is made by it and what it imports
 NUMERICAL = {"torch", "torchvision", "timm", "numpy"}  # installed packages that change our numbers
 INSTALLED = {"site-packages", "dist-packages"}
@@ -74,7 +78,15 @@ class Code:
 
 def code_of(targets: Iterable[Any]) -> Code:
     """The code of a run whose config has these classes and functions as its `_target_`s."""
-    roots = {ENGINE, *(target.__module__ for target in targets)}
+    files, packages = _with_imports({ENGINE, *(target.__module__ for target in targets)})
+    versions = {top: found for top in sorted(packages) if (found := _version(top)) is not None}
+    files = dict(sorted(files.items()))
+    lines = [f"{name} {value}" for name, value in (*files.items(), *versions.items())]
+    return Code(hashlib.sha256("\n".join(lines).encode()).hexdigest(), files, versions)
+
+
+def _with_imports(roots: set[str]) -> tuple[dict[str, str], set[str]]:
+    """The hashes of these modules and of those that they import, and the packages imported."""
     own = {name.partition(".")[0] for name in roots} - NUMERICAL
     _remember_loaded(own)
     files: dict[str, str] = {}
@@ -89,20 +101,42 @@ def code_of(targets: Iterable[Any]) -> Code:
             left += [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
             tops = {n.partition(".")[0] for n in imported} - own
             packages |= tops & NUMERICAL if top == "cl_bench" else tops
-    versions = {top: found for top in sorted(packages) if (found := _version(top)) is not None}
-    files = dict(sorted(files.items()))
-    lines = [f"{name} {value}" for name, value in (*files.items(), *versions.items())]
-    return Code(hashlib.sha256("\n".join(lines).encode()).hexdigest(), files, versions)
+    return files, packages
 
 
 def changed_since(code: dict[str, Any]) -> list[str]:
-    """The modules in the `code` of a record whose sources have changed or are gone."""
+    """The modules in the `code` of a record whose sources have changed.
+
+    A module that its package no longer has is one of them; those of a package that is not found
+    here are in `not_found`.
+    """
+    lost = {*not_found(code)}
     changed = []
     for name, before in (code.get("files") or {}).items():
         file = source_file(name)
-        if file is None or _read(name, file)[0] != before:
+        if name not in lost and (file is None or _read(name, file)[0] != before):
             changed.append(name)
     return changed
+
+
+def changed_network_code(code: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Those modules of `changed_since` that compute the logits of a recorded run's network."""
+    parts = {"model": config["model"], "transform": config["dataset"].get("transform")}
+    names = [*PREPARING, *(node["_target_"] for _, node in target_nodes(parts, ""))]
+    files, _ = _with_imports({module for name in names if (module := _module_of(name))})
+    return [name for name in changed_since(code) if name in files]
+
+
+def _module_of(name: str) -> str | None:
+    """The module that a dotted name begins with; None where none is found."""
+    while name and source_file(name) is None:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def not_found(code: dict[str, Any]) -> list[str]:
+    """The modules in the `code` of a record whose package, or single file, is not found here."""
+    return [name for name in code.get("files") or {} if _spec(name.partition(".")[0]) is None]
 
 
 def _remember_loaded(packages: set[str]) -> None:
@@ -128,14 +162,19 @@ def _version(top: str) -> str | None:
     return version(found[0]) if found else None
 
 
+def _spec(top: str) -> ModuleSpec | None:
+    """How a package or a single module would be imported; None where it is not found."""
+    try:
+        return find_spec(top)
+    except (ImportError, ValueError):
+        return None
+
+
 @cache
 def source_file(name: str) -> Path | None:
     """The source file of a module, found without importing it; None where there is none."""
     top, *rest = name.split(".")
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):
-        return None
+    spec = _spec(top)
     if spec is None:
         return None
     if not spec.submodule_search_locations:

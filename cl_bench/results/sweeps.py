@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ class Job:
     words: tuple[str, ...]
     state: str  # never started, running, stopped, killed, failed, refused
     reason: str | None = None
+    option_folders: tuple[Path, ...] = ()  # of the sweep's --config-dir
 
     def __str__(self) -> str:
-        options = folders.command_words()
+        options = folders.options_for(self.option_folders)
         command = " ".join([RUN, *map(shlex.quote, [*options, *self.words])])
         why = f" ({self.reason})" if self.reason else ""
         return f"{self.state}: {command}{why}"
@@ -56,10 +57,12 @@ def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) 
     """
     found: dict[tuple[str, ...], Job | None] = {}
     for sweep in sorted(filter(_has_started, sweeps)):
-        for number, words in enumerate(_jobs(sweep)):
+        hydra = _settings(sweep)
+        own = _option_folders(hydra)
+        for number, words in enumerate(_jobs(hydra)):
             key, job = tuple(sorted(words)), _job(sweep / str(number), words, states)
             if key not in found or found[key] is not None:
-                found[key] = job
+                found[key] = job and replace(job, option_folders=own)
     return [job for job in found.values() if job is not None]
 
 
@@ -67,15 +70,31 @@ def _has_started(sweep: Path) -> bool:
     return any(next(sweep.glob(f"*/{name}"), None) for name in (JOB, FAILURE))
 
 
-def _jobs(sweep: Path) -> Iterator[tuple[str, ...]]:
-    """The words of each job; none where the file is damaged, or only Hydra can tell them."""
+def _settings(sweep: Path) -> Any:
+    """Hydra's own settings of a sweep; None where the file is damaged."""
     try:
-        content: Any = yaml.safe_load((sweep / SWEEP).read_text())
-        hydra = content["hydra"]
+        content = yaml.safe_load((sweep / SWEEP).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return content.get("hydra") if isinstance(content, dict) else None
+
+
+def _option_folders(hydra: Any) -> tuple[Path, ...]:
+    """The folders of options beside conf/ that a sweep had."""
+    try:
+        sources = hydra["runtime"]["config_sources"]
+        return tuple(Path(s["path"]) for s in sources if s["provider"] == folders.PROVIDER)
+    except (KeyError, TypeError):
+        return ()
+
+
+def _jobs(hydra: Any) -> Iterator[tuple[str, ...]]:
+    """The words of each job; none where the settings are damaged, or only Hydra can tell them."""
+    try:
         params = [f"{key}={value}" for key, value in (hydra["sweeper"]["params"] or {}).items()]
         parsed = OverridesParser.create().parse_overrides([*params, *hydra["overrides"]["task"]])
         yield from (tuple(words) for words in BasicSweeper.split_arguments(parsed, None)[0])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, HydraException):
+    except HydraException:
         return
     except (KeyError, TypeError, AttributeError, AssertionError, ValueError):
         return  # of another sweeper, or damaged
