@@ -169,18 +169,23 @@ def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the first task batch norm trains; after it neither its statistics nor its weights move."""
-    seen = []
-    monkeypatch.setattr(
-        experiment, "measure", lambda session, *_: seen.append(norms(session.learner.net))
-    )
+    seen, measure = [], experiment.measure
+
+    def looked_at(session: Any, row: int) -> None:
+        seen.append(norms(session.learner.net))
+        measure(session, row)
+
+    monkeypatch.setattr(experiment, "measure", looked_at)
     scenario = "data" if serves(name, "data") else "task"
     frozen = scheduled(epochs=2, batch_norm="frozen")
     options: dict[str, Any] = {"learner": batch_norm, "schedule": frozen}
-    small_run(name, scenario, **options)()
+    whole = small_run(name, scenario, folder=tmp_path / "whole", **options)
+    (tmp_path / "whole").mkdir()
+    whole()
     trains = name != "independent"  # which goes back to its first network at a task's end
     assert seen[0].equal(seen[1]) != trains and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
-    stopped_and_continued(tmp_path, [3, 6, 4], name=name, scenario=scenario, **options)
+    stopped_and_continued(tmp_path, [3, 6, 4], whole, name=name, scenario=scenario, **options)
 
 
 FOLDED = ["finetune", "ewc", "osla", "lwf", "er", "derpp", "gem", "agem"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import composed, names
+from conftest import composed, one_of_each_class
 
 from cl_bench.base import files
 from cl_bench.config.check import check_config
@@ -135,7 +135,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.mark.parametrize("name", names("method"))
+@pytest.mark.parametrize("name", one_of_each_class("emcl_replay"))
 def test_killed_at_every_boundary(name: str, tmp_path: Path, data: Path) -> None:
     plan = planned(name, tmp_path / "straight", data)
     straight, broken = executed(plan), replace(plan, folder=Folder(tmp_path / "broken"))

@@ -16,7 +16,7 @@ from conftest import command, finished
 
 RUNS = ("-m", "method=er", "dataset.tasks=2", "runtime.threads=1", "tracking=none")
 # two runs: the second one still trains, for seconds, when the first one ends
-SWEEP = (*RUNS, "schedule.epochs=1,30")
+SWEEP = (*RUNS, "schedule.epochs=1,20")
 RAY = ("hydra.launcher.ray.init.address=null", "hydra.launcher.ray.remote.num_gpus=0")
 OWN: dict[str, tuple[str, ...]] = {"cores": ("hydra.launcher.n_jobs=2",), "ray_cluster": RAY}
 PLUGIN = {"cores": "joblib", "slurm_local": "submitit", "ray_cluster": "ray"}
@@ -114,7 +114,7 @@ def test_a_preempted_job_is_queued_again(straight: dict[str, Any], tmp_path: Pat
     """SIGUSR2, as SLURM sends it: a checkpoint, a requeue, the record of a straight run."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     where = tmp_path / "outputs"
-    process = command(*RUNS, "schedule.epochs=30", "hydra/launcher=slurm_local", where=where)
+    process = command(*RUNS, "schedule.epochs=20", "hydra/launcher=slurm_local", where=where)
     until(lambda: any(f.stat().st_size for f in where.rglob("metrics.jsonl")), "a first row")
     (worker,) = running(where)
     os.kill(worker, signal.SIGUSR2)

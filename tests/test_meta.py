@@ -490,7 +490,7 @@ def test_a_compiled_walk_is_the_same_walk() -> None:
             rt = machine()
             if compiled:
                 compiles(rt)
-            made, rows = start(rt=rt, hidden=[8, 7]), batch(4, classes=5)
+            made, rows = start(rt=rt, hidden=[8, 7]), batch(2, classes=5)
             if live is not None:
                 made.begin_task(live, torch.tensor([0]), None)
             shrink = torch.linspace(0.5, 1, made.flat.grad.numel(), dtype=torch.float64)

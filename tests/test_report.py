@@ -16,6 +16,7 @@ from cl_bench.report import __main__ as report
 from cl_bench.report import charts, formats
 from cl_bench.report.quantities import ACC
 from cl_bench.report.rows import gather
+from cl_bench.report.runs import left_out
 from cl_bench.report.tables import tables
 from cl_bench.results.records import read_all
 
@@ -203,21 +204,30 @@ DAMAGED = {
 def test_a_damaged_record_is_named_left_out_and_counted(
     kind: str,
     runs: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = runs / "toy/data/er/aaa/seed0/record.json"
     text = file.read_text()
     file.write_text(DAMAGED[kind](text))
     assert file.read_text() != text
+    found = read_all(runs)
+    assert "not in it: 1 damaged" in report.gaps(found)
+    (line,) = left_out(found)
+    assert line.startswith(f"{file}: ")
+    assert [len(row.runs) for row in gather(found)] == [2, 1, 2, 2, 1]
+
+
+def test_the_command_names_what_is_damaged(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "toy/data/er/aaa/seed0/record.json").write_text("null")
     (runs / "toy/data/er/zzz").mkdir()
     (runs / "toy/data/er/zzz/status.json").write_text("{")
     monkeypatch.setattr("sys.argv", ["report", str(runs)])
     report.main()
     out, err = capsys.readouterr()
     assert "not in it: 2 damaged" in out and err.count("\n") == 2
-    assert f"left out: {file}: " in err and f"{runs}/toy/data/er/zzz/status.json: is damaged" in err
-    assert [len(row.runs) for row in gather(read_all(runs))] == [2, 1, 2, 2, 1]
+    assert f"left out: {runs}/toy/data/er/aaa/seed0/record.json: " in err
+    assert f"{runs}/toy/data/er/zzz/status.json: is damaged" in err
 
 
 def test_names_come_from_the_record_and_links_are_followed_once(runs: Path) -> None:
