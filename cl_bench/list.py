@@ -21,7 +21,8 @@ from cl_bench.results.terminal import WIDTH
 
 GROUPS = (
     *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model", "backbone"),
-    *("criterion", "optimizer", "schedule", "probe", "experiment"),
+    *("criterion", "optimizer", "schedule", "stream", "evaluation", "runtime", "tracking"),
+    *("study", "probe", "experiment"),
 )
 HELP = f"""python -m cl_bench.list [group ...]
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from cl_bench import run
 from cl_bench.base.exceptions import UserError
-from cl_bench.config import compose, hydra_errors
+from cl_bench.config import compose, errors, hydra_errors
 from cl_bench.data import source
 
 COMMANDS = commands.commands()
@@ -76,6 +76,20 @@ def test_what_is_accepted_takes_its_first_step(
         assert isfinite(commands.first_step(words, tmp_path)), words
 
 
+def test_an_output_dir_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Where the folder of a sweep cannot be made; no other error is put down to it."""
+    (tmp_path / "file").touch()
+    words = [f"output_dir={tmp_path}/file/outputs"]
+    sweep = tmp_path / "file/outputs/.sweeps/now"
+    with pytest.raises(OSError, match="Not a directory") as caught:
+        sweep.mkdir(parents=True)
+    line = errors.explain_command(caught.value, words)
+    assert line == f"{words[0]}: {caught.value.filename} cannot be written (Not a directory)"
+    for file in (str(tmp_path), f"{tmp_path}/file/outputs/er/record.json", b"file", 3):
+        other = errors.explain_command(PermissionError(13, "Permission denied", file), words)
+        assert other is None or not other.startswith("output_dir")
+
+
 def test_the_config_that_is_shown_is_the_one_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +119,7 @@ REFUSED = [
     (("dataset=null",), "dataset=null: no such dataset; there are arrays, cifar100_split"),
     (("probe=null",), "; for none leave it out"),
     (("dataset=seqcifar1O",), "no such dataset (did you mean seqcifar10?); there are arrays, cifa"),
+    (("experiment=halrp",), "no such experiment (halrp/ is a folder: experiment=halrp/<name>); th"),
     (("method=nope",), "; options of your own are found by --config-dir <folder> or CL_BENCH_CO"),
     (("dataset=arrays", "dataset.source.load.each=1"), "is added by +dataset.source.load.each=<v"),
     (

@@ -257,7 +257,7 @@ def test_what_sweeps_lack_with_the_commands(tmp_path: Path) -> None:
         (tmp_path / f"run{seed}" / file).write_text('{"state": "stopped"}')
     found = read_all(tmp_path)
     lines = [str(job) for job in found.lacking]
-    run = "python -m cl_bench.run method=er"
+    run = f"python -m cl_bench.run output_dir={tmp_path} method=er"
     assert lines == [
         f"stopped: {run} seed=1",
         f"refused: {run} seed=2 (no such key)",
@@ -281,7 +281,8 @@ def test_a_sweeps_own_folder_of_options_is_in_its_commands(tmp_path: Path) -> No
     }
     (sweep / "multirun.yaml").write_text(yaml.safe_dump(content))
     (job, *_) = read_all(tmp_path).lacking
-    run = f"python -m cl_bench.run --config-dir={tmp_path}/mine/conf method=er seed=0"
+    own = f"--config-dir={tmp_path}/mine/conf output_dir={tmp_path}"
+    run = f"python -m cl_bench.run {own} method=er seed=0"
     assert str(job) == f"refused: {run} (no such key)"
 
 

@@ -17,13 +17,8 @@ from conftest import composed
 from cl_bench.config.check import check_config
 from cl_bench.config.nodes import targets
 from cl_bench.results import source_code
-from cl_bench.results.source_code import (
-    Code,
-    changed_network_code,
-    changed_since,
-    code_of,
-    not_found,
-)
+from cl_bench.results.changed_code import changed_network_code, changed_since, not_found
+from cl_bench.results.source_code import Code, code_of
 
 PARTS = {
     "__init__.py": "",
@@ -53,8 +48,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def code(forget: bool = True) -> Code:
     """The code of a run whose method is the package's."""
     if forget:
-        source_code.source_file.cache_clear()
-        source_code._read.cache_clear()
+        source_code._source_file.cache_clear()
+        source_code.read_source.cache_clear()
         source_code._contents.clear()
     return code_of([importlib.import_module("mine.method").Pull])
 
@@ -112,11 +107,21 @@ def test_changed_sources_are_told_from_those_that_are_not_found(
     assert sorted(changed_since(recorded)) == ["mine.deep.leaf", "mine.lazy"]
     assert not_found(recorded) == []
     monkeypatch.setattr(sys, "path", [part for part in sys.path if part != str(mine.parent)])
-    source_code.source_file.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
     assert changed_since(recorded) == []
     assert "mine.lazy" in not_found(recorded)
+    (mine.parent / "elsewhere/mine").mkdir(parents=True)
+    sys.path.append(str(mine.parent / "elsewhere"))
+    assert "mine.lazy" in not_found(recorded), "a folder of that name is not the package"
+    sys.path.append(str(mine.parent))
+    sys.path.remove(str(mine.parent / "elsewhere"))
+    importlib.invalidate_caches()
+    assert not_found(recorded) == [] and changed_since(recorded), "a folder was added since"
+    (mine / "lazy.py").write_text("A = (")
+    source_code.read_source.cache_clear()
+    source_code._contents.clear()
+    assert "mine.lazy" in changed_since(recorded), "it cannot be parsed"
 
 
 def test_what_computes_logits_is_told_from_the_rest(mine: Path) -> None:
@@ -168,7 +173,7 @@ def test_a_module_that_is_loaded_counts_as_it_was_loaded(mine: Path) -> None:
     """A later job of the same process runs what was imported, whatever the file says since."""
     before = code()
     edit(mine / "method.py", "sign = 1", "sign = -1")
-    source_code._read.cache_clear()
+    source_code.read_source.cache_clear()
     assert code(forget=False) == before
     assert code() != before, "another process imports it anew"
 

@@ -19,9 +19,9 @@ from cl_bench.base.files import DamagedError
 from cl_bench.config.build import recorded_network, recorded_stream, recorded_transform
 from cl_bench.core.types import Stream
 from cl_bench.results import predictions
+from cl_bench.results.changed_code import changed_network_code
 from cl_bench.results.folder import accuracy_table
 from cl_bench.results.record import RunRecord, read_record
-from cl_bench.results.source_code import changed_network_code
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -113,7 +113,10 @@ class Run:
             self._networks = {name: self._loaded(self.folder / name)}  # one at a time
             changed = changed_network_code(self.record.code, self.record.config)
             if changed:
-                line = f"{self.folder}: {', '.join(changed)} changed since the run was made"
+                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+                line = (
+                    f"{self.folder}: {', '.join(changed[:3])}{more} changed since the run was made"
+                )
                 warnings.warn(f"{line}; its network may compute other logits", stacklevel=2)
         return self._networks[name]
 

@@ -17,7 +17,6 @@ from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.folders import OPTIONS
 from cl_bench.config.words import typed
 from cl_bench.engine import job
-from cl_bench.engine.resume import other_code_note
 
 
 def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **values: Any) -> Run:
@@ -34,6 +33,8 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **val
     checkpoint and raises KeyboardInterrupt. Raises UserError, with the line that the command
     prints, where a key, a value or the data is wrong.
     """
+    if not isinstance(config_dir, str | os.PathLike | None):
+        raise UserError(f"config_dir={config_dir!r}: must be the path of a folder")
     own = [] if config_dir is None else [f"{OPTIONS[0]}={files.absolute(config_dir)}"]
     words = [*own, *overrides, *(_word(key, value) for key, value in values.items())]
     with _refusals_in_a_line(words):
@@ -44,11 +45,9 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **val
         if cfg.get("study") is not None:
             raise UserError("study: a study is made by python -m cl_bench.run")
         plan = job.make_plan(cfg, hydra)
-        record, _ = job.find_or_make(plan)
-        other = other_code_note(plan.code, record.code)
-    if other:
-        line = "force=True or code_changed='repeat' repeats it"
-        warnings.warn(f"{plan.folder.path}: made before{other}; {line}", stacklevel=3)
+        record, note = job.find_or_make(plan)
+    if note != job.DONE and record.code["sha256"] != plan.code.sha256:
+        warnings.warn(f"{plan.folder.path}: {note}", stacklevel=3)
     return load(plan.folder.path)
 
 

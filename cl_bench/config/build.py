@@ -15,7 +15,7 @@ from torch import nn
 
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config.errors import exception_chain
-from cl_bench.config.folders import VARIABLE, all_folders
+from cl_bench.config.folders import VARIABLE, make_importable
 from cl_bench.config.nodes import resolved, set_everywhere
 from cl_bench.core import runtime
 from cl_bench.core.types import Stream
@@ -89,7 +89,7 @@ def recorded_network(config: dict[str, Any], shape: Sequence[int], num_classes: 
 @contextmanager
 def _recorded_code() -> Iterator[None]:
     """Raise UserError where code of the user's that a run had cannot be imported now."""
-    all_folders()  # whose packages can be imported from then on
+    make_importable()
     try:
         yield
     except (InstantiationException, ImportError) as error:
@@ -97,10 +97,9 @@ def _recorded_code() -> Iterator[None]:
         if not missing:
             raise
         raise UserError(
-            f"code of the run cannot be imported ({one_line(missing[-1], 200)}); code of your own "
-            "must be found as when the run was made: from its folder, by PYTHONPATH, or by "
-            f"{VARIABLE}=<folder of its options>"
-        ) from error
+            f"code of the run cannot be imported ({one_line(missing[-1], 200)}); set PYTHONPATH to "
+            f"the folder that has this code, or {VARIABLE} to the folder of its options"
+        ) from None
 
 
 def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> nn.Module:

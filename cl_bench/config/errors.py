@@ -22,14 +22,22 @@ def explain(error: BaseException) -> str | None:
 
 
 def explain_command(error: BaseException, words: Sequence[str]) -> str | None:
-    """`explain`, where `words` of a command line may have set Hydra's own keys."""
-    line = hydra_errors.explain_hydra_keys(error, words) or explain(error)
+    """`explain`, where `words` of a command line may have set Hydra's own keys, or output_dir."""
+    line = hydra_errors.explain_hydra_keys(error, words)
+    return line or _explain_output_dir(error, words) or explain(error)
+
+
+def _explain_output_dir(error: BaseException, words: Sequence[str]) -> str | None:
+    """A line for an output_dir in which Hydra cannot make the folder of a sweep."""
     typed = [word for word in words if word.startswith("output_dir=")]
-    if line is None or not typed or not isinstance(error, OSError) or not error.filename:
-        return line
-    file, folder = Path(error.filename), files.absolute(typed[-1].partition("=")[2])
-    within = folder in (file, *file.parents) or file in folder.parents
-    return f"{visible(typed[-1])}: cannot be written ({line})" if within else line
+    if not typed or not isinstance(error, OSError) or not isinstance(error.filename, str):
+        return None
+    file, folder = Path(error.filename), files.absolute(typed[-1].partition("=")[2].strip("'\""))
+    of_sweep = file == folder or folder / ".sweeps" in (file, *file.parents)
+    missing = file in folder.parents and not file.exists()  # the first folder that was to be made
+    if not of_sweep and not missing:
+        return None
+    return visible(f"{typed[-1]}: {error.filename} cannot be written ({error.strerror})")
 
 
 def _line(error: BaseException) -> str | None:

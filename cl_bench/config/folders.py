@@ -43,14 +43,18 @@ def all_folders() -> tuple[Path, ...]:
     Raises UserError where a folder is missing, has none of the groups, or has an option of a name
     that another folder has.
     """
-    typed = _in_environment()
-    found = _checked(typed)
-    for folder in map(Path, typed):
+    found = _checked(_in_environment())
+    make_importable()
+    return found
+
+
+def make_importable() -> None:
+    """Put the packages of the folders of `--config-dir` on Python's search path."""
+    for folder in map(Path, _in_environment()):
         inside = (folder.parent / "__init__.py").is_file()
         place = str(folder.parents[1] if inside else folder.parent)
         if place not in sys.path:
             sys.path.append(place)
-    return found
 
 
 def _in_environment() -> tuple[str, ...]:
@@ -153,8 +157,13 @@ def take_options(words: list[str]) -> list[str]:
 
 def options_for(given: Iterable[Path]) -> list[str]:
     """The options that a command needs to find these folders; entry points need none."""
-    installed = {_folder_of(entry) for entry in _entry_points()}
-    return [f"{OPTIONS[0]}={folder}" for folder in given if folder not in installed]
+    return [f"{OPTIONS[0]}={folder}" for folder in given if folder not in _installed()]
+
+
+@cache
+def _installed() -> set[Path]:
+    """The folders of options that entry points name."""
+    return {_folder_of(entry) for entry in _entry_points()}
 
 
 class _OptionFolders(SearchPathPlugin):

@@ -168,6 +168,8 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
     written = f"{root}={part}/{name}" if nested else f"{group}={name}"
     near = get_close_matches(name, [entry.rstrip("/") for entry in known], n=1, cutoff=0.7)
     meant = f" (did you mean {near[0]}?)" if near else ""
+    if f"{name}/" in known:
+        meant = f" ({name}/ is a folder: {group}={name}/<name>)"
     own = f"; {OPTIONS_OF_YOUR_OWN}" if root != "hydra" else ""
     kind = root if nested else group
     return f"{written}: no such {kind}{meant}; {where} are {', '.join(known)}{own}"

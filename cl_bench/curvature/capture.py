@@ -203,8 +203,9 @@ def unserved(net: nn.Module) -> str | None:
             )
             return (
                 f"{name}: {type(layer).__name__} is none of "
-                f"{', '.join(k.__name__ for k in SERVED)}, and its parameter {key} {shape} has no "
-                "first dimension of size 1, as in (1, 16, 1, 1), by which each sample gets a copy"
+                f"{', '.join(k.__name__ for k in SERVED)}, and its parameter {key} has the shape "
+                f"{shape}; each sample can get a copy only of parameters of two or more "
+                "dimensions, the first one of size 1, such as (1, 16, 1, 1)"
             )
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return f"{name}: a convolution padded by {layer.padding_mode}"

@@ -24,6 +24,7 @@ from cl_bench.results.record import RunRecord
 from cl_bench.results.source_code import code_of
 
 Result = TypeVar("Result")
+DONE = "done"  # the note on a run that was made by this command
 
 
 def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
@@ -84,7 +85,7 @@ def _make(plan: Plan) -> tuple[RunRecord, str]:
             return record, _note_on_finished(plan, record)
         if folder.record.exists():  # by other code, and code_changed=repeat
             folder.clear()
-        return run_with_status(plan, train_and_record), "done"
+        return run_with_status(plan, train_and_record), DONE
 
 
 def _require_writable(plan: Plan) -> None:

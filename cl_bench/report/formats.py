@@ -14,7 +14,19 @@ from cl_bench.report.orders import NO_ORDERS, ORDERS_NOTE, OrderSummary
 from cl_bench.report.quantities import COSTS, METRICS
 from cl_bench.report.rows import Row
 from cl_bench.report.statistics import INTERVAL_NOTE, Summary, mean_and_sd
-from cl_bench.report.tables import LACKING_TITLE, MIXED_CODE, NOTE, Cell, Column, Table, columns
+from cl_bench.report.tables import (
+    LACKING_TITLE,
+    LOST_MARK,
+    MIXED_MARK,
+    NOTE,
+    OLD_MARK,
+    Cell,
+    Column,
+    Table,
+    code_mark,
+    code_notes,
+    columns,
+)
 from cl_bench.results.page import markdown_table
 
 ORDERS_TITLE = "Order of the tasks"
@@ -104,8 +116,11 @@ def _marked(found: Cell) -> str:
 
 ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 ESCAPES |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
-ESCAPES |= {"±": r"$\pm$", "†": r"$\dagger$"}
+ESCAPES |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}"}
 ESCAPES |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+LATEX_MARKS = {"": "", MIXED_MARK: r"$^\dagger$", OLD_MARK: r"$^\ddagger$", LOST_MARK: r"$^\S$"}
 
 
 def latex(tables: list[Table], orders: OrderSummary = NO_ORDERS) -> str:
@@ -122,15 +137,13 @@ def latex(tables: list[Table], orders: OrderSummary = NO_ORDERS) -> str:
 def _latex_table(table: Table) -> str:
     heads = {"options": "Options", "n": "$n$"} | {q.name: q.name for q in table.metrics}
     shown = [column for column in columns(table) if column.name in heads]
-    marks = [r"$^\dagger$" if row.differing_modules else "" for row in table.rows]
-    methods = [_latex_text(row.method) + mark for row, mark in zip(table.rows, marks, strict=True)]
+    methods = [_latex_text(row.method) + LATEX_MARKS[code_mark(row)] for row in table.rows]
     lines = zip(methods, *map(_latex_cells, shown), strict=True)
     texts = 1 + sum(column.is_text for column in shown)
     shape = "l" * texts + "r" * (1 + len(shown) - texts)
     caption = rf"{_latex_text(table.section.title)}, in percent: mean $\pm$ standard deviation "
     caption += "over $n$ seeds."
-    mixed = "; ".join(sorted({row.differing_modules for row in table.rows} - {""}))
-    caption += rf" $^\dagger$: {MIXED_CODE} ({_latex_text(mixed)})." if mixed else ""
+    caption += "".join(f" {_latex_text(note)}" for note in code_notes(table.rows))
     return _booktabs(caption, shape, ["Method", *(heads[c.name] for c in shown)], lines)
 
 

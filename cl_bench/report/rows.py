@@ -23,8 +23,8 @@ from cl_bench.report.configs import (
 from cl_bench.report.quantities import Quantity
 from cl_bench.report.runs import Run, finished_runs, grouped
 from cl_bench.report.statistics import Summary, summary
+from cl_bench.results.changed_code import changed_since, not_found
 from cl_bench.results.records import Records
-from cl_bench.results.source_code import changed_since, not_found
 
 # rows of one table have these keys in common
 STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "stream.disjoint", "stream.blur")

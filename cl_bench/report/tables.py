@@ -133,10 +133,20 @@ def _acc_columns(table: Table) -> list[Column]:
 
 def _method_cell(row: Row) -> Cell:
     keys = [k for k in row.config if k.startswith("method.") and not k.endswith("_partial_")]
-    mark = f" {LOST_MARK}" if row.lost_modules else ""
-    mark = f" {OLD_MARK}" if row.changed_modules else mark
-    mark = f" {MIXED_MARK}" if row.differing_modules else mark
-    return Cell(row.method + mark, row.method, hint=format_overrides(row.config, keys))
+    return Cell(
+        f"{row.method} {code_mark(row)}".strip(),
+        row.method,
+        hint=format_overrides(row.config, keys),
+    )
+
+
+def code_mark(row: Row) -> str:
+    """The mark of a row by the code that made it, of several the most serious; empty for none."""
+    if row.differing_modules:
+        return MIXED_MARK
+    if row.changed_modules:
+        return OLD_MARK
+    return LOST_MARK if row.lost_modules else ""
 
 
 def _metric_cells(table: Table, quantity: Quantity) -> list[Cell]:
@@ -200,10 +210,10 @@ def _table(section: Section, rows: list[Row], matches: list[Row]) -> Table:
             f"No differences are shown: --baseline fits several rows; choose one of {names}."
         )
     baseline = matches[0] if len(matches) == 1 else None
-    return Table(section, rows, baseline, published, " ".join([*note, *_code_notes(rows)]))
+    return Table(section, rows, baseline, published, " ".join([*note, *code_notes(rows)]))
 
 
-def _code_notes(rows: list[Row]) -> list[str]:
+def code_notes(rows: list[Row]) -> list[str]:
     """What the marks of a table mean, with the modules."""
     mixed = sorted({row.differing_modules for row in rows} - {""})
     old = sorted({row.changed_modules for row in rows if not row.differing_modules} - {""})
@@ -212,12 +222,12 @@ def _code_notes(rows: list[Row]) -> list[str]:
         [f"{OLD_MARK}: made by sources that were changed since ({'; '.join(old)})"] if old else []
     )
     notes = [f"{text}; code_changed=repeat repeats them." for text in notes]
-    marked = [row for row in rows if not row.differing_modules and not row.changed_modules]
-    lost = sorted({row.lost_modules for row in marked} - {""})
+    lost = sorted({row.lost_modules for row in rows} - {""})
     if lost:
         notes.append(
             f"{LOST_MARK}: sources that are not found here ({'; '.join(lost)}), so whether they "
-            "were changed is not known; --config-dir <folder of your options> finds them."
+            "were changed is not known; --config-dir <folder of your options>, or PYTHONPATH, "
+            "finds them."
         )
     return notes
 

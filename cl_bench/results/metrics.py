@@ -45,7 +45,8 @@ class AccuracyMatrix:
     def fwt(self) -> float:
         """Forward transfer = mean_{j >= 1} (R[j-1, j] - initial[j]).
 
-        NaN in class-IL: the classes of task j do not compete before it, and it is not tested.
+        NaN in class-IL, unless tasks are blurred: the classes of task j do not compete before it,
+        and it is not tested.
         """
         return _mean(self.values.diagonal(1) - self.initial[1:])
 

@@ -24,11 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench import __version__
-from cl_bench.config.nodes import target_nodes
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
-# change a network after its class has made it
-PREPARING = ("cl_bench.models.prepare", "cl_bench.models.foreign")
 ENGINE = "cl_bench.engine.execution"  # every run is made by it and what it imports
 NUMERICAL = {"torch", "torchvision", "timm", "numpy"}  # installed packages that change our numbers
 INSTALLED = {"site-packages", "dist-packages"}
@@ -78,14 +75,14 @@ class Code:
 
 def code_of(targets: Iterable[Any]) -> Code:
     """The code of a run whose config has these classes and functions as its `_target_`s."""
-    files, packages = _with_imports({ENGINE, *(target.__module__ for target in targets)})
+    files, packages = with_imports({ENGINE, *(target.__module__ for target in targets)})
     versions = {top: found for top in sorted(packages) if (found := _version(top)) is not None}
     files = dict(sorted(files.items()))
     lines = [f"{name} {value}" for name, value in (*files.items(), *versions.items())]
     return Code(hashlib.sha256("\n".join(lines).encode()).hexdigest(), files, versions)
 
 
-def _with_imports(roots: set[str]) -> tuple[dict[str, str], set[str]]:
+def with_imports(roots: set[str]) -> tuple[dict[str, str], set[str]]:
     """The hashes of these modules and of those that they import, and the packages imported."""
     own = {name.partition(".")[0] for name in roots} - NUMERICAL
     _remember_loaded(own)
@@ -97,46 +94,11 @@ def _with_imports(roots: set[str]) -> tuple[dict[str, str], set[str]]:
         top = name.partition(".")[0]
         file = None if name in files or name.startswith(NOT_COUNTED) else source_file(name)
         if file is not None and (top in own or not INSTALLED & {*file.parts}):
-            files[name], imported = _read(name, file)
+            files[name], imported = read_source(name, file)
             left += [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
             tops = {n.partition(".")[0] for n in imported} - own
             packages |= tops & NUMERICAL if top == "cl_bench" else tops
     return files, packages
-
-
-def changed_since(code: dict[str, Any]) -> list[str]:
-    """The modules in the `code` of a record whose sources have changed.
-
-    A module that its package no longer has is one of them; those of a package that is not found
-    here are in `not_found`.
-    """
-    lost = {*not_found(code)}
-    changed = []
-    for name, before in (code.get("files") or {}).items():
-        file = source_file(name)
-        if name not in lost and (file is None or _read(name, file)[0] != before):
-            changed.append(name)
-    return changed
-
-
-def changed_network_code(code: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Those modules of `changed_since` that compute the logits of a recorded run's network."""
-    parts = {"model": config["model"], "transform": config["dataset"].get("transform")}
-    names = [*PREPARING, *(node["_target_"] for _, node in target_nodes(parts, ""))]
-    files, _ = _with_imports({module for name in names if (module := _module_of(name))})
-    return [name for name in changed_since(code) if name in files]
-
-
-def _module_of(name: str) -> str | None:
-    """The module that a dotted name begins with; None where none is found."""
-    while name and source_file(name) is None:
-        name = name.rpartition(".")[0]
-    return name or None
-
-
-def not_found(code: dict[str, Any]) -> list[str]:
-    """The modules in the `code` of a record whose package, or single file, is not found here."""
-    return [name for name in code.get("files") or {} if _spec(name.partition(".")[0]) is None]
 
 
 def _remember_loaded(packages: set[str]) -> None:
@@ -162,7 +124,7 @@ def _version(top: str) -> str | None:
     return version(found[0]) if found else None
 
 
-def _spec(top: str) -> ModuleSpec | None:
+def find_top(top: str) -> ModuleSpec | None:
     """How a package or a single module would be imported; None where it is not found."""
     try:
         return find_spec(top)
@@ -170,11 +132,16 @@ def _spec(top: str) -> ModuleSpec | None:
         return None
 
 
-@cache
 def source_file(name: str) -> Path | None:
     """The source file of a module, found without importing it; None where there is none."""
+    return _source_file(name, tuple(sys.path))
+
+
+@cache
+def _source_file(name: str, search_path: tuple[str, ...]) -> Path | None:
+    """`source_file`; the search path grows when a folder of options is added."""
     top, *rest = name.split(".")
-    spec = _spec(top)
+    spec = find_top(top)
     if spec is None:
         return None
     if not spec.submodule_search_locations:
@@ -189,9 +156,13 @@ def source_file(name: str) -> Path | None:
 
 
 @cache
-def _read(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
+def read_source(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
     """The hash of a module's source, and the modules that it may import."""
-    tree = ast.parse(_contents.setdefault(name, file.read_bytes()))
+    text = _contents.setdefault(name, file.read_bytes())
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # a file that is being edited; it cannot be imported
+        return hashlib.sha256(text).hexdigest()[:16], ()
     imported = tuple(_imported(tree, name, file.name == "__init__.py"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

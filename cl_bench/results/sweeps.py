@@ -34,10 +34,14 @@ class Job:
     state: str  # never started, running, stopped, killed, failed, refused
     reason: str | None = None
     option_folders: tuple[Path, ...] = ()  # of the sweep's --config-dir
+    output_dir: Path | None = None  # of the sweep, where it is known
 
     def __str__(self) -> str:
-        options = folders.options_for(self.option_folders)
-        command = " ".join([RUN, *map(shlex.quote, [*options, *self.words])])
+        options, words = folders.options_for(self.option_folders), [*self.words]
+        if self.output_dir is not None:  # the command may be typed in another folder
+            words = [word for word in words if not word.startswith("output_dir=")]
+            options.append(f"output_dir={self.output_dir}")
+        command = " ".join([RUN, *map(shlex.quote, [*options, *words])])
         why = f" ({self.reason})" if self.reason else ""
         return f"{self.state}: {command}{why}"
 
@@ -59,10 +63,12 @@ def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) 
     for sweep in sorted(filter(_has_started, sweeps)):
         hydra = _settings(sweep)
         own = _option_folders(hydra)
+        place = sweep.absolute().parent
+        output_dir = place.parent if place.name == ".sweeps" else None
         for number, words in enumerate(_jobs(hydra)):
             key, job = tuple(sorted(words)), _job(sweep / str(number), words, states)
             if key not in found or found[key] is not None:
-                found[key] = job and replace(job, option_folders=own)
+                found[key] = job and replace(job, option_folders=own, output_dir=output_dir)
     return [job for job in found.values() if job is not None]
 
 
