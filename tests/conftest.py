@@ -32,6 +32,7 @@ from cl_bench.config.nodes import CONF, resolved
 from cl_bench.core.learner import Learner
 from cl_bench.models.fold import fold
 from cl_bench.models.resnet import ResNet18
+from cl_bench.results import source_code
 from cl_bench.testing.small import (
     CPU as CPU,
 )
@@ -219,6 +220,13 @@ def compiler() -> Callable[[Callable[..., Any]], Any]:
     """By the graph that inductor would get, without the wait for it; as if none came before."""
     torch.compiler.reset()
     return lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)
+
+
+def forget_sources() -> None:
+    """What this process knows of source files, as a new one knows nothing."""
+    source_code._source_file.cache_clear()
+    source_code.read_source.cache_clear()
+    source_code._contents.clear()
 
 
 def compiles(rt: Any) -> None:

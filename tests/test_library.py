@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import composed, machine
+from conftest import composed, forget_sources, machine
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -24,7 +24,6 @@ from cl_bench.models import library
 from cl_bench.models.foreign import DropPath, adopt
 from cl_bench.models.head import head_input, head_name, head_of
 from cl_bench.models.layers import Dropout, set_dropout_generator
-from cl_bench.results import source_code
 
 SHAPE = (3, 32, 32)
 HEADS = {  # the last layer's name, of each family of torchvision that has linear heads
@@ -251,20 +250,14 @@ def assert_changes_are_told(run: cl_bench.Run, file: Path, *words: str) -> None:
     """A network whose class was changed since is given out, with a warning, and so is its run."""
     text = file.read_text()
     file.write_text(text.replace("ReLU", "Tanh"))
-    forget()
+    forget_sources()
     with pytest.warns(UserWarning, match="my_network changed since the run was made"):
         cl_bench.load(run.folder).network()
     with pytest.warns(UserWarning, match=r"done before by other code \(my_network differs\)"):
         cl_bench.run(*words, "method=osla", config_dir=file.parent / "conf")
     file.write_text(text)
-    forget()
+    forget_sources()
     cl_bench.load(run.folder).network()
-
-
-def forget() -> None:
-    """What this process knows of sources, as another one knows nothing."""
-    source_code.read_source.cache_clear()
-    source_code._contents.clear()
 
 
 def test_a_curvature_that_does_not_fit_is_refused_before_training(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import composed
+from conftest import composed, forget_sources
 
 from cl_bench.config.check import check_config
 from cl_bench.config.nodes import targets
@@ -48,9 +48,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def code(forget: bool = True) -> Code:
     """The code of a run whose method is the package's."""
     if forget:
-        source_code._source_file.cache_clear()
-        source_code.read_source.cache_clear()
-        source_code._contents.clear()
+        forget_sources()
     return code_of([importlib.import_module("mine.method").Pull])
 
 
@@ -119,8 +117,7 @@ def test_changed_sources_are_told_from_those_that_are_not_found(
     importlib.invalidate_caches()
     assert not_found(recorded) == [] and changed_since(recorded), "a folder was added since"
     (mine / "lazy.py").write_text("A = (")
-    source_code.read_source.cache_clear()
-    source_code._contents.clear()
+    forget_sources()
     assert "mine.lazy" in changed_since(recorded), "it cannot be parsed"
 
 

@@ -22,6 +22,7 @@ from cl_bench.results import predictions
 from cl_bench.results.changed_code import changed_network_code
 from cl_bench.results.folder import accuracy_table
 from cl_bench.results.record import RunRecord, read_record
+from cl_bench.results.source_code import listed
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -113,10 +114,7 @@ class Run:
             self._networks = {name: self._loaded(self.folder / name)}  # one at a time
             changed = changed_network_code(self.record.code, self.record.config)
             if changed:
-                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-                line = (
-                    f"{self.folder}: {', '.join(changed[:3])}{more} changed since the run was made"
-                )
+                line = f"{self.folder}: {listed(changed)} changed since the run was made"
                 warnings.warn(f"{line}; its network may compute other logits", stacklevel=2)
         return self._networks[name]
 

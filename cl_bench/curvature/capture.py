@@ -195,12 +195,9 @@ def unserved(net: nn.Module) -> str | None:
     """Name a layer of a class that has no formula here; None where all have one."""
     for name, layer in layers(net):
         name = name or "the network itself"
-        if type(layer) not in SERVED and not _has_copies(layer):
-            key, shape = next(
-                (key, tuple(p.shape))
-                for key, p in layer.named_parameters(recurse=False)
-                if _trained(p) and not _can_be_copied(p)
-            )
+        uncopied = _without_copies(layer)
+        if type(layer) not in SERVED and uncopied:
+            key, shape = uncopied[0]
             return (
                 f"{name}: {type(layer).__name__} is none of "
                 f"{', '.join(k.__name__ for k in SERVED)}, and its parameter {key} has the shape "
@@ -216,11 +213,7 @@ def unserved(net: nn.Module) -> str | None:
     return None
 
 
-def _has_copies(module: nn.Module) -> bool:
-    """Whether each sample can have a copy of the module's own parameters."""
-    own = [p for p in module.parameters(False) if _trained(p)]
-    return all(map(_can_be_copied, own))
-
-
-def _can_be_copied(parameter: nn.Parameter) -> bool:
-    return parameter.dim() > 1 and parameter.shape[0] == 1
+def _without_copies(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """The module's own parameters of which no sample can have a copy, with their shapes."""
+    own = [(key, p) for key, p in module.named_parameters(recurse=False) if _trained(p)]
+    return [(key, tuple(p.shape)) for key, p in own if p.dim() < 2 or p.shape[0] != 1]

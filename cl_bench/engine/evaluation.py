@@ -19,8 +19,7 @@ class Evaluation:
     """Which tasks are tested, on which images.
 
     when=seen   after each task: the tasks so far and the next one; before training: all but the
-                first. All metrics are defined, but for FWT in class-IL with
-                clean boundaries.
+                first. All metrics are defined, but for FWT in class-IL with clean boundaries.
     when=final  after each task: that task; after the last one: all. ACC, BWT and LA are defined.
     when=last   all tasks after the last one. ACC alone is defined.
     when=all    all tasks after each task, and before training: every entry of the matrix

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from statistics import mean
 from typing import Any
@@ -25,6 +25,7 @@ from cl_bench.report.runs import Run, finished_runs, grouped
 from cl_bench.report.statistics import Summary, summary
 from cl_bench.results.changed_code import changed_since, not_found
 from cl_bench.results.records import Records
+from cl_bench.results.source_code import listed
 
 # rows of one table have these keys in common
 STREAM_KEYS = ("dataset.", "scenario.", "stream.first", "stream.disjoint", "stream.blur")
@@ -40,7 +41,6 @@ HEADLINE_KEYS += ("schedule.epochs", "schedule.batch_size", "model._target_", "o
 HEADLINE_KEYS += ("optimizer.lr", "schedule.patience", "schedule.holdout", "stream._target_")
 HEADLINE_KEYS += ("stream.disjoint", "stream.blur", "stream.boundaries")
 USUAL = {"stream._target_": SEQUENTIAL, "stream.boundaries": True}  # not named where all have it
-MAX_MODULES = 3  # that are named
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Row:
         """The configs of its runs, sorted."""
         return sorted({run.hash for run in self.runs})
 
-    @property
+    @cached_property
     def differing_modules(self) -> str:
         """The modules that differ where its runs were made by different code; else empty."""
         codes = [run.record.get("code") or {} for run in self.runs]
@@ -94,21 +94,21 @@ class Row:
         files = [code.get("files") or {} for code in codes]
         names = {name for hashes in files for name in hashes}
         differing = {n for n in names if len({str(hashes.get(n)) for hashes in files}) > 1}
-        return _listed(differing) or "within a run"
+        return listed(sorted(differing)) or "within a run"
 
-    @property
+    @cached_property
     def changed_modules(self) -> str:
         """The modules that made some of its runs and have changed since; empty for none."""
         return self._modules(changed_since)
 
-    @property
+    @cached_property
     def lost_modules(self) -> str:
         """The modules that made some of its runs and are not found here; empty for none."""
         return self._modules(not_found)
 
     def _modules(self, of_code: Callable[[dict[str, Any]], list[str]]) -> str:
         codes = [run.record.get("code") or {} for run in self.runs]
-        return _listed({name for code in codes for name in of_code(code)})
+        return listed(sorted({name for code in codes for name in of_code(code)}))
 
     @property
     def config(self) -> Leaves:
@@ -135,12 +135,6 @@ class Row:
     def summary(self, quantity: Quantity) -> Summary | None:
         """Over the seeds; None where a run lacks the quantity."""
         return summary([*self.by_seed(quantity).values()])
-
-
-def _listed(modules: set[str]) -> str:
-    names = sorted(modules)
-    more = f" and {len(names) - MAX_MODULES} more" if len(names) > MAX_MODULES else ""
-    return ", ".join(names[:MAX_MODULES]) + more
 
 
 def gather(records: Records, by: Sequence[str] = ()) -> list[Row]:

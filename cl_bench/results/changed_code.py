@@ -50,12 +50,12 @@ def not_found(code: dict[str, Any]) -> list[str]:
 
     A folder that merely has the name of the package, with none of its modules, is not the package.
     """
-    names = list(code.get("files") or {})
-    there = {name.partition(".")[0] for name in names if source_file(name) is not None}
-    return [name for name in names if (top := name.partition(".")[0]) not in there | _found({top})]
+    tops = {name: name.partition(".")[0] for name in code.get("files") or {}}
+    there = {top for name, top in tops.items() if source_file(name) is not None}
+    there |= {top for top in {*tops.values()} - there if _has_file(top)}
+    return [name for name, top in tops.items() if top not in there]
 
 
-def _found(tops: set[str]) -> set[str]:
-    """Those packages and modules that have a file of their own."""
-    specs = {top: find_top(top) for top in tops}
-    return {top for top, spec in specs.items() if spec is not None and spec.origin is not None}
+def _has_file(top: str) -> bool:
+    spec = find_top(top)
+    return spec is not None and spec.origin is not None

@@ -41,7 +41,14 @@ NOT_COUNTED = (  # our modules that check, name, show or store a run, and change
     *(f"cl_bench.results.{name}" for name in ("figures", "folder", "source_code", "terminal")),
     "cl_bench.results.tracking",
 )
+MAX_NAMED = 3  # modules that are named in a text
 _contents: dict[str, bytes] = {}  # the source of each module, as this process first found it
+
+
+def listed(modules: list[str]) -> str:
+    """The first modules as a text, `a, b, c and 4 more`; empty for none."""
+    more = f" and {len(modules) - MAX_NAMED} more" if len(modules) > MAX_NAMED else ""
+    return ", ".join(modules[:MAX_NAMED]) + more
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,7 @@ class Code:
         for mine, theirs in ((self.files, "files"), (self.packages, "packages")):
             known = other.get(theirs) or {}
             names += [n for n in sorted({*mine, *known}) if mine.get(n) != known.get(n)]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return ", ".join(names[:3]) + more if names else "an earlier part of the run"
+        return listed(names) or "an earlier part of the run"
 
     def with_earlier(self, earlier: list[dict[str, Any]]) -> dict[str, Any]:
         """The field `code` of a record, with the codes of a run's earlier parts, oldest first."""
