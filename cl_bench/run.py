@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> float:
             print(f"error: {line}", file=sys.stderr)
         release_frames(error)
         if sweeping:
-            sweep_failures.write_note(line or repr(error), plan and plan.folder.path)
+            sweep_failures.write_note(errors.describe(error), plan and plan.folder.path)
             return float("nan")
         if line is None:
             raise

@@ -352,6 +352,20 @@ def test_other_errors_are_not_explained_away() -> None:
     assert errors.explain(wrapped) is None
 
 
+def test_an_error_of_the_users_code_is_described_with_its_place(tmp_path: Path) -> None:
+    """Not by the last line of what Hydra makes of it; the place is none within a library."""
+    (tmp_path / "mine.py").write_text("import json\n\ndef load():\n    return json.loads('{')\n")
+    node = {"_target_": "mine.load"}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InstantiationException) as caught:
+        patch.syspath_prepend(str(tmp_path))
+        instantiate(node)
+    line = errors.describe(caught.value)
+    assert line.startswith("JSONDecodeError: Expecting property name")
+    assert line.endswith(" (mine.py, line 4)")
+    assert errors.describe(UserError("a\nb")) == r"a\nb"
+    assert errors.describe(KeyError("x")) == "KeyError: 'x'"
+
+
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         (tmp_path / "file").write_text("")

@@ -591,23 +591,37 @@ def test_a_dense_matrix_too_large_is_refused() -> None:
 
 
 class Odd(nn.Module):
-    """One layer used twice, or written over in place."""
+    """One layer used twice, or written over in place; `scale` is a parameter of no layer."""
 
-    def __init__(self, twice: bool) -> None:
+    def __init__(self, twice: bool, *scale: int) -> None:
         super().__init__()
+        self.scale = nn.Parameter(torch.full(scale, 0.7).double()) if scale else 1.0
         self.first, self.head = nn.Linear(8, 8).double(), nn.Linear(8, ref.CLASSES).double()
         self.twice = twice
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x.flatten(1))
-        return self.head(self.first(x) if self.twice else x.relu_())
+        return self.head(self.first(x) if self.twice else (x * self.scale).relu_().view_as(x))
 
 
-def test_a_layer_that_is_used_twice_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("net", "line"),
+    [
+        (Odd(twice=True), "first is used twice"),
+        (Odd(False, 1, 1, 1), "give it as many dimensions"),
+        (Odd(False, 8), "the network: Odd is none of"),
+    ],
+)
+def test_where_hooks_cannot_record_a_network_its_rows_are_used(net: Odd, line: str) -> None:
+    """A diagonal is exact for any network; Kronecker factors need layers that hooks can record."""
     made, task = ref.case("mlp")
-    made = learner(Odd(twice=True), transform=made.transform)
-    with pytest.raises(UserError, match="used twice"):
-        Fisher("exact", None).check(made, task)
+    made = learner(net, transform=made.transform)
+    with pytest.raises(UserError, match=line):
+        KFAC("exact", None, "diagonal").check(made, task)
+    estimate = Fisher("exact", None)
+    estimate.check(made, task)
+    exact = ref.fisher(made, task).diagonal()
+    torch.testing.assert_close(estimate(made, task).values, exact, **CLOSE)
 
 
 def test_an_output_that_is_changed_in_place_is_seen_as_it_was() -> None:

@@ -128,3 +128,7 @@ def test_the_tutorials_function_is_learned(tmp_path: Path, monkeypatch: pytest.M
     again = cl_bench.run(option, "dataset=mystripes", *few)
     assert again.record.stream["sha256"] == run.record.stream["sha256"]
     assert again.record.labels["dataset"] == "mystripes"
+    (tmp_path / "mydata.py").write_text(block.replace("default_rng(0)", "default_rng(17)"))
+    sys.modules.pop("mydata")
+    with pytest.raises(UserError, match="the data set has other images or labels than it had"):
+        cl_bench.load(run.folder).stream  # noqa: B018

@@ -248,7 +248,9 @@ def swept(where: Path, *jobs: str) -> Path:
     return where
 
 
-def test_what_sweeps_lack_with_the_commands(tmp_path: Path) -> None:
+def test_what_sweeps_lack_with_the_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Done, stopped, refused and never started; done in a later sweep is done."""
     sweep = swept(tmp_path / ".sweeps/1", "0/job.json", "1/job.json", "2/failed.json")
     for seed, file in ((0, "record.json"), (1, "status.json")):
@@ -269,6 +271,9 @@ def test_what_sweeps_lack_with_the_commands(tmp_path: Path) -> None:
     (later / "3/failed.json").unlink()
     sweeps.note_folder(later / "3", tmp_path / "run3")
     assert [job.words[1] for job in read_all(tmp_path).lacking] == ["seed=1", "seed=2"]
+    report._print_lacking(read_all(tmp_path).lacking)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f": rm -r {sweep} {later}")
 
 
 def test_a_sweeps_own_folder_of_options_is_in_its_commands(tmp_path: Path) -> None:
@@ -294,7 +299,7 @@ def test_a_job_that_was_run_alone_is_not_lacking(tmp_path: Path) -> None:
     assert name is not None
     write(tmp_path, "er", name, (0.5, 0.6))  # seeds 0 and 1
     found = report.lacking_jobs(read_all(tmp_path))
-    assert [line.split()[-1] for line in found] == ["seed=2", "seed=3"]
+    assert [job.words[-1] for job in found] == ["seed=2", "seed=3"]
 
 
 def test_damaged_and_refused_sweeps_lack_nothing(tmp_path: Path) -> None:

@@ -255,7 +255,11 @@ def test_a_methods_own_numbers_have_columns(tmp_path: Path) -> None:
 
 
 CLEAN = {"stream___target_": "cl_bench.data.stream.sequential"}
-BLURRY = {"stream___target_": "cl_bench.data.boundaries.blurry", "stream__blur": 0.1}
+BLURRY = {
+    "stream___target_": "cl_bench.data.boundaries.blurry",
+    "stream__blur": 0.1,
+    "stream__first": None,  # an option that is not set is not shown
+}
 
 
 def test_streams_of_other_images_stand_apart(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.base.files import DamagedError
+from cl_bench.base.warn import warn_user
 from cl_bench.config.build import recorded_network, recorded_stream, recorded_transform
 from cl_bench.core.types import Stream
 from cl_bench.results import predictions
@@ -44,7 +43,7 @@ def load(folder: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
         raise UserError(f"{folder}: no finished run in this folder (record.json){hint}")
     try:
         return Run(path, read_record(path / "record.json"), data_dir)
-    except DamagedError as error:
+    except files.DamagedError as error:
         raise UserError(str(error)) from None
 
 
@@ -95,10 +94,13 @@ class Run:
 
     @cached_property
     def stream(self) -> Stream:
-        """The tasks with their training and test images, on the CPU; this reads the data set."""
-        chosen = self._data_dir
-        folders = {} if chosen is None else {"data_dir": str(files.absolute(chosen))}
-        return recorded_stream(self.record.config, **folders)
+        """The tasks with their images, on the CPU; UserError where the data set has changed."""
+        own = self._data_dir
+        folders = {} if own is None else {"data_dir": str(files.absolute(own))}
+        stream = recorded_stream(self.record.config, **folders)
+        if stream.description["sha256"] != self._of_stream("sha256"):
+            raise UserError(f"{self.folder}: the data set has other images or labels than it had")
+        return stream
 
     def network(self, task: int | None = None) -> nn.Module:
         """The trained network on the CPU, in evaluation mode: normalised images to logits (B, K).
@@ -112,10 +114,9 @@ class Run:
         name = self._file_of(task)
         if name not in self._networks:
             self._networks = {name: self._loaded(self.folder / name)}  # one at a time
-            changed = changed_network_code(self.record.code, self.record.config)
-            if changed:
+            if changed := changed_network_code(self.record.code, self.record.config):
                 line = f"{self.folder}: {listed(changed)} changed since the run was made"
-                warnings.warn(f"{line}; its network may compute other logits", stacklevel=2)
+                warn_user(f"{line}; its network may compute other logits")
         return self._networks[name]
 
     @torch.no_grad()
@@ -156,7 +157,7 @@ class Run:
                 f"{self.folder}: has no predictions after task {row}; make the run{before} with "
                 f"evaluation.predictions={wanted}"
             ) from None
-        except DamagedError as error:
+        except files.DamagedError as error:
             raise UserError(str(error)) from None
         names = self.class_names
         named = {f"{key}_name": [names[c] for c in found[key]] for key in ("label", "predicted")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from cl_bench.api.loading import Run, load
 from cl_bench.base import files
 from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.base.warn import warn_user
 from cl_bench.config import compose, errors
 from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.folders import OPTIONS
@@ -47,7 +47,7 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **val
         plan = job.make_plan(cfg, hydra)
         record, note = job.find_or_make(plan)
     if note != job.DONE and record.code["sha256"] != plan.code.sha256:
-        warnings.warn(f"{plan.folder.path}: {note}", stacklevel=3)
+        warn_user(f"{plan.folder.path}: {note}")
     return load(plan.folder.path)
 
 

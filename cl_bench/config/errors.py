@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +14,7 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import StopRun, UserError, one_line
 from cl_bench.config import folders, hydra_errors
 
+LIBRARIES = {"torch", "torchvision", "numpy", "pandas", "PIL", "hydra", "omegaconf", "timm"}
 NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
@@ -19,6 +22,26 @@ def explain(error: BaseException) -> str | None:
     """One line for an error that the user, the disk or the memory caused; None for another one."""
     line = _line(error)
     return None if line is None else visible(line)
+
+
+def describe(error: BaseException) -> str:
+    """One line for any error: `explain`'s, else `ValueError: no such column (mydata.py, line 9)`.
+
+    The place is the last one outside PyTorch and the other libraries; of an error that Hydra
+    raised because of another one, the other one is described.
+    """
+    line = explain(error)
+    if line is not None:
+        return line
+    while _is_wrapper(error) and error.__cause__ is not None:
+        error = error.__cause__
+    foreign = {*LIBRARIES, *sys.stdlib_module_names}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
+    places = traceback.extract_tb(error.__traceback__)
+    own = [p for p, m in zip(places, modules, strict=True) if m.partition(".")[0] not in foreign]
+    where = "".join(f" ({Path(p.filename).name}, line {p.lineno})" for p in (own or places)[-1:])
+    return visible(f"{type(error).__name__}: {one_line(error, 400)}{where}")
 
 
 def explain_command(error: BaseException, words: Sequence[str]) -> str | None:

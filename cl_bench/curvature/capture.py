@@ -31,7 +31,9 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
 
 SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
-IN_PLACE = "_changes_outputs_in_place"  # attribute of a network that is noted to do so
+# attributes of a network that is noted to do so
+IN_PLACE = "_changes_outputs_in_place"
+UNRECORDED = "_has_layers_that_hooks_cannot_record"
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
 
 
@@ -142,7 +144,10 @@ def _once(sites: list[Site]) -> None:
     names = [(site.name, site.parameter) for site in sites]
     for site in sites:
         if names.count((site.name, site.parameter)) > 1:
-            raise UserError(f"curvature: layer {site.name} is used twice in one forward pass")
+            raise UserError(
+                f"curvature: layer {site.name} is used twice in one forward pass; use "
+                "curvature=diag_fisher"
+            )
         versions = site.input._version, site.output._version
         if site.parameter is None and versions != site.versions:
             raise UserError(
@@ -168,18 +173,19 @@ def check_hooks(learner: Learner, task: Task) -> None:
                 if again:
                     raise
                 setattr(learner.net, IN_PLACE, True)
-            except RuntimeError as error:
-                if "size of tensor" not in str(error):  # as for shapes that cannot be broadcast
+            except Exception as error:  # whatever the network raises for copies of this shape
+                if all(type(layer) in SERVED for _, layer in layers(learner.net)):
                     raise
                 raise UserError(
                     "curvature: a parameter that belongs to no layer cannot be given to each "
                     f"sample as a copy ({one_line(error)}); give it as many dimensions as the "
-                    "activations that it meets, the first one of size 1, such as (1, 16, 1, 1)"
+                    "activations that it meets, the first one of size 1, such as (1, 16, 1, 1), or "
+                    "use curvature=diag_fisher"
                 ) from error
     if not torch.allclose(plain, found, rtol=1e-4, atol=1e-5):
         raise UserError(
             "curvature: a parameter of the network cannot be given to each sample as a copy; use "
-            "linear layers, convolutions and normalisations"
+            "linear layers, convolutions and normalisations, or curvature=diag_fisher"
         )
 
 
@@ -191,10 +197,15 @@ def coupled(net: nn.Module) -> str | None:
     return None
 
 
+def recordable(net: nn.Module) -> bool:
+    """Whether every layer has a formula here, and hooks can record what it reads and writes."""
+    return unserved(net) is None and not getattr(net, UNRECORDED, False)
+
+
 def unserved(net: nn.Module) -> str | None:
     """Name a layer of a class that has no formula here; None where all have one."""
     for name, layer in layers(net):
-        name = name or "the network itself"
+        name = f"layer {name}" if name else "the network"
         uncopied = _without_copies(layer)
         if type(layer) not in SERVED and uncopied:
             key, shape = uncopied[0]

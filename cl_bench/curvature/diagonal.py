@@ -24,7 +24,14 @@ from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.backward import chunk, visits
 from cl_bench.curvature.base import Estimator, fork, subset
-from cl_bench.curvature.capture import FLOATS, check_hooks, coupled, unserved
+from cl_bench.curvature.capture import (
+    FLOATS,
+    UNRECORDED,
+    check_hooks,
+    coupled,
+    recordable,
+    unserved,
+)
 from cl_bench.curvature.elementwise import elementwise
 from cl_bench.curvature.roots import Labels, RootFn, output_hessian_factor
 
@@ -75,7 +82,11 @@ class Identity(Estimator):
 
 
 class PerSample(Estimator):
-    """An estimator from per-sample gradients: by formulas for layers, or by Jacobian rows."""
+    """An estimator from per-sample gradients.
+
+    They are computed by formulas for layers, or where these do not serve (a layer of another class,
+    or one that is used twice in a forward pass), many times slower, as rows of the Jacobian.
+    """
 
     def check(self, learner: Learner, task: Task) -> None:
         name = coupled(learner.net)
@@ -85,7 +96,10 @@ class PerSample(Estimator):
                 "there is no gradient of one sample"
             )
         if unserved(learner.net) is None:
-            check_hooks(learner, task)
+            try:
+                check_hooks(learner, task)
+            except UserError:
+                setattr(learner.net, UNRECORDED, True)
 
 
 class Fisher(PerSample):
@@ -155,7 +169,7 @@ def mean_of(
 ) -> Diagonal:
     """The mean over samples of sum_r power(J' root_r): by layers, or by rows for any network."""
     total = torch.zeros_like(learner.flat.grad)
-    if unserved(learner.net) is None:
+    if recordable(learner.net):
         views = learner.flat.views(total)
         for site, s in visits(learner, task, roots):
             for name, value in elementwise(site, s, power):

@@ -64,7 +64,7 @@ class Factored(Estimator):
         name = unserved(learner.net)
         if name is not None:
             raise UserError(
-                f"curvature: no Kronecker factors for layer {name}; use curvature=diag_fisher"
+                f"curvature: no Kronecker factors for {name}; use curvature=diag_fisher"
             )
         check_hooks(learner, task)
 

@@ -147,10 +147,13 @@ def run_with_status(plan: Plan, work: Callable[[Plan], Result]) -> Result:
                 folder.restore_status(before)
                 raise
             line = errors.explain(error)
-            folder.try_set_status("failed", line or traceback.format_exc())
             if line is None:
-                print(f"{plan.title} failed: {error!r} ({folder.path})", file=sys.stderr)
-            elif errors.is_storage(error):
+                told, trace = errors.describe(error), traceback.format_exc()
+                folder.try_set_status("failed", told, traceback=trace)
+                print(f"{plan.title} failed: {told} ({folder.path})", file=sys.stderr)
+                raise
+            folder.try_set_status("failed", line)
+            if errors.is_storage(error):
                 raise UserError(f"{line}; {folder.recovery_note()}") from error
             raise
         if folder.status().get("state") != "done":

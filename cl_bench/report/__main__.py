@@ -21,6 +21,7 @@ from cl_bench.report.rows import Row, gather
 from cl_bench.report.runs import finished_runs, left_out
 from cl_bench.report.tables import tables
 from cl_bench.results.records import Records, read_folders
+from cl_bench.results.sweeps import Job
 
 MAX_FAILURES = 10  # failed runs that are named at the end
 MAX_LACKING = 20  # jobs of sweeps that are printed
@@ -87,6 +88,7 @@ def write_report(
     """
     records, names = read_folders(roots), ", ".join(map(str, roots))
     rows, jobs = gather(records, by), lacking_jobs(records) if records.sweeps else []
+    lacking = [str(job) for job in jobs]
     if not rows:
         _print_lacking(jobs)
         raise UserError(f"{names}: no finished run (record.json) below this folder{gaps(records)}")
@@ -95,8 +97,8 @@ def write_report(
     print(formats.plain_text(made, orders))
     title = visible(", ".join(root.resolve().name for root in roots))
     texts = {
-        "html": html(made, orders, f"cl_bench: {title}", lines, visible(jobs)),
-        "md": formats.markdown(made, orders, lines, visible(jobs)),
+        "html": html(made, orders, f"cl_bench: {title}", lines, visible(lacking)),
+        "md": formats.markdown(made, orders, lines, visible(lacking)),
         "csv": formats.csv_text(formats.data_frame(made)),
         "tex": formats.latex(made, orders),
     }
@@ -112,13 +114,13 @@ def write_report(
     return rows
 
 
-def lacking_jobs(records: Records) -> list[str]:
-    """A line for each job of a sweep without a result, also none of a run that was made alone."""
+def lacking_jobs(records: Records) -> list[Job]:
+    """The jobs of sweeps without a result, also none of a run that was made alone."""
     from cl_bench.report.commands import hash_of, overrides_of  # slow to import
 
     finished = {(record["hash"], record["seed"]) for _, record in records.runs}
     hashes: dict[str, str | None] = {}
-    lines = []
+    jobs = []
     for job in records.lacking:
         command = shlex.join(job.words)
         seed = next((word[5:] for word in job.words if word.startswith("seed=")), "0")
@@ -127,18 +129,21 @@ def lacking_jobs(records: Records) -> list[str]:
         if finished and key not in hashes:
             hashes[key] = hash_of(overrides)
         if (hashes.get(key), int(seed) if seed.isdecimal() else None) not in finished:
-            lines.append(str(job))
-    return lines
+            jobs.append(job)
+    return jobs
 
 
-def _print_lacking(jobs: list[str]) -> None:
-    """Print what sweeps lack: the first jobs, each with its command."""
-    if jobs:
-        print(f"sweeps lack {len(jobs)} run{'s' * (len(jobs) > 1)}:", file=sys.stderr)
-    for line in visible(jobs[:MAX_LACKING]):
-        print(f"  {line}", file=sys.stderr)
+def _print_lacking(jobs: list[Job]) -> None:
+    """Print what sweeps lack: the first jobs, each with its command, and how to drop them."""
+    if not jobs:
+        return
+    lines = [f"sweeps lack {len(jobs)} run{'s' * (len(jobs) > 1)}:"]
+    lines += [f"  {job}" for job in jobs[:MAX_LACKING]]
     if len(jobs) > MAX_LACKING:
-        print(f"  and {len(jobs) - MAX_LACKING} more, in the files", file=sys.stderr)
+        lines.append(f"  and {len(jobs) - MAX_LACKING} more, in the files")
+    sweeps = sorted({str(sweep) for job in jobs for sweep in job.sweeps})
+    lines.append(f"not wanted? delete the sweep's own folder: rm -r {shlex.join(sweeps)}")
+    print("\n".join(visible(lines)), file=sys.stderr)
 
 
 def _write_files(out: Path, texts: dict[str, str]) -> None:

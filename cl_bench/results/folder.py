@@ -77,16 +77,16 @@ class Folder:
             return {}
 
     def set_status(self, state: str, error: str | None = None, **more: Any) -> None:
-        """Write status.json; `state` is running, stopped, failed (with `error`) or done."""
+        """Write status.json; `state` is running, stopped, failed (with `error`, a line) or done."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         process = {"host": socket.gethostname(), "pid": os.getpid()}
         content = {"state": state, "time": now, **process, "error": error, **more}
         files.write_json(self.path / "status.json", content)
 
-    def try_set_status(self, state: str, error: str | None = None) -> None:
+    def try_set_status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Write status.json, unless the disk fails: a full disk may be the error to report."""
         with suppress(OSError):
-            self.set_status(state, error)
+            self.set_status(state, error, **more)
 
     def restore_status(self, status: dict[str, Any]) -> None:
         """Undo `set_status` of a run that was refused before training.

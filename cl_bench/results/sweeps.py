@@ -35,6 +35,7 @@ class Job:
     reason: str | None = None
     option_folders: tuple[Path, ...] = ()  # of the sweep's --config-dir
     output_dir: Path | None = None  # of the sweep, where it is known
+    sweeps: tuple[Path, ...] = ()  # the folders of the sweeps that have it
 
     def __str__(self) -> str:
         options, words = folders.options_for(self.option_folders), [*self.words]
@@ -59,16 +60,20 @@ def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) 
     record by its folder. A job that any sweep has finished is left out, and so is a sweep of which
     no job was started: its command may have been refused.
     """
-    found: dict[tuple[str, ...], Job | None] = {}
+    found: dict[tuple[Any, ...], Job | None] = {}
     for sweep in sorted(filter(_has_started, sweeps)):
         hydra = _settings(sweep)
         own = _option_folders(hydra)
         place = sweep.absolute().parent
         output_dir = place.parent if place.name == ".sweeps" else None
         for number, words in enumerate(_jobs(hydra)):
-            key, job = tuple(sorted(words)), _job(sweep / str(number), words, states)
-            if key not in found or found[key] is not None:
-                found[key] = job and replace(job, option_folders=own, output_dir=output_dir)
+            key, job = (own, *sorted(words)), _job(sweep / str(number), words, states)
+            earlier = found.get(key)
+            if key not in found or earlier is not None:
+                folders_so_far = (*(earlier.sweeps if earlier else ()), sweep)
+                found[key] = job and replace(
+                    job, option_folders=own, output_dir=output_dir, sweeps=folders_so_far
+                )
     return [job for job in found.values() if job is not None]
 
 
