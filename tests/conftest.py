@@ -29,10 +29,11 @@ from cl_bench.config import backbone, compose
 from cl_bench.config.boundaries import method_class
 from cl_bench.config.build import build
 from cl_bench.config.nodes import CONF, resolved
+from cl_bench.core import runtime
 from cl_bench.core.learner import Learner
 from cl_bench.models.fold import fold
 from cl_bench.models.resnet import ResNet18
-from cl_bench.results import source_code
+from cl_bench.results import figures, source_code
 from cl_bench.testing.small import (
     CPU as CPU,
 )
@@ -62,6 +63,8 @@ from cl_bench.testing.small import (
 )
 
 ROOT = Path(__file__).parents[1]
+SLOW = (f"--config-dir={ROOT / 'tests/conf'}", "method=slow_er")  # for runs to interrupt
+DRAWN = {"draw_run": figures.draw_run, "draw_confusions": figures.draw_confusions}
 DEVICES = [
     "cpu",
     pytest.param(
@@ -98,6 +101,23 @@ def pytest_collection_finish() -> None:
 def no_power_loss() -> None:
     """A killed process loses nothing that it has written: no test waits for the disk."""
     os.fsync = lambda _: None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_runs() -> None:
+    """Runs in this process draw no pictures, and leave the memory of the one before it: half a run.
+
+    `pictures` draws them; commands, which are other processes, do both.
+    """
+    figures.draw_run = lambda *_: {}
+    figures.draw_confusions = lambda *_: {}
+    runtime._reset_memory_counters = lambda _: None
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, drawn in DRAWN.items():
+        monkeypatch.setattr(figures, name, drawn)
 
 
 @pytest.fixture(autouse=True)
@@ -194,9 +214,12 @@ def names(group: str) -> list[str]:
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
+class_of = cache(method_class)  # of an option of the group `method`
+
+
 def one_of_each_class(*others: str) -> list[str]:
     """The first option of each class of methods, and `others`, sorted."""
-    classes = {method_class(name): name for name in reversed(names("method"))}
+    classes = {class_of(name): name for name in reversed(names("method"))}
     return sorted({*classes.values(), *others})
 
 
@@ -238,6 +261,7 @@ def command(*overrides: str, where: Path, **environment: str) -> Command:
     offline = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     cache = str(where.parent / "cache")
     here = {"NETRC": os.devnull, "OMP_NUM_THREADS": "1", "CL_BENCH_DATA": cache}
+    here["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     words = ["cl_bench.run", *overrides, f"output_dir={where}"]
     return Command(words, ROOT, {**offline, **here, **environment})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from cl_bench.results.record import FORMAT
 from cl_bench.results.records import read_all
 from cl_bench.results.source_code import code_of
 
-LEARNER = code_of([]).files["cl_bench.core.learner"]  # so that the records are of now
+
+@cache
+def learner() -> str:
+    """The hash of a module, so that the records are of now."""
+    return code_of([]).files["cl_bench.core.learner"]
 
 
 def write(
@@ -32,7 +37,7 @@ def write(
         record = {
             "format": FORMAT,
             "labels": {"dataset": dataset, "scenario": scenario, "method": method},
-            "code": {"sha256": "one", "files": {"cl_bench.core.learner": LEARNER}},
+            "code": {"sha256": "one", "files": {"cl_bench.core.learner": learner()}},
             "initial": [0.1, 0.1],
             "parameters": 1,
             "theta_sha256": "",

@@ -200,6 +200,7 @@ def test_an_interrupt_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert next(steps) == 60, "31 steps before the interrupt, and the other 29 after it"
 
 
+@pytest.mark.usefixtures("pictures")
 def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     options = ("scenario=class", *CLASS_SPLIT, "evaluation.predictions=each")
     run = made(tmp_path / "runs", "method=er", *options)

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES, blobs, composed, method_for, names
+from conftest import DEVICES, blobs, class_of, composed, method_for, names
 from torch import Generator
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import boundaries
-from cl_bench.config.boundaries import method_class
 from cl_bench.config.check import check_config
 from cl_bench.core.types import Stream, Task
 from cl_bench.data.boundaries import blurry, online
@@ -24,7 +23,7 @@ from cl_bench.engine.evaluation import Evaluation
 from cl_bench.testing import contract
 from cl_bench.testing.small_run import SmallRun, batch_norm, perceptron, scheduled
 
-TASK_FREE = [name for name in names("method") if name != "joint" and method_class(name).task_free]
+TASK_FREE = [name for name in names("method") if name != "joint" and class_of(name).task_free]
 EVERY_20 = Evaluation("seen", "test", 0.1, False, every=20, batch_size=7)
 
 
@@ -253,6 +252,7 @@ def test_what_does_not_go_together(overrides: list[str], line: str) -> None:
     assert line in str(caught.value)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_blurred_run_from_python(tmp_path: Path) -> None:
     """The signature of i-Blurry on the bundled digits: record, table, metrics."""
     options = "method=er", "dataset=seqmnist5k", "scenario=class", "dataset.train_per_task=100"

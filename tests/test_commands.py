@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from functools import cache
 from math import isfinite
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config import compose, errors, hydra_errors
 from cl_bench.data import source
 
-COMMANDS = commands.commands()
-CHUNK = 12  # commands a test: enough tests to share among processes
+PARTS = 26  # enough tests to share among processes
+
+
+@cache
+def all_commands() -> list[tuple[str, ...]]:
+    return commands.commands()
 
 
 def test_there_are_enough_and_they_are_the_same_each_time() -> None:
-    assert len(COMMANDS) >= 300 and commands.commands() == COMMANDS
+    assert len(all_commands()) >= 300 and commands.commands() == all_commands()
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +43,10 @@ def no_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(source, "load_cached", read)
 
 
-@pytest.mark.parametrize("start", range(0, len(COMMANDS), CHUNK))
-def test_each_is_refused_in_one_line_or_accepted(start: int) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_each_is_refused_in_one_line_or_accepted(part: int) -> None:
     """`said` raises what no line explains."""
-    for words in COMMANDS[start : start + CHUNK]:
+    for words in all_commands()[part::PARTS]:
         line = commands.said(words)
         if line is not None:
             assert "\n" not in line and 10 < len(line) < 500, (words, line)
@@ -57,12 +62,10 @@ def _names(words: tuple[str, ...]) -> set[str]:
     return keys - {""} | groups | parts | ({"no key", "empty"} if not groups else set())
 
 
-ACCEPTED = [  # of the bundled digits; the others need data
-    words
-    for words in COMMANDS
-    if not {"dataset", "study", "experiment"} & {word.partition("=")[0] for word in words}
-    and not any(word.endswith("compile=true") for word in words)
-]
+def _of_the_bundled_digits(words: tuple[str, ...]) -> bool:
+    keys = {word.partition("=")[0] for word in words}
+    compiled = any(word.endswith("compile=true") for word in words)
+    return not {"dataset", "study", "experiment"} & keys and not compiled
 
 
 def test_what_is_accepted_takes_its_first_step(
@@ -70,7 +73,8 @@ def test_what_is_accepted_takes_its_first_step(
 ) -> None:
     """Every fourth of them; `python tests/commands.py --run` runs all, as processes."""
     monkeypatch.chdir(tmp_path)  # some name a folder by a relative path
-    accepted = [words for words in ACCEPTED if commands.said(words) is None]
+    known = filter(_of_the_bundled_digits, all_commands())  # the others need data
+    accepted = [words for words in known if commands.said(words) is None]
     assert len(accepted) > 20
     for words in accepted[::4]:
         assert isfinite(commands.first_step(words, tmp_path)), words

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import method_for, one_of_each_class
+from conftest import class_of, method_for, one_of_each_class
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.boundaries import method_class
 from cl_bench.data.stream import sequential
 from cl_bench.engine import checkpoint
 from cl_bench.engine.going_on import grown
@@ -36,7 +35,7 @@ TINY = (
 
 
 def on_the_toy(name: str, **options: Any) -> SmallRun:
-    scenario = "class" if "class" in method_class(name).scenarios else "task"
+    scenario = "class" if "class" in class_of(name).scenarios else "task"
     overrides = ["method.growth=null"] if name == "halrp" else []  # its heads alone are too large
     return SmallRun(lambda learner: method_for(name, learner, *overrides), scenario, **options)
 

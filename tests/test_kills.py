@@ -15,11 +15,9 @@ from cl_bench.base import files
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.config.nodes import targets
-from cl_bench.core import runtime
 from cl_bench.engine import checkpoint, execution, experiment
 from cl_bench.engine.execution import Plan
 from cl_bench.engine.host import RunHost
-from cl_bench.results import figures
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import code_of
 
@@ -27,7 +25,10 @@ TASKS = 2
 SMALL = ("tracking=none", "dataset.tasks=2", "dataset.train_per_task=24", "runtime.threads=1")
 SMALL += ("model.hidden=[12]", "model.pretrained=null", "evaluation.batch_size=500")
 SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
-QUICK = {"halrp": ("method.growth=null",)}  # the perceptron is small
+QUICK = {
+    "halrp": ("method.growth=null",),  # the perceptron is small
+    "mer": ("method.batches=2", "method.replay=3"),
+}
 
 
 ONLY_TASK = ("apd", "halrp", "independent")
@@ -121,13 +122,6 @@ BOUNDARIES = (
     AT_THE_END,
     while_the_record_is_written,
 )
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the pictures of a run nor the memory of the one before it matter here."""
-    monkeypatch.setattr(figures, "draw_run", lambda *_: {})
-    monkeypatch.setattr(runtime, "_reset_memory_counters", lambda device: None)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, command, finished
-from test_kills import Killed, after_checkpoint, data, planned, proved, without_pictures
+from conftest import DRAWN, ROOT, command, finished
+from test_kills import Killed, after_checkpoint, data, planned, proved
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import StopRun, UserError
@@ -26,11 +26,11 @@ from cl_bench.config.name import config_hash
 from cl_bench.core import runtime
 from cl_bench.engine import checkpoint, execution, job
 from cl_bench.engine.execution import Plan
-from cl_bench.results import folder
+from cl_bench.results import figures, folder
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import Code
 
-__all__ = ["data", "without_pictures"]  # fixtures
+__all__ = ["data"]  # fixtures
 
 
 @pytest.fixture
@@ -289,8 +289,8 @@ def test_where_writing_fails_the_file_is_named(
     name: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the disk itself: a limit on the size of a file."""
-    if name == "accuracy.png":
-        monkeypatch.undo()  # of the fixture that leaves them out
+    for function, drawn in DRAWN.items():
+        monkeypatch.setattr(figures, function, drawn)
     half_done(plan)
     write = files.replacing
 

@@ -19,7 +19,7 @@ from conftest import (
     method_for,
     resnet,
 )
-from test_kills import SMALL, data, proved, without_pictures
+from test_kills import SMALL, data, proved
 from torch import Tensor, nn
 
 from cl_bench.config.check import check_config
@@ -31,7 +31,7 @@ from cl_bench.models.layers import accept_single_samples
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import code_of
 
-__all__ = ["data", "without_pictures"]  # fixtures
+__all__ = ["data"]  # fixtures
 
 
 def statistics(net: nn.Module) -> list[Tensor]:

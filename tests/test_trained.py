@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import batch, learner, machine, method_for, mlp, resnet
 from safetensors.torch import load_file
-from test_kills import data, executed, planned, without_pictures
+from test_kills import data, executed, planned
 from torch import nn
 
 from cl_bench.config.build import make_stream
@@ -17,7 +17,7 @@ from cl_bench.engine import trained
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.mlp import MLP
 
-__all__ = ["data", "without_pictures"]  # fixtures
+__all__ = ["data"]  # fixtures
 
 
 def nets() -> dict[str, Any]:
