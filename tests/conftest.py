@@ -261,7 +261,6 @@ def command(*overrides: str, where: Path, **environment: str) -> Command:
     offline = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     cache = str(where.parent / "cache")
     here = {"NETRC": os.devnull, "OMP_NUM_THREADS": "1", "CL_BENCH_DATA": cache}
-    here["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     words = ["cl_bench.run", *overrides, f"output_dir={where}"]
     return Command(words, ROOT, {**offline, **here, **environment})
 

@@ -261,7 +261,7 @@ def test_without_the_option_nothing_is_kept(tmp_path: Path) -> None:
     with pytest.raises(cl_bench.UserError, match=r"evaluation\.predictions=each"):
         kept.predictions(after=0)
     names = {path.name for path in run.folder.iterdir()}
-    assert not names & {"predictions", "confusion.csv", "confusion.png"}
+    assert not names & {"predictions", "confusion.csv"}
 
 
 def test_a_schedule_of_the_first_and_of_later_tasks(tmp_path: Path) -> None:

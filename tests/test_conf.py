@@ -364,6 +364,15 @@ def test_an_error_of_the_users_code_is_described_with_its_place(tmp_path: Path) 
     assert line.endswith(" (mine.py, line 4)")
     assert errors.describe(UserError("a\nb")) == r"a\nb"
     assert errors.describe(KeyError("x")) == "KeyError: 'x'"
+    assert errors.describe(AssertionError()) == "AssertionError"
+
+
+def test_a_file_that_python_cannot_read_is_described(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text("x = 1\ndef load(:\n")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InstantiationException) as caught:
+        patch.syspath_prepend(str(tmp_path))
+        instantiate({"_target_": "odd.load"})
+    assert errors.describe(caught.value) == "SyntaxError: invalid syntax (odd.py, line 2)"
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

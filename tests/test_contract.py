@@ -254,7 +254,7 @@ def test_every_method_on_a_vision_transformer(name: str, tmp_path: Path) -> None
 
     scenario = "class" if serves(name, "class") else "task"
     options: dict[str, Any] = {"name": name, "scenario": scenario, "learner": transformer}
-    if name in ("er", "osla"):
+    if name in ("er", "ewc"):
         run = stopped_and_continued(tmp_path, [3, 9], **options)
     else:
         run = small_run(**options)()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import pytest
 import reference as ref
 import torch
+import torch.nn.functional as F
 from conftest import DEVICES, batch, composed, identity, learner, machine, mlp, names, resnet
 from torch import Generator, Tensor, nn
 
@@ -14,10 +16,10 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.config.build import make_network
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
-from cl_bench.curvature import backward, capture, roots, sums
+from cl_bench.curvature import backward, capture, diagonal, roots, sums
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
-from cl_bench.curvature.diagonal import MAS, BatchedFisher, Fisher, Identity
+from cl_bench.curvature.diagonal import BY_ROWS, MAS, BatchedFisher, Fisher, Identity
 from cl_bench.curvature.elementwise import elementwise
 from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
@@ -193,7 +195,8 @@ def test_any_network_takes_the_rows(kind: str, monkeypatch: pytest.MonkeyPatch) 
     for estimate in (Fisher("exact", None), Fisher("empirical", None), MAS(None)):
         by_layers = estimate(made, task).values
         with monkeypatch.context() as patch:
-            patch.setattr("cl_bench.curvature.diagonal.unserved", lambda net: "any")
+            patch.setattr(made.net, BY_ROWS, True, raising=False)
+            patch.setattr(diagonal, "visits", None)
             torch.testing.assert_close(estimate(made, task).values, by_layers, **CLOSE)
 
 
@@ -581,8 +584,8 @@ def test_layers_without_factors_are_named(layer: nn.Module, line: str) -> None:
 
 
 def test_a_dense_matrix_too_large_is_refused() -> None:
-    made = learner(mlp(10, (1, 28, 28)))
-    _, task = ref.case("mlp")
+    made, y = learner(mlp(10, (1, 28, 28))), torch.zeros(2, dtype=torch.long)
+    task = Task(0, torch.ones(2, 1, 28, 28, dtype=torch.uint8), y, y)
     with pytest.raises(UserError, match="a dense matrix of 12730 parameters"):
         FullFisher("exact", None).check(made, task)
     with pytest.raises(UserError, match="a dense matrix"):
@@ -591,42 +594,80 @@ def test_a_dense_matrix_too_large_is_refused() -> None:
 
 
 class Odd(nn.Module):
-    """One layer used twice, or written over in place; `scale` is a parameter of no layer."""
+    """A layer written over in place; or one that is used in other ways than as a layer.
 
-    def __init__(self, twice: bool, *scale: int) -> None:
+    use    in place | twice | outside: its weight is read once more | named: its input is
+    scale  the shape of a parameter of no layer; without, there is none
+    """
+
+    def __init__(self, use: str, *scale: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.full(scale, 0.7).double()) if scale else 1.0
         self.first, self.head = nn.Linear(8, 8).double(), nn.Linear(8, ref.CLASSES).double()
-        self.twice = twice
+        self.scale = nn.Parameter(torch.full(scale, 0.7).double()) if scale else 1.0
+        self.use = use
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x.flatten(1))
-        return self.head(self.first(x) if self.twice else (x * self.scale).relu_().view_as(x))
+        x = x.flatten(1)
+        y = self.first(input=x) if self.use == "named" else self.first(x)
+        if self.use == "twice":
+            return self.head(self.first(y))
+        if self.use == "outside":
+            return self.head(y + F.linear(x, self.first.weight))
+        return self.head((y * self.scale).relu_().view_as(y))
 
 
 @pytest.mark.parametrize(
     ("net", "line"),
     [
-        (Odd(twice=True), "first is used twice"),
-        (Odd(False, 1, 1, 1), "give it as many dimensions"),
-        (Odd(False, 8), "the network: Odd is none of"),
+        (Odd("twice"), "first is used twice"),
+        (Odd("outside"), "the gradient of first.weight does not come from its layer alone"),
+        (Odd("in place", 1, 1, 1), "give it as many dimensions"),
+        (Odd("in place", 8), "the network: Odd is none of"),
     ],
 )
-def test_where_hooks_cannot_record_a_network_its_rows_are_used(net: Odd, line: str) -> None:
-    """A diagonal is exact for any network; Kronecker factors need layers that hooks can record."""
+@pytest.mark.parametrize("name", ["fisher", "ggn"])
+def test_where_layers_have_no_formula_rows_are_used(net: Odd, line: str, name: str) -> None:
+    """A diagonal is exact for any network; Kronecker factors need what hooks can record."""
     made, task = ref.case("mlp")
-    made = learner(net, transform=made.transform)
+    made = learner(copy.deepcopy(net), transform=made.transform)
     with pytest.raises(UserError, match=line):
         KFAC("exact", None, "diagonal").check(made, task)
-    estimate = Fisher("exact", None)
+    estimates = {
+        "fisher": Fisher("exact", None),
+        "ggn": DiagonalHessian("ggn", "raw", 1, None),
+    }
+    estimate, before = estimates[name], made.sample_gradients
     estimate.check(made, task)
+    assert made.sample_gradients == before, "a check is no part of what a run computes"
     exact = ref.fisher(made, task).diagonal()
     torch.testing.assert_close(estimate(made, task).values, exact, **CLOSE)
 
 
+class Squeezing(Odd):
+    """It takes no sample by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, None].squeeze())
+
+
+def test_a_network_that_neither_way_serves_is_refused_before_training() -> None:
+    made, task = ref.case("mlp")
+    made = learner(Squeezing("twice"), transform=made.transform)
+    with pytest.raises(UserError, match=r"takes no sample by itself .*first is used twice"):
+        Fisher("exact", None).check(made, task)
+
+
+def test_a_layer_may_get_its_input_by_name() -> None:
+    made, task = ref.case("mlp")
+    made = learner(Odd("named"), transform=made.transform)
+    KFAC("exact", None, "diagonal").check(made, task)
+    exact = ref.fisher(made, task).diagonal()
+    torch.testing.assert_close(Fisher("exact", None)(made, task).values, exact, **CLOSE)
+
+
 def test_an_output_that_is_changed_in_place_is_seen_as_it_was() -> None:
     made, task = ref.case("mlp")
-    made = learner(Odd(twice=False), transform=made.transform)
+    made = learner(Odd("in place"), transform=made.transform)
     for estimate in (Fisher("exact", None), KFAC("exact", None, "diagonal")):
         estimate.check(made, task)
     exact = ref.fisher(made, task).diagonal()

@@ -270,10 +270,17 @@ def test_what_sweeps_lack_with_the_commands(
     (tmp_path / "run3/record.json").write_text("{}")
     (later / "3/failed.json").unlink()
     sweeps.note_folder(later / "3", tmp_path / "run3")
-    assert [job.words[1] for job in read_all(tmp_path).lacking] == ["seed=1", "seed=2"]
+    lacking = read_all(tmp_path).lacking
+    assert [job.words[1] for job in lacking] == ["seed=1", "seed=2"]
+    assert [job.state for job in lacking] == ["stopped", "refused"], "by the sweep that began them"
     report._print_lacking(read_all(tmp_path).lacking)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith(f": rm -r {sweep} {later}")
+    assert last == (
+        f"to drop jobs from this list (no result goes with them): rm -r {sweep} {later}"
+    )
+    (tmp_path / "run1/status.json").write_text('{"state": "running"}')
+    report._print_lacking(read_all(tmp_path).lacking)
+    assert "rm -r" not in capsys.readouterr().err, "a sweep may still be at work"
 
 
 def test_a_sweeps_own_folder_of_options_is_in_its_commands(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DRAWN, ROOT, command, finished
+from conftest import ROOT, command, finished
 from test_kills import Killed, after_checkpoint, data, planned, proved
 
 from cl_bench.base import files
@@ -26,7 +26,7 @@ from cl_bench.config.name import config_hash
 from cl_bench.core import runtime
 from cl_bench.engine import checkpoint, execution, job
 from cl_bench.engine.execution import Plan
-from cl_bench.results import figures, folder
+from cl_bench.results import folder
 from cl_bench.results.folder import Folder
 from cl_bench.results.source_code import Code
 
@@ -284,13 +284,12 @@ def test_a_full_disk_costs_one_line_and_nothing_else(
     assert job.run_with_status(plan, execution.train_and_record) is not None, "there is room again"
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("name", ["accuracy.png", "accuracy.csv", "record.json", "checkpoint.pt"])
 def test_where_writing_fails_the_file_is_named(
     name: str, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the disk itself: a limit on the size of a file."""
-    for function, drawn in DRAWN.items():
-        monkeypatch.setattr(figures, function, drawn)
     half_done(plan)
     write = files.replacing
 
@@ -361,6 +360,22 @@ def test_a_stop_that_a_library_wraps_is_a_stop(plan: Plan) -> None:
     with pytest.raises(StopRun):
         job.run_with_status(plan, wrapped)
     assert plan.folder.status()["state"] == "stopped"
+
+
+def test_an_error_of_unknown_cause_is_in_the_status_with_its_traceback(plan: Plan) -> None:
+    """A line for lists of runs, which names the place in this file, and the whole of it."""
+
+    def wrong(plan: Plan) -> None:
+        raise KeyError("colour")
+
+    plan.folder.require_writable()
+    with pytest.raises(KeyError):
+        job.run_with_status(plan, wrong)
+    status = plan.folder.status()
+    line = wrong.__code__.co_firstlineno + 1
+    assert status["state"] == "failed"
+    assert status["error"] == f"KeyError: 'colour' (test_resume.py, line {line})"
+    assert status["traceback"].startswith("Traceback") and "in wrong" in status["traceback"]
 
 
 def test_a_home_folder_is_expanded_once(tmp_path: Path) -> None:

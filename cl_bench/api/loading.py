@@ -94,12 +94,13 @@ class Run:
 
     @cached_property
     def stream(self) -> Stream:
-        """The tasks with their images, on the CPU; UserError where the data set has changed."""
+        """The tasks with their images, on the CPU. Warns where the data set has changed."""
         own = self._data_dir
         folders = {} if own is None else {"data_dir": str(files.absolute(own))}
         stream = recorded_stream(self.record.config, **folders)
         if stream.description["sha256"] != self._of_stream("sha256"):
-            raise UserError(f"{self.folder}: the data set has other images or labels than it had")
+            line = f"{self.folder}: the images or labels of the data set are not those of the run"
+            warn_user(f"{line} (their SHA-256 is another)")
         return stream
 
     def network(self, task: int | None = None) -> nn.Module:

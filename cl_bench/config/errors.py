@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import StopRun, UserError, one_line
 from cl_bench.config import folders, hydra_errors
 
-LIBRARIES = {"torch", "torchvision", "numpy", "pandas", "PIL", "hydra", "omegaconf", "timm"}
+LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib")}
 NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
@@ -27,21 +27,36 @@ def explain(error: BaseException) -> str | None:
 def describe(error: BaseException) -> str:
     """One line for any error: `explain`'s, else `ValueError: no such column (mydata.py, line 9)`.
 
-    The place is the last one outside PyTorch and the other libraries; of an error that Hydra
+    The place is the innermost one in code of the user's or of this package. Of an error that Hydra
     raised because of another one, the other one is described.
     """
     line = explain(error)
     if line is not None:
         return line
-    while _is_wrapper(error) and error.__cause__ is not None:
+    while error.__cause__ is not None and _module_that_raised(error).startswith("hydra."):
         error = error.__cause__
-    foreign = {*LIBRARIES, *sys.stdlib_module_names}
+    message = "" if not str(error) else f": {one_line(error, 400)}"
+    return visible(f"{type(error).__name__}{message}{_place(error)}")
+
+
+def _module_that_raised(error: BaseException) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [frame.f_globals.get("__name__", "") for frame in frames]
-    places = traceback.extract_tb(error.__traceback__)
-    own = [p for p, m in zip(places, modules, strict=True) if m.partition(".")[0] not in foreign]
-    where = "".join(f" ({Path(p.filename).name}, line {p.lineno})" for p in (own or places)[-1:])
-    return visible(f"{type(error).__name__}: {one_line(error, 400)}{where}")
+    return frames[-1].f_globals.get("__name__", "") if frames else ""
+
+
+def _place(error: BaseException) -> str:
+    """` (mydata.py, line 9)` for the innermost line outside of Python and installed libraries."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message has the place
+    own = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "cl_bench":
+            own = f" ({'/'.join(file.parts[-3:])}, line {number})"
+        elif not any(file.is_relative_to(p) for p in LIBRARIES) and "<frozen" not in str(file):
+            own = f" ({file.name}, line {number})"
+    return own
 
 
 def explain_command(error: BaseException, words: Sequence[str]) -> str | None:

@@ -43,7 +43,7 @@ def streamed(
                 logits = learner.logits(learner.flat.theta, batch)
             seeds = roots(learner, batch, logits.detach())
             learner.sample_gradients += len(seeds) * len(batch.y)
-            groups = _backward(sites, logits, seeds)
+            groups = gradients_at(sites, logits, seeds)
             if at_head is not None:
                 own = at_head(learner, batch, logits.detach())
                 groups = _replaced(groups, [s.layer is learner.head for s in sites], own)
@@ -59,8 +59,8 @@ def visits(
             yield from zip(sites, group, strict=True)
 
 
-def _backward(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
-    """Make one backward pass for as many roots as fit into memory."""
+def gradients_at(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
+    """The gradients (R, B, ...) at the sites, by a backward pass for as many roots as fit."""
     outputs = [site.output for site in sites]
     size = max(1, FLOATS // sum(out.numel() for out in outputs))
     for group in roots.split(size) if len(roots) else ():

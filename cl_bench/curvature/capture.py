@@ -22,18 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cl_bench.base.exceptions import UserError, one_line
-from cl_bench.core.learner import Learner
-from cl_bench.core.types import Task
+from cl_bench.base.exceptions import UserError
 
 SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
-# attributes of a network that is noted to do so
+# the name of an attribute, set on a network that changes what its layers wrote in place
 IN_PLACE = "_changes_outputs_in_place"
-UNRECORDED = "_has_layers_that_hooks_cannot_record"
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
 
 
@@ -80,8 +76,10 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
     copied = getattr(net, IN_PLACE, False)
 
     def watch(name: str) -> Callable:
-        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-            a = forward_ad.unpack_dual(args[0]).primal.detach()
+        def keep(
+            layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor
+        ) -> Tensor | None:
+            a = forward_ad.unpack_dual(_first(args, named)).primal.detach()
             moved = forward_ad.unpack_dual(out).tangent  # of a linearized network
             kept = out if moved is None else moved
             if isinstance(layer, nn.Linear) and a.dim() > 2:
@@ -94,7 +92,8 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
     with ExitStack() as stack:
         for name, layer in layers(net):
             if type(layer) in SERVED:
-                stack.callback(layer.register_forward_hook(watch(name)).remove)
+                hook = layer.register_forward_hook(watch(name), with_kwargs=True)
+                stack.callback(hook.remove)
             else:
                 stack.enter_context(_copied_parameters(name, layer, sites))
         yield sites
@@ -107,21 +106,22 @@ def _copied_parameters(name: str, module: nn.Module, sites: list[Site]) -> Itera
     names = [key for key, value in module.named_parameters(recurse=False) if _trained(value)]
     own: dict[str, nn.Parameter | None] = {}
 
-    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def before(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = _first(args, named)
         own.update({key: module._parameters[key] for key in names})
         for key, value in own.items():
             assert value is not None
-            copies = value.expand(len(args[0]), *value.shape[1:])
+            copies = value.expand(len(x), *value.shape[1:])
             moved = forward_ad.unpack_dual(copies).tangent  # of a linearized network
             kept = copies if moved is None else moved
-            sites.append(Site(name, module, args[0].detach(), kept, (0, 0), key))
+            sites.append(Site(name, module, x.detach(), kept, (0, 0), key))
             module._parameters[key] = copies  # type: ignore[assignment]
 
     def after(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         module._parameters.update(own)
 
     hooks = (
-        module.register_forward_pre_hook(before),
+        module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after, always_call=True),
     )
     try:
@@ -129,6 +129,11 @@ def _copied_parameters(name: str, module: nn.Module, sites: list[Site]) -> Itera
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _first(args: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+    """The first argument of a layer, which may be given by its name."""
+    return args[0] if args else next(iter(named.values()))
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -152,41 +157,8 @@ def _once(sites: list[Site]) -> None:
         if site.parameter is None and versions != site.versions:
             raise UserError(
                 f"curvature: what layer {site.name} read or wrote is changed in place; "
-                "use activations and sums that are not in place"
+                "use activations and sums that are not in place, or curvature=diag_fisher"
             )
-
-
-def check_hooks(learner: Learner, task: Task) -> None:
-    """Raise UserError where hooks cannot record the layers; tried on two samples.
-
-    Where a network changes what its layers wrote in place, layers hand on copies from now on.
-    """
-    batch = next(task.chunks(2))
-    with learner.evaluating(full_precision=True), torch.no_grad():
-        plain = learner.logits(learner.flat.theta, batch)
-        for again in (False, True):
-            try:
-                with captured(learner.net):
-                    found = learner.logits(learner.flat.theta, batch)
-                break
-            except UserError:
-                if again:
-                    raise
-                setattr(learner.net, IN_PLACE, True)
-            except Exception as error:  # whatever the network raises for copies of this shape
-                if all(type(layer) in SERVED for _, layer in layers(learner.net)):
-                    raise
-                raise UserError(
-                    "curvature: a parameter that belongs to no layer cannot be given to each "
-                    f"sample as a copy ({one_line(error)}); give it as many dimensions as the "
-                    "activations that it meets, the first one of size 1, such as (1, 16, 1, 1), or "
-                    "use curvature=diag_fisher"
-                ) from error
-    if not torch.allclose(plain, found, rtol=1e-4, atol=1e-5):
-        raise UserError(
-            "curvature: a parameter of the network cannot be given to each sample as a copy; use "
-            "linear layers, convolutions and normalisations, or curvature=diag_fisher"
-        )
 
 
 def coupled(net: nn.Module) -> str | None:
@@ -195,11 +167,6 @@ def coupled(net: nn.Module) -> str | None:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
             return name
     return None
-
-
-def recordable(net: nn.Module) -> bool:
-    """Whether every layer has a formula here, and hooks can record what it reads and writes."""
-    return unserved(net) is None and not getattr(net, UNRECORDED, False)
 
 
 def unserved(net: nn.Module) -> str | None:

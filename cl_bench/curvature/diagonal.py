@@ -18,22 +18,19 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from cl_bench.base.bounds import Count
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.backward import chunk, visits
 from cl_bench.curvature.base import Estimator, fork, subset
-from cl_bench.curvature.capture import (
-    FLOATS,
-    UNRECORDED,
-    check_hooks,
-    coupled,
-    recordable,
-    unserved,
-)
+from cl_bench.curvature.capture import FLOATS, coupled, unserved
 from cl_bench.curvature.elementwise import elementwise
+from cl_bench.curvature.layer_check import check_layers
 from cl_bench.curvature.roots import Labels, RootFn, output_hessian_factor
+
+# the name of an attribute, set on a network whose layers' formulas do not serve
+BY_ROWS = "_curvature_by_rows"
 
 
 @stored_as("diagonal")
@@ -95,11 +92,15 @@ class PerSample(Estimator):
                 f"curvature: layer {name} is batch norm without running statistics: "
                 "there is no gradient of one sample"
             )
-        if unserved(learner.net) is None:
+        reason = unserved(learner.net)
+        if reason is None:
             try:
-                check_hooks(learner, task)
-            except UserError:
-                setattr(learner.net, UNRECORDED, True)
+                check_layers(learner, task)
+            except UserError as error:
+                reason = str(error)
+        setattr(learner.net, BY_ROWS, reason is not None)
+        if reason is not None:
+            _check_rows(learner, task, reason)
 
 
 class Fisher(PerSample):
@@ -169,7 +170,7 @@ def mean_of(
 ) -> Diagonal:
     """The mean over samples of sum_r power(J' root_r): by layers, or by rows for any network."""
     total = torch.zeros_like(learner.flat.grad)
-    if recordable(learner.net):
+    if not getattr(learner.net, BY_ROWS, unserved(learner.net) is not None):
         views = learner.flat.views(total)
         for site, s in visits(learner, task, roots):
             for name, value in elementwise(site, s, power):
@@ -194,6 +195,21 @@ def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tenso
                 part = slice(start, start + size)
                 rows = _rows(learner, theta, whole.rows(part), seeds[:, part])
                 yield rows.flatten(0, 1)
+
+
+def _check_rows(learner: Learner, task: Task, reason: str) -> None:
+    """Raise UserError where there are no rows either; `reason` says why there are no formulas."""
+    batch = next(task.chunks(2))
+    with learner.evaluating(full_precision=True):
+        with torch.no_grad():
+            logits = learner.logits(learner.flat.theta, batch)
+        try:
+            _rows(learner, learner.flat.theta.detach(), batch, torch.ones_like(logits)[None])
+        except Exception as error:  # whatever the network raises for one sample, or under vmap
+            raise UserError(
+                f"curvature: the network takes no sample by itself ({one_line(error)}), and there "
+                f"is no formula for all of its layers ({reason.removeprefix('curvature: ')})"
+            ) from error
 
 
 def _rows(learner: Learner, theta: Tensor, batch: Batch, roots: Tensor) -> Tensor:

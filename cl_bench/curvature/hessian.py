@@ -56,6 +56,8 @@ class DiagonalHessian(Estimator):
     def check(self, learner: Learner, task: Task) -> None:
         if self.estimate == "exact":
             Small().check(learner, task)
+        if self.estimate == "ggn":
+            Fisher("exact", None).check(learner, task)
 
     def __call__(self, learner: Learner, task: Task) -> Diagonal:
         self.check(learner, task)

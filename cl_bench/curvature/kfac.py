@@ -32,8 +32,9 @@ from cl_bench.core.types import Task
 from cl_bench.curvature.backward import streamed, visits
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.blocks import Blocks
-from cl_bench.curvature.capture import FLOATS, Site, check_hooks, layers, unserved
+from cl_bench.curvature.capture import FLOATS, Site, layers, unserved
 from cl_bench.curvature.kronecker import Corrected, KroneckerFactors
+from cl_bench.curvature.layer_check import check_layers
 from cl_bench.curvature.roots import Labels, output_hessian_factor
 from cl_bench.curvature.sums import ExactlyTraced, ReducedSum, Squares, Sum, Traced, UnitSum
 
@@ -66,7 +67,7 @@ class Factored(Estimator):
             raise UserError(
                 f"curvature: no Kronecker factors for {name}; use curvature=diag_fisher"
             )
-        check_hooks(learner, task)
+        check_layers(learner, task)
 
     def __call__(self, learner: Learner, task: Task) -> Blocks:
         chosen = subset(task, self.samples, learner.rng)

@@ -25,6 +25,7 @@ from cl_bench.results.sweeps import Job
 
 MAX_FAILURES = 10  # failed runs that are named at the end
 MAX_LACKING = 20  # jobs of sweeps that are printed
+MAX_SWEEPS = 3  # whose folders are named
 
 
 def _parser() -> Parser:
@@ -141,8 +142,10 @@ def _print_lacking(jobs: list[Job]) -> None:
     lines += [f"  {job}" for job in jobs[:MAX_LACKING]]
     if len(jobs) > MAX_LACKING:
         lines.append(f"  and {len(jobs) - MAX_LACKING} more, in the files")
-    sweeps = sorted({str(sweep) for job in jobs for sweep in job.sweeps})
-    lines.append(f"not wanted? delete the sweep's own folder: rm -r {shlex.join(sweeps)}")
+    own = {s for job in jobs for s in job.sweeps if s.absolute().parent.name == ".sweeps"}
+    if own and not any(job.state == "running" for job in jobs):
+        folders = shlex.join(sorted(map(str, own))[:MAX_SWEEPS])
+        lines.append(f"to drop jobs from this list (no result goes with them): rm -r {folders}")
     print("\n".join(visible(lines)), file=sys.stderr)
 
 

@@ -77,7 +77,11 @@ class Folder:
             return {}
 
     def set_status(self, state: str, error: str | None = None, **more: Any) -> None:
-        """Write status.json; `state` is running, stopped, failed (with `error`, a line) or done."""
+        """Write status.json: `state` is running, stopped, failed or done.
+
+        error  the reason of a failure, in one line
+        more   further values, such as the `traceback` of an error of unknown cause
+        """
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         process = {"host": socket.gethostname(), "pid": os.getpid()}
         content = {"state": state, "time": now, **process, "error": error, **more}

@@ -23,7 +23,7 @@ from cl_bench.base.files import DamagedError
 from cl_bench.config import folders
 
 SWEEP, JOB, FAILURE = "multirun.yaml", "job.json", "failed.json"
-RUN = "python -m cl_bench.run"
+RUN, NOT_STARTED = "python -m cl_bench.run", "never started"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) 
     """The jobs of sweeps without a result, each once, by the newest sweep that has it.
 
     `sweeps` are the folders of sweeps, `states` the state and the reason of each run without a
-    record by its folder. A job that any sweep has finished is left out, and so is a sweep of which
-    no job was started: its command may have been refused.
+    record by its folder. A job that any sweep with the same folders of options has finished is left
+    out, and so is a sweep of which no job was started: its command may have been refused.
     """
     found: dict[tuple[Any, ...], Job | None] = {}
     for sweep in sorted(filter(_has_started, sweeps)):
@@ -70,9 +70,11 @@ def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) 
             key, job = (own, *sorted(words)), _job(sweep / str(number), words, states)
             earlier = found.get(key)
             if key not in found or earlier is not None:
-                folders_so_far = (*(earlier.sweeps if earlier else ()), sweep)
+                if earlier and job and job.state == NOT_STARTED:
+                    job = replace(job, state=earlier.state, reason=earlier.reason)
+                all_sweeps = (*(earlier.sweeps if earlier else ()), sweep)
                 found[key] = job and replace(
-                    job, option_folders=own, output_dir=output_dir, sweeps=folders_so_far
+                    job, option_folders=own, output_dir=output_dir, sweeps=all_sweeps
                 )
     return [job for job in found.values() if job is not None]
 
@@ -123,7 +125,7 @@ def _job(
     if not state and failure:
         return Job(words, "failed" if folder.name else "refused", str(failure.get("error")))
     if not state:
-        state = "started, but its folder is gone" if folder.name else "never started"
+        state = "started, but its folder is gone" if folder.name else NOT_STARTED
     return Job(words, state, reason)
 
 

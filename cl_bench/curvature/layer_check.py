@@ -1,0 +1,93 @@
+"""Checks that the gradients recorded at a network's layers are those of its parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Task
+from cl_bench.curvature.backward import gradients_at
+from cl_bench.curvature.capture import IN_PLACE, SERVED, Site, captured, layers
+from cl_bench.curvature.elementwise import elementwise
+
+CLOSE = 0.01  # of a parameter's largest squared gradient
+ROUNDING = 1e-6  # of the largest squared gradient of all parameters
+
+
+def check_layers(learner: Learner, task: Task) -> None:
+    """Raise UserError where the layers' gradients cannot be recorded, or are not the whole ones.
+
+    Tried on two samples, with one gradient at the logits. Where a network changes what its layers
+    wrote in place, layers hand on copies from now on.
+    """
+    batch = next(task.chunks(2))
+    with learner.evaluating(full_precision=True):
+        with torch.no_grad():
+            plain = learner.logits(learner.flat.theta, batch)
+        sites, logits = _record(learner, batch)
+        if not torch.allclose(plain, logits, rtol=1e-4, atol=1e-5):
+            raise UserError(
+                "curvature: a parameter of the network cannot be given to each sample as a copy; "
+                "use linear layers, convolutions and normalisations, or curvature=diag_fisher"
+            )
+        seed = torch.arange(logits.shape[1], device=logits.device).cos().to(logits.dtype)
+        found = torch.zeros_like(learner.flat.grad)
+        views = learner.flat.views(found)
+        for group in gradients_at(sites, logits, seed.expand(1, *logits.shape)):
+            for site, s in zip(sites, group, strict=True):
+                for name, value in elementwise(site, s, torch.square):
+                    views[name].add_(value)
+        try:
+            expected = _squares_of_each(learner, batch, seed)
+        except (RuntimeError, ValueError, IndexError):  # the network takes no single sample
+            return
+    _compare(learner, found, expected)
+
+
+def _record(learner: Learner, batch: Batch) -> tuple[list[Site], Tensor]:
+    """The sites of a forward pass, and its logits."""
+    for again in (False, True):
+        try:
+            with captured(learner.net) as sites:
+                logits = learner.logits(learner.flat.theta, batch)
+            break
+        except UserError:
+            if again:
+                raise
+            setattr(learner.net, IN_PLACE, True)
+        except Exception as error:  # whatever the network raises for copies of this shape
+            copied = any(type(layer) not in SERVED for _, layer in layers(learner.net))
+            if not copied or "memory" in str(error):
+                raise
+            raise UserError(
+                "curvature: a parameter that belongs to no layer cannot be given to each "
+                f"sample as a copy ({one_line(error)}); give it as many dimensions as the "
+                "activations that it meets, the first one of size 1, such as (1, 16, 1, 1), or "
+                "use curvature=diag_fisher"
+            ) from error
+    return sites, logits
+
+
+def _squares_of_each(learner: Learner, batch: Batch, seed: Tensor) -> Tensor:
+    """The sum of the squared gradients of both samples, one after the other."""
+    total = torch.zeros_like(learner.flat.grad)
+    for i in range(len(batch.y)):
+        theta = learner.flat.theta.detach().clone().requires_grad_()
+        logits = learner.logits(theta, batch.rows(slice(i, i + 1)))
+        total += torch.autograd.grad(logits, theta, seed[None])[0].square()
+    return total
+
+
+def _compare(learner: Learner, found: Tensor, expected: Tensor) -> None:
+    """Raise UserError for the first parameter whose squared gradients differ."""
+    floor = ROUNDING * float(expected.max())
+    views = learner.flat.views(found)
+    for name, wanted in learner.flat.views(expected).items():
+        if (views[name] - wanted).abs().max() > CLOSE * wanted.max() + floor:
+            raise UserError(
+                f"curvature: the gradient of {name} does not come from its layer alone: the "
+                "network reads the parameter elsewhere too, or its samples depend on each other; "
+                "use curvature=diag_fisher"
+            )
