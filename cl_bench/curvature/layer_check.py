@@ -14,15 +14,23 @@ from cl_bench.curvature.elementwise import elementwise
 
 CLOSE = 0.01  # of a parameter's largest squared gradient
 ROUNDING = 1e-6  # of the largest squared gradient of all parameters
+CHECKED = "_curvature_layers"  # the name of an attribute, set on a network that passed the check
 
 
 def check_layers(learner: Learner, task: Task) -> None:
     """Raise UserError where the layers' gradients cannot be recorded, or are not the whole ones.
 
-    Tried on two samples, with one gradient at the logits. Where a network changes what its layers
-    wrote in place, layers hand on copies from now on.
+    Tried on two samples, with one gradient at the logits, once for a network. Where a network
+    changes what its layers wrote in place, layers hand on copies from now on.
     """
-    batch = next(task.chunks(2))
+    modules = [(name, type(layer)) for name, layer in layers(learner.net)]
+    if getattr(learner.net, CHECKED, None) != modules:
+        _check_on(learner, next(task.chunks(2)))
+        setattr(learner.net, CHECKED, modules)
+
+
+def _check_on(learner: Learner, batch: Batch) -> None:
+    """`check_layers`, on these samples."""
     with learner.evaluating(full_precision=True):
         with torch.no_grad():
             plain = learner.logits(learner.flat.theta, batch)
