@@ -354,25 +354,25 @@ def test_other_errors_are_not_explained_away() -> None:
 
 def test_an_error_of_the_users_code_is_described_with_its_place(tmp_path: Path) -> None:
     """Not by the last line of what Hydra makes of it; the place is none within a library."""
-    (tmp_path / "mine.py").write_text("import json\n\ndef load():\n    return json.loads('{')\n")
-    node = {"_target_": "mine.load"}
+    text = "import json\n\ndef load():\n    return json.loads('{')\n"
+    (tmp_path / "own_loader.py").write_text(text)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InstantiationException) as caught:
         patch.syspath_prepend(str(tmp_path))
-        instantiate(node)
+        instantiate({"_target_": "own_loader.load"})
     line = errors.describe(caught.value)
     assert line.startswith("JSONDecodeError: Expecting property name")
-    assert line.endswith(" (mine.py, line 4)")
+    assert line.endswith(" (own_loader.py, line 4)")
     assert errors.describe(UserError("a\nb")) == r"a\nb"
     assert errors.describe(KeyError("x")) == "KeyError: 'x'"
     assert errors.describe(AssertionError()) == "AssertionError"
 
 
 def test_a_file_that_python_cannot_read_is_described(tmp_path: Path) -> None:
-    (tmp_path / "odd.py").write_text("x = 1\ndef load(:\n")
+    (tmp_path / "own_mistake.py").write_text("x = 1\ndef load(:\n")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InstantiationException) as caught:
         patch.syspath_prepend(str(tmp_path))
-        instantiate({"_target_": "odd.load"})
-    assert errors.describe(caught.value) == "SyntaxError: invalid syntax (odd.py, line 2)"
+        instantiate({"_target_": "own_mistake.load"})
+    assert errors.describe(caught.value) == "SyntaxError: invalid syntax (own_mistake.py, line 2)"
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
