@@ -16,7 +16,7 @@ from cl_bench.core.gradient import Objective, clip_norm, make_engine
 from cl_bench.core.inner_loop import InnerLoop
 from cl_bench.core.mlp_gradient import LossesAndGradients, MLPGradient, mlp_gradient
 from cl_bench.core.network import BatchNorm, NetworkFunction
-from cl_bench.core.optim import Optimizer
+from cl_bench.core.optim import Optimizer, load_state
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Batch, Task, Transform
 
@@ -223,7 +223,7 @@ class Learner(NetworkFunction):
             buffer.copy_(state["buffers"][name])
         if state["optimized"] is not None:
             self.restart_optimizer(nn.Parameter(state["optimized"]))
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 
     def _fill(self, batch: Batch) -> Tensor:

@@ -55,6 +55,22 @@ class SGD:
         self.velocity = state["velocity"]
 
 
+def load_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer from a checkpoint, whose tensors lie on the device of the run.
+
+    The number of steps, which Adam keeps on the CPU unless it is fused or capturable, comes back to
+    the CPU: each step reads it, and would wait for the device.
+    """
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        if group.get("fused") or group.get("capturable"):
+            continue
+        for parameter in group.get("params", ()):
+            own = optimizer.state[parameter]
+            if isinstance(own.get("step"), Tensor):
+                own["step"] = own["step"].cpu()
+
+
 def effective_lr(optimizer: Any) -> float:
     """lr / (1 - momentum): the length of a step along a constant unit gradient, in the limit."""
     group = optimizer.param_groups[0]

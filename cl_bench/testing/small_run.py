@@ -74,6 +74,7 @@ class SmallRun:
     killed: bool = False
     save_every: float = 600.0  # seconds between two checkpoints within a task
     learner: LearnerOn = perceptron
+    machine: dict[str, Any] = field(default_factory=lambda: {"channels_last": "auto"})
     compiler: Callable[..., Any] | None = None  # of gradients and inner loops
     probe: Any = None
     schedule: Schedule = field(default_factory=lambda: scheduled(epochs=2))
@@ -82,7 +83,7 @@ class SmallRun:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self) -> SmallRun:
-        rt = machine(self.device, channels_last="auto")
+        rt = machine(self.device, **self.machine)
         rt.compiler = self.compiler
         runtime.seed_global(5)  # of the network's first parameters
         made = self.learner(rt)

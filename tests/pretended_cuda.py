@@ -1,0 +1,373 @@
+"""A CUDA device that is not there: tensors of the CPU whose place is pretended.
+
+    with PretendedCuda() as device:
+        run = SmallRun(..., device="cuda")()
+    device.events, device.steps
+
+All values are real, so that a run can be compared with the CPU's, bit for bit. What is pretended is
+where a storage lies. PyTorch shows every operation to two modes:
+
+Functions   above autograd: answers `.device`, moves tensors (`to`, `cpu`, `pin_memory`, factories
+            with `device=`), and sees values that are read (`tolist`)
+Operations  below autograd and torch.func: checks the operands of each ATen operation as a real
+            device would (the rules are those of torch._subclasses.FakeTensorMode), and marks where
+            the result lies
+
+An operation on tensors of two devices raises Mismatch. What a device would wait for, or would do
+slowly, is counted in `events` as (kind, what), and by its line in `sites`:
+
+sync       the host waits for a result: item, bool, tolist, nonzero, a mask as an index, eigh
+h2d, d2h   a copy between the device and pageable memory, for which the host waits too
+h2d_async  a copy from page-locked memory, without a wait
+pin        page-locked memory is made
+kernel     an operation on the device that is no view: a lower bound of the launched kernels
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Generator, Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from cl_bench.core import runtime
+
+CUDA = torch.device("cuda", 0)
+PACKAGE = str(Path(runtime.__file__).parents[1])
+aten, functorch = torch.ops.aten, getattr(torch._C, "_functorch")  # noqa: B009 (it has no stubs)
+COPIES = {aten.copy_, aten._to_copy, aten.copy}
+WAITED_FOR = {  # a value is read, the size of the result is only known there, or info is read back
+    *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.item),
+    *(aten.nonzero, aten.masked_select, aten._unique2, aten._unique, aten.unique_dim),
+    *(aten.unique_consecutive, aten.bincount, aten.repeat_interleave, aten.histc),
+    *(aten._linalg_eigh, aten.linalg_eig, aten._linalg_svd, aten.linalg_lstsq),
+    *(aten._linalg_check_errors, aten.linalg_eigvals, aten._linalg_eigvals),
+}
+READ_AT = {aten.index, aten._unsafe_index}
+WRITTEN_AT = {aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index_put}
+REFUSED_WHEN_DETERMINISTIC = {
+    *(aten.median, aten.put_, aten.put, aten.histc, aten.nll_loss2d_forward, aten.kthvalue),
+}
+NO_KERNEL = {
+    *(aten.detach, aten.alias, aten.lift_fresh, aten.is_pinned, aten._has_same_storage_numel),
+    *(aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided),
+    *(aten._local_scalar_dense, aten.set_, aten.is_same_size, aten._make_dual, aten._unpack_dual),
+    *(aten._fw_primal, aten._linalg_check_errors),
+}
+
+
+class Mismatch(RuntimeError):
+    """What a CUDA device raises for operands on two devices."""
+
+
+class CudaGenerator(Generator):
+    """A generator of the CPU that says it is the device's."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
+
+
+def _generator(device: Any = "cpu") -> Generator:
+    return CudaGenerator() if torch.device(device).type == "cuda" else Generator()
+
+
+class PretendedCuda(contextlib.ExitStack):
+    """A context in which there is one CUDA device; see the head of this file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: Counter[tuple[str, str]] = Counter()
+        self.sites: Counter[tuple[str, str, str]] = Counter()  # kind, what, file:line
+        self.places: dict[int, tuple[str, StorageWeakRef]] = {}  # by storage: cuda, pinned, any
+        self.asked: str | None = None  # the device that a function under way was asked for
+
+    def __enter__(self) -> PretendedCuda:
+        super().__enter__()
+        answers: dict[str, Callable[..., Any]] = {
+            "is_available": lambda: True,
+            "synchronize": lambda *_: None,
+            "empty_cache": lambda: None,
+            "reset_peak_memory_stats": lambda *_: None,
+            "max_memory_allocated": lambda *_: 0,
+            "get_device_name": lambda *_: "pretended",
+        }
+        for name, answer in answers.items():
+            self.enter_context(mock.patch.object(torch.cuda, name, answer))
+        autocast, load = torch.autocast, torch.load
+
+        def loaded(file: Any, map_location: Any = None, **options: Any) -> Any:
+            found = load(file, map_location="cpu", **options)
+            if map_location is not None and torch.device(map_location).type == "cuda":
+                for tensor in _tensors(found):
+                    self.put(tensor, "cuda")
+            return found
+
+        nowhere = mock.Mock(return_value=None)
+        for owner, name, value in (
+            (torch.accelerator, "current_accelerator", nowhere),
+            (runtime, "Generator", _generator),
+            (torch, "load", loaded),
+            (torch, "autocast", lambda kind, **options: autocast("cpu", **options)),
+        ):
+            self.enter_context(mock.patch.object(owner, name, value))
+        self.enter_context(Operations(self))
+        self.enter_context(Functions(self))
+        return self
+
+    def place_of(self, tensor: Tensor) -> str:
+        """Where a tensor lies: cpu, cuda or pinned; `any` of what C++ has made for itself."""
+        found = self.places.get(_plain(tensor).untyped_storage()._cdata)
+        return "cpu" if found is None or found[1].expired() else found[0]
+
+    def is_there(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies on the device."""
+        return self.place_of(tensor) == "cuda"
+
+    def put(self, tensor: Tensor, place: str) -> Tensor:
+        """Note that a tensor lies there from now on, and return it."""
+        storage = _plain(tensor).untyped_storage()
+        if place == "cpu":
+            self.places.pop(storage._cdata, None)
+            return tensor
+        self.places[storage._cdata] = place, StorageWeakRef(storage)
+        if len(self.places) > 20_000:
+            self.places = {k: v for k, v in self.places.items() if not v[1].expired()}
+        return tensor
+
+    def note(self, kind: str, what: str) -> None:
+        """Count an event."""
+        self.events[kind, what] += 1
+        if kind != "kernel":
+            self.sites[kind, what, _site()] += 1
+
+    def count(self, *kinds: str) -> int:
+        """The number of events of these kinds so far."""
+        return sum(number for (kind, _), number in self.events.items() if kind in kinds)
+
+    @contextlib.contextmanager
+    def each_call(self, owner: type, name: str) -> Iterator[list[Counter[tuple[str, str]]]]:
+        """The events of each call of a method of a class, in the list that is given out."""
+        calls: list[Counter[tuple[str, str]]] = []
+        plain = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before = self.events.copy()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                calls.append(self.events - before)
+
+        with mock.patch.object(owner, name, counted):
+            yield calls
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor within the wrappers of torch.func."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _site() -> str:
+    """file:line of the innermost frame of this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+class Operations(TorchDispatchMode):
+    """Checks and marks each ATen operation."""
+
+    def __init__(self, device: PretendedCuda) -> None:
+        super().__init__()
+        self.world = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self.carried_out(func, args, kwargs or {})
+
+    def carried_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The result of an operation, marked with its place."""
+        world, operands = self.world, _tensors((args, kwargs))
+        place = self.place_of_result(func, args, operands)
+        if place == "cuda":
+            self.note_waits(func, args, kwargs)
+            packet = func.overloadpacket
+            if (
+                packet in REFUSED_WHEN_DETERMINISTIC
+                and torch.are_deterministic_algorithms_enabled()
+            ):
+                raise RuntimeError(f"{func} does not have a deterministic implementation on CUDA")
+            if not func.is_view and packet not in NO_KERNEL:
+                world.note("kernel", str(packet))
+        before = {_plain(t).untyped_storage()._cdata for t in operands}
+        out = func(*args, **kwargs)
+        for tensor in _tensors(out) if place != "cpu" else ():
+            if tensor.untyped_storage()._cdata not in before:
+                world.put(tensor, place)
+        return out
+
+    def place_of_result(self, func: Any, args: Any, operands: list[Tensor]) -> str:
+        """cpu, cuda, or `any`; raises Mismatch where operands lie on both."""
+        world, packet = self.world, func.overloadpacket
+        if not operands:
+            return world.asked or "any"
+        tags = [world.place_of(t) for t in operands]
+        places = {"cuda" if tag == "cuda" else "cpu" for tag in tags if tag != "any"}
+        if len(places) < 2:
+            place = places.pop() if places else "any"
+            for tensor, tag in zip(operands, tags, strict=True):
+                if place == "cuda" and tag == "any":  # it is where the other operands are
+                    world.put(tensor, "cuda")
+            return place
+        own = "cuda" if tags[0] == "cuda" else "cpu"
+        if packet in COPIES:
+            pinned = tags[1] == "pinned" and bool(args[2:] and args[2])
+            world.note("h2d_async" if pinned else "h2d" if own == "cuda" else "d2h", str(packet))
+            return own
+        if (
+            own == "cuda"
+            and packet in READ_AT | WRITTEN_AT
+            and self._index_alone_is_elsewhere(packet, args)
+        ):
+            world.note("h2d", f"{packet} by an index of the CPU")
+            return own
+        elsewhere = [t for t, tag in zip(operands, tags, strict=True) if tag != "cuda"]
+        if torch.Tag.pointwise in func.tags and all(t.dim() == 0 for t in elsewhere):
+            return "cuda"  # a number, which is an argument of the kernel
+        shown = ", ".join(
+            f"{tuple(t.shape)} on {tag}" for t, tag in zip(operands, tags, strict=True)
+        )
+        world.note("mismatch", str(func))
+        raise Mismatch(f"Expected all tensors to be on the same device: {func} of {shown}")
+
+    def _index_alone_is_elsewhere(self, packet: Any, args: Any) -> bool:
+        if packet in READ_AT:
+            return True
+        return self.world.is_there(args[2]) or args[2].dim() == 0
+
+    def note_waits(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Count what the host waits for."""
+        packet = func.overloadpacket
+        if packet in WAITED_FOR:
+            sized = packet is aten.repeat_interleave and kwargs.get("output_size") is not None
+            if not sized:
+                self.world.note("sync", str(packet))
+        elif packet in READ_AT | WRITTEN_AT:
+            indices = [i for i in args[1] if i is not None]
+            masked = any(i.dtype in (torch.bool, torch.uint8) for i in indices)
+            filled = (
+                packet in WRITTEN_AT and args[2].numel() == 1 and not self.world.is_there(args[2])
+            )
+            if masked and not filled:  # a mask that is filled with a number becomes masked_fill
+                self.world.note("sync", f"{packet} by a mask")
+
+
+PROPERTIES = (Tensor.device, Tensor.is_cuda, Tensor.is_cpu)
+MOVES: dict[Any, tuple[str, ...]] = {Tensor.to: (), Tensor.cpu: ("cpu",), Tensor.cuda: ("cuda",)}
+READS = (Tensor.numpy, Tensor.__array__, Tensor.new_tensor, Tensor.tolist)
+
+
+class Functions(TorchFunctionMode):
+    """Answers where tensors are, and moves them."""
+
+    def __init__(self, device: PretendedCuda) -> None:
+        super().__init__()
+        self.world = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        world, kwargs = self.world, kwargs or {}
+        if getattr(func, "__name__", "") == "__get__" and func.__self__ in PROPERTIES:
+            there = world.is_there(args[0])
+            if func.__self__ is Tensor.device:
+                return CUDA if there else torch.device("cpu")
+            return there == (func.__self__ is Tensor.is_cuda)
+        if func in MOVES:
+            return self.moved(args[0], *MOVES[func], *args[1:], **kwargs)
+        if func is Tensor.pin_memory:
+            if world.is_there(args[0]):
+                raise Mismatch("cannot pin a tensor of cuda: only dense CPU tensors can be pinned")
+            world.note("pin", "pin_memory")
+            return world.put(args[0].clone(), "pinned")
+        if func in READS and world.is_there(args[0]):
+            return self.read(func, args, kwargs)
+        return self.called(func, args, kwargs)
+
+    def read(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What reads the values of a tensor on the device, or copies values to it."""
+        if func in (Tensor.numpy, Tensor.__array__):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if func is Tensor.new_tensor:
+            self.world.note("h2d", "new_tensor")
+            return self.world.put(func(*args, **kwargs), "cuda")
+        self.world.note("sync", "tolist")
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            return func(*args)
+
+    def called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Any other function; a factory makes its tensor where it is told to, or on the CPU."""
+        world = self.world
+        told = kwargs.get("device")
+        target = "cpu" if told is None else torch.device(told).type
+        rng = kwargs.get("generator")
+        if rng is not None and isinstance(rng, CudaGenerator) != (target == "cuda"):
+            name = getattr(func, "__name__", func)
+            world.note("mismatch", f"{name}: generator")
+            raise Mismatch(
+                f"Expected a '{target}' device type for generator but found '{rng.device}'"
+            )
+        if told is None and (world.asked is not None or _tensors((args, kwargs))):
+            return func(*args, **kwargs)
+        if target == "cuda" and func is torch.tensor:
+            world.note("h2d", "torch.tensor")
+        before, world.asked = world.asked, target
+        try:
+            found = func(*args, **(kwargs if told is None else {**kwargs, "device": "cpu"}))
+        finally:
+            world.asked = before
+        return world.put(found, target) if target == "cuda" and isinstance(found, Tensor) else found
+
+    def moved(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`Tensor.to`, with any of its arguments."""
+        world, given = self.world, list(args)
+        target, options = None, {k: v for k, v in kwargs.items() if v is not None}
+        other = options.pop("other", None)
+        if given and isinstance(given[0], Tensor):
+            other = given.pop(0)
+        if other is not None:
+            target, options["dtype"] = world.place_of(other), other.dtype
+        elif given and isinstance(given[0], str | int | torch.device):
+            target = torch.device(given.pop(0)).type
+            if given:
+                options["dtype"] = given.pop(0)
+        elif given:
+            options["dtype"] = given.pop(0)
+        elif "device" in options:
+            target = torch.device(options["device"]).type
+        options.pop("device", None)
+        options |= dict(zip(("non_blocking", "copy"), given, strict=False))
+        waits, place = not options.pop("non_blocking", False), world.place_of(x)
+        found = x.to(**options) if options else x
+        there = place == "cuda"
+        if target is None or (target == "cuda") == there:
+            return found
+        asynchronous = place == "pinned" and not waits
+        world.note("d2h" if there else "h2d_async" if asynchronous else "h2d", "to")
+        same = _plain(found).untyped_storage()._cdata == _plain(x).untyped_storage()._cdata
+        return world.put(found.clone() if same else found, target)

@@ -1,0 +1,277 @@
+"""Runs on a CUDA device that is pretended: nothing on two devices, few waits, the CPU's results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    SCENARIOS,
+    class_of,
+    group_of,
+    identity,
+    learner,
+    method_for,
+    mlp,
+    names,
+    one_of_each_class,
+    resnet,
+    scheduled,
+)
+from pretended_cuda import Mismatch, PretendedCuda
+from torch import Tensor, nn
+
+from cl_bench.base.exceptions import StopRun
+from cl_bench.config.build import build
+from cl_bench.core.learner import Learner
+from cl_bench.engine import checkpoint
+from cl_bench.probes.knn import KNN
+from cl_bench.probes.max_eigenvalue import MaxEigenvalue
+from cl_bench.testing.small_run import SmallRun, batch_norm, perceptron, tangent
+
+KINDS = one_of_each_class("emcl_replay", "joint")
+QUICK = {
+    **dict.fromkeys(("emcl", "emcl_replay"), ("method.scale=10.0",)),
+    "halrp": ("method.growth=3.0", "method.share=0.99"),
+    **dict.fromkeys(("lamaml", "sync", "cmaml"), ("method.passes=1", "method.replay=2")),
+    "mer": ("method.batches=1", "method.replay=2"),
+}
+WAITS = ("sync", "h2d", "d2h")  # of which none is in a step, but for what is said here:
+STEPS_THAT_WAIT = {"gem"}  # its quadratic program is solved on the CPU
+PLAIN = {"channels_last": False}  # one layout on both devices, so that convolutions round alike
+ON_THE_CPU = (".step",)  # what Adam reads in each step is a number
+
+
+@pytest.fixture(autouse=True)
+def any_algorithm() -> Iterator[None]:
+    """A test that asks for deterministic ones asks for itself alone."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def residual(rt: Any) -> Learner:
+    """Two of a ResNet's blocks, with batch norm, trained by Adam."""
+    net: Any = resnet(shape=(1, 4, 4))
+    net.blocks, net.head = nn.Sequential(net.blocks[0], net.blocks[2]), nn.Linear(8, 6)
+    seen = identity(rt.device)
+    return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.01), transform=seen)
+
+
+def folded(rt: Any) -> Learner:
+    """The same, its batch norm folded into the convolutions."""
+    return learner(resnet(shape=(1, 4, 4), norm="folded"), rt, transform=identity(rt.device))
+
+
+NETWORKS = {"mlp": perceptron, "norm": batch_norm, "resnet": residual, "folded": folded}
+NETWORKS |= {"tangent": tangent}
+
+
+def small_run(name: str, *overrides: str, device: str = "cuda", **options: Any) -> SmallRun:
+    """A run of three tasks with four steps each."""
+    scenario = next(s for s in SCENARIOS if s in class_of(name).scenarios)
+    stream = group_of("stream", f"method={name}")
+    epochs = 2 if name == "halrp" else 1  # of which it spends one on its warm-up
+    options = {"schedule": scheduled(epochs=epochs), "machine": PLAIN, **options}
+    return SmallRun(
+        lambda made: method_for(name, made, *QUICK.get(name, ()), *overrides),
+        options.pop("scenario", scenario),
+        device=device,
+        arranged=lambda found: build(stream, stream=found),
+        **options,
+    )
+
+
+def places(device: PretendedCuda, value: Any, name: str = "") -> dict[str, str]:
+    """Where each tensor of a state lies."""
+    if isinstance(value, Tensor):
+        return {name: device.place_of(value)}
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list | tuple) else items
+    return {k: v for key, item in items for k, v in places(device, item, f"{name}.{key}").items()}
+
+
+def stray(device: PretendedCuda, run: SmallRun) -> list[str]:
+    """The tensors of a run's state that are not on the device."""
+    found = places(device, checkpoint.state_of(run.made))
+    return [k for k, place in found.items() if place != "cuda" and not k.endswith(ON_THE_CPU)]
+
+
+def waits(events: Counter[tuple[str, str]]) -> dict[str, int]:
+    return {what: number for (kind, what), number in events.items() if kind in WAITS}
+
+
+def run_there(name: str, *overrides: str, **options: Any) -> Counter[tuple[str, str]]:
+    """Compare a run on the device with that on the CPU; the events of a steady step."""
+    plain = small_run(name, *overrides, device="cpu", **options)()
+    with PretendedCuda() as device, device.each_call(class_of(name), "observe") as steps:
+        run = small_run(name, *overrides, **options)()
+        assert not stray(device, run)
+        assert run.theta.cpu().equal(plain.theta), name
+    assert run.progress.matrix.values.nan_to_num(-1).equal(
+        plain.progress.matrix.values.nan_to_num(-1)
+    )
+    assert device.count("mismatch") == 0
+    return min(steps[-4:-1], key=lambda events: sum(events.values()))
+
+
+@pytest.mark.parametrize("net", ["mlp", "resnet"])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_method(name: str, net: str) -> None:
+    """Its state is on the device, no step waits for it, and each operation can be deterministic."""
+    machine = {**PLAIN, "deterministic": net == "mlp"}
+    step = run_there(name, learner=NETWORKS[net], machine=machine)
+    assert bool(waits(step)) == (name in STEPS_THAT_WAIT), waits(step)
+    assert sum(n for (kind, _), n in step.items() if kind == "kernel") > 20
+
+
+OPTIONS = [
+    ("er", ("buffer=balanced",), "mlp"),
+    ("er", ("buffer=everything",), "mlp"),
+    ("er", ("method.combine=sum",), "norm"),
+    ("gem", ("buffer=reservoir",), "mlp"),
+    ("agem", ("method.reference=tasks",), "mlp"),
+    ("lamaml", ("method.order=second",), "mlp"),
+    ("emcl", ("method.inner=gradient",), "norm"),
+    ("halrp", ("method.pruning=magnitude",), "mlp"),
+    ("halrp", ("method.pruning=ranks",), "mlp"),
+    ("halrp", ("method.importance=flat",), "mlp"),
+    ("ewc", ("method.step=explicit", "method.every=3", "method.strength=0.1"), "norm"),
+    ("ewc", ("curvature=kfac", "merging=apart"), "norm"),
+    ("dlcft", ("method.memory=always",), "tangent"),
+    ("finetune", (), "tangent"),
+    ("ewc", (), "folded"),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "net"), OPTIONS)
+def test_options_of_methods(name: str, overrides: tuple[str, ...], net: str) -> None:
+    run_there(name, *overrides, learner=NETWORKS[net])
+
+
+@pytest.mark.parametrize("curvature", names("curvature"))
+def test_every_curvature(curvature: str) -> None:
+    """On a network with convolutions, batch norm and linear layers."""
+    chosen = [f"curvature={curvature}"]
+    if curvature == "layer_hessian":
+        run_there("halrp", *chosen, "method.importance=norm")
+    else:
+        run_there("ewc", *chosen, learner=batch_norm)
+
+
+@pytest.mark.parametrize("merging", names("merging"))
+def test_every_merging(merging: str) -> None:
+    run_there("ewc", "curvature=kfac", f"merging={merging}")
+
+
+@pytest.mark.parametrize("name", ["finetune", "er", "ewc", "dlcft", "emcl", "halrp", "apd", "gem"])
+def test_a_run_comes_back_to_the_device(name: str, tmp_path: Path) -> None:
+    """Stopped within the second task: each tensor lies where it lay before, and so do results."""
+    net = residual if name in ("finetune", "er", "ewc") else perceptron
+    whole = small_run(name, device="cpu", learner=net)()
+    with PretendedCuda() as device, device.each_call(class_of(name), "observe") as steps:
+        first = small_run(name, learner=net, folder=tmp_path, stop_at=6)
+        with pytest.raises(StopRun):
+            first()
+        before = places(device, checkpoint.state_of(first.made))
+        again = small_run(name, learner=net, folder=tmp_path)
+        found: dict[str, str] = {}
+        again.advanced = lambda stop: found.update(  # type: ignore[method-assign]
+            {} if found else places(device, checkpoint.state_of(again.made))
+        )
+        again()
+        assert not stray(device, again)
+        quiet = min(steps[-4:-1], key=lambda events: sum(waits(events).values()))
+        assert bool(waits(quiet)) == (name in STEPS_THAT_WAIT), waits(quiet)
+        assert again.theta.cpu().equal(whole.theta)
+    assert {k: v for k, v in found.items() if k in before} == {
+        k: v for k, v in before.items() if k in found
+    }
+
+
+@pytest.mark.parametrize("name", ["finetune", "der", "lwf", "ewc"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_channels_last_and_bfloat16(name: str, precision: str) -> None:
+    run_there(name, learner=residual, machine={"precision": precision, "channels_last": True})
+
+
+@pytest.mark.parametrize("probe", [MaxEigenvalue(4, 16, 5), KNN(3, 16)])
+def test_probes(probe: Any) -> None:
+    run_there("finetune", probe=probe)
+
+
+def test_a_warm_up() -> None:
+    run_there("finetune", schedule=scheduled(epochs=1, warm_up="head"))
+
+
+# the pretended device itself: faults of each kind
+
+
+def test_two_devices_are_noticed() -> None:
+    with PretendedCuda() as device:
+        x = torch.ones(3, device="cuda")
+        for wrong in (
+            lambda: x + torch.ones(3),
+            lambda: torch.cat([x, torch.ones(3)]),
+            lambda: x.index_select(0, torch.tensor([1])),
+            lambda: torch.where(torch.ones(3) > 0, x, x),
+            lambda: torch.ones(3).mul_(x),
+        ):
+            with pytest.raises(Mismatch, match="to be on the same device"):
+                wrong()
+        with pytest.raises(Mismatch, match="device type for generator"):
+            torch.rand(3, device="cuda", generator=torch.Generator())
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            x.numpy()
+        assert (x + torch.tensor(2.0) + 1).device.type == "cuda", "a number goes with the kernel"
+        assert device.count("mismatch") == 6
+
+
+def test_waits_are_noticed() -> None:
+    with PretendedCuda() as device:
+        x = torch.ones(3, device="cuda")
+        for number, waiting in enumerate(
+            (
+                lambda: x.sum().item(),
+                lambda: bool(x.any()),
+                lambda: x.tolist(),
+                lambda: x.nonzero(),
+                lambda: x[x > 0],
+                lambda: torch.linalg.eigh(torch.eye(2, device="cuda")),
+            )
+        ):
+            waiting()
+            assert device.count("sync") > number, number
+        for kind, copy in (
+            ("h2d", lambda: torch.ones(2).to("cuda")),
+            ("d2h", lambda: x.cpu()),
+            ("h2d", lambda: x[[0, 1]]),
+            ("h2d_async", lambda: torch.ones(2).pin_memory().to("cuda", non_blocking=True)),
+        ):
+            before = device.count(kind)
+            copy()
+            assert device.count(kind) == before + 1, kind
+        before = device.count(*WAITS)
+        x.masked_fill_(x > 0, 2.0)
+        x.add_(x).relu().sum()
+        assert device.count(*WAITS) == before
+
+
+def test_what_has_no_deterministic_kernel_is_noticed() -> None:
+    torch.use_deterministic_algorithms(True)
+    with PretendedCuda(), pytest.raises(RuntimeError, match="not have a deterministic"):
+        torch.ones(3, 3, device="cuda").median(0)
+
+
+def test_gradients_and_per_sample_gradients_stay_on_the_device() -> None:
+    with PretendedCuda() as device:
+        net = mlp().to("cuda")
+        x = torch.rand(5, 1, 4, 4, device="cuda")
+        net(x).sum().backward()
+        assert all(device.is_there(p.grad) for p in net.parameters() if p.grad is not None)
+        rows = torch.func.vmap(torch.func.jacrev(lambda one: net(one[None])[0]))(x)
+        assert device.is_there(rows)
+        assert device.count(*WAITS) == len(list(net.parameters()))  # each was copied there
