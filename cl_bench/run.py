@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from cl_bench.base.exceptions import StopRun
 from cl_bench.base.signals import end_with_parent
 from cl_bench.config import compose, errors, folders
-from cl_bench.config.command import PARENT, run_command
+from cl_bench.config.command import EVERY_GPU, PARENT, VISIBLE, run_command
 from cl_bench.config.nodes import CONF
 from cl_bench.engine import sweep_failures
 from cl_bench.results.sweeps import note_folder
@@ -42,6 +42,7 @@ def main(cfg: DictConfig) -> float:
     """
     sweeping, plan = HydraConfig.get().mode is RunMode.MULTIRUN, None
     worker = sweeping and follow_sweep()
+    show_gpus()
     try:
         folders.register()  # once more for a worker process of a sweep
         # imported here, so that a config that cannot be composed is refused without PyTorch
@@ -76,6 +77,22 @@ def follow_sweep() -> bool:
         return False
     end_with_parent(parent)
     return True
+
+
+def show_gpus() -> None:
+    """Let a job of hydra/launcher=slurm_local see the GPUs of its sweep's command.
+
+    Submitit hides them from its local processes, unless it is told a number by gpus_per_node.
+    """
+    launcher, visible = HydraConfig.get().launcher, os.environ.get(VISIBLE)
+    if not launcher._target_.endswith("submitit_launcher.LocalLauncher") or visible is None:
+        return
+    if launcher.get("gpus_per_node"):
+        return
+    if visible == EVERY_GPU:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def release_frames(error: BaseException) -> None:

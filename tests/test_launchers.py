@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -113,10 +114,15 @@ def test_workers_end_with_their_command(tmp_path: Path) -> None:
 
 
 def test_a_preempted_job_is_queued_again(straight: dict[str, Any], tmp_path: Path) -> None:
-    """SIGUSR2, as SLURM sends it: a checkpoint, a requeue, the record of a straight run."""
+    """SIGUSR2, as SLURM sends it: a checkpoint, a requeue, the record of a straight run.
+
+    And it sees the GPUs that the command sees, which submitit hides.
+    """
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     where = tmp_path / "outputs"
-    process = command(*RUNS, "schedule.epochs=20", "hydra/launcher=slurm_local", where=where)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    words = (*RUNS, "schedule.epochs=20", "hydra/launcher=slurm_local")
+    process = command(*words, where=where, CUDA_VISIBLE_DEVICES=gpus)
     until(lambda: any(f.stat().st_size for f in where.rglob("metrics.jsonl")), "a first row")
     (worker,) = running(where)
     os.kill(worker, signal.SIGUSR2)
@@ -124,5 +130,6 @@ def test_a_preempted_job_is_queued_again(straight: dict[str, Any], tmp_path: Pat
     assert code == 0, err
     told = "".join(file.read_text() for file in where.rglob("*_log.*"))
     assert "Requeued job" in told and ": continues at " in told
+    assert set(re.findall("sees GPUs (.*)", told)) == {gpus}
     (name, found), *_ = records(where).items()
     assert found == straight[name]

@@ -14,6 +14,8 @@ from cl_bench.config import errors, folders
 from cl_bench.config.arguments import checked_arguments
 
 PARENT = "CL_BENCH_PARENT"  # environment: the process with which a worker or a run of it ends
+# environment: CUDA_VISIBLE_DEVICES of the command, EVERY_GPU where that is not set
+VISIBLE, EVERY_GPU = "CL_BENCH_VISIBLE_GPUS", "every"
 
 
 def run_command(work: Callable[[], object], takes_overrides: bool = True) -> None:
@@ -28,6 +30,7 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
     if os.environ.get(PARENT) == str(os.getppid()):
         end_with_parent(os.getppid())
     os.environ[PARENT] = str(os.getpid())
+    os.environ[VISIBLE] = os.environ.get("CUDA_VISIBLE_DEVICES", EVERY_GPU)
     try:
         check = checked_arguments if takes_overrides else folders.take_options
         sys.argv[1:] = check(sys.argv[1:])
