@@ -82,17 +82,17 @@ def follow_sweep() -> bool:
 def show_gpus() -> None:
     """Let a job of hydra/launcher=slurm_local see the GPUs of its sweep's command.
 
-    Submitit hides them from its local processes, unless it is told a number by gpus_per_node.
+    Submitit hides them from its local processes. Where gpus_per_node is given, a job sees the first
+    ones, as many as it says.
     """
     launcher, visible = HydraConfig.get().launcher, os.environ.get(VISIBLE)
     if not launcher._target_.endswith("submitit_launcher.LocalLauncher") or visible is None:
         return
-    if launcher.get("gpus_per_node"):
-        return
-    if visible == EVERY_GPU:
+    number = launcher.get("gpus_per_node")
+    if visible != EVERY_GPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:number])
+    elif number is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def release_frames(error: BaseException) -> None:

@@ -21,6 +21,9 @@ h2d, d2h   a copy between the device and pageable memory, for which the host wai
 h2d_async  a copy from page-locked memory, without a wait
 pin        page-locked memory is made
 kernel     an operation on the device that is no view: a lower bound of the launched kernels
+
+What it does not see: autocast keeps the types of the CPU's bfloat16, hooks of autograd run without
+`Functions`, and the few waits inside of PyTorch's own kernels that are not in WAITED_FOR.
 """
 
 from __future__ import annotations
@@ -57,6 +60,8 @@ READ_AT = {aten.index, aten._unsafe_index}
 WRITTEN_AT = {aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index_put}
 REFUSED_WHEN_DETERMINISTIC = {
     *(aten.median, aten.put_, aten.put, aten.histc, aten.nll_loss2d_forward, aten.kthvalue),
+    *(aten._adaptive_avg_pool2d_backward, aten.adaptive_max_pool2d_backward),
+    *(aten.reflection_pad2d_backward, aten.upsample_bilinear2d_backward),
 }
 NO_KERNEL = {
     *(aten.detach, aten.alias, aten.lift_fresh, aten.is_pinned, aten._has_same_storage_numel),
@@ -70,16 +75,23 @@ class Mismatch(RuntimeError):
     """What a CUDA device raises for operands on two devices."""
 
 
-class CudaGenerator(Generator):
+class CpuGenerator(Generator):
+    """A generator whose state, as PyTorch requires, comes from the CPU."""
+
+    world: PretendedCuda | None = None
+
+    def set_state(self, state: Tensor) -> Any:  # type: ignore[override]
+        if self.world is not None and self.world.is_there(state):
+            raise TypeError("RNG state must be a torch.ByteTensor")
+        return super().set_state(state)
+
+
+class CudaGenerator(CpuGenerator):
     """A generator of the CPU that says it is the device's."""
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return CUDA
-
-
-def _generator(device: Any = "cpu") -> Generator:
-    return CudaGenerator() if torch.device(device).type == "cuda" else Generator()
 
 
 class PretendedCuda(contextlib.ExitStack):
@@ -90,13 +102,13 @@ class PretendedCuda(contextlib.ExitStack):
         self.events: Counter[tuple[str, str]] = Counter()
         self.sites: Counter[tuple[str, str, str]] = Counter()  # kind, what, file:line
         self.places: dict[int, tuple[str, StorageWeakRef]] = {}  # by storage: cuda, pinned, any
-        self.asked: str | None = None  # the device that a function under way was asked for
+        self.asked: str | None = None  # `device=` of the function that is being called
 
     def __enter__(self) -> PretendedCuda:
         super().__enter__()
         answers: dict[str, Callable[..., Any]] = {
             "is_available": lambda: True,
-            "synchronize": lambda *_: None,
+            "synchronize": lambda *_: self.note("sync", "synchronize"),
             "empty_cache": lambda: None,
             "reset_peak_memory_stats": lambda *_: None,
             "max_memory_allocated": lambda *_: 0,
@@ -116,7 +128,7 @@ class PretendedCuda(contextlib.ExitStack):
         nowhere = mock.Mock(return_value=None)
         for owner, name, value in (
             (torch.accelerator, "current_accelerator", nowhere),
-            (runtime, "Generator", _generator),
+            (runtime, "Generator", self.generator),
             (torch, "load", loaded),
             (torch, "autocast", lambda kind, **options: autocast("cpu", **options)),
         ):
@@ -125,8 +137,18 @@ class PretendedCuda(contextlib.ExitStack):
         self.enter_context(Functions(self))
         return self
 
+    def generator(self, device: Any = "cpu") -> Generator:
+        """A generator of this device, or of the CPU."""
+        made = CudaGenerator() if torch.device(device).type == "cuda" else CpuGenerator()
+        made.world = self
+        return made
+
     def place_of(self, tensor: Tensor) -> str:
-        """Where a tensor lies: cpu, cuda or pinned; `any` of what C++ has made for itself."""
+        """Where a tensor lies: cpu, cuda or pinned.
+
+        `any` of one that PyTorch made within another operation without operands; it is where the
+        tensor is that it is first combined with.
+        """
         found = self.places.get(_plain(tensor).untyped_storage()._cdata)
         return "cpu" if found is None or found[1].expired() else found[0]
 
@@ -213,6 +235,7 @@ class Operations(TorchDispatchMode):
                 packet in REFUSED_WHEN_DETERMINISTIC
                 and torch.are_deterministic_algorithms_enabled()
             ):
+                world.note("nondeterministic", str(func))
                 raise RuntimeError(f"{func} does not have a deterministic implementation on CUDA")
             if not func.is_view and packet not in NO_KERNEL:
                 world.note("kernel", str(packet))
@@ -249,13 +272,28 @@ class Operations(TorchDispatchMode):
             world.note("h2d", f"{packet} by an index of the CPU")
             return own
         elsewhere = [t for t, tag in zip(operands, tags, strict=True) if tag != "cuda"]
-        if torch.Tag.pointwise in func.tags and all(t.dim() == 0 for t in elsewhere):
-            return "cuda"  # a number, which is an argument of the kernel
+        if self._takes_numbers(func, args, elsewhere):
+            return "cuda"
         shown = ", ".join(
             f"{tuple(t.shape)} on {tag}" for t, tag in zip(operands, tags, strict=True)
         )
         world.note("mismatch", str(func))
         raise Mismatch(f"Expected all tensors to be on the same device: {func} of {shown}")
+
+    def _takes_numbers(self, func: Any, args: Any, elsewhere: list[Tensor]) -> bool:
+        """Whether the kernel takes the value of the only tensor of the CPU, which it only reads."""
+        if torch.Tag.pointwise not in func.tags or func.overloadpacket is aten.clamp:
+            return False
+        written = [
+            arg
+            for arg, said in zip(args, func._schema.arguments, strict=False)
+            if said.alias_info is not None and said.alias_info.is_write
+        ]
+        if len(elsewhere) != 1 or elsewhere[0].dim() or any(w is elsewhere[0] for w in written):
+            return False
+        if func.overloadpacket is aten.where:
+            self.world.note("h2d", "where with a number of the CPU")
+        return True
 
     def _index_alone_is_elsewhere(self, packet: Any, args: Any) -> bool:
         if packet in READ_AT:
@@ -334,14 +372,19 @@ class Functions(TorchFunctionMode):
             )
         if told is None and (world.asked is not None or _tensors((args, kwargs))):
             return func(*args, **kwargs)
-        if target == "cuda" and func is torch.tensor:
-            world.note("h2d", "torch.tensor")
+        from_values = func in (torch.tensor, torch.as_tensor, torch.asarray)
+        if target == "cuda" and from_values and not isinstance(args[0], Tensor):
+            world.note("h2d", "from values")
         before, world.asked = world.asked, target
         try:
             found = func(*args, **(kwargs if told is None else {**kwargs, "device": "cpu"}))
         finally:
             world.asked = before
-        return world.put(found, target) if target == "cuda" and isinstance(found, Tensor) else found
+        if told is None or not isinstance(found, Tensor):
+            return found
+        given = {_plain(t).untyped_storage()._cdata for t in _tensors(args)}
+        shared = _plain(found).untyped_storage()._cdata in given
+        return world.put(found.clone() if shared else found, target)
 
     def moved(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`Tensor.to`, with any of its arguments."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from cl_bench.base.bounds import Factor, NonNegative
 
+KEPT_ON_THE_CPU = {"step", "mu_product"}  # numbers in the states of Adam, and of NAdam
+
 
 class Optimizer(Protocol):
     """The part of torch.optim.Optimizer's interface that a learner uses."""
@@ -58,8 +60,8 @@ class SGD:
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:
     """Load the state of an optimizer from a checkpoint, whose tensors lie on the device of the run.
 
-    The number of steps, which Adam keeps on the CPU unless it is fused or capturable, comes back to
-    the CPU: each step reads it, and would wait for the device.
+    What PyTorch's optimizers keep on the CPU unless they are fused or capturable comes back to the
+    CPU: each step reads it, and would wait for the device.
     """
     optimizer.load_state_dict(state)
     for group in optimizer.param_groups:
@@ -67,8 +69,8 @@ def load_state(optimizer: Any, state: dict[str, Any]) -> None:
             continue
         for parameter in group.get("params", ()):
             own = optimizer.state[parameter]
-            if isinstance(own.get("step"), Tensor):
-                own["step"] = own["step"].cpu()
+            for name in KEPT_ON_THE_CPU & own.keys():
+                own[name] = torch.as_tensor(own[name]).cpu()
 
 
 def effective_lr(optimizer: Any) -> float:
