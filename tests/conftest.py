@@ -63,6 +63,7 @@ from cl_bench.testing.small import (
 )
 
 ROOT = Path(__file__).parents[1]
+FEWER_STEPS = ("method.batches=2", "method.replay=3")  # of MER, for each sample
 SLOW = (f"--config-dir={ROOT / 'tests/conf'}", "method=slow_er")  # for runs to interrupt
 DRAWN = {"draw_run": figures.draw_run, "draw_confusions": figures.draw_confusions}
 DEVICES = [
@@ -225,7 +226,7 @@ def one_of_each_class(*others: str) -> list[str]:
 
 def method_for(name: str, made: Learner, *overrides: str) -> Any:
     """conf/method/<name>.yaml on a learner of the test's own; MER takes fewer steps a sample."""
-    fewer = ("method.batches=2", "method.replay=3") if name == "mer" else ()
+    fewer = FEWER_STEPS if name == "mer" else ()
     return build(group_of("method", f"method={name}", *fewer, *overrides), learner=made)
 
 

@@ -72,11 +72,13 @@ def serves(name: str, scenario: str) -> bool:
 PAIRS = [(name, s) for name in METHODS for s in SCENARIOS if serves(name, s)]
 
 
-def small_run(name: str, scenario: str, **options: Any) -> SmallRun:
+def small_run(
+    name: str, scenario: str, *, overrides: tuple[str, ...] = (), **options: Any
+) -> SmallRun:
     """A run of a method with the values of its YAML file, quick ones where it needs them."""
     stream = group_of("stream", f"method={name}")
     return SmallRun(
-        lambda made: method_for(name, made, *QUICK.get(name, ())),
+        lambda made: method_for(name, made, *QUICK.get(name, ()), *overrides),
         scenario,
         arranged=lambda found: build(stream, stream=found),
         **options,

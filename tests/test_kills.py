@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import composed, one_of_each_class
+from conftest import FEWER_STEPS, composed, one_of_each_class
 
 from cl_bench.base import files
 from cl_bench.config.check import check_config
@@ -27,7 +27,7 @@ SMALL += ("model.hidden=[12]", "model.pretrained=null", "evaluation.batch_size=5
 SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
 QUICK = {
     "halrp": ("method.growth=null",),  # the perceptron is small
-    "mer": ("method.batches=2", "method.replay=3"),
+    "mer": FEWER_STEPS,
 }
 
 

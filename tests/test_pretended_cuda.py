@@ -12,10 +12,8 @@ import torch
 from conftest import (
     SCENARIOS,
     class_of,
-    group_of,
     identity,
     learner,
-    method_for,
     mlp,
     names,
     one_of_each_class,
@@ -23,10 +21,10 @@ from conftest import (
     scheduled,
 )
 from pretended_cuda import Mismatch, PretendedCuda
+from test_contract import small_run
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import StopRun
-from cl_bench.config.build import build
 from cl_bench.core.learner import Learner
 from cl_bench.engine import checkpoint
 from cl_bench.probes.knn import KNN
@@ -34,10 +32,8 @@ from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.testing.small_run import SmallRun, batch_norm, perceptron, tangent
 
 KINDS = one_of_each_class("emcl_replay", "joint")
-QUICK = {
-    **dict.fromkeys(("emcl", "emcl_replay"), ("method.scale=10.0",)),
-    "halrp": ("method.growth=3.0", "method.share=0.99"),
-    **dict.fromkeys(("lamaml", "sync", "cmaml"), ("method.passes=1", "method.replay=2")),
+FEWER = {  # steps than elsewhere, as each operation is looked at
+    **dict.fromkeys(("lamaml", "cmaml"), ("method.passes=1", "method.replay=2")),
     "mer": ("method.batches=1", "method.replay=2"),
 }
 WAITS = ("sync", "h2d", "d2h")
@@ -70,19 +66,13 @@ NETWORKS = {"mlp": perceptron, "norm": batch_norm, "resnet": residual, "folded":
 NETWORKS |= {"tangent": tangent}
 
 
-def small_run(name: str, *overrides: str, device: str = "cuda", **options: Any) -> SmallRun:
+def short_run(name: str, *overrides: str, device: str = "cuda", **options: Any) -> SmallRun:
     """A run of three tasks with four steps each."""
     scenario = next(s for s in SCENARIOS if s in class_of(name).scenarios)
-    stream = group_of("stream", f"method={name}")
     epochs = 2 if name == "halrp" else 1  # of which it spends one on its warm-up
     options = {"schedule": scheduled(epochs=epochs), "machine": PLAIN, **options}
-    return SmallRun(
-        lambda made: method_for(name, made, *QUICK.get(name, ()), *overrides),
-        options.pop("scenario", scenario),
-        device=device,
-        arranged=lambda found: build(stream, stream=found),
-        **options,
-    )
+    overrides = (*FEWER.get(name, ()), *overrides)
+    return small_run(name, scenario, overrides=overrides, device=device, **options)
 
 
 def places(device: PretendedCuda, value: Any, name: str = "") -> dict[str, str]:
@@ -110,9 +100,9 @@ def run_there(name: str, *overrides: str, waiting: bool = False, **options: Any)
     Of its last two whole steps, each waits or none does. The first step of a task may wait, where
     something is made for the task (HALRP's factors, eigenvectors of Kronecker factors).
     """
-    plain = small_run(name, *overrides, device="cpu", **options)()
+    plain = short_run(name, *overrides, device="cpu", **options)()
     with PretendedCuda() as device, device.each_call(class_of(name), "observe") as steps:
-        run = small_run(name, *overrides, **options)()
+        run = short_run(name, *overrides, **options)()
         assert not stray(device, run)
         assert run.theta.cpu().equal(plain.theta), name
     matrices = [made.progress.matrix.values.nan_to_num(-1) for made in (run, plain)]
@@ -180,13 +170,13 @@ def test_every_merging(merging: str) -> None:
 def test_a_run_comes_back_to_the_device(name: str, tmp_path: Path) -> None:
     """Stopped within the second task: each tensor lies where it lay before, and so do results."""
     net = residual if name in ("finetune", "er", "ewc") else perceptron
-    whole = small_run(name, device="cpu", learner=net)()
+    whole = short_run(name, device="cpu", learner=net)()
     with PretendedCuda() as device, device.each_call(class_of(name), "observe") as steps:
-        first = small_run(name, learner=net, folder=tmp_path, stop_at=10 if name == "halrp" else 6)
+        first = short_run(name, learner=net, folder=tmp_path, stop_at=10 if name == "halrp" else 6)
         with pytest.raises(StopRun):
             first()
         before = places(device, checkpoint.state_of(first.made))
-        again = small_run(name, learner=net, folder=tmp_path)
+        again = short_run(name, learner=net, folder=tmp_path)
         found: dict[str, str] = {}
         again.advanced = lambda stop: found.update(  # type: ignore[method-assign]
             {} if found else places(device, checkpoint.state_of(again.made))

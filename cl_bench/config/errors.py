@@ -33,15 +33,10 @@ def describe(error: BaseException) -> str:
     line = explain(error)
     if line is not None:
         return line
-    while error.__cause__ is not None and _module_that_raised(error).startswith("hydra."):
+    while error.__cause__ and hydra_errors.module_that_raised(error).startswith("hydra."):
         error = error.__cause__
     message = "" if not str(error) else f": {one_line(error, 400)}"
     return visible(f"{type(error).__name__}{message}{_place(error)}")
-
-
-def _module_that_raised(error: BaseException) -> str:
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "") if frames else ""
 
 
 def _place(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -69,13 +70,16 @@ def explain_hydra_keys(error: BaseException, words: Sequence[str]) -> str | None
     given = [word for word in words if word.lstrip("+~").startswith("hydra")]
     if isinstance(error, UserError | hydra.errors.ConfigCompositionException):
         return None  # these name the key themselves
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    origin = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    if not given or origin.partition(".")[0] not in ("hydra", "hydra_plugins", "omegaconf"):
+    package = module_that_raised(error).partition(".")[0]
+    if not given or package not in ("hydra", "hydra_plugins", "omegaconf"):
         return None
     return f"{' '.join(given)}: Hydra refuses it ({one_line(error)})"
+
+
+def module_that_raised(error: BaseException) -> str:
+    """The name of the module whose line raised an error; empty for one that was not raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "") if frames else ""
 
 
 def explain_composition(error: BaseException) -> str | None:
