@@ -10,6 +10,7 @@ From Python this module is called as a function, which is `cl_bench.api.making.r
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -50,6 +51,7 @@ def main(cfg: DictConfig) -> float:
 
         plan = job.make_plan(cfg, HydraConfig.get())
         if sweeping:
+            set_imports_apart()
             note_folder(Path(HydraConfig.get().runtime.output_dir), plan.folder.path)
         return job.run(plan) if cfg.get("study") is None else job.run_study(plan)
     except StopRun as stop:
@@ -93,6 +95,15 @@ def show_gpus() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:number])
     elif number is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+def set_imports_apart() -> None:
+    """Let the collector of garbage leave out, from now on, what is there before the first job.
+
+    That is modules above all. A job begins with a collection, which would take 0.1 s for them.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 def release_frames(error: BaseException) -> None:

@@ -19,9 +19,7 @@ import pytest
 import torch
 from forks import Command
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from torch import Generator, nn
 
@@ -73,22 +71,6 @@ DEVICES = [
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
     ),
 ]
-
-
-def pytest_configure() -> None:
-    """The files of conf/ are parsed once a process; those of other folders each time."""
-    parse = ConfigRepository.load_config
-    parsed: dict[str, bytes] = {}
-
-    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        folders = {source.path for source in self.get_sources() if source.scheme() == "file"}
-        if folders != {str(CONF)}:
-            return parse(self, config_path)
-        if config_path not in parsed:
-            parsed[config_path] = pickle.dumps(parse(self, config_path))
-        return pickle.loads(parsed[config_path])  # a new one, as Hydra changes what it is given
-
-    ConfigRepository.load_config = load_config  # type: ignore[method-assign]
 
 
 def pytest_collection_finish() -> None:

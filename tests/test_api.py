@@ -203,7 +203,7 @@ def test_an_interrupt_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("pictures")
 def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     options = ("scenario=class", *CLASS_SPLIT, "evaluation.predictions=each")
-    run = made(tmp_path / "runs", "method=er", *options)
+    run = made(tmp_path / "runs", "method=er", *options, figures=False)
     found = run.predictions()
     rows = found.assign(right=found["label"] == found["predicted"])
     right = rows.pivot_table(index="task", values="right")["right"]
@@ -229,6 +229,10 @@ def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     tasks = pd.read_csv(run.folder / "task_confusion.csv", index_col=0).to_numpy()
     same = (found["label"] // 2 == found["predicted"] // 2).sum()
     assert tasks.trace() == same and tasks.sum() == len(x)
+    assert not (run.folder / "confusion.png").exists(), "figures=false"
+    drawn = made(tmp_path / "runs", "method=er", *options, figures=True)
+    assert drawn.record == run.record, "it is drawn, and not made again"
+    assert {"accuracy.png", "acc.png", "task_confusion.png"} <= {*os.listdir(run.folder)}
     first = run.predictions(after=0)
     assert set(first["task"]) == {0}, "the next task's classes do not compete yet"
     assert (run.folder / "confusion.png").stat().st_size > 1000
@@ -237,6 +241,8 @@ def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     (run.folder / "predictions/task_4.npz").write_bytes(b"PK")
     with pytest.raises(cl_bench.UserError, match=r"task_4\.npz: is damaged"):
         run.predictions()
+    with pytest.raises(cl_bench.UserError, match=r"task_4\.npz: is damaged; force=true makes"):
+        made(tmp_path / "runs", "method=er", *options, figures=True)
 
 
 def test_what_goes_on_between_the_steps_is_printed(

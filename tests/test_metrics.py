@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import isnan
+from math import isnan, nan
 
 import pytest
 import torch
 
 from cl_bench.results.metrics import AccuracyMatrix
+from cl_bench.results.record import json_value
 
 
 def made() -> AccuracyMatrix:
@@ -47,6 +48,9 @@ def test_what_was_not_measured_is_nan() -> None:
     found = matrix.summary()
     assert found["ACC"] == pytest.approx(2 / 3) and found["BWT"] == pytest.approx(-0.35)
     assert all(isnan(found[name]) for name in ("FWT", "forgetting", "AIA"))
+    kept = AccuracyMatrix.of(json_value(matrix.values.tolist()), json_value([nan, 0.2, nan]))
+    torch.testing.assert_close(kept.values, matrix.values, rtol=0, atol=0, equal_nan=True)
+    assert kept.initial[1] == 0.2 and kept.initial.isnan().tolist() == [True, False, True]
 
 
 def test_until() -> None:

@@ -175,6 +175,7 @@ def test_a_sweep_goes_on_past_a_failure_and_repeats_nothing(tmp_path: Path) -> N
     assert "the loss is" in told[1] and str(tmp_path) in told[1] and len(told) == 3
     states = [json.loads(p.read_text())["state"] for p in tmp_path.rglob("status.json")]
     assert sorted(states) == ["done", "done", "failed", "failed"]
+    assert not [*tmp_path.rglob("*.png")], "the jobs of a sweep are not drawn unless it is asked"
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
     finished(command(*sweep, where=tmp_path))
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}

@@ -40,7 +40,7 @@ def test_each_run_of_a_process_is_a_wandb_run(tmp_path: Path) -> None:
     view = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
     shown = {"eval/ACC", "eval/BWT", "train/loss", "ACC", "BWT", "gradients_per_sample", "peak_mib"}
     assert all(f'"{name}"' in view or f":{name}" in view for name in shown), view
-    sweep = ("-m", "method=er", "seed=0,1", *SMALL)
+    sweep = ("-m", "method=er", "seed=0,1", "figures=true", *SMALL)
     code, out, err = finished(command(*sweep, where=tmp_path))
     assert code == 0, err
     assert "wandb: offline" in out

@@ -30,6 +30,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.base.files import absolute
 from cl_bench.config.nodes import CONF
+from cl_bench.config.option_files import ParsedFiles, use_parsed
 
 ENTRY_POINTS = "cl_bench.conf"
 VARIABLE = "CL_BENCH_CONFIG_DIR"
@@ -172,10 +173,12 @@ class _OptionFolders(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append each folder; Hydra calls this before it composes a config."""
         for folder in all_folders()[1:]:
-            search_path.append(provider=PROVIDER, path=f"file://{folder}")
+            search_path.append(provider=PROVIDER, path=str(folder))
+        use_parsed(search_path)
 
 
 def register() -> None:
     """Make Hydra search all folders of options, and Python their packages."""
     Plugins.instance().register(_OptionFolders)
+    Plugins.instance().register(ParsedFiles)
     all_folders()

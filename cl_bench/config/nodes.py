@@ -32,6 +32,7 @@ SILENT = (  # keys that change no number; a method that uses the last three has 
         "save_every",
         "budget_mib",
         "save_network",
+        "figures",
         "force",
         "tuned",
         "tuned_dir",

@@ -23,6 +23,7 @@ from cl_bench.config.errors import exception_chain
 from cl_bench.models.prepare import PREPARE_KEYS
 
 CodeChanged = Literal["stop", "repeat", "continue"]  # the values of the key `code_changed`
+Figures = bool | Literal["auto"]  # the values of the key `figures`
 OPTIONAL_PACKAGES = ("timm",)  # with extras of the same names
 SUPPLIED = {  # arguments that the run hands to a node with `_partial_: true`
     "dataset": ("scenario", "device"),
@@ -50,6 +51,7 @@ KEYS_WITHOUT_TARGET: dict[str, Any] = {  # the types of keys that are in no sign
     "save_every": Annotated[float, Ge(1)],
     "budget_mib": Optional[Annotated[float, Ge(0)]],  # noqa: UP045
     "save_network": bool,
+    "figures": Figures,
     "force": bool,
     "tuned": bool,
     "tuned_dir": Text,

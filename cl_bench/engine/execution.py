@@ -48,6 +48,7 @@ class Plan:
     folder: Folder
     code: Code  # the code that would make the run now
     parent: Parent | None = None  # the finished run that it goes on from
+    draws: bool = True  # pictures of its accuracies
 
     @property
     def title(self) -> str:
@@ -182,14 +183,9 @@ def _write_results(plan: Plan, session: Session, record: RunRecord) -> dict[str,
 
     Whatever may fail comes before the record, with which the run is finished.
     """
-    title, last = f"{plan.title}, seed {plan.cfg.seed}", len(session.stream.tests) - 1
-    pictures = figures.draw_run(session.progress.matrix, session.progress.along, title)
-    if session.evaluation.keeps_predictions(last, last + 1):
-        from cl_bench.results import predictions  # imports pandas, which is slow
-
-        tables = predictions.tables(predictions.read(plan.folder.path, last), record.stream)
-        pictures |= figures.draw_confusions(tables, title)
-        plan.folder.write_tables(tables)
+    tables = figures.prediction_tables(plan.folder.path, record)
+    plan.folder.write_tables(tables)
+    pictures = figures.draw_record(record, tables, plan.title) if plan.draws else {}
     if plan.cfg.save_network:
         trained.write(session.method, plan.folder.path)
     plan.folder.finish(record)

@@ -19,6 +19,7 @@ from cl_bench.config.nodes import targets
 from cl_bench.engine.budget import require_within
 from cl_bench.engine.execution import Plan, make_study, train_and_record
 from cl_bench.engine.resume import other_code_note
+from cl_bench.results import figures
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord
 from cl_bench.results.source_code import code_of
@@ -51,7 +52,9 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
         )
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]
     path = files.absolute(cfg.output_dir).joinpath(*place, name, f"seed{cfg.seed}")
-    return Plan(cfg, resolved, name, labels, Folder(path), code_of(targets(resolved)), found)
+    code, in_sweep = code_of(targets(resolved)), getattr(hydra.mode, "name", None) == "MULTIRUN"
+    draws = not in_sweep if cfg.figures == "auto" else cfg.figures
+    return Plan(cfg, resolved, name, labels, Folder(path), code, found, draws)
 
 
 def run(plan: Plan) -> float:
@@ -70,6 +73,9 @@ def find_or_make(plan: Plan) -> tuple[RunRecord, str]:
     if record is None:
         return _make(plan)
     require_within(plan.cfg.budget_mib, record.state_bytes, f"{plan.folder.path}: at the end")
+    if plan.cfg.figures is True:
+        tables = figures.prediction_tables(plan.folder.path, record)
+        plan.folder.write_pictures(figures.draw_record(record, tables, plan.title))
     return record, _note_on_finished(plan, record)
 
 

@@ -8,10 +8,16 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
+from cl_bench.base.exceptions import UserError, one_line
+from cl_bench.base.files import DamagedError
 from cl_bench.results.metrics import AccuracyMatrix
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
+
+    from cl_bench.results.record import RunRecord
 
 MAX_NAMES = 40  # classes whose names are written beside a confusion matrix
 
@@ -36,6 +42,33 @@ def picture(
     content = BytesIO()
     figure.savefig(content, dpi=150, **options)
     return content.getvalue()
+
+
+def prediction_tables(folder: Path, record: RunRecord) -> dict[str, pd.DataFrame]:
+    """The tables of a run's predictions after the last task by their names; none without them.
+
+    Raises UserError where the file of the predictions is damaged or missing.
+    """
+    if not record.config["evaluation"]["predictions"]:
+        return {}
+    from cl_bench.results import predictions  # imports pandas, which is slow
+
+    try:
+        found = predictions.read(folder, len(record.accuracy) - 1)
+    except (DamagedError, FileNotFoundError) as error:
+        raise UserError(f"{one_line(error, 400)}; force=true makes the run again") from None
+    return predictions.tables(found, record.stream)
+
+
+def draw_record(
+    record: RunRecord, tables: Mapping[str, pd.DataFrame], title: str
+) -> dict[str, bytes]:
+    """The contents of all pictures of a run by their names; `tables` are those of predictions."""
+    matrix, title = (
+        AccuracyMatrix.of(record.accuracy, record.initial),
+        f"{title}, seed {record.seed}",
+    )
+    return draw_run(matrix, record.along or (), title) | draw_confusions(tables, title)
 
 
 def draw_run(

@@ -20,6 +20,16 @@ class AccuracyMatrix:
         self.values = torch.full((tasks, tasks), nan, dtype=torch.float64)
         self.initial = torch.full((tasks,), nan, dtype=torch.float64)
 
+    @classmethod
+    def of(
+        cls, values: Sequence[Sequence[float | None]], initial: Sequence[float | None]
+    ) -> AccuracyMatrix:
+        """The matrix with the values in a record, None for entries that were not measured."""
+        matrix = cls(0)
+        matrix.values = torch.tensor([_with_nan(row) for row in values], dtype=torch.float64)
+        matrix.initial = torch.tensor(_with_nan(initial), dtype=torch.float64)
+        return matrix
+
     def fill(self, row: int, columns: Sequence[int], accuracies: Sequence[float]) -> None:
         """Set the accuracies on tasks `columns` after task `row`; -1 is the untrained network."""
         target = self.initial if row < 0 else self.values[row]
@@ -94,6 +104,10 @@ def order_disparity(finals: Tensor) -> tuple[float, float]:
     """
     disparity = finals.max(0).values - finals.min(0).values
     return float(disparity.mean()), float(disparity.max())
+
+
+def _with_nan(values: Sequence[float | None]) -> list[float]:
+    return [nan if value is None else value for value in values]
 
 
 def _mean(values: Tensor) -> float:

@@ -79,7 +79,7 @@ class Processes:
 
     def run(self, overrides: list[str]) -> tuple[int, str, str]:
         """Run one process to its end; its exit code, standard output and standard error."""
-        command = [sys.executable, "-m", "cl_bench.run", *overrides]
+        command = [sys.executable, "-m", "cl_bench.run", "figures=false", *overrides]
         pipe = subprocess.PIPE
         with self.lock:
             if self.ended.is_set():
