@@ -63,9 +63,9 @@ class Wandb(Sink):
     """A wandb run for each run, named by its seed and grouped with the other seeds of its config.
 
     It shows the rows of metrics.jsonl as curves, and the accuracy matrix as a table and, where it
-    is drawn (`figures`), as an image. With mode=auto a run is logged online where a wandb key is found
-    and the server answers within `init_timeout` seconds, and offline otherwise; `wandb sync` sends
-    an offline run later.
+    is drawn (`figures`), as an image. With mode=auto a run is logged online where a wandb key is
+    found and the server answers within `init_timeout` seconds, and offline otherwise; `wandb sync`
+    sends an offline run later.
     """
 
     unreachable: ClassVar = False  # the server gave no answer to a run of this process
