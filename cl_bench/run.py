@@ -85,7 +85,7 @@ def show_gpus() -> None:
     """Let a job of hydra/launcher=slurm_local see the GPUs of its sweep's command.
 
     Submitit hides them from its local processes. Where gpus_per_node is given, a job sees the first
-    ones, as many as it says.
+    ones, as many as it says. Of those it sees, it takes one (`core.devices`).
     """
     launcher, visible = HydraConfig.get().launcher, os.environ.get(VISIBLE)
     if not launcher._target_.endswith("submitit_launcher.LocalLauncher") or visible is None:

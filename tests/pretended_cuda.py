@@ -45,7 +45,6 @@ from torch.utils._pytree import tree_leaves
 
 from cl_bench.core import runtime
 
-CUDA = torch.device("cuda", 0)
 PACKAGE = str(Path(runtime.__file__).parents[1])
 aten, functorch = torch.ops.aten, getattr(torch._C, "_functorch")  # noqa: B009 (it has no stubs)
 COPIES = {aten.copy_, aten._to_copy, aten.copy}
@@ -91,14 +90,21 @@ class CudaGenerator(CpuGenerator):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return CUDA
+        assert self.world is not None
+        return self.world.device
 
 
 class PretendedCuda(contextlib.ExitStack):
-    """A context in which there is one CUDA device; see the head of this file."""
+    """A context in which there are CUDA devices; see the head of this file.
 
-    def __init__(self) -> None:
+    devices  how many there are. All work must be on one of them, the last one that was set
+    kind     cuda, or mps, which has no float64 and no page-locked memory
+    """
+
+    def __init__(self, devices: int = 1, kind: str = "cuda") -> None:
         super().__init__()
+        self.devices, self.kind = devices, kind
+        self.device = torch.device(kind, 0)  # the current one
         self.events: Counter[tuple[str, str]] = Counter()
         self.sites: Counter[tuple[str, str, str]] = Counter()  # kind, what, file:line
         self.places: dict[int, tuple[str, StorageWeakRef]] = {}  # by storage: cuda, pinned, any
@@ -107,7 +113,10 @@ class PretendedCuda(contextlib.ExitStack):
     def __enter__(self) -> PretendedCuda:
         super().__enter__()
         answers: dict[str, Callable[..., Any]] = {
-            "is_available": lambda: True,
+            "is_available": lambda: self.kind == "cuda",
+            "device_count": lambda: self.devices,
+            "set_device": self.set_device,
+            "get_device_properties": lambda device: mock.Mock(uuid=f"pretended-{device.index}"),
             "synchronize": lambda *_: self.note("sync", "synchronize"),
             "empty_cache": lambda: None,
             "reset_peak_memory_stats": lambda *_: None,
@@ -120,7 +129,7 @@ class PretendedCuda(contextlib.ExitStack):
 
         def loaded(file: Any, map_location: Any = None, **options: Any) -> Any:
             found = load(file, map_location="cpu", **options)
-            if map_location is not None and torch.device(map_location).type == "cuda":
+            if map_location is not None and self.is_device(map_location):
                 for tensor in _tensors(found):
                     self.put(tensor, "cuda")
             return found
@@ -128,6 +137,8 @@ class PretendedCuda(contextlib.ExitStack):
         nowhere = mock.Mock(return_value=None)
         for owner, name, value in (
             (torch.accelerator, "current_accelerator", nowhere),
+            (torch.backends.mps, "is_available", lambda: self.kind == "mps"),
+            (torch.mps, "synchronize", lambda: self.note("sync", "synchronize")),
             (runtime, "Generator", self.generator),
             (torch, "load", loaded),
             (torch, "autocast", lambda kind, **options: autocast("cpu", **options)),
@@ -137,9 +148,23 @@ class PretendedCuda(contextlib.ExitStack):
         self.enter_context(Functions(self))
         return self
 
+    def set_device(self, device: torch.device) -> None:
+        """What torch.cuda.set_device does."""
+        self.device = device
+
+    def is_device(self, named: Any) -> bool:
+        """Whether `named` is the current device; raises Mismatch for another one than the CPU."""
+        named = torch.device(named)
+        if named.type == "cpu":
+            return False
+        if named.type != self.kind or named.index not in (None, self.device.index):
+            self.note("mismatch", str(named))
+            raise Mismatch(f"{named} is asked for, where {self.device} is in use")
+        return True
+
     def generator(self, device: Any = "cpu") -> Generator:
         """A generator of this device, or of the CPU."""
-        made = CudaGenerator() if torch.device(device).type == "cuda" else CpuGenerator()
+        made = CudaGenerator() if self.is_device(device) else CpuGenerator()
         made.world = self
         return made
 
@@ -241,6 +266,10 @@ class Operations(TorchDispatchMode):
                 world.note("kernel", str(packet))
         before = {_plain(t).untyped_storage()._cdata for t in operands}
         out = func(*args, **kwargs)
+        if world.kind == "mps" and place == "cuda":
+            assert all(t.dtype != torch.float64 for t in _tensors(out)), (
+                f"{func}: mps has no float64"
+            )
         for tensor in _tensors(out) if place != "cpu" else ():
             if tensor.untyped_storage()._cdata not in before:
                 world.put(tensor, place)
@@ -334,11 +363,13 @@ class Functions(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__" and func.__self__ in PROPERTIES:
             there = world.is_there(args[0])
             if func.__self__ is Tensor.device:
-                return CUDA if there else torch.device("cpu")
-            return there == (func.__self__ is Tensor.is_cuda)
+                return world.device if there else torch.device("cpu")
+            return there == (func.__self__ is Tensor.is_cuda) and world.kind == "cuda"
         if func in MOVES:
             return self.moved(args[0], *MOVES[func], *args[1:], **kwargs)
         if func is Tensor.pin_memory:
+            if world.kind != "cuda":
+                raise RuntimeError("Cannot access accelerator device when none is available.")
             if world.is_there(args[0]):
                 raise Mismatch("cannot pin a tensor of cuda: only dense CPU tensors can be pinned")
             world.note("pin", "pin_memory")
@@ -362,7 +393,7 @@ class Functions(TorchFunctionMode):
         """Any other function; a factory makes its tensor where it is told to, or on the CPU."""
         world = self.world
         told = kwargs.get("device")
-        target = "cpu" if told is None else torch.device(told).type
+        target = "cuda" if told is not None and world.is_device(told) else "cpu"
         rng = kwargs.get("generator")
         if rng is not None and isinstance(rng, CudaGenerator) != (target == "cuda"):
             name = getattr(func, "__name__", func)
@@ -396,13 +427,13 @@ class Functions(TorchFunctionMode):
         if other is not None:
             target, options["dtype"] = world.place_of(other), other.dtype
         elif given and isinstance(given[0], str | int | torch.device):
-            target = torch.device(given.pop(0)).type
+            target = "cuda" if world.is_device(given.pop(0)) else "cpu"
             if given:
                 options["dtype"] = given.pop(0)
         elif given:
             options["dtype"] = given.pop(0)
         elif "device" in options:
-            target = torch.device(options["device"]).type
+            target = "cuda" if world.is_device(options["device"]) else "cpu"
         options.pop("device", None)
         options |= dict(zip(("non_blocking", "copy"), given, strict=False))
         waits, place = not options.pop("non_blocking", False), world.place_of(x)

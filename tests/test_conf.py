@@ -165,7 +165,7 @@ BAD = [
     ("dataset.transform.mean=0", "dataset.transform.mean=0: must be a list of numbers", []),
     ("evaluation.when=later", "must be one of seen, final, last, all", []),
     ("evaluation.holdout=1.5", "evaluation.holdout=1.5: must be above 0 and below 1", []),
-    ("runtime.device=tpu", "runtime.device=tpu: must be one of auto, cpu, cuda", []),
+    ("runtime.device=tpu", "runtime.device=tpu: must be auto, cpu, cuda, cuda:<number> or mps", []),
     ("runtime.threads=0", "runtime.threads=0: must be between 1 and 1024", []),
     ("model.activation=swish", "must be one of relu, relu6, leaky_relu, elu, gelu, tanh", []),
     ("model.hidden=[100,x]", "model.hidden=[100, 'x']: must be a list of integers", []),

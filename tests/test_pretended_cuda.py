@@ -94,15 +94,25 @@ def waits(events: Counter[tuple[str, str]]) -> dict[str, int]:
     return {what: number for (kind, what), number in events.items() if kind in WAITS}
 
 
-def run_there(name: str, *overrides: str, waiting: bool = False, **options: Any) -> int:
+def run_there(
+    name: str,
+    *overrides: str,
+    waiting: bool = False,
+    there: PretendedCuda | None = None,
+    on: str = "cuda",
+    **options: Any,
+) -> int:
     """Compare a run on the device with that on the CPU; the number of kernels of its last steps.
 
     Of its last two whole steps, each waits or none does. The first step of a task may wait, where
     something is made for the task (HALRP's factors, eigenvectors of Kronecker factors).
     """
     plain = short_run(name, *overrides, device="cpu", **options)()
-    with PretendedCuda() as device, device.each_call(class_of(name), "observe") as steps:
-        run = short_run(name, *overrides, **options)()
+    with (
+        there or PretendedCuda() as device,
+        device.each_call(class_of(name), "observe") as steps,
+    ):
+        run = short_run(name, *overrides, device=on, **options)()
         assert not stray(device, run)
         assert run.theta.cpu().equal(plain.theta), name
     matrices = [made.progress.matrix.values.nan_to_num(-1) for made in (run, plain)]
@@ -201,6 +211,30 @@ def test_probes(probe: Any) -> None:
 
 def test_a_warm_up() -> None:
     run_there("finetune", schedule=scheduled(epochs=1, warm_up="head"))
+
+
+@pytest.mark.parametrize("name", ["er", "ewc", "gem", "halrp", "dlcft"])
+def test_the_second_of_two_devices(name: str) -> None:
+    """runtime.device=cuda:1: nothing is made on the first one, or where PyTorch's default is."""
+    waiting = name in STEPS_THAT_WAIT
+    run_there(name, there=PretendedCuda(devices=2), on="cuda:1", waiting=waiting)
+
+
+MPS = [
+    *(("er",), ("ewc", "curvature=kfac"), ("ewc", "curvature=ekfac"), ("gem",), ("dlcft",)),
+    *(("halrp", "method.pruning=ranks"), ("halrp",), ("lwf",), ("lamaml",), ("emcl_replay",)),
+]
+
+
+@pytest.mark.parametrize("words", MPS, ids=" ".join)
+def test_a_device_without_float64_and_page_locked_memory(words: tuple[str, ...]) -> None:
+    """runtime.device=mps: its steps may wait."""
+    name, *overrides = words
+    plain = short_run(name, *overrides, device="cpu")()
+    with PretendedCuda(kind="mps") as device:
+        run = short_run(name, *overrides, device="mps")()
+        assert not stray(device, run) and device.count("mismatch") == 0
+        assert run.theta.cpu().equal(plain.theta)
 
 
 # the pretended device itself: faults of each kind

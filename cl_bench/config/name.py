@@ -48,6 +48,7 @@ def config_hash(cfg: DictConfig) -> str:
         same.update(dict.fromkeys(places, 0))
         same.pop(KEY, None)
     kept = {k: v for k, v in resolved(same).items() if k not in SILENT}
+    kept["runtime"]["device"] = kept["runtime"]["device"].partition(":")[0]  # cuda:1 is as cuda:0
     unused = unused_keys(kept, list(target_nodes(kept, "")))
     for key in sorted(unused, key=len, reverse=True):  # `a.b.c` before `a.b`
         group, _, name = key.rpartition(".")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cl_bench.core.learner import Learner
 from cl_bench.core.mlp_gradient import LayerFactors, MLPGradient
-from cl_bench.core.types import Batch, to_device_of
+from cl_bench.core.types import Batch, in_float64, to_device_of
 
 
 class GradientMatrix(Protocol):
@@ -35,7 +35,7 @@ class DenseGradients:
         self.rows, self.out = rows, out
 
     def products(self) -> Tensor:
-        rows = self.rows.double()
+        rows = in_float64(self.rows)
         return rows @ rows.T
 
     def write(self, weights: Tensor) -> None:
@@ -51,13 +51,13 @@ class FactoredGradients:
     def __init__(self, mlp: MLPGradient, factors: list[LayerFactors], sizes: list[int]) -> None:
         self.mlp, self.factors = mlp, factors
         owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        self.membership = to_device_of(
-            torch.nn.functional.one_hot(owner, len(sizes)).double(), factors[0][0]
+        self.membership = in_float64(
+            to_device_of(torch.nn.functional.one_hot(owner, len(sizes)), factors[0][0])
         )
 
     def products(self) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        for s, a in ((s.double(), a.double()) for s, a in self.factors):
+        for s, a in ((in_float64(s), in_float64(a)) for s, a in self.factors):
             total = (s @ s.T).mul_((a @ a.T).add_(1)) + total
         return self.membership.T @ total @ self.membership
 

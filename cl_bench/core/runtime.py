@@ -1,6 +1,6 @@
 """The machine of a run: device, random generators, precision, compiler, memory.
 
-No other module asks PyTorch or the system about the machine.
+No other module but `devices` asks PyTorch or the system about the machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import resource
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,8 +21,9 @@ import torch
 from annotated_types import Ge, Le
 from torch import Generator, Tensor, nn
 
-from cl_bench.base.bounds import Seed
-from cl_bench.base.exceptions import UserError
+from cl_bench.base.bounds import Count, Seed
+from cl_bench.core import devices
+from cl_bench.core.devices import DeviceName
 
 STATUS = Path("/proc/self/status")
 THREADS = torch.get_num_threads()  # PyTorch's choice for this process
@@ -48,6 +49,11 @@ class Runtime:
     order: Generator  # CPU: the order of training samples
     memory: Generator  # CPU: the draws of a method and its buffer
     draws: Generator  # device: augmentation
+    held: ExitStack  # what the run takes of the machine until `close`, such as its share of a GPU
+
+    def close(self) -> None:
+        """Give back what the run takes of the machine."""
+        self.held.close()
 
     def autocast(self) -> AbstractContextManager:
         """PyTorch's autocast to bfloat16 with precision=bf16; it needs no loss scaling."""
@@ -68,6 +74,8 @@ class Runtime:
         """The time in seconds, after the device has finished all work so far."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter()
 
     def peak_mib(self) -> float:
@@ -82,7 +90,7 @@ class Runtime:
     def machine_info(self) -> dict[str, Any]:
         """The device's name and the number of threads, for the record."""
         cuda = self.device.type == "cuda"
-        name = torch.cuda.get_device_name(self.device) if cuda else "cpu"
+        name = torch.cuda.get_device_name(self.device) if cuda else self.device.type
         return {"device": name, "threads": torch.get_num_threads()}
 
     def state(self) -> dict[str, Tensor]:
@@ -100,21 +108,24 @@ class Runtime:
 
 def start(
     seed: Seed,
-    device: Literal["auto", "cpu", "cuda"],
+    device: DeviceName,
     precision: Precision,
     channels_last: bool | Literal["auto"],
     compile: bool,
     deterministic: bool,
     threads: Annotated[int, Ge(1), Le(1024)] | None,
+    per_gpu: Count | None,
 ) -> Runtime:
     """Set up the process for one run, independently of earlier runs in it.
 
-    Raises UserError where device=cuda is not available.
+    Waits where all GPUs have `per_gpu` runs. Raises UserError where the device is not available.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device=cuda: no CUDA device is available; use cpu or auto")
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    where = torch.device("cuda" if cuda else "cpu")
+    _free_memory()  # and what an earlier run holds of a GPU
+    held = ExitStack()
+    where = devices.take(device, per_gpu, held)
+    cuda = where.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(where)  # page-locked memory belongs to the current device
     torch.set_num_threads(threads or THREADS)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -127,17 +138,21 @@ def start(
     if compile:
         torch.compiler.reset()  # else graphs of earlier runs count against the limit
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
-    made = [_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where))]
+    order, memory, draws = (_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where)))
     last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last
-    return Runtime(where, precision, last, compiler, *made)
+    return Runtime(where, precision, last, compiler, order, memory, draws, held)
 
 
-def _reset_memory_counters(device: torch.device) -> None:
-    """Free what earlier runs of a sweep left in this process, and count peak memory from here."""
+def _free_memory() -> None:
+    """Free what earlier runs of a sweep left in this process."""
     gc.collect()  # reference cycles
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc keeps freed memory, which would grow from run to run
         trim(0)
+
+
+def _reset_memory_counters(device: torch.device) -> None:
+    """Count peak memory from here."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

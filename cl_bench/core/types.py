@@ -17,7 +17,14 @@ def to_device_of(index: Tensor, data: Tensor) -> Tensor:
     """Move `index` to the device of `data` without synchronising with that device."""
     if data.device.type == "cpu" or index.device == data.device:
         return index
+    if data.device.type != "cuda":
+        return index.to(data.device, non_blocking=True)
     return index.pin_memory().to(data.device, non_blocking=True)
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """`x` in float64; on the CPU where its device has no such numbers (mps)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 @stored_as("batch")

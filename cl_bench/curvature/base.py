@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Task, to_device_of
+from cl_bench.core.types import Task, in_float64, to_device_of
 
 
 class Curvature(Protocol):
@@ -122,5 +122,5 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     In float32 LAPACK fails on Kronecker factors of low rank with denormal entries.
     """
-    values, vectors = torch.linalg.eigh(matrix.double())
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)
+    values, vectors = torch.linalg.eigh(in_float64(matrix))
+    return values.to(matrix), vectors.to(matrix)

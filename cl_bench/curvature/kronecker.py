@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.core.state import stored_as
+from cl_bench.core.types import in_float64
 from cl_bench.curvature.base import eigh
 from cl_bench.curvature.blocks import Place
 
@@ -152,7 +153,7 @@ class Corrected:
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
     """Ascending, not below 0, computed in float64 as those of `eigh`."""
-    return torch.linalg.eigvalsh(matrix.double()).to(matrix.dtype).clamp(min=0)
+    return torch.linalg.eigvalsh(in_float64(matrix)).to(matrix).clamp(min=0)
 
 
 def _of_matrices(scale: Tensor) -> Tensor:

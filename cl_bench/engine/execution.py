@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from cl_bench.config.build import (
     build,
     make_method,
     make_stream,
-    parameter_names,
     read_backbone_info,
     recorded_stream,
     refuse_leak,
@@ -57,26 +56,6 @@ class Plan:
         return f"{method} on {dataset}, {scenario}-incremental"
 
 
-def make_study(plan: Plan) -> None:
-    """Make a study, which is a function that returns a page, and write the page.
-
-    The study is called with those of these arguments that it has parameters for: seed, learner,
-    stream, order (the generator of the order of samples) and schedule.
-    """
-    cfg = plan.cfg
-    machine = build(cfg.runtime, seed=cfg.seed)
-    names, arguments = parameter_names(cfg.study), {"seed": cfg.seed}
-    if "learner" in names:
-        stream = make_stream(cfg, machine.device)
-        arguments |= {"learner": make_method(cfg, machine, stream).learner, "stream": stream}
-        arguments |= {"order": machine.order, "schedule": build(cfg.schedule)}
-    files.write_text(plan.folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    page = build(cfg.study, **{k: v for k, v in arguments.items() if k in names})
-    page.write(plan.folder.path)
-    measured = {"device": machine.machine_info()["device"], **software_versions()}
-    plan.folder.set_status("done", code=asdict(plan.code), measured=measured)
-
-
 def train_and_record(plan: Plan) -> RunRecord:
     """Train what is left of a run, from its checkpoint if there is one, and write its results.
 
@@ -110,10 +89,16 @@ def refusals_before_training() -> Iterator[None]:
 
 
 def _continue_or_start(plan: Plan) -> RunRecord:
+    with refusals_before_training():
+        machine = build(plan.cfg.runtime, seed=plan.cfg.seed)
+    with closing(machine):
+        return _train(plan, machine)
+
+
+def _train(plan: Plan, machine: Runtime) -> RunRecord:
     """Build the run, load its checkpoint if there is one, train, and write the results."""
     cfg, folder = plan.cfg, plan.folder
     with refusals_before_training():
-        machine = build(cfg.runtime, seed=cfg.seed)
         identity = {"config": plan.hash, "seed": cfg.seed, "device": machine.device.type}
         device = machine.device, machine.machine_info()["device"]
         start = resume.find_start(folder, identity, plan.code, *device, cfg.code_changed, cfg.force)

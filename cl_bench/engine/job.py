@@ -17,8 +17,9 @@ from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import targets
 from cl_bench.engine.budget import require_within
-from cl_bench.engine.execution import Plan, make_study, train_and_record
+from cl_bench.engine.execution import Plan, train_and_record
 from cl_bench.engine.resume import other_code_note
+from cl_bench.engine.study import make_study
 from cl_bench.results import figures
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord

@@ -45,8 +45,9 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
         "compile": False,
         "deterministic": False,
         "threads": 1,
+        "per_gpu": None,
     }
-    with patch.object(runtime, "_reset_memory_counters"):  # which is slow, and not needed here
+    with patch.object(runtime, "_free_memory"), patch.object(runtime, "_reset_memory_counters"):
         return runtime.start(**{**options, **changes})
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import stored_as
+from cl_bench.core.types import in_float64
 
 
 class LowRankFactors(NamedTuple):
@@ -156,7 +157,7 @@ def scores(parts: Sequence[Decomposition], importances: Tensor) -> list[Tensor]:
 
 def by_share(found: list[Tensor], share: float) -> list[int]:
     """Ranks by `share`: the fewest directions that hold this fraction of the total score."""
-    together, order = torch.cat(found).double().sort(descending=True, stable=True)
+    together, order = in_float64(torch.cat(found)).sort(descending=True, stable=True)
     sums = together.cumsum(0)
     if not bool(sums[-1] > 0):
         return [0] * len(found)

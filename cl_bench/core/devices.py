@@ -1,0 +1,93 @@
+"""The devices of this machine, and the share of a GPU that a run takes.
+
+Runs spread over the GPUs: each takes the one that the fewest runs of this user are at, whichever
+command or sweep they belong to. A run notes that by locking a file, which the system unlocks when
+the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
+from cl_bench.base.files import LockedError
+
+DeviceName = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$",
+        description="auto, cpu, cuda, cuda:<number> or mps",
+    ),
+]
+POLL = 1.0  # seconds between two tries to get a GPU that other runs have
+
+
+def usable(name: str) -> list[torch.device]:
+    """The devices that a run with runtime.device=`name` may use: each GPU with auto and cuda.
+
+    Raises UserError where there is none.
+    """
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise _missing(name, "Apple's GPU is not available here")
+        return [torch.device("mps")]
+    number = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    gpus = [torch.device("cuda", index) for index in range(number)]
+    if name == "cpu" or (name == "auto" and not gpus):
+        return [torch.device("cpu")]
+    if not gpus:
+        raise _missing(name, "no CUDA device is available")
+    if ":" not in name:
+        return gpus
+    wanted = torch.device(name)
+    if wanted not in gpus:
+        there = "is cuda:0 alone" if number == 1 else f"are cuda:0 to cuda:{number - 1}"
+        raise _missing(name, f"there {there}")
+    return [wanted]
+
+
+def _missing(name: str, reason: str) -> UserError:
+    return UserError(f"runtime.device={name}: {reason}; use auto, or cpu")
+
+
+def take(name: str, per_gpu: int | None, held: ExitStack) -> torch.device:
+    """The device for a run, which stays taken until `held` is closed.
+
+    per_gpu  the most runs at the same time on a GPU; where all GPUs have as many, wait until one of
+             them ends. None: any number
+    """
+    devices = usable(name)
+    if devices[0].type != "cuda":
+        return devices[0]
+    folder = Path(tempfile.gettempdir()) / f"cl_bench-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    told = False
+    while True:
+        for place in count() if per_gpu is None else range(per_gpu):
+            for device in devices:
+                try:
+                    held.enter_context(files.locked(folder / f"{_identity(device)}.{place}"))
+                except LockedError:
+                    continue
+                return device
+        if not told:
+            runs = f"{per_gpu} run{'s' * (per_gpu != 1)} (runtime.per_gpu={per_gpu})"
+            print(f"waits for a GPU: each has {runs}", file=sys.stderr)
+        told = True
+        time.sleep(POLL)
+
+
+def _identity(device: torch.device) -> str:
+    """The GPU's own identity, the same in processes that see other GPUs or another order."""
+    return str(torch.cuda.get_device_properties(device).uuid)
