@@ -234,6 +234,16 @@ def test_a_config_is_traced_back_to_its_command(overrides: tuple[str, ...], comm
     assert commands.find_command(record_of(*overrides)) == command
 
 
+def test_a_record_may_lack_an_option_that_came_later() -> None:
+    """Where its value of today changes no number."""
+    record = record_of("method=er")
+    del record["config"]["runtime"]["per_gpu"]
+    assert commands.find_command(record) == "dataset=pmnist5k method=er"
+    del record["config"]["schedule"]["batch_size"]
+    record["hash"] = "0123456789"
+    assert commands.find_command(record) is None
+
+
 def test_no_command_is_found_for_what_no_option_makes() -> None:
     """And no name that a record has is looked up."""
     for key, value in (("_target_", "no.such.module.f"), ("lr", "${oc.env:HOME}"), ("lr", 9.0)):
