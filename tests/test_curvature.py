@@ -20,7 +20,7 @@ from cl_bench.curvature import backward, capture, diagonal, roots, sums
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import FullFisher, FullHessian
 from cl_bench.curvature.diagonal import BY_ROWS, MAS, BatchedFisher, Fisher, Identity
-from cl_bench.curvature.elementwise import elementwise
+from cl_bench.curvature.elementwise import CACHED, elementwise
 from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
@@ -513,6 +513,7 @@ def test_parts_of_a_task_do_not_matter(
     monkeypatch.setattr(backward, "CHUNK", 5)
     for module in ("backward", "capture", "diagonal", "kfac", "sums", "products"):
         monkeypatch.setattr(f"cl_bench.curvature.{module}.FLOATS", 30)
+    monkeypatch.setitem(CACHED, "cpu", 30)
     torch.testing.assert_close(ESTIMATORS[name](made, task).matvec(v), whole, **CLOSE)
 
 
@@ -520,9 +521,9 @@ def test_fewer_images_at_once_where_they_are_large(monkeypatch: pytest.MonkeyPat
     """30 pixels: with a limit of 10 pixels a third of the usual number, the same factors."""
     made, task = ref.case("conv")
     whole = ref.dense(KFAC("exact", None, "diagonal")(made, task).matvec, size(made))
-    assert backward.chunk(made, task) == 32
+    assert backward.chunk(made, task) == 64
     monkeypatch.setattr(backward, "PIXELS", 10)
-    assert backward.chunk(made, task) == 32 * 10 // 30
+    assert backward.chunk(made, task) == 64 * 10 // 30
     monkeypatch.setitem(backward.IMAGES, "cpu", 6)
     assert backward.chunk(made, task) == 2
     parts = ref.dense(KFAC("exact", None, "diagonal")(made, task).matvec, size(made))
@@ -551,18 +552,23 @@ def test_a_part_of_the_samples() -> None:
         nn.Conv2d(3, 6, (1, 3), dilation=2, groups=3, bias=False),
     ],
 )
-def test_squares_of_any_convolution(layer: nn.Conv2d) -> None:
+@pytest.mark.parametrize("cached", [2**20, 1])
+def test_squares_of_any_convolution(
+    layer: nn.Conv2d, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two roots, the samples at once or one by one."""
+    monkeypatch.setitem(CACHED, "cpu", cached)
     a = torch.randn(4, 3, 7, 8, generator=Generator().manual_seed(0))
     net = nn.Sequential(layer)
     with capture.captured(net) as sites:
         out = net(a)
     (s,) = torch.autograd.grad(out.square().sum(), sites[0].output)
-    found = dict(elementwise(sites[0], s.unsqueeze(0), torch.square))
+    found = dict(elementwise(sites[0], torch.stack([s, 2 * s]), torch.square))
     for name, parameter in layer.named_parameters():
         looped = torch.zeros_like(parameter)
         for i in range(4):
             (g,) = torch.autograd.grad(layer(a[i : i + 1]).square().sum(), parameter)
-            looped += g.square()
+            looped += g.square() + (2 * g).square()
         torch.testing.assert_close(found[f"0.{name}"], looped, rtol=1e-4, atol=1e-3)
 
 

@@ -16,7 +16,7 @@ from cl_bench.curvature.capture import FLOATS, Site, captured, layers
 from cl_bench.curvature.roots import RootFn
 
 CHUNK = 512  # samples at once
-IMAGES = {"cpu": 32, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
+IMAGES = {"cpu": 64, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
 PIXELS = 64 * 64  # of an image; of larger ones fewer are taken at once
 
 

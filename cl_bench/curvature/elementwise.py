@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from cl_bench.curvature.capture import FLOATS, Site
 
+CACHED = {"cpu": 2**20}  # floats of per-sample gradients at once, which stay in the cache
+
 
 def elementwise(
     site: Site, s: Tensor, power: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """For each parameter, the sum over roots and samples of power(gradient).
 
-    power must be multiplicative: power(x y) = power(x) power(y), as square and absolute value are.
+    power must be multiplicative: power(x y) = power(x) power(y), as torch.square and torch.abs are.
     """
     if site.parameter is not None:
         name = site.parameter
@@ -92,10 +94,40 @@ def _layer_norm(layer: nn.LayerNorm, a: Tensor, s: Tensor, power: Callable) -> t
 
 
 def _conv(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> tuple[Tensor, ...]:
-    """Sum over places, then take the power, for one place of the kernel at a time."""
-    powers = [power(gradient).sum((0, 1)) for gradient in kernel_gradients(layer, a, s)]
-    weight = torch.stack(powers, -1)
+    """Sum over places, then take the power, for a part of the kernel at a time."""
+    if layer.groups == 1:
+        weight = _of_rows(layer, a, s, power)
+    else:
+        powers = [power(gradient).sum((0, 1)) for gradient in kernel_gradients(layer, a, s)]
+        weight = torch.stack(powers, -1)
     return (weight,) if layer.bias is None else (weight, power(s.flatten(3).sum(3)).sum((0, 1)))
+
+
+def _of_rows(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> Tensor:
+    """(out, in, kernel height, kernel width): the sum over roots and samples, row by row.
+
+    For each place of a row of the kernel, the input is copied once; the rows of the kernel see the
+    same copies, moved. So a matrix product makes the gradients of a whole row.
+    """
+    assert isinstance(layer.padding, tuple)
+    (high, wide), (down, right), (rows, columns) = layer.padding, layer.stride, layer.kernel_size
+    height, width = s.shape[3:]
+    size = len(s) * layer.out_channels * layer.in_channels * columns  # of a sample's gradients
+    part = max(1, CACHED.get(a.device.type, FLOATS) // size)
+    total = a.new_zeros(layer.out_channels, rows, columns * layer.in_channels)
+    for inputs, slopes in zip(a.split(part), s.split(part, 1), strict=True):
+        padded = F.pad(inputs.movedim(1, -1), (0, 0, wide, wide, high, high))
+        starts = range(0, columns * layer.dilation[1], layer.dilation[1])
+        span = right * (width - 1) + 1
+        beside = torch.cat([padded[:, :, at : at + span : right] for at in starts], -1)
+        flat = slopes.flatten(3).transpose(0, 1).flatten(1, 2)  # (B, R out, L)
+        for row in range(rows):
+            top = row * layer.dilation[0]
+            seen = beside[:, top : top + down * (height - 1) + 1 : down].flatten(1, 2)
+            gradients = flat @ seen  # (B, R out, kernel width x in)
+            summed = power(gradients, out=gradients).sum(0)
+            total[:, row].add_(summed.unflatten(0, (len(s), -1)).sum(0))
+    return total.unflatten(2, (columns, -1)).movedim(3, 1)
 
 
 def _norm(
@@ -103,11 +135,10 @@ def _norm(
 ) -> tuple[Tensor, ...]:
     """The statistics are the running ones, taken as constants."""
     assert layer.running_mean is not None and layer.running_var is not None
-    mean, var = (v.view(-1, *[1] * (a.dim() - 2)) for v in (layer.running_mean, layer.running_var))
-    scaled = (a - mean) * (var + layer.eps).rsqrt()
-    weight, bias = s * scaled, s
+    weight, bias = s * a, s
     if a.dim() > 2:
         weight, bias = weight.flatten(3).sum(3), bias.flatten(3).sum(3)
+    weight = (weight - layer.running_mean * bias) * (layer.running_var + layer.eps).rsqrt()
     return power(weight).sum((0, 1)), power(bias).sum((0, 1))
 
 
