@@ -58,7 +58,7 @@ def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
     running = {name: Contender(*given, *base) for name, given in PLAIN.items()}
     for name in COMPILED if compiled else ():
         running[f"{name} compiled"] = Contender(f"method={name}", "runtime.compile=true", *base)
-    if running["mer"].method.learner.without_autograd is not None:
+    if running["mer"].method.learner.direct is not None:
         for name in ("emcl", "mer", "lamaml 2nd order"):
             running[f"{name}, autograd"] = by_autograd(Contender(*PLAIN[name], *base))
     return running
@@ -66,7 +66,7 @@ def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
 
 def by_autograd(made: Contender) -> Contender:
     """The contender without the gradients that need no autograd, and with La-MAML's plain graph."""
-    made.method.learner.without_autograd = None
+    made.method.learner.direct = None
     if isinstance(made.method, LaMAML):
         made.method._second = partial(whole_graph, made.method)  # type: ignore[method-assign]
     return made

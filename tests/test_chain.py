@@ -14,6 +14,7 @@ from cl_bench.core.criteria import CrossEntropy, Live, ScaledMSE
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.learner import Learner
 from cl_bench.core.mlp_gradient import mlp_gradient
+from cl_bench.core.optim import SGD
 from cl_bench.core.types import Batch, Task
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.prepare import prepare_network
@@ -72,7 +73,7 @@ def test_convolutions_equal_autograd(
     net = strided(activation, hidden).double()
     rt = machine(device, channels_last=channels_last)
     made = learner(net, rt, transform=identity(rt.device, channels=3))
-    assert isinstance(made.without_autograd, ConvGradient)
+    assert made.direct is not None and isinstance(made.direct.passes, ConvGradient)
     rows = batch(6, shape=(3, 9, 8))
     if live is not None:
         rows = rows._replace(y=2 * rows.t + rows.y % 2)
@@ -86,6 +87,64 @@ def test_convolutions_equal_autograd(
         before = made.flat.theta.detach().clone()
         torch.testing.assert_close(made.inner.descend(some, 0.3), loss)
         torch.testing.assert_close(made.flat.theta.detach(), before - 0.3 * expected)
+
+
+@pytest.mark.parametrize("net", ["mlp", "strided"])
+def test_a_loss_of_the_logits(net: str) -> None:
+    """Its gradient, value and logits, as by autograd; and the logits of a teacher."""
+    torch.manual_seed(0)
+    spatial = net == "strided"
+    made = learner((strided() if spatial else mlp()).double())
+    rows, scale = batch(5, shape=(3, 9, 8) if spatial else (1, 4, 4)), torch.tensor(0.3)
+    loss = lambda z, part, scale: scale * z.square().sum() + z[part.t == 0].exp().mean()  # noqa: E731
+    found = []
+    for direct in (made.direct, None):
+        made.direct = direct
+        made.flat.grad.fill_(9)
+        value, logits = made.differentiate_logits(loss, rows, scale)
+        teacher = made.snapshot()
+        teacher.theta.mul_(0.5)
+        found.append((value, logits, made.flat.grad.clone(), made.snapshot_logits(teacher, rows)))
+    assert made.sample_gradients == 10
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("net", ["mlp", "strided"])
+def test_steps_of_plain_sgd_need_no_gradient_vector(net: str, momentum: float) -> None:
+    """Three steps equal gradients and steps of torch.optim.SGD; with momentum it is used."""
+    ends = []
+    for own in (True, False):
+        torch.manual_seed(0)
+        kind: Any = SGD if own else torch.optim.SGD
+        make = lambda params, kind=kind: kind(params, lr=0.1, momentum=momentum)  # noqa: E731
+        made = learner((strided() if net == "strided" else mlp()).double(), optimizer=make)
+        made.flat.grad.fill_(9)
+        rows = batch(5, shape=(3, 9, 8) if net == "strided" else (1, 4, 4))
+        losses = [made.descend(rows) for _ in range(3)]
+        assert bool((made.flat.grad == 9).all()) == (own and not momentum)
+        ends.append((made.flat.theta.detach(), torch.stack(losses)))
+    for one, two in zip(*ends, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["clip", "decay", "precondition"])
+def test_steps_that_change_the_gradient_use_its_vector(change: str) -> None:
+    made = learner(mlp(), weight_decay=0.5 if change == "decay" else 0.0)
+    made.clip = 1e-3 if change == "clip" else None
+    made.precondition = torch.zeros_like if change == "precondition" else None
+    before = made.flat.theta.detach().clone()
+    made.gradient(batch(5))
+    slope = made.flat.grad.clone()
+    made.descend(batch(5))
+    moved = (before - made.flat.theta.detach()) / 0.1
+    expected = {
+        "clip": slope * 1e-3 / slope.norm(),
+        "decay": slope + 0.5 * before,
+        "precondition": torch.zeros_like(slope),
+    }
+    torch.testing.assert_close(moved, expected[change], rtol=1e-3, atol=1e-4)
 
 
 def strided(activation: Any = "relu", hidden: Any = (7,)) -> StridedConvNet:
@@ -109,8 +168,8 @@ def test_methods_are_the_same_without_autograd(name: str, options: tuple[str, ..
     for by_autograd in (False, True):
         torch.manual_seed(0)
         made = learner(strided().double(), transform=identity(channels=3))
-        assert isinstance(made.without_autograd, ConvGradient)
-        made.without_autograd = None if by_autograd else made.without_autograd
+        assert made.direct is not None and isinstance(made.direct.passes, ConvGradient)
+        made.direct = None if by_autograd else made.direct
         method = method_for(name, made, *options)
         for t in range(2):
             rows = batch(8, shape=(3, 9, 8))

@@ -146,7 +146,7 @@ def test_a_perceptrons_rows_come_of_one_pass(
         rows.write(weights)
         torch.testing.assert_close(made.flat.grad, weights.to(device) @ expected)
         ends.append(loss)
-        made.without_autograd = None
+        made.direct = None
     torch.testing.assert_close(*ends)
 
 
@@ -258,7 +258,7 @@ def test_the_first_task_alone_is_not_protected_in_la_mamls_code() -> None:
 def test_gem_clips_every_gradient(factored: bool) -> None:
     """Two steps on a batch, as GEM on gradients that were scaled to the norm before."""
     made, method, rows, slopes = past_and_new("gem", "method.clip=0.1", "method.passes=2")
-    made.without_autograd = made.without_autograd if factored else None
+    made.direct = made.direct if factored else None
     start, theta = made.flat.theta.detach().clone(), made.flat.theta.detach().clone()
     for _ in range(2):
         made.flat.theta.data.copy_(theta)

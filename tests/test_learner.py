@@ -139,6 +139,26 @@ def test_compiled_agrees_with_eager(kind: str, device: str) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_which_networks_couple_the_samples_of_a_batch() -> None:
+    """Batch norm in training does; frozen, folded, or in evaluation it does not."""
+    made = learner(two_blocks())
+    assert made.couples_samples and not learner(mlp()).couples_samples
+    with made.evaluating():
+        assert not made.couples_samples
+    made.train(frozen=True)
+    assert not made.couples_samples
+    made.train(frozen=False)
+    made.fold_batch_norm(Task(0, *batch(4, shape=(3, 8, 8))[:3]))
+    made.train(frozen=True)
+    assert not made.couples_samples
+    bare = torch.nn.BatchNorm2d(1, track_running_stats=False)
+    own = torch.nn.Sequential(bare, torch.nn.Flatten(), torch.nn.Linear(16, 6))
+    own.head = own[2]
+    own = learner(own)
+    with own.evaluating():
+        assert own.couples_samples, "it has no running statistics"
+
+
 def test_gradients_see_augmented_pixels_and_logits_do_not() -> None:
     transform = Transform([0.0], [1.0], 4, 2, True, None, 0.0, "anew", CPU)
     made, rows = learner(mlp(), transform=transform), batch()

@@ -277,6 +277,26 @@ def test_der_equals_its_formula(distance: str) -> None:
     torch.testing.assert_close(made.flat.theta.detach(), theta.detach() - 0.1 * slope)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+def test_ders_parts_may_share_a_forward_pass(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where batch norm does not couple their samples: the same steps, by autograd or without."""
+    ends = []
+    for together, direct in ((True, True), (True, False), (False, False)):
+        torch.manual_seed(0)
+        made = learner(mlp().double())
+        made.direct = made.direct if direct else None
+        monkeypatch.setattr(type(made), "couples_samples", not together)
+        options = "method.alpha=0.7", f"method.beta={beta}", "method.replay=3", "buffer.capacity=8"
+        method = method_for("der", made, *options)
+        for part in batch(32).slices(8):
+            method.observe(part)
+        ends.append((made.flat.theta.detach(), method.memory.rows.logits, made.sample_gradients))
+    for theta, logits, count in ends[1:]:
+        torch.testing.assert_close(theta, ends[0][0], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(logits, ends[0][1], rtol=1e-5, atol=1e-6)
+        assert count == ends[0][2]
+
+
 def test_ders_distance_is_zero_right_after_insertion() -> None:
     """No step in between: what is stored is what the network says."""
     made = learner(mlp(), optimizer=lambda params: SGD(params, lr=0.0, momentum=0.0))

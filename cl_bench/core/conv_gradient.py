@@ -31,9 +31,9 @@ class ConvGradient:
         self.layers, self.negative_slope = layers, negative_slope
 
     @torch.no_grad()
-    def fill(self, x: Tensor, criterion: LossesAndGradients) -> Tensor:
-        """Write the gradient of the mean loss into the layers' `grad`; returns the mean loss."""
-        losses, steps = self._passes(x, criterion)
+    def fill(self, x: Tensor, criterion: LossesAndGradients, count: int) -> Tensor:
+        """Write the samples' gradients / `count` into the layers' `grad`; returns the mean loss."""
+        losses, steps = self._passes(x, criterion, count)
         for layer, s, a, weight in steps:
             if weight is None:
                 torch.mm(s.T, a, out=layer.weight.grad)
@@ -45,7 +45,7 @@ class ConvGradient:
     @torch.no_grad()
     def descend(self, x: Tensor, criterion: LossesAndGradients, lr: float) -> Tensor:
         """theta <- theta - lr gradient of the mean loss, without writing the gradient out."""
-        losses, steps = self._passes(x, criterion)
+        losses, steps = self._passes(x, criterion, len(x))
         for layer, s, a, weight in steps:
             if weight is None:
                 layer.weight.addmm_(s.T, a, alpha=-lr)
@@ -55,7 +55,7 @@ class ConvGradient:
         return losses.mean()
 
     def _passes(
-        self, x: Tensor, criterion: LossesAndGradients
+        self, x: Tensor, criterion: LossesAndGradients, count: int
     ) -> tuple[Tensor, Iterator[LayerGradient]]:
         """The losses (N,), and what each layer's gradient is made of, from the last layer down."""
         inputs, outputs = [], []
@@ -64,7 +64,7 @@ class ConvGradient:
             inputs.append(a.flatten(1) if isinstance(layer, nn.Linear) else a)
             outputs.append(layer(inputs[-1]))
         losses, s = criterion(outputs[-1])
-        return losses, self._backward(s / len(x), inputs, outputs)
+        return losses, self._backward(s / count, inputs, outputs)
 
     def _backward(
         self, s: Tensor, inputs: list[Tensor], outputs: list[Tensor]

@@ -6,11 +6,12 @@ without writing the rows out.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cl_bench.core.direct import DirectGradient
 from cl_bench.core.learner import Learner
 from cl_bench.core.mlp_gradient import LayerFactors, MLPGradient
 from cl_bench.core.types import Batch, in_float64, to_device_of
@@ -72,10 +73,8 @@ def gradients(learner: Learner, parts: list[Batch]) -> tuple[GradientMatrix, Ten
 
     Each batch is augmented first.
     """
-    if isinstance(learner.without_autograd, MLPGradient):
-        return _by_mlp(
-            learner, learner.without_autograd, [learner.augmented(part) for part in parts]
-        )
+    if learner.direct is not None and isinstance(learner.direct.passes, MLPGradient):
+        return _by_mlp(learner, learner.direct, [learner.augmented(part) for part in parts])
     grad = learner.flat.grad
     rows, loss = grad.new_empty(len(parts), len(grad)), grad.new_zeros(())
     for row, part in zip(rows, parts, strict=True):
@@ -85,15 +84,16 @@ def gradients(learner: Learner, parts: list[Batch]) -> tuple[GradientMatrix, Ten
 
 
 def _by_mlp(
-    learner: Learner, mlp: MLPGradient, parts: list[Batch]
+    learner: Learner, direct: DirectGradient, parts: list[Batch]
 ) -> tuple[GradientMatrix, Tensor]:
     """`gradients` by one pass over all samples; factored where products are cheaper so."""
-    whole = Batch(*(torch.cat(field) for field in zip(*(part[:3] for part in parts), strict=True)))
+    whole = parts[0].cat(*parts[1:])
     sizes, grad = [len(part.y) for part in parts], learner.flat.grad
     learner.sample_gradients += len(whole.y)
     counts = torch.tensor(sizes, dtype=grad.dtype).repeat_interleave(torch.tensor(sizes))
+    mlp: Any = direct.passes
     losses, factors = mlp.factors(
-        *learner.inputs_without_autograd(whole), to_device_of(counts, grad)
+        *direct.inputs(whole, learner.criterion), to_device_of(counts, grad)
     )
     loss, total = losses[-sizes[-1] :].mean(), sum(sizes)
     ends = sum(s.shape[1] + a.shape[1] for s, a in factors)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cl_bench.base.exceptions import UserError
-from cl_bench.core.conv_gradient import ConvGradient, conv_gradient
 from cl_bench.core.criteria import Criterion
+from cl_bench.core.direct import LossOfLogits, of_theta, without_autograd
 from cl_bench.core.gradient import Objective, clip_norm, make_engine
 from cl_bench.core.inner_loop import InnerLoop
-from cl_bench.core.mlp_gradient import LossesAndGradients, MLPGradient, mlp_gradient
 from cl_bench.core.network import BatchNorm, NetworkFunction
-from cl_bench.core.optim import Optimizer, load_state
+from cl_bench.core.optim import Optimizer, is_plain_sgd, load_state
 from cl_bench.core.runtime import Runtime
-from cl_bench.core.types import Batch, Task, Transform
+from cl_bench.core.types import Batch, Snapshot, Task, Transform
 
 
 class Learner(NetworkFunction):
     """A network with its loss and optimizer: `gradient` fills `flat.grad`, `step` moves theta.
 
-    Seven functions compute a gradient. Which one to call:
+    Eight functions compute a gradient. Which one to call:
 
-    gradient of              | augments first | batch augmented already | augments, then `step`
-    mean loss on a batch     | `gradient`     | `loss_gradient`         | `descend`
-    objective(theta, *args)  | `gradient_of`  | `differentiate`         | `descend_on`
-    objective with 2 outputs |                | `differentiate_with`    |
+    gradient of               | augments first | batch augmented already | augments, then `step`
+    mean loss on a batch      | `gradient`     | `loss_gradient`         | `descend`
+    objective(theta, *args)   | `gradient_of`  | `differentiate`         | `descend_on`
+    objective with 2 outputs  |                | `differentiate_with`    |
+    loss(logits, batch, *args)|                | `differentiate_logits`  |
 
     The second column serves a method that needs the same augmented batch more than once: it calls
     `augmented` itself. All functions count into `sample_gradients`, leave out frozen parameters,
@@ -59,14 +57,8 @@ class Learner(NetworkFunction):
         self.clip: float | None = None  # largest norm of a step's gradient, before weight decay
         self.precondition: Callable[[Tensor], Tensor] | None = None  # of `flat.grad` in `step`
         self._engine = make_engine(self.flat, machine.compiler)
-        self.without_autograd: MLPGradient | ConvGradient | None = None
-        sequence = None
-        if machine.precision == "fp32":
-            mlp = mlp_gradient(net, self.flat)
-            if machine.compiler is None:
-                self.without_autograd = mlp or conv_gradient(net)
-            elif mlp is not None:
-                sequence = mlp.compiled_sequence(machine.compiler, criterion.losses_and_gradients)
+        self.direct, sequence = without_autograd(self, criterion)
+        self._objectives: dict[LossOfLogits, Callable] = {}  # of `differentiate_logits`
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
     def begin_task(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
@@ -113,6 +105,10 @@ class Learner(NetworkFunction):
         if self._unfrozen is not None and self._decay_mask is not None:
             self._decay_mask *= self._unfrozen
 
+    def snapshot_logits(self, snapshot: Snapshot, batch: Batch) -> Tensor:
+        found = None if self.direct is None else self.direct.logits_at(snapshot.theta, batch)
+        return super().snapshot_logits(snapshot, batch) if found is None else found
+
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """(B,): each sample's loss over the classes that compete for its task."""
         return self.criterion(self.logits(theta, batch), batch.y, self.heads.competing(batch))
@@ -157,6 +153,18 @@ class Learner(NetworkFunction):
         value, aux = self._engine(objective, args, has_aux=True)
         return self._zero_frozen(value), aux.detach()
 
+    def differentiate_logits(
+        self, loss: LossOfLogits, batch: Batch, *args: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Of loss(logits, batch, *args): its value and the logits. The fastest for a perceptron."""
+        self._count(batch)
+        if self.direct is not None:
+            return self.direct.fill_of_logits(loss, batch, args)
+        if loss not in self._objectives:  # the same function each time, for the compiler
+            self._objectives[loss] = of_theta(self, loss)
+        value, logits = self._engine(self._objectives[loss], (batch, *args), has_aux=True)
+        return self._zero_frozen(value), logits.detach()
+
     @torch.no_grad()
     def step(self) -> None:
         """Clip `flat.grad`, add weight decay, precondition it, and make a step of the optimizer."""
@@ -169,6 +177,8 @@ class Learner(NetworkFunction):
 
     def descend(self, batch: Batch) -> Tensor:
         """`gradient`, then `step`: plain training on one batch."""
+        if self._is_plain_sgd():
+            return self._sgd_step(self.augmented(batch), self.lr)
         loss = self.gradient(batch)
         self.step()
         return loss
@@ -188,48 +198,37 @@ class Learner(NetworkFunction):
         """Set the entries of a gradient (P,) to 0 where parameters are frozen (batch norm)."""
         return gradient if self._unfrozen is None else gradient * self._unfrozen
 
-    def inputs_without_autograd(self, batch: Batch) -> tuple[Tensor, LossesAndGradients]:
-        """What `without_autograd` takes: images as floats, and the criterion of the logits."""
-        competing = self.heads.competing(batch)
-        x = self.transform.view(batch.x).to(self.flat.grad.dtype)
-        return x, partial(self.criterion.losses_and_gradients, y=batch.y, live=competing)
-
     def state_dict(self) -> dict[str, Any]:
         """Parameters, statistics, optimizer state and counters, for a checkpoint."""
         return {
-            "theta": self.flat.theta.detach(),
-            "channels_last": self.flat.channels_last,
-            "buffers": dict(self.net.named_buffers()),
+            **self.network_state(),
             "optimized": None if self.optimized is self.flat.theta else self.optimized.detach(),
             "optimizer": self.optimizer.state_dict(),
             "masked": self.heads.masked,
             "sample_gradients": self.sample_gradients,
         }
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state in place, so that parameters stay views of theta.
 
         Raises UserError where the checkpoint has another memory layout (channels_last).
         """
-        before = state["channels_last"]
-        if before != self.flat.channels_last:
-            raise UserError(
-                f"it was written with runtime.channels_last={str(before).lower()}, on another "
-                "device; go on there"
-            )
-        self.flat.theta.copy_(state["theta"])
-        for name, buffer in self.net.named_buffers():
-            buffer.copy_(state["buffers"][name])
+        self.load_network_state(state)
         if state["optimized"] is not None:
             self.restart_optimizer(nn.Parameter(state["optimized"]))
         load_state(self.optimizer, state["optimizer"])
         self.heads.masked, self.sample_gradients = state["masked"], state["sample_gradients"]
 
     def _fill(self, batch: Batch) -> Tensor:
-        if self.without_autograd is None:
+        if self.direct is None:
             return self._engine(self.loss, (batch,), has_aux=False)
-        return self.without_autograd.fill(*self.inputs_without_autograd(batch))
+        return self.direct.fill(batch, self.criterion)
+
+    def _is_plain_sgd(self) -> bool:
+        """Whether `step` only subtracts lr gradient, and needs no gradient vector for that."""
+        changes = self._decay_mask, self.clip, self.precondition, self._unfrozen
+        own = self.direct is not None and self.optimized is self.flat.theta
+        return own and is_plain_sgd(self.optimizer) and all(each is None for each in changes)
 
     def _zero_frozen(self, value: Tensor) -> Tensor:
         """Set `flat.grad` to 0 where parameters are frozen; returns `value`, detached."""
@@ -242,9 +241,9 @@ class Learner(NetworkFunction):
 
     def _sgd_step(self, batch: Batch, lr: float) -> Tensor:
         """theta <- theta - lr gradient, without the optimizer; returns the mean loss before it."""
-        if self.without_autograd is not None:
+        if self.direct is not None:
             self._count(batch)
-            return self.without_autograd.descend(*self.inputs_without_autograd(batch), lr)
+            return self.direct.descend(batch, self.criterion, lr)
         loss = self.loss_gradient(batch)
         self.flat.theta.detach().sub_(self.flat.grad, alpha=lr)
         return loss

@@ -40,9 +40,18 @@ class MLPGradient:
         self.negative_slope, self.flat = negative_slope, flat
 
     @torch.no_grad()
-    def fill(self, x: Tensor, criterion: LossesAndGradients) -> Tensor:
-        """Write the gradient of the mean loss into the layers' `grad`; returns the mean loss."""
-        losses, factors = self.factors(x, criterion, len(x))
+    def logits(self, x: Tensor, theta: Tensor) -> Tensor:
+        """(N, K): the logits of x at any theta (P,)."""
+        *hidden, (weight, bias) = self._pairs(theta)
+        a = x.flatten(1)
+        for below in hidden:
+            a = F.leaky_relu(F.linear(a, *below), self.negative_slope)
+        return F.linear(a, weight, bias)
+
+    @torch.no_grad()
+    def fill(self, x: Tensor, criterion: LossesAndGradients, count: int) -> Tensor:
+        """Write the samples' gradients / `count` into the layers' `grad`; returns the mean loss."""
+        losses, factors = self.factors(x, criterion, count)
         self.write(factors, None)
         return losses.mean()
 

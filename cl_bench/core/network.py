@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.heads import Heads
 from cl_bench.core.runtime import Runtime
@@ -39,6 +41,7 @@ class NetworkFunction(Rebuilt):
         self.head = head_of(net)
         self.heads = Heads(self.flat, self.head)
         self.full_precision = self.frozen = False
+        self._norms = _batch_norms(net)
         set_dropout_generator(net, machine.draws)
         accept_single_samples(net)
 
@@ -81,6 +84,27 @@ class NetworkFunction(Rebuilt):
         for name, buffer in batch_norm_buffers(self.net):
             buffer.copy_(snapshot.buffers[name])
 
+    def network_state(self) -> dict[str, Any]:
+        """Parameters and statistics, for a checkpoint."""
+        return {
+            "theta": self.flat.theta.detach(),
+            "channels_last": self.flat.channels_last,
+            "buffers": dict(self.net.named_buffers()),
+        }
+
+    @torch.no_grad()
+    def load_network_state(self, state: dict[str, Any]) -> None:
+        """Load what `network_state` returned; UserError where it has another memory layout."""
+        before = state["channels_last"]
+        if before != self.flat.channels_last:
+            raise UserError(
+                f"it was written with runtime.channels_last={str(before).lower()}, on another "
+                "device; go on there"
+            )
+        self.flat.theta.copy_(state["theta"])
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(state["buffers"][name])
+
     def snapshot_logits(self, snapshot: Snapshot, batch: Batch) -> Tensor:
         """(B, K): the logits of a snapshot, in evaluation mode and without a graph."""
         x = self.transform.view(batch.x).to(snapshot.theta.dtype)
@@ -103,6 +127,12 @@ class NetworkFunction(Rebuilt):
     def fold_batch_norm(self, task: Task) -> None:
         """Fold batch norm into the layers before it; theta keeps its shape (`fold_in_place`)."""
         fold_in_place(self.net, self.transform.view(task.x[:1]).to(self.flat.theta.dtype))
+        self._norms = _batch_norms(self.net)
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the logits of a sample depend on the rest of its batch, by batch norm."""
+        return any(norm.training or norm.running_mean is None for norm in self._norms)
 
     def _augment(self, batch: Batch) -> Batch:
         return batch._replace(x=self.transform.draw(batch.x, self.machine.draws))
@@ -115,6 +145,9 @@ class NetworkFunction(Rebuilt):
     def _set_mode(self, training: bool) -> None:
         self.net.train(training)
         if self.frozen:
-            for module in self.net.modules():
-                if isinstance(module, BatchNorm):
-                    module.eval()
+            for norm in self._norms:
+                norm.eval()
+
+
+def _batch_norms(net: nn.Module) -> list[BatchNorm]:
+    return [module for module in net.modules() if isinstance(module, BatchNorm)]

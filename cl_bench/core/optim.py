@@ -102,6 +102,11 @@ def rescales_gradient(optimizer: Any) -> bool:
     return not isinstance(optimizer, SGD | torch.optim.SGD)
 
 
+def is_plain_sgd(optimizer: Any) -> bool:
+    """Whether a step is theta <- theta - lr gradient and nothing more."""
+    return type(optimizer) is SGD and not optimizer.param_groups[0]["momentum"]
+
+
 def stability_limit(optimizer: Any, every: int) -> float:
     """The largest curvature of a quadratic penalty at which explicit steps of SGD are stable.
 

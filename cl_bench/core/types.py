@@ -36,10 +36,10 @@ class Batch(NamedTuple):
     t: Tensor  # (B,) task ids, one for each sample, because replay mixes tasks
     logits: Tensor | None = None  # (B, K) the network's logits when the sample was stored (DER)
 
-    def cat(self, other: Batch) -> Batch:
-        """The samples of this batch and then those of `other`, without stored logits."""
-        pairs = zip(self[:3], other[:3], strict=True)
-        return Batch(*(torch.cat(pair) for pair in pairs))
+    def cat(self, *others: Batch) -> Batch:
+        """The samples of this batch and then those of the others, without stored logits."""
+        fields = zip(self[:3], *(other[:3] for other in others), strict=True)
+        return Batch(*(torch.cat(field) for field in fields))
 
     def slices(self, size: int) -> Iterator[Batch]:
         """The samples in their order, `size` at a time; the last slice may have fewer."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative
@@ -40,34 +39,46 @@ class DER(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         learner, memory = self.learner, self.memory
-        fresh = learner.augmented(batch)
-        if not len(memory):
-            loss, outputs = learner.differentiate_with(self._alone, fresh)
-        else:
+        parts = [learner.augmented(batch)]
+        if len(memory):
             draws = 2 if self.beta else 1
-            old = [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
-            loss, outputs = learner.differentiate_with(self._replayed, fresh, *old)
+            parts += [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
+        if len(parts) > 1 and learner.couples_samples:
+            loss, outputs = learner.differentiate_with(self._apart, *parts)
+        else:
+            whole = parts[0].cat(*parts[1:])
+            stored = parts[1].logits if len(parts) > 1 else None
+            sizes = tuple(len(part.y) for part in parts)
+            loss, outputs = learner.differentiate_logits(self._together, whole, stored, sizes)
         learner.step()
-        memory.add(batch._replace(logits=outputs.detach().float()))
+        memory.add(batch._replace(logits=outputs[: len(batch.y)].float()))
         return loss
 
-    def _alone(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self.learner.logits(theta, batch)
-        return self._loss(logits, batch), logits
+    def _apart(self, theta: Tensor, *parts: Batch) -> tuple[Tensor, Tensor]:
+        """Each part by its own forward pass, as in the authors' code: batch norm in training."""
+        outputs = [self.learner.logits(theta, part) for part in parts]
+        losses = [self._losses(z, part) for z, part in zip(outputs, parts, strict=True)]
+        return self._sum(outputs, losses, parts[1].logits), outputs[0]
 
-    def _replayed(
-        self, theta: Tensor, batch: Batch, dark: Batch, *light: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """The replayed terms, each by its own forward pass as in the authors' code (batch norm)."""
-        loss, logits = self._alone(theta, batch)
-        assert dark.logits is not None
-        gap = (self.learner.logits(theta, dark).to(dark.logits.dtype) - dark.logits).square()
+    def _together(
+        self, logits: Tensor, whole: Batch, stored: Tensor | None, sizes: tuple[int, ...]
+    ) -> Tensor:
+        """All parts by one forward pass: the same where no sample changes another's logits."""
+        losses = self._losses(logits, whole)
+        return self._sum(logits.split(sizes), losses.split(sizes), stored)
+
+    def _sum(
+        self, logits: Sequence[Tensor], losses: Sequence[Tensor], stored: Tensor | None
+    ) -> Tensor:
+        """The loss from the logits and losses of the new batch, of x' and of x''."""
+        loss = losses[0].mean()
+        if stored is None:
+            return loss
+        gap = (logits[1].to(stored.dtype) - stored).square()
         distance = gap.mean(-1) if self.distance == "mean" else gap.sum(-1)
         loss = loss + self.alpha * distance.mean()
-        for rows in light:
-            loss = loss + self.beta * self._loss(self.learner.logits(theta, rows), rows)
-        return loss, logits
+        return loss + self.beta * losses[2].mean() if len(losses) > 2 else loss
 
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
         learner = self.learner
-        return torch.mean(learner.criterion(logits, batch.y, learner.heads.competing(batch)))
+        return learner.criterion(logits, batch.y, learner.heads.competing(batch))

@@ -60,7 +60,7 @@ class LwF(Rehearsal):
             loss = learner.loss_gradient(fresh)
         elif self.source == "new":
             taught = fresh._replace(logits=learner.snapshot_logits(self.teacher, fresh))
-            loss = learner.differentiate(self._on_new, taught, self.heads)
+            loss, _ = learner.differentiate_logits(self._on_new, taught, self.heads)
         else:
             old = learner.augmented(self.memory.sample(self.replay))
             old = old._replace(logits=learner.snapshot_logits(self.teacher, old))
@@ -77,9 +77,8 @@ class LwF(Rehearsal):
             self.memory.add(Batch(task.x, task.y, task.t))
             super().end_task(task)
 
-    def _on_new(self, theta: Tensor, batch: Batch, heads: Tensor) -> Tensor:
+    def _on_new(self, logits: Tensor, batch: Batch, heads: Tensor) -> Tensor:
         """The loss and the divergence on the new batch, by one forward pass of the student."""
-        logits = self.learner.logits(theta, batch)
         losses = self.learner.criterion(logits, batch.y, self.learner.heads.competing(batch))
         assert batch.logits is not None
         return losses.mean() + self._pull(batch.logits, logits, heads)
