@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import reference as ref
 import torch
-from conftest import DEVICES, batch, blobs, learner, machine, method_for, mlp, resnet
+import torch.nn.functional as F
+from conftest import DEVICES, batch, blobs, identity, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
 from cl_bench.core.optim import SGD
 from cl_bench.core.types import Batch
 from cl_bench.methods.agem import project
 from cl_bench.methods.lwf import divergence
+from cl_bench.testing.small import NormNet
 
 
 def moved(method: object, rows: Batch) -> torch.Tensor:
@@ -295,6 +297,29 @@ def test_ders_parts_may_share_a_forward_pass(beta: float, monkeypatch: pytest.Mo
         torch.testing.assert_close(theta, ends[0][0], rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(logits, ends[0][1], rtol=1e-5, atol=1e-6)
         assert count == ends[0][2]
+
+
+@pytest.mark.parametrize("forward", ["apart", "together"])
+def test_what_batch_norm_sees_of_ders_parts(forward: str) -> None:
+    """Each part by itself, or all of them at once: the loss by a slow version."""
+    torch.manual_seed(0)
+    made = learner(NormNet().double(), transform=identity())
+    options = "method.alpha=0.7", "method.beta=0.4", "method.replay=3", "buffer.capacity=8"
+    method = method_for("der", made, *options, f"method.forward={forward}")
+    method.observe(batch(8))
+    state = made.rng.get_state()
+    old, rows = [method.memory.sample(3), method.memory.sample(3)], batch(8)
+    made.rng.set_state(state)
+    with torch.no_grad():
+        parts = [part.x.double() / 255 for part in (rows, *old)]
+        new, dark, light = (
+            (made.net(x) for x in parts)
+            if forward == "apart"
+            else made.net(torch.cat(parts)).split([8, 3, 3])
+        )
+    expected = F.cross_entropy(new, rows.y) + 0.4 * F.cross_entropy(light, old[1].y)
+    expected = expected + 0.7 * (dark - old[0].logits).square().mean()
+    torch.testing.assert_close(method.observe(rows), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_ders_distance_is_zero_right_after_insertion() -> None:

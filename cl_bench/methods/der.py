@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ class DER(Rehearsal):
     z' are the logits of x' in the step in which it was stored, before the update and with the
     augmentation of that step. When it is replayed, x' is augmented anew.
     distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
+    forward=apart  batch norm sees x, x' and x'' each by itself, as in the authors' code; together:
+                   all at once, which takes less time. Without batch norm in training they are one
     """
 
     allows_folding = True
@@ -33,9 +35,15 @@ class DER(Rehearsal):
         alpha: NonNegative,
         beta: NonNegative,
         distance: Literal["mean", "sum"],
+        forward: Literal["apart", "together"],
     ) -> None:
         super().__init__(learner, buffer)
+        self.forward = forward
         self.replay, self.alpha, self.beta, self.distance = replay, alpha, beta, distance
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        return {"method.forward"} if config["method"]["forward"] == "apart" else set()
 
     def observe(self, batch: Batch) -> Tensor:
         learner, memory = self.learner, self.memory
@@ -43,7 +51,7 @@ class DER(Rehearsal):
         if len(memory):
             draws = 2 if self.beta else 1
             parts += [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
-        if len(parts) > 1 and learner.couples_samples:
+        if len(parts) > 1 and learner.couples_samples and self.forward == "apart":
             loss, outputs = learner.differentiate_with(self._apart, *parts)
         else:
             whole = parts[0].cat(*parts[1:])
