@@ -16,6 +16,7 @@ from cl_bench.config import compose, errors
 from cl_bench.config.arguments import checked_arguments
 from cl_bench.config.folders import OPTIONS
 from cl_bench.config.words import typed
+from cl_bench.core import parallel
 from cl_bench.engine import job
 
 
@@ -38,6 +39,8 @@ def run(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **val
     own = [] if config_dir is None else [f"{OPTIONS[0]}={files.absolute(config_dir)}"]
     words = [*own, *overrides, *(_word(key, value) for key, value in values.items())]
     with _refusals_in_a_line(words):
+        if parallel.local_rank() is not None:
+            raise UserError("torchrun: it starts python -m cl_bench.run, not cl_bench.run()")
         cfg = compose.composed_by_hydra(*checked_arguments(words), with_hydra=True)
         hydra = compose.take_hydra(cfg)
         if hydra.mode is not None and hydra.mode.name == "MULTIRUN":

@@ -61,6 +61,19 @@ def _missing(name: str, reason: str) -> UserError:
     return UserError(f"runtime.device={name}: {reason}; use auto, or cpu")
 
 
+def of_rank(name: str, local_rank: int) -> torch.device:
+    """The device of one of several processes of a run: each has a GPU of its own, or the CPU."""
+    devices = usable(name)
+    if devices[0].type != "cuda":
+        return devices[0]
+    if local_rank >= len(devices):
+        raise UserError(
+            f"torchrun: process {local_rank} of this machine has no GPU of its own; use "
+            f"--nproc_per_node={len(devices)} or runtime.device=cpu"
+        )
+    return devices[local_rank]
+
+
 def take(name: str, per_gpu: int | None, held: ExitStack) -> torch.device:
     """The device for a run, which stays taken until `held` is closed.
 

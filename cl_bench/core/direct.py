@@ -82,7 +82,7 @@ def without_autograd(
     The second is `MLPGradient.sgd_sequence` of a perceptron as one compiled graph.
     """
     machine = network.machine
-    if machine.precision != "fp32":
+    if machine.precision != "fp32" or machine.processes.several:
         return None, None
     mlp = mlp_gradient(network.net, network.flat)
     if machine.compiler is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from cl_bench.core.flat import FlatParams
+from cl_bench.core.network import NetworkFunction
 
 Objective = Callable[..., Tensor]  # (theta, *args) -> scalar, such as `Learner.loss`
 Compiler = Callable[[Callable], Callable]  # `torch.compile` with a run's options
@@ -55,9 +56,28 @@ class Compiled:
         return value
 
 
-def make_engine(flat: FlatParams, compiler: Compiler | None) -> GradientEngine:
-    """`Compiled` where a compiler is given, else `Eager`."""
-    return Eager(flat) if compiler is None else Compiled(flat, compiler)
+class Shared:
+    """Computes what the logits of this process' share give, and sums it over the processes.
+
+    The objective must depend on theta by the logits alone.
+    """
+
+    def __init__(self, network: NetworkFunction) -> None:
+        self.network, self.own = network, Eager(network.flat)
+
+    def __call__(self, objective: Callable, args: tuple, has_aux: bool) -> Any:
+        with self.network.shared():
+            found = self.own(objective, args, has_aux)
+        self.network.machine.processes.sum_(self.network.flat.grad)
+        return found
+
+
+def make_engine(network: NetworkFunction) -> GradientEngine:
+    """`Shared` with several processes, `Compiled` where a compiler is given, else `Eager`."""
+    compiler = network.machine.compiler
+    if network.machine.processes.several:
+        return Shared(network)
+    return Eager(network.flat) if compiler is None else Compiled(network.flat, compiler)
 
 
 def clip_norm(gradient: Tensor, max_norm: float | None) -> Tensor:

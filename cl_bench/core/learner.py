@@ -56,7 +56,7 @@ class Learner(NetworkFunction):
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
         self.clip: float | None = None  # largest norm of a step's gradient, before weight decay
         self.precondition: Callable[[Tensor], Tensor] | None = None  # of `flat.grad` in `step`
-        self._engine = make_engine(self.flat, machine.compiler)
+        self._engine = make_engine(self)
         self.direct, sequence = without_autograd(self, criterion)
         self._objectives: dict[LossOfLogits, Callable] = {}  # of `differentiate_logits`
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.heads import Heads
+from cl_bench.core.parallel import prepare
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.state import Rebuilt
 from cl_bench.core.types import Batch, Snapshot, Task, Transform
@@ -40,10 +41,12 @@ class NetworkFunction(Rebuilt):
         self.flat = FlatParams(net, machine.channels_last)
         self.head = head_of(net)
         self.heads = Heads(self.flat, self.head)
-        self.full_precision = self.frozen = False
+        self.full_precision = self.frozen = self.sharing = False
+        self._whole: int | None = None  # the samples of a batch, while processes share it
         self._norms = _batch_norms(net)
         set_dropout_generator(net, machine.draws)
         accept_single_samples(net)
+        prepare(net, machine.processes, lambda: self._whole)
 
     def arriving(self, batch: Batch) -> Batch:
         """A batch as methods get it: augmented where images are augmented once, else raw."""
@@ -58,12 +61,28 @@ class NetworkFunction(Rebuilt):
 
         It changes nothing but batch norm's running statistics in training mode.
         """
-        x = self.transform.view(batch.x).to(theta.dtype)
+        if not self.sharing:
+            return self._logits(theta, batch.x)
+        processes, self._whole = self.machine.processes, len(batch.y)
+        own = self._logits(theta, batch.x[processes.share(self._whole)])
+        return processes.gathered(own, self._whole)
+
+    def _logits(self, theta: Tensor, pixels: Tensor) -> Tensor:
+        x = self.transform.view(pixels).to(theta.dtype)
         with self._autocast():
             if theta is self.flat.theta:
                 return self.net(x)
             with plain_attention(self.net):
                 return functional_call(self.net, self.flat.views(theta), (x,))
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Inside the block, each of several processes computes a part of the logits of a batch."""
+        self.sharing = self.machine.processes.several
+        try:
+            yield
+        finally:
+            self.sharing, self._whole = False, None
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:

@@ -22,8 +22,10 @@ from annotated_types import Ge, Le
 from torch import Generator, Tensor, nn
 
 from cl_bench.base.bounds import Count, Seed
-from cl_bench.core import devices
+from cl_bench.base.exceptions import UserError
+from cl_bench.core import devices, parallel
 from cl_bench.core.devices import DeviceName
+from cl_bench.core.parallel import ALONE, Processes
 
 STATUS = Path("/proc/self/status")
 THREADS = torch.get_num_threads()  # PyTorch's choice for this process
@@ -50,6 +52,7 @@ class Runtime:
     memory: Generator  # CPU: the draws of a method and its buffer
     draws: Generator  # device: augmentation
     held: ExitStack  # what the run takes of the machine until `close`, such as its share of a GPU
+    processes: Processes = ALONE  # that train together
 
     def close(self) -> None:
         """Give back what the run takes of the machine."""
@@ -122,7 +125,9 @@ def start(
     """
     _free_memory()  # and what an earlier run holds of a GPU
     held = ExitStack()
-    where = devices.take(device, per_gpu, held)
+    rank = parallel.local_rank()
+    alone = rank is None
+    where = devices.take(device, per_gpu, held) if alone else devices.of_rank(device, rank)
     cuda = where.type == "cuda"
     if cuda:
         torch.cuda.set_device(where)  # page-locked memory belongs to the current device
@@ -140,7 +145,10 @@ def start(
     compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
     order, memory, draws = (_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where)))
     last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last
-    return Runtime(where, precision, last, compiler, order, memory, draws, held)
+    processes = parallel.join(where, held)
+    if compile and processes.several:
+        raise UserError("runtime.compile=true: does not go with several processes (torchrun)")
+    return Runtime(where, precision, last, compiler, order, memory, draws, held, processes)
 
 
 def _free_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Task
+from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.capture import FLOATS, Site, captured, layers
 from cl_bench.curvature.roots import RootFn
 
@@ -35,10 +35,14 @@ def streamed(
     """For each part of the task: its sites, and the gradients at them for groups of roots.
 
     A gradient is (R, B, ...) for the R roots of its group, in the order of the sites. At the head
-    these are the roots themselves; `at_head` replaces them, all with the first group.
+    these are the roots themselves; `at_head` replaces them, all with the first group. Of several
+    processes, each has its own parts.
     """
     with learner.evaluating(full_precision=True):
-        for batch in task.chunks(chunk(learner, task)):
+        for batch, own in parts(learner, task, chunk(learner, task)):
+            if not own:
+                skip(learner, batch, roots, at_head)
+                continue
             with captured(learner.net) as sites:
                 logits = learner.logits(learner.flat.theta, batch)
             seeds = roots(learner, batch, logits.detach())
@@ -48,6 +52,21 @@ def streamed(
                 own = at_head(learner, batch, logits.detach())
                 groups = _replaced(groups, [s.layer is learner.head for s in sites], own)
             yield sites, groups
+
+
+def parts(learner: Learner, task: Task, size: int) -> Iterator[tuple[Batch, bool]]:
+    """The parts of a task, and whether each is this process' own."""
+    processes = learner.machine.processes
+    size = min(size, -(-len(task) // processes.number))
+    for number, batch in enumerate(task.chunks(size)):
+        yield batch, processes.takes(number)
+
+
+def skip(learner: Learner, batch: Batch, *roots: RootFn | None) -> None:
+    """Draw and count what the process that has this part draws and counts."""
+    zeros = learner.flat.grad.new_zeros(len(batch.y), learner.heads.live.shape[1])
+    made = [len(each(learner, batch, zeros)) for each in roots if each is not None]
+    learner.sample_gradients += made[0] * len(batch.y)
 
 
 def visits(

@@ -98,6 +98,7 @@ class FullFisher(Small):
             learner, chosen, output_hessian_factor(self.labels, fork(learner.rng))
         ):
             total.addmm_(rows.T, rows)
+        learner.machine.processes.sum_(total)
         return Dense(total.div_(len(chosen)))
 
 

@@ -95,6 +95,10 @@ class Factored(Estimator):
                     found.get(site.name, squares).outputs(site, s)
             for site in sites:
                 found.get(site.name, squares).inputs(site)
+        for part in (*found.values(), squares):
+            learner.machine.processes.sum_(
+                *(value for value in vars(part).values() if isinstance(value, Tensor))
+            )
         return found, squares.total / len(task)
 
 
@@ -178,6 +182,7 @@ class EKFAC(Shared):
             part = found.get(site.name)
             if isinstance(part, Sum):
                 _add_rotated(totals[site.name], part, bases[site.name], site, s)
+        learner.machine.processes.sum_(*totals.values())
         blocks = [
             Corrected(base, totals[name] / len(chosen) if name in totals else base.eigenvalues())
             for name, base in bases.items()

@@ -83,8 +83,10 @@ def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float
             if key not in known:
                 known[key] = _counts(method, test, batch_size)
             counts.append(known[key])
+    whole = torch.stack(counts) if counts else learner.heads.live.new_zeros(0, 2).long()
+    learner.machine.processes.sum_(whole)
     bad = (~learner.flat.theta.isfinite()).sum()
-    *found, (bad, _) = torch.stack([*counts, torch.stack([bad, bad])]).tolist()
+    *found, (bad, _) = torch.cat([whole, torch.stack([bad, bad]).unsqueeze(0)]).tolist()
     now = 0 if learner.task is None else learner.task.id
     if bad:
         raise diverged(f"{bad} of {learner.flat.theta.numel()} parameters are not finite", now)
@@ -112,9 +114,16 @@ def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) 
 
 
 def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
-    """(2,): the numbers of images classified correctly, and with a logit that is not finite."""
+    """(2,): the numbers of images classified correctly, and with a logit that is not finite.
+
+    Of several processes, each counts its own part of the images.
+    """
     counts = torch.zeros(2, dtype=torch.long, device=test.y.device)
-    for batch in test.chunks(batch_size):
+    processes = method.learner.machine.processes
+    size = min(batch_size, -(-len(test) // processes.number))
+    for part, batch in enumerate(test.chunks(size)):
+        if not processes.takes(part):
+            continue
         logits = method.predict(batch)
         bad = ~logits.isfinite().all(-1)
         hits = _competing(method, batch, logits).argmax(-1) == batch.y

@@ -28,12 +28,12 @@ from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
 from cl_bench.engine.host import RunHost
-from cl_bench.engine.session import Progress, Session
+from cl_bench.engine.session import Host, Progress, Session
 from cl_bench.results import figures
 from cl_bench.results.folder import Folder
 from cl_bench.results.record import FORMAT, RunRecord, json_value, sha256_of
 from cl_bench.results.source_code import Code, software_versions
-from cl_bench.results.tracking import Sink
+from cl_bench.results.tracking import Null, Sink
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Plan:
         return f"{method} on {dataset}, {scenario}-incremental"
 
 
-def train_and_record(plan: Plan) -> RunRecord:
+def train_and_record(plan: Plan) -> RunRecord | None:
     """Train what is left of a run, from its checkpoint if there is one, and write its results.
 
-    Raises UserError where the checkpoint does not fit the run; force=true starts over instead.
+    None in all of several processes (torchrun) but the first. Raises UserError where the checkpoint
+    does not fit the run; force=true starts over instead.
     """
     try:
         return _continue_or_start(plan)
@@ -88,21 +89,25 @@ def refusals_before_training() -> Iterator[None]:
         raise refusal from None
 
 
-def _continue_or_start(plan: Plan) -> RunRecord:
+def _continue_or_start(plan: Plan) -> RunRecord | None:
     with refusals_before_training():
         machine = build(plan.cfg.runtime, seed=plan.cfg.seed)
     with closing(machine):
         return _train(plan, machine)
 
 
-def _train(plan: Plan, machine: Runtime) -> RunRecord:
+def _train(plan: Plan, machine: Runtime) -> RunRecord | None:
     """Build the run, load its checkpoint if there is one, train, and write the results."""
     cfg, folder = plan.cfg, plan.folder
+    processes = machine.processes
     with refusals_before_training():
         identity = {"config": plan.hash, "seed": cfg.seed, "device": machine.device.type}
-        device = machine.device, machine.machine_info()["device"]
-        start = resume.find_start(folder, identity, plan.code, *device, cfg.code_changed, cfg.force)
-        files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        found = folder, identity, plan.code, machine.device, machine.machine_info()["device"]
+        start = processes.one_after_the_other(
+            lambda: resume.find_start(*found, cfg.code_changed, cfg.force)
+        )
+        if not processes.rank:
+            files.write_text(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         stream, backbone = make_stream(cfg, machine.device), read_backbone_info(cfg)
         refuse_leak(stream, backbone)
         start.require_same(
@@ -114,10 +119,13 @@ def _train(plan: Plan, machine: Runtime) -> RunRecord:
             folders = {"data_dir": cfg.data_dir, "cache_dir": cfg.cache_dir}
             learned = recorded_stream(plan.parent.config, **folders)
             start = going_on.begin(start, plan.parent, learned, stream, machine.device)
-    with make_sink(plan) as sink, StopSignals() as stop:
+    with Null() if processes.rank else make_sink(plan) as sink, StopSignals() as stop:
         sink.describe(stream.description)
         with refusals_before_training():
             session, host = _build_session(plan, machine, stream, sink, stop, start)
+        if host is None:
+            assist(session, stop)
+            return None
         with host.progress_bar(sum(map(session.schedule.steps, stream.tasks)), plan.title):
             experiment.run(session)
         with stop.holding():
@@ -127,6 +135,16 @@ def _train(plan: Plan, machine: Runtime) -> RunRecord:
     return record
 
 
+def assist(session: Session, stop: StopSignals) -> None:
+    """Train with the first process, until it ends: a signal is for that one to answer."""
+    try:
+        experiment.run(session)
+    except RuntimeError:  # of a sum in which the first process no longer takes part
+        if stop.pending is not None:
+            stop.deliver()
+        raise
+
+
 def _build_session(
     plan: Plan,
     machine: Runtime,
@@ -134,17 +152,18 @@ def _build_session(
     sink: Sink,
     stop: StopSignals,
     start: resume.Start,
-) -> tuple[Session, RunHost]:
-    """The session of a run, in the state of its checkpoint, and its host."""
+) -> tuple[Session, RunHost | None]:
+    """The session of a run, in the state of its checkpoint, and the host that writes, if any."""
     cfg, progress = plan.cfg, Progress.start(stream)
     method = make_method(cfg, machine, stream)
     going_on.add_head_rows(start.saved, method.learner)
     start.resume(method, progress, machine)
     parts = machine, method, progress, sink, stop, cfg.log_every, cfg.save_every, start
-    host = RunHost(plan.folder, *parts)
+    host = None if machine.processes.rank else RunHost(plan.folder, *parts)
+    services = host or Host(machine.seconds, cfg.log_every)
     schedule, evaluation = build(cfg.schedule), build(cfg.evaluation)
     require_tests(evaluation.every, sum(schedule.epochs_of(t) * len(t) for t in stream.tasks))
-    parts = method, stream, schedule, evaluation, machine.order, progress, host
+    parts = method, stream, schedule, evaluation, machine.order, progress, services
     return Session(*parts, cfg.get("probe") and build(cfg.probe), cfg.budget_mib), host
 
 

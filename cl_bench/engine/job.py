@@ -16,6 +16,7 @@ from cl_bench.config import compose, errors, parent
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import targets
+from cl_bench.core import parallel
 from cl_bench.engine.budget import require_within
 from cl_bench.engine.execution import Plan, train_and_record
 from cl_bench.engine.resume import other_code_note
@@ -54,12 +55,21 @@ def make_plan(cfg: DictConfig, hydra: Any) -> Plan:
     place = labels if cfg.get("study") is None else ["studies", choices["study"]]
     path = files.absolute(cfg.output_dir).joinpath(*place, name, f"seed{cfg.seed}")
     code, in_sweep = code_of(targets(resolved)), getattr(hydra.mode, "name", None) == "MULTIRUN"
+    if in_sweep and parallel.local_rank() is not None:
+        raise UserError("torchrun: several processes make one run, not a sweep (-m)")
     draws = not in_sweep if cfg.figures == "auto" else cfg.figures
     return Plan(cfg, resolved, name, labels, Folder(path), code, found, draws)
 
 
 def run(plan: Plan) -> float:
-    """Print the record of a run, which is made first unless it is finished; returns its ACC."""
+    """Print the record of a run, which is made first unless it is finished; returns its ACC.
+
+    Of several processes (torchrun) the first one does that; the others return NaN.
+    """
+    if parallel.rank():
+        if plan.cfg.force or _record_to_show(plan) is None:
+            train_and_record(plan)
+        return nan
     record, note = find_or_make(plan)
     from cl_bench.results.terminal import print_record
 
@@ -92,7 +102,9 @@ def _make(plan: Plan) -> tuple[RunRecord, str]:
             return record, _note_on_finished(plan, record)
         if folder.record.exists():  # by other code, and code_changed=repeat
             folder.clear()
-        return run_with_status(plan, train_and_record), DONE
+        record = run_with_status(plan, train_and_record)
+        assert record is not None, "this is the first process"
+        return record, DONE
 
 
 def _require_writable(plan: Plan) -> None:
@@ -122,6 +134,8 @@ def _note_on_finished(plan: Plan, record: RunRecord) -> str:
 
 def run_study(plan: Plan) -> float:
     """Print the page of a study, which is made first unless it is done; returns NaN, for no ACC."""
+    if parallel.local_rank() is not None:
+        raise UserError("torchrun: a study has one process; use python -m cl_bench.run")
     cfg, folder, page = plan.cfg, plan.folder, plan.folder.path / "page.md"
     status, other = folder.status(), ""
     done = status.get("state") == "done" and page.is_file() and not cfg.force
