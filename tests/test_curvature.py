@@ -17,7 +17,7 @@ from cl_bench.config.build import make_network
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature import backward, capture, diagonal, roots, sums
-from cl_bench.curvature.base import Estimator
+from cl_bench.curvature.base import Estimator, checked_eigh, eigh
 from cl_bench.curvature.dense import FullFisher, FullHessian
 from cl_bench.curvature.diagonal import BY_ROWS, MAS, BatchedFisher, Fisher, Identity
 from cl_bench.curvature.elementwise import CACHED, elementwise
@@ -570,6 +570,19 @@ def test_squares_of_any_convolution(
             (g,) = torch.autograd.grad(layer(a[i : i + 1]).square().sum(), parameter)
             looped += g.square() + (2 * g).square()
         torch.testing.assert_close(found[f"0.{name}"], looped, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [300, 20])
+def test_eigenvectors_in_float32_pass_a_check(rank: int) -> None:
+    """As those of float64, also of a matrix of low rank; what is not exact is not taken."""
+    made = torch.randn(300, rank, generator=Generator().manual_seed(0))
+    matrix = made @ made.T / rank
+    found = checked_eigh(matrix)
+    assert found is not None
+    torch.testing.assert_close(found[0], eigh(matrix)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1] * found[0] @ found[1].T, matrix, rtol=1e-3, atol=1e-3)
+    matrix[0, 1] = matrix[1, 0] = torch.nan
+    assert checked_eigh(matrix) is None
 
 
 UNSERVED = [

@@ -88,6 +88,23 @@ def test_a_run_waits_for_a_gpu(
     assert said == "waits for a GPU: each has 1 run (runtime.per_gpu=1)\n"
 
 
+def test_options_of_cuda_hold_for_one_run() -> None:
+    """tf32 and benchmark; false is the hash that the config had before there were these."""
+    machine(tf32=True, benchmark=True)
+    flags = lambda: (  # noqa: E731
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.benchmark,
+    )
+    assert flags() == (True,) * 3
+    machine()
+    assert flags() == (False,) * 3
+    with pytest.raises(UserError, match=r"runtime\.benchmark=true: which algorithm is the fastest"):
+        machine(benchmark=True, deterministic=True)
+    hashes = {config_hash(composed(f"runtime.{name}=true")) for name in ("tf32", "benchmark")}
+    assert len(hashes) == 2 and config_hash(composed()) not in hashes
+
+
 TAKER = """
 import sys, tempfile
 from contextlib import ExitStack

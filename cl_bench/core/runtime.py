@@ -116,13 +116,24 @@ def start(
     channels_last: bool | Literal["auto"],
     compile: bool,
     deterministic: bool,
+    tf32: bool,
+    benchmark: bool,
     threads: Annotated[int, Ge(1), Le(1024)] | None,
     per_gpu: Count | None,
 ) -> Runtime:
     """Set up the process for one run, independently of earlier runs in it.
 
-    Waits where all GPUs have `per_gpu` runs. Raises UserError where the device is not available.
+    tf32       CUDA multiplies float32 with 10 bits of their fractions, in matrices and convolutions
+    benchmark  cuDNN tries its algorithms for each shape, and takes the fastest
+    per_gpu    the most runs at the same time on a GPU; a further one waits
+
+    Raises UserError where the device is not available.
     """
+    if benchmark and deterministic:
+        raise UserError(
+            "runtime.benchmark=true: which algorithm is the fastest differs from run "
+            "to run; leave it out with runtime.deterministic=true"
+        )
     _free_memory()  # and what an earlier run holds of a GPU
     held = ExitStack()
     rank = parallel.local_rank()
@@ -136,7 +147,8 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call loads the compiler
         torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on every device; bf16 is for speed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = benchmark
     _reset_memory_counters(where)
     seed_global(seed)
     cpu = torch.device("cpu")

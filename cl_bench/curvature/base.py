@@ -10,6 +10,9 @@ from torch import Generator, Tensor
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task, in_float64, to_device_of
 
+LARGE = 256  # rows of a matrix whose eigenvectors CUDA may compute in float32
+TOLERANCE = 1e-5  # of `checked_eigh`
+
 
 class Curvature(Protocol):
     """A symmetric matrix A (P, P) that is never changed; vectors are flat, (..., P).
@@ -120,7 +123,27 @@ def fork(rng: Generator) -> Generator:
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Ascending eigenvalues and eigenvectors, computed in float64.
 
-    In float32 LAPACK fails on Kronecker factors of low rank with denormal entries.
+    In float32 LAPACK fails on Kronecker factors of low rank with denormal entries. CUDA decomposes
+    large matrices in float32, where that passes a check: most GPUs have few units for float64.
     """
+    if matrix.is_cuda and matrix.dtype == torch.float32 and len(matrix) >= LARGE:
+        found = checked_eigh(matrix)
+        if found is not None:
+            return found
     values, vectors = torch.linalg.eigh(in_float64(matrix))
     return values.to(matrix), vectors.to(matrix)
+
+
+def checked_eigh(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues and eigenvectors in the matrix' own precision; None where they are not exact.
+
+    The residuals of A V = V L and of V'V = I are at most TOLERANCE, relative to |A| and to |I|.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        return None
+    residual = (matrix @ vectors - vectors * values).norm() / matrix.norm()
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    skew = (vectors.T @ vectors - eye).norm() / eye.norm()
+    return (values, vectors) if bool(torch.maximum(residual, skew) <= TOLERANCE) else None

@@ -72,8 +72,8 @@ class DiagonalHessian(Estimator):
         product, rng = hessian_product(learner, task), fork(learner.rng)
         total = torch.zeros_like(learner.flat.grad)
         for _ in range(self.probes):
-            signs = torch.randint(2, total.shape, generator=rng) * 2 - 1
-            v = to_device_of(signs, total).to(total.dtype)
+            drawn = torch.randint(2, total.shape, generator=rng, dtype=torch.int8)  # a byte each
+            v = to_device_of(drawn, total).to(total.dtype) * 2 - 1
             total += v * product(v)
         return total / self.probes
 

@@ -44,6 +44,8 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
         "channels_last": False,
         "compile": False,
         "deterministic": False,
+        "tf32": False,
+        "benchmark": False,
         "threads": 1,
         "per_gpu": None,
     }
