@@ -114,7 +114,7 @@ def release_frames(error: BaseException) -> None:
 
 def cli() -> None:
     """The command line of a run, or of a sweep of runs."""
-    run_command(_with_all_folders)
+    run_command(_with_all_folders, together=True)
 
 
 def _with_all_folders() -> None:

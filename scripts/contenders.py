@@ -23,6 +23,7 @@ class Contender:
     def __init__(self, *overrides: str) -> None:
         cfg = composed(*overrides)
         self.machine = build(cfg.runtime, seed=0)
+        self.machine.close()  # so that the next contender gets the same GPU
         self.stream = make_stream(cfg, self.machine.device)
         self.method = make_method(cfg, self.machine, self.stream)
         self.schedule, self.evaluation = build(cfg.schedule), build(cfg.evaluation)

@@ -42,6 +42,7 @@ def test_what_a_name_means() -> None:
     [
         ("cuda:2", 2, "there are cuda:0 to cuda:1; use auto, or cpu"),
         ("cuda:1", 1, "there is cuda:0 alone; use"),
+        ("cuda:256", 2, "there are cuda:0 to cuda:1; use"),
         ("mps", 1, "Apple's GPU is not available here; use"),
         ("cuda", 0, "no CUDA device is available; use"),
         ("cuda:0", 0, "no CUDA device is available; use"),
@@ -58,8 +59,23 @@ def test_runs_spread_over_the_gpus() -> None:
         assert devices.take("auto", None, first) == GPU[0]
         assert [devices.take("auto", None, others) for _ in range(3)] == [GPU[1], GPU[2], GPU[0]]
         assert devices.take("cuda:2", None, others) == GPU[2]
-        first.close()
-        assert devices.take("cuda", None, others) == GPU[0], "one run is there, and ends no more"
+        first.close()  # runs on the GPUs now: 1, 1, 2
+        assert devices.take("cuda", None, others) == GPU[0]
+        assert devices.take("cuda", None, others) == GPU[1], "2, 1, 2 before"
+
+
+def test_runs_at_later_places_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that ended leave places free, and those that are left are counted all the same."""
+    with PretendedCuda(devices=2), ExitStack() as own:
+        stacks = [ExitStack() for _ in range(6)]
+        assert [devices.take("auto", None, stack).index for stack in stacks] == [0, 1, 0, 1, 0, 1]
+        for ended in (stacks[0], stacks[1], stacks[3]):
+            ended.close()  # two are left on the first GPU, and one on the second
+        assert devices.take("auto", 2, own) == GPU[1]
+        monkeypatch.setattr(devices.time, "sleep", lambda _: stacks[2].close())
+        assert devices.take("auto", 2, own) == GPU[0], "it waited until one ended there"
+        for stack in stacks:
+            stack.close()
 
 
 def test_a_run_gives_its_gpu_back() -> None:

@@ -191,7 +191,11 @@ def test_what_several_processes_refuse(tmp_path: Path) -> None:
         return None
 
     tried: dict[str, Callable[[], object]] = {
-        "dropout": lambda: learner(with_dropout(), machine()),
+        "dropout": lambda: learner(with_one_more(Dropout(0.5)), machine()),
+        "own norm": lambda: learner(with_one_more(OwnNorm(3)), machine()),
+        "no statistics": lambda: learner(
+            with_one_more(nn.BatchNorm1d(3, track_running_stats=False)), machine()
+        ),
         "compile": lambda: machine(compile=True),
         "sweep": lambda: job.make_plan(*configured()),
         "study": lambda: job.run_study(None),  # type: ignore[arg-type]
@@ -203,9 +207,13 @@ def test_what_several_processes_refuse(tmp_path: Path) -> None:
         assert all(str(line).startswith(starts) for line in found.values()), found
 
 
-def with_dropout() -> Any:
+class OwnNorm(nn.BatchNorm1d):
+    """Like timm's batch norm with an activation in it."""
+
+
+def with_one_more(module: nn.Module) -> Any:
     net = mlp()
-    net.add_module("dropout", Dropout(0.5))
+    net.add_module("more", module)
     return net
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from cl_bench.base.exceptions import StopRun
+from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.base.signals import end_with_parent
 from cl_bench.config import errors, folders
 from cl_bench.config.arguments import checked_arguments
@@ -18,8 +18,10 @@ PARENT = "CL_BENCH_PARENT"  # environment: the process with which a worker or a 
 VISIBLE, EVERY_GPU = "CL_BENCH_VISIBLE_GPUS", "every"
 
 
-def run_command(work: Callable[[], object], takes_overrides: bool = True) -> None:
-    """Call `work` as the main function of a command.
+def run_command(
+    work: Callable[[], object], takes_overrides: bool = True, together: bool = False
+) -> None:
+    """Call `work` as the main function of a command; `together`: in several processes of torchrun.
 
     An error of the user's, the disk or the memory becomes one line on stderr and exit code 2;
     another error keeps its traceback. A signal that stopped a run ends the process by that signal.
@@ -32,6 +34,8 @@ def run_command(work: Callable[[], object], takes_overrides: bool = True) -> Non
     os.environ[PARENT] = str(os.getpid())
     os.environ[VISIBLE] = os.environ.get("CUDA_VISIBLE_DEVICES", EVERY_GPU)
     try:
+        if "TORCHELASTIC_RUN_ID" in os.environ and not together:
+            raise UserError("torchrun: it starts python -m cl_bench.run, no other command")
         check = checked_arguments if takes_overrides else folders.take_options
         sys.argv[1:] = check(sys.argv[1:])
         work()

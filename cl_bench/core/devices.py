@@ -8,6 +8,7 @@ the process ends, however it ends.
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from cl_bench.base.files import LockedError
 DeviceName = Annotated[
     str,
     Field(
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$",
+        pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9]\d{0,2}))?)$",
         description="auto, cpu, cuda, cuda:<number> or mps",
     ),
 ]
@@ -50,11 +51,11 @@ def usable(name: str) -> list[torch.device]:
         raise _missing(name, "no CUDA device is available")
     if ":" not in name:
         return gpus
-    wanted = torch.device(name)
-    if wanted not in gpus:
+    wanted = int(name.partition(":")[2])
+    if wanted >= number:
         there = "is cuda:0 alone" if number == 1 else f"are cuda:0 to cuda:{number - 1}"
         raise _missing(name, f"there {there}")
-    return [wanted]
+    return [gpus[wanted]]
 
 
 def _missing(name: str, reason: str) -> UserError:
@@ -64,7 +65,9 @@ def _missing(name: str, reason: str) -> UserError:
 def of_rank(name: str, local_rank: int) -> torch.device:
     """The device of one of several processes of a run: each has a GPU of its own, or the CPU."""
     devices = usable(name)
-    if devices[0].type != "cuda":
+    if devices[0].type == "mps":
+        raise UserError("torchrun: runtime.device=mps has one process; use cpu")
+    if devices[0].type == "cpu":
         return devices[0]
     if local_rank >= len(devices):
         raise UserError(
@@ -83,22 +86,35 @@ def take(name: str, per_gpu: int | None, held: ExitStack) -> torch.device:
     devices = usable(name)
     if devices[0].type != "cuda":
         return devices[0]
-    folder = Path(tempfile.gettempdir()) / f"cl_bench-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"cl_bench-{getattr(os, 'getuid', getpass.getuser)()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
-        for place in count() if per_gpu is None else range(per_gpu):
-            for device in devices:
-                try:
-                    held.enter_context(files.locked(folder / f"{_identity(device)}.{place}"))
-                except LockedError:
-                    continue
+        with files.locked(folder / "choice", wait=True):
+            runs_on = {device: _taken(folder, device) for device in devices}
+            device = min(devices, key=lambda each: len(runs_on[each]))
+            if per_gpu is None or len(runs_on[device]) < per_gpu:
+                free = next(place for place in count() if place not in runs_on[device])
+                held.enter_context(files.locked(folder / f"{_identity(device)}.{free}"))
                 return device
         if not told:
             runs = f"{per_gpu} run{'s' * (per_gpu != 1)} (runtime.per_gpu={per_gpu})"
             print(f"waits for a GPU: each has {runs}", file=sys.stderr)
         told = True
         time.sleep(POLL)
+
+
+def _taken(folder: Path, device: torch.device) -> set[int]:
+    """The places on a GPU that runs have: the numbers of its files that are locked."""
+    found, name = set(), _identity(device)
+    known = {file.name.removeprefix(f"{name}.").partition(".")[0] for file in folder.iterdir()}
+    for place in map(int, filter(str.isdecimal, known)):
+        try:
+            with files.locked(folder / f"{name}.{place}"):
+                pass
+        except LockedError:
+            found.add(place)
+    return found
 
 
 def _identity(device: torch.device) -> str:

@@ -176,7 +176,7 @@ class Learner(NetworkFunction):
         self.optimizer.step()
 
     def descend(self, batch: Batch) -> Tensor:
-        """`gradient`, then `step`: plain training on one batch."""
+        """`gradient`, then `step`; plain SGD of a perceptron leaves `flat.grad` as it was."""
         if self._is_plain_sgd():
             return self._sgd_step(self.augmented(batch), self.lr)
         loss = self.gradient(batch)

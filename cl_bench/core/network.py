@@ -75,6 +75,10 @@ class NetworkFunction(Rebuilt):
             with plain_attention(self.net):
                 return functional_call(self.net, self.flat.views(theta), (x,))
 
+    def keep_equal(self) -> None:
+        """Give all processes the parameters and statistics of the first one, between steps."""
+        self.machine.processes.same_(self.flat.theta.detach(), *self.net.buffers())
+
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Inside the block, each of several processes computes a part of the logits of a batch."""

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.models.layers import RandomLayer
 
+PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LOST = ("onnection closed", "onnection reset", "onnection refused", "recvValue", "NCCL", "gloo")
 T = TypeVar("T")
 
 
@@ -64,6 +66,11 @@ class Processes:
         A gradient goes back to the own share alone.
         """
         return _Gathered.apply(own, self, count)  # type: ignore[return-value]
+
+    def same_(self, *tensors: Tensor) -> None:
+        """Set each tensor to that of the first process, in place: kernels may round differently."""
+        for tensor in tensors if self.several else ():
+            dist.broadcast(tensor, 0)
 
     def one_after_the_other(self, work: Callable[[], T]) -> T:
         """Call `work` in the first process, and then in the others."""
@@ -108,6 +115,11 @@ class _Summed(torch.autograd.Function):
         return total, None
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether another process has ended that this one was to meet."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
+
+
 def rank() -> int:
     """The rank that torchrun gave this process; 0 without torchrun."""
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
@@ -140,34 +152,41 @@ def prepare(net: nn.Module, processes: Processes, whole: Callable[[], int | None
                 f"torchrun: {type(module).__name__} draws for each sample, in each process by "
                 "itself; use a model without it, or one process"
             )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            alone = module.forward  # as `models.layers.accept_single_samples` set it
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if type(module) not in PLAIN_NORMS or module.running_mean is None:
+            raise UserError(
+                f"torchrun: {type(module).__name__} is none of "
+                f"{', '.join(kind.__name__ for kind in PLAIN_NORMS)} with running statistics, and "
+                "would see the share of each process by itself; use another model, or one process"
+            )
+        alone = module.forward  # as `models.layers.accept_single_samples` set it
 
-            def forward(self: Any, x: Tensor, alone: Callable[[Tensor], Tensor] = alone) -> Tensor:
-                count = whole()
-                if count is None or not self.training:
-                    return alone(x)
-                return _normalised(self, x, count, processes)
+        def forward(self: Any, x: Tensor, alone: Callable[[Tensor], Tensor] = alone) -> Tensor:
+            count = whole()
+            if count is None or not self.training:
+                return alone(x)
+            return _normalised(self, x, count, processes)
 
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+        module.forward = MethodType(forward, module)  # type: ignore[method-assign]
 
 
 def _normalised(norm: Any, x: Tensor, samples: int, processes: Processes) -> Tensor:
     """Batch norm in training of a share x (B, C, ...), by the statistics of the whole batch."""
-    if samples == 1 and norm.running_mean is not None:
+    if samples == 1:  # as `models.layers.accept_single_samples` does
         mean, variance = norm.running_mean, norm.running_var
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     shape, dims = [1, -1] + [1] * (x.dim() - 2), [d for d in range(x.dim()) if d != 1]
     count = samples * prod(x.shape[2:])
     mean = _Summed.apply(x.sum(dims), processes) / count
     centred = x - mean.view(shape)
     variance = _Summed.apply(centred.square().sum(dims), processes) / count
-    if norm.running_mean is not None:
-        _update(norm, mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+    _update(norm, mean.detach(), variance.detach() * (count / max(count - 1, 1)))
     scaled = centred * (variance + norm.eps).rsqrt().view(shape)
-    if norm.weight is None:
-        return scaled
-    return scaled * norm.weight.view(shape) + norm.bias.view(shape)
+    if norm.weight is not None:
+        scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
+    return scaled.to(kind)
 
 
 def _update(norm: Any, mean: Tensor, variance: Tensor) -> None:

@@ -129,26 +129,16 @@ def start(
 
     Raises UserError where the device is not available.
     """
-    if benchmark and deterministic:
-        raise UserError(
-            "runtime.benchmark=true: which algorithm is the fastest differs from run "
-            "to run; leave it out with runtime.deterministic=true"
-        )
+    rank = parallel.local_rank()
+    _require_possible(deterministic, benchmark, compile, several=rank is not None)
     _free_memory()  # and what an earlier run holds of a GPU
     held = ExitStack()
-    rank = parallel.local_rank()
-    alone = rank is None
-    where = devices.take(device, per_gpu, held) if alone else devices.of_rank(device, rank)
+    where = devices.take(device, per_gpu, held) if rank is None else devices.of_rank(device, rank)
     cuda = where.type == "cuda"
     if cuda:
         torch.cuda.set_device(where)  # page-locked memory belongs to the current device
     torch.set_num_threads(threads or THREADS)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call loads the compiler
-        torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = benchmark
+    _choose_kernels(deterministic, tf32, benchmark)
     _reset_memory_counters(where)
     seed_global(seed)
     cpu = torch.device("cpu")
@@ -158,9 +148,28 @@ def start(
     order, memory, draws = (_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where)))
     last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last
     processes = parallel.join(where, held)
-    if compile and processes.several:
-        raise UserError("runtime.compile=true: does not go with several processes (torchrun)")
     return Runtime(where, precision, last, compiler, order, memory, draws, held, processes)
+
+
+def _require_possible(deterministic: bool, benchmark: bool, compile: bool, several: bool) -> None:
+    """Raise UserError where two of these do not go together."""
+    if benchmark and deterministic:
+        raise UserError(
+            "runtime.benchmark=true: which algorithm is the fastest differs from run to run; leave "
+            "it out with runtime.deterministic=true"
+        )
+    if compile and several:
+        raise UserError("runtime.compile=true: does not go with several processes (torchrun)")
+
+
+def _choose_kernels(deterministic: bool, tf32: bool, benchmark: bool) -> None:
+    """Set what PyTorch may choose among, for this run; the run before may have had it otherwise."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call loads the compiler
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = benchmark
 
 
 def _free_memory() -> None:

@@ -141,7 +141,7 @@ def checked_eigh(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # it did not converge
         return None
     residual = (matrix @ vectors - vectors * values).norm() / matrix.norm()
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

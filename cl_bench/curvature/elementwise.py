@@ -18,11 +18,11 @@ CACHED = {"cpu": 2**20}  # floats of per-sample gradients at once, which stay in
 
 
 def elementwise(
-    site: Site, s: Tensor, power: Callable[[Tensor], Tensor]
+    site: Site, s: Tensor, power: Callable[..., Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """For each parameter, the sum over roots and samples of power(gradient).
 
-    power must be multiplicative: power(x y) = power(x) power(y), as torch.square and torch.abs are.
+    power is torch.square or torch.abs: it takes `out`, and power(x y) = power(x) power(y).
     """
     if site.parameter is not None:
         name = site.parameter
@@ -135,10 +135,11 @@ def _norm(
 ) -> tuple[Tensor, ...]:
     """The statistics are the running ones, taken as constants."""
     assert layer.running_mean is not None and layer.running_var is not None
-    weight, bias = s * a, s
+    centred = a - layer.running_mean.view(-1, *[1] * (a.dim() - 2))
+    weight, bias = s * centred, s
     if a.dim() > 2:
         weight, bias = weight.flatten(3).sum(3), bias.flatten(3).sum(3)
-    weight = (weight - layer.running_mean * bias) * (layer.running_var + layer.eps).rsqrt()
+    weight = weight * (layer.running_var + layer.eps).rsqrt()
     return power(weight).sum((0, 1)), power(bias).sum((0, 1))
 
 

@@ -24,7 +24,8 @@ from cl_bench.config.build import (
     refuse_leak,
 )
 from cl_bench.config.parent import Parent
-from cl_bench.core.runtime import Runtime
+from cl_bench.core import parallel
+from cl_bench.core.runtime import Runtime, seed_global
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint, experiment, going_on, resume, trained
 from cl_bench.engine.host import RunHost
@@ -62,15 +63,21 @@ def train_and_record(plan: Plan) -> RunRecord | None:
     None in all of several processes (torchrun) but the first. Raises UserError where the checkpoint
     does not fit the run; force=true starts over instead.
     """
-    try:
-        return _continue_or_start(plan)
-    except resume.UnusableError as error:
-        if not plan.cfg.force:
-            raise UserError(
-                f"{plan.folder.checkpoint}: {error}; nothing was changed: force=true starts over"
-            ) from None
-        resume.start_over(plan.folder)
-        return _continue_or_start(plan)
+    with refusals_before_training():
+        machine = build(plan.cfg.runtime, seed=plan.cfg.seed)
+    with closing(machine):
+        fresh = machine.state()
+        try:
+            return _train(plan, machine)
+        except resume.UnusableError as error:
+            if not plan.cfg.force:
+                line = f"{plan.folder.checkpoint}: {error}; nothing was changed: force=true starts"
+                raise UserError(f"{line} over") from None
+        processes = machine.processes
+        processes.one_after_the_other(lambda: processes.rank or resume.start_over(plan.folder))
+        machine.restore(fresh)
+        seed_global(plan.cfg.seed)
+        return _train(plan, machine)
 
 
 @contextmanager
@@ -87,13 +94,6 @@ def refusals_before_training() -> Iterator[None]:
             raise
         refusal.before_training = True
         raise refusal from None
-
-
-def _continue_or_start(plan: Plan) -> RunRecord | None:
-    with refusals_before_training():
-        machine = build(plan.cfg.runtime, seed=plan.cfg.seed)
-    with closing(machine):
-        return _train(plan, machine)
 
 
 def _train(plan: Plan, machine: Runtime) -> RunRecord | None:
@@ -139,8 +139,8 @@ def assist(session: Session, stop: StopSignals) -> None:
     """Train with the first process, until it ends: a signal is for that one to answer."""
     try:
         experiment.run(session)
-    except RuntimeError:  # of a sum in which the first process no longer takes part
-        if stop.pending is not None:
+    except RuntimeError as error:
+        if parallel.is_lost(error) and stop.pending is not None:
             stop.deliver()
         raise
 

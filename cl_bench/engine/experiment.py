@@ -74,6 +74,7 @@ def learn(session: Session, task: Task) -> None:
         session.learner.fold_batch_norm(task)
     host.doing(f"task {task.id} trained; estimating what the method keeps of it")
     session.method.end_task(task)
+    session.learner.keep_equal()
     progress.train_seconds.append(before + host.seconds() - started)
 
 
@@ -100,6 +101,7 @@ def prepare_task(session: Session, task: Task) -> None:
     if session.schedule.warm_up == "head":
         fit_head(learner, task, new_classes(stream, task))
     session.method.begin_task(task)
+    learner.keep_equal()
 
 
 def _classes_at(session: Session, task: Task, step: int) -> tuple[Tensor, Tensor, Tensor]:

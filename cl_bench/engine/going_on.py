@@ -14,6 +14,7 @@ import torch
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config.parent import KEY, Parent
+from cl_bench.core import parallel
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Stream
 from cl_bench.engine import checkpoint
@@ -51,7 +52,8 @@ def begin(
                 "method, or begin with a stream of all classes and stream.first"
             )
         saved["classes"] = learned.num_classes
-    files.write_bytes(start.folder.metrics, rows)
+    if not parallel.rank():
+        files.write_bytes(start.folder.metrics, rows)
     saved["progress"] = grown(saved["progress"], len(stream.tests))
     saved["progress"]["along_whole"] &= parent.tested_alike
     if not parent.with_method:

@@ -67,8 +67,7 @@ def run(plan: Plan) -> float:
     Of several processes (torchrun) the first one does that; the others return NaN.
     """
     if parallel.rank():
-        if plan.cfg.force or _record_to_show(plan) is None:
-            train_and_record(plan)
+        _assist(plan)
         return nan
     record, note = find_or_make(plan)
     from cl_bench.results.terminal import print_record
@@ -76,6 +75,17 @@ def run(plan: Plan) -> float:
     print_record(record, plan.folder, plan.title, note)
     acc = record.metrics["ACC"]
     return nan if acc is None else acc
+
+
+def _assist(plan: Plan) -> None:
+    """Take part in a run, unless it is finished. What stops the first process is told by that."""
+    try:
+        if plan.cfg.force or _record_to_show(plan) is None:
+            train_and_record(plan)
+    except RuntimeError as error:
+        if parallel.is_lost(error):
+            raise UserError(f"process {parallel.rank()} ends, as the first one has") from None
+        raise
 
 
 def find_or_make(plan: Plan) -> tuple[RunRecord, str]:

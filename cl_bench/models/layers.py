@@ -9,7 +9,6 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -62,10 +61,13 @@ def accept_single_samples(net: nn.Module) -> None:
 
 def _forward(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     """PyTorch's forward of batch norm, (B, C, ...) -> (B, C, ...), except for B = 1."""
-    if norm.training and len(x) == 1 and norm.running_mean is not None:
-        mean, variance = norm.running_mean, norm.running_var
-        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
-    return type(norm).forward(norm, x)
+    if not (norm.training and len(x) == 1 and norm.running_mean is not None):
+        return type(norm).forward(norm, x)
+    norm.training = False
+    try:
+        return type(norm).forward(norm, x)
+    finally:
+        norm.training = True
 
 
 class RandomLayer(nn.Module):

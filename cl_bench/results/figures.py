@@ -49,7 +49,7 @@ def prediction_tables(folder: Path, record: RunRecord) -> dict[str, pd.DataFrame
 
     Raises UserError where the file of the predictions is damaged or missing.
     """
-    if not record.config["evaluation"]["predictions"]:
+    if not record.config["evaluation"].get("predictions"):  # an old record has no such key
         return {}
     from cl_bench.results import predictions  # imports pandas, which is slow
 
