@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from cl_bench.models.linearized import Linearized
 from cl_bench.testing.small import NormNet
 
 Found = dict[str, Any]
+LOCAL = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # whatever this host's name
 
 
 def free_port() -> str:
@@ -50,7 +53,9 @@ def in_processes(
     """
     ports, pids = {name: free_port() for name in work}, []
     for rank in range(number):
-        pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which do nothing here
+            pid = os.fork()
         if pid:
             pids.append(pid)
             continue
@@ -58,7 +63,7 @@ def in_processes(
         try:
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number}
             os.environ |= {name: str(value) for name, value in own.items()}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", **LOCAL}
             found = {}
             for name, make in work.items():
                 os.environ["MASTER_PORT"] = ports[name]
@@ -241,7 +246,7 @@ def started(where: Path, *overrides: str) -> Command:
     """`torchrun --nproc_per_node=2 -m cl_bench.run ...`"""
     options = ["--nproc_per_node=2", f"--master_port={free_port()}", "--monitor_interval=0.1"]
     words = ["torch.distributed.run", *options, "-m", "cl_bench.run", *RUN, *overrides]
-    return Command([*words, f"output_dir={where}"], ROOT, {**os.environ})
+    return Command([*words, f"output_dir={where}"], ROOT, {**os.environ, **LOCAL})
 
 
 def record(where: Path) -> dict[str, Any]:

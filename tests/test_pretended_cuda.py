@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.core.learner import Learner
+from cl_bench.curvature import base
 from cl_bench.engine import checkpoint
 from cl_bench.probes.knn import KNN
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
@@ -162,13 +163,28 @@ def test_options_of_methods(name: str, overrides: tuple[str, ...], net: str) -> 
 
 
 @pytest.mark.parametrize("curvature", names("curvature"))
-def test_every_curvature(curvature: str) -> None:
-    """On a network with convolutions, batch norm and linear layers."""
+def test_every_curvature(curvature: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network with convolutions, batch norm and linear layers; eigenvectors as on a CPU."""
+    monkeypatch.setattr(base, "LARGE", 10**9)
     chosen = [f"curvature={curvature}"]
     if curvature == "layer_hessian":
         run_there("halrp", *chosen, "method.importance=norm")
     else:
         run_there("ewc", *chosen, learner=batch_norm)
+
+
+def test_large_matrices_are_decomposed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that passes the check, else in float64, as on a CPU."""
+    made = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    matrix = made @ made.T
+    precise = base.eigh(matrix)
+    with PretendedCuda():
+        there = matrix.to("cuda")
+        quick = base.eigh(there)
+        monkeypatch.setattr(base, "TOLERANCE", 0.0)
+        checked = base.eigh(there)
+    torch.testing.assert_close(quick[0].cpu(), precise[0], rtol=1e-4, atol=1e-3)
+    assert not quick[1].cpu().equal(precise[1]) and checked[1].cpu().equal(precise[1])
 
 
 @pytest.mark.parametrize("merging", names("merging"))
