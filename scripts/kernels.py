@@ -10,13 +10,10 @@ perceptron of one hidden layer, and two blocks of a ResNet with batch norm and A
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from decimal import Decimal
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -26,6 +23,7 @@ from pretended_cuda import PretendedCuda  # noqa: E402
 from test_pretended_cuda import FEWER, KINDS, NETWORKS, WAITS, short_run  # noqa: E402
 
 from cl_bench.report.results_table import ResultRow, write  # noqa: E402
+from cl_bench.results.source_code import software_versions  # noqa: E402
 
 TABLE, NAMES = "kernels", {"mlp": "perceptron", "resnet": "ResNet"}
 NOTE = "a command of its own, not of cl_bench.run"
@@ -43,9 +41,8 @@ def counted(method: str, net: str) -> tuple[float, float]:
 
 def main() -> None:
     """Count, print and write."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    versions = f"python {sys.version.split()[0]}, torch {torch.__version__.partition('+')[0]}"
+    known = software_versions()
+    versions = f"python {known['python']}, torch {known['versions']['torch']}"
     rows = []
     for method in KINDS:
         for net, name in NAMES.items():
@@ -67,7 +64,7 @@ def main() -> None:
                     upper=None,
                     unit="count",
                     device="CUDA, pretended",
-                    commit=commit,
+                    commit=known["commit"] or "",
                     versions=versions,
                     date=time.strftime("%Y-%m-%d"),
                     published=None,

@@ -23,7 +23,7 @@ Node = dict[str, Any]
 # methods that use `InnerLoop.batch_norm_mode`
 NORMALISED = (EMCL, LaMAML, MER)
 COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
-SILENT = {"runtime.per_gpu"}
+WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
 CUDA_OPTIONS = ("tf32", "benchmark")  # false: the hash that the config had before there were these
 
 
@@ -33,7 +33,7 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
     for key, node in nodes:
         options = getattr(get_object(node["_target_"]), "unused_options", None)
         found |= {f"{key}.{name}" for name in options(node)} if options else set()
-    found |= COPIED | SILENT | _of_data(plain) | _of_model(plain["model"])
+    found |= COPIED | WAITING | _of_data(plain) | _of_model(plain["model"])
     found |= {f"runtime.{name}" for name in CUDA_OPTIONS if not plain["runtime"].get(name)}
     return found | _of_batch_norm(plain) | _of_buffer(plain)
 

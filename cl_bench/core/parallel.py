@@ -10,7 +10,7 @@ up to rounding. The first process alone writes files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.models.layers import RandomLayer
+from cl_bench.core.types import Batch, Task
+from cl_bench.models.layers import RandomLayer, by_running_statistics
 
 PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LOST = ("onnection closed", "onnection reset", "onnection refused", "recvValue", "NCCL", "gloo")
@@ -46,9 +46,13 @@ class Processes:
         """This process' part of `count` samples, in one piece; empty where there are too few."""
         return slice(self.rank * count // self.number, (self.rank + 1) * count // self.number)
 
-    def takes(self, part: int) -> bool:
-        """Whether a part of a data set is this process', by its number from 0."""
-        return part % self.number == self.rank
+    def chunks(self, task: Task, size: int) -> Iterator[tuple[Batch, bool]]:
+        """The samples in stored order, at most `size` at a time, and whether a part is this one's.
+
+        Each process has parts of its own as far as there are enough samples.
+        """
+        for number, batch in enumerate(task.chunks(min(size, -(-len(task) // self.number)))):
+            yield batch, number % self.number == self.rank
 
     def sum_(self, *tensors: Tensor) -> None:
         """Sum each tensor over the processes, in place."""
@@ -173,9 +177,8 @@ def prepare(net: nn.Module, processes: Processes, whole: Callable[[], int | None
 
 def _normalised(norm: Any, x: Tensor, samples: int, processes: Processes) -> Tensor:
     """Batch norm in training of a share x (B, C, ...), by the statistics of the whole batch."""
-    if samples == 1:  # as `models.layers.accept_single_samples` does
-        mean, variance = norm.running_mean, norm.running_var
-        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    if samples == 1:
+        return by_running_statistics(norm, x)
     kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     shape, dims = [1, -1] + [1] * (x.dim() - 2), [d for d in range(x.dim()) if d != 1]
     count = samples * prod(x.shape[2:])

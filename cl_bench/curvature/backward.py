@@ -39,10 +39,7 @@ def streamed(
     processes, each has its own parts.
     """
     with learner.evaluating(full_precision=True):
-        for batch, own in parts(learner, task, chunk(learner, task)):
-            if not own:
-                skip(learner, batch, roots, at_head)
-                continue
+        for batch in own_parts(learner, task, roots, at_head):
             with captured(learner.net) as sites:
                 logits = learner.logits(learner.flat.theta, batch)
             seeds = roots(learner, batch, logits.detach())
@@ -54,19 +51,21 @@ def streamed(
             yield sites, groups
 
 
-def parts(learner: Learner, task: Task, size: int) -> Iterator[tuple[Batch, bool]]:
-    """The parts of a task, and whether each is this process' own."""
-    processes = learner.machine.processes
-    size = min(size, -(-len(task) // processes.number))
-    for number, batch in enumerate(task.chunks(size)):
-        yield batch, processes.takes(number)
+def own_parts(
+    learner: Learner, task: Task, roots: RootFn, at_head: RootFn | None = None
+) -> Iterator[Batch]:
+    """The parts of a task: of several processes, those of this one.
 
-
-def skip(learner: Learner, batch: Batch, *roots: RootFn | None) -> None:
-    """Draw and count what the process that has this part draws and counts."""
-    zeros = learner.flat.grad.new_zeros(len(batch.y), learner.heads.live.shape[1])
-    made = [len(each(learner, batch, zeros)) for each in roots if each is not None]
-    learner.sample_gradients += made[0] * len(batch.y)
+    Of the others it draws and counts what the process that has them draws and counts.
+    """
+    for batch, own in learner.machine.processes.chunks(task, chunk(learner, task)):
+        if own:
+            yield batch
+            continue
+        zeros = learner.flat.grad.new_zeros(len(batch.y), learner.heads.live.shape[1])
+        learner.sample_gradients += len(roots(learner, batch, zeros)) * len(batch.y)
+        if at_head is not None:
+            at_head(learner, batch, zeros)
 
 
 def visits(

@@ -22,7 +22,7 @@ from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Task
-from cl_bench.curvature.backward import chunk, parts, skip, visits
+from cl_bench.curvature.backward import own_parts, visits
 from cl_bench.curvature.base import Estimator, fork, subset
 from cl_bench.curvature.capture import FLOATS, coupled, unserved
 from cl_bench.curvature.elementwise import elementwise
@@ -186,10 +186,7 @@ def jacobian_rows(learner: Learner, task: Task, roots: RootFn) -> Iterator[Tenso
     """Per-sample gradients (R x B, P) of each part of a task, by a vectorised backward pass."""
     theta = learner.flat.theta.detach()
     with learner.evaluating(full_precision=True):
-        for whole, own in parts(learner, task, chunk(learner, task)):
-            if not own:
-                skip(learner, whole, roots)
-                continue
+        for whole in own_parts(learner, task, roots):
             with torch.no_grad():
                 logits = learner.logits(learner.flat.theta, whole)
             seeds = roots(learner, whole, logits)

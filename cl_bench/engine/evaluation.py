@@ -119,10 +119,8 @@ def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
     Of several processes, each counts its own part of the images.
     """
     counts = torch.zeros(2, dtype=torch.long, device=test.y.device)
-    processes = method.learner.machine.processes
-    size = min(batch_size, -(-len(test) // processes.number))
-    for part, batch in enumerate(test.chunks(size)):
-        if not processes.takes(part):
+    for batch, own in method.learner.machine.processes.chunks(test, batch_size):
+        if not own:
             continue
         logits = method.predict(batch)
         bad = ~logits.isfinite().all(-1)

@@ -61,8 +61,13 @@ def accept_single_samples(net: nn.Module) -> None:
 
 def _forward(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     """PyTorch's forward of batch norm, (B, C, ...) -> (B, C, ...), except for B = 1."""
-    if not (norm.training and len(x) == 1 and norm.running_mean is not None):
-        return type(norm).forward(norm, x)
+    if norm.training and len(x) == 1 and norm.running_mean is not None:
+        return by_running_statistics(norm, x)
+    return type(norm).forward(norm, x)
+
+
+def by_running_statistics(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """The forward of batch norm in training as it is in evaluation."""
     norm.training = False
     try:
         return type(norm).forward(norm, x)
