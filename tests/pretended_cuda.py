@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pretended_graphs
 import torch
 from torch import Generator, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -123,9 +124,9 @@ class PretendedCuda(contextlib.ExitStack):
             "max_memory_allocated": lambda *_: 0,
             "get_device_name": lambda *_: "pretended",
         }
-        for name, answer in answers.items():
+        for name, answer in (answers | pretended_graphs.replacements(self)).items():
             self.enter_context(mock.patch.object(torch.cuda, name, answer))
-        autocast, load = torch.autocast, torch.load
+        autocast, load, deepcopy = torch.autocast, torch.load, Tensor.__deepcopy__
 
         def loaded(file: Any, map_location: Any = None, **options: Any) -> Any:
             found = load(file, map_location="cpu", **options)
@@ -134,6 +135,12 @@ class PretendedCuda(contextlib.ExitStack):
                     self.put(tensor, "cuda")
             return found
 
+        def copied(tensor: Tensor, memo: Any) -> Tensor:
+            place = self.place_of(tensor)
+            found = deepcopy(tensor, memo)
+            self.put(tensor, place)  # whose storage was seen without it
+            return self.put(found, place)
+
         nowhere = mock.Mock(return_value=None)
         for owner, name, value in (
             (torch.accelerator, "current_accelerator", nowhere),
@@ -141,6 +148,7 @@ class PretendedCuda(contextlib.ExitStack):
             (torch.mps, "synchronize", lambda: self.note("sync", "synchronize")),
             (runtime, "Generator", self.generator),
             (torch, "load", loaded),
+            (Tensor, "__deepcopy__", copied),
             (torch, "autocast", lambda kind, **options: autocast("cpu", **options)),
         ):
             self.enter_context(mock.patch.object(owner, name, value))

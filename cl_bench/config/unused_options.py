@@ -24,7 +24,11 @@ Node = dict[str, Any]
 NORMALISED = (EMCL, LaMAML, MER)
 COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
 WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
-CUDA_OPTIONS = ("tf32", "benchmark")  # false: the hash that the config had before there were these
+CUDA_OPTIONS = (
+    "tf32",
+    "benchmark",
+    "graphs",
+)  # false: the hash that the config had before there were these
 
 
 def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:

@@ -11,9 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
+from cl_bench.core.decisions import cannot_be_planned, decide, shapes_are_fixed
 from cl_bench.core.state import Stateful
-from cl_bench.core.types import Batch, Task, to_device_of
+from cl_bench.core.types import Batch, Task
 
+NOTHING = torch.empty(2, 0, dtype=torch.int64)  # rows to write, and samples to write there
 Insert = Literal["first", "all"]  # offer samples in a task's first epoch, or in all of them
 
 
@@ -49,11 +51,9 @@ class Buffer(Stateful):
 
     def add(self, batch: Batch) -> None:
         """Offer the samples of a batch, in order; the buffer decides which ones it keeps."""
-        if self.new is not None:
-            batch = batch.rows(slice(0, self.new)) if len(batch.y) > self.new else batch
-            self.new -= len(batch.y)
-        if len(batch.y):
-            self._offer(batch)
+        chosen = decide(lambda: self._chosen(batch), batch.y)
+        if chosen.shape[1]:
+            self._write(chosen, batch)
 
     def end_task(self) -> None:
         """Call it after the task's last sample; what is kept of it may be replayed as past."""
@@ -62,9 +62,8 @@ class Buffer(Stateful):
         """`count` stored samples, or as many as there are: distinct, or drawn independently."""
         assert self.rows is not None
         if self.replacement:
-            size = (min(count, self.filled),)
-            return self.rows.rows(torch.randint(self.filled, size, generator=self.rng))
-        return self.rows.rows(torch.randperm(self.filled, generator=self.rng)[:count])
+            return self.rows.rows(decide(lambda: self._independent(count), self.rows.y))
+        return self.rows.rows(decide(lambda: self._distinct(count), self.rows.y))
 
     def by_task(self) -> list[Batch]:
         """The stored samples of each past task, a batch each; synchronises with a CUDA device."""
@@ -73,17 +72,46 @@ class Buffer(Stateful):
         past = [k for k in t.unique().tolist() if k != self.now]
         return [self.rows.rows((t == k).nonzero().squeeze(1)) for k in past]
 
-    def _offer(self, batch: Batch) -> None:
+    def _independent(self, count: int) -> Tensor:
+        return torch.randint(self.filled, (min(count, self.filled),), generator=self.rng)
+
+    def _distinct(self, count: int) -> Tensor:
+        return torch.randperm(self.filled, generator=self.rng)[:count]
+
+    def _chosen(self, batch: Batch) -> Tensor:
+        """(2, n): rows of the storage, and the samples of the batch that are written there.
+
+        With fixed shapes n is the size B of the batch: the last pair is repeated, or where nothing
+        is kept, the first row is written to itself, as sample B.
+        """
+        count = len(batch.y)
+        if self.new is not None:
+            batch = batch.rows(slice(0, self.new)) if count > self.new else batch
+            self.new -= len(batch.y)
+        kept = self._offer(batch) if len(batch.y) else {}
+        chosen = torch.tensor([list(kept), list(kept.values())]) if kept else NOTHING
+        if not shapes_are_fixed():
+            return chosen
+        last = chosen[:, -1:] if kept else torch.tensor([[0], [count]])
+        return torch.cat([chosen, last.expand(2, count - len(kept))], 1)
+
+    def _offer(self, batch: Batch) -> dict[int, int]:
+        """Decide on each sample, in order: the rows to write, and which sample goes into each."""
         raise NotImplementedError
 
-    def _write(self, places: list[int], new: Batch, size: int) -> None:
-        """Write `new` to rows `places`, after growing the storage to at least `size` rows."""
-        index = to_device_of(torch.tensor(places), new.y)
-        stored = []
-        for old, field in zip(self.rows or (None,) * 4, new, strict=True):
+    def _room(self) -> int:
+        """The number of rows that the storage has at least."""
+        raise NotImplementedError
+
+    def _write(self, chosen: Tensor, batch: Batch) -> None:
+        """Write samples of a batch where `chosen` (2, n) says, and grow the storage if needed."""
+        stored, (places, samples) = [], chosen.unbind()
+        room, fixed = self._room(), shapes_are_fixed()
+        for old, field in zip(self.rows or (None,) * 4, batch, strict=True):
             if field is not None:
-                old = _grown(old, field, size)
-                old[index] = field
+                old = _grown(old, field, room)
+                field = torch.cat([field, old[:1]]) if fixed else field
+                old[places] = field[samples]
             stored.append(old)
         self.rows = Batch(*stored)
 
@@ -102,20 +130,23 @@ class Reservoir(Buffer):
         super().__init__(rng, insert, replacement)
         self.capacity, self.seen = capacity, 0
 
-    def _offer(self, batch: Batch) -> None:
+    def _room(self) -> int:
+        if self.capacity is not None:
+            return self.capacity
+        cannot_be_planned("a memory without a capacity grows while it learns")
+        room = 0 if self.rows is None else len(self.rows.y)
+        return room if room >= self.seen else max(self.seen, 2 * room)
+
+    def _offer(self, batch: Batch) -> dict[int, int]:
         """Where two samples of a batch draw the same row, the later one is written."""
         count = len(batch.y)
         order = torch.arange(self.seen + 1, self.seen + count + 1)
         capacity = self.seen + count if self.capacity is None else self.capacity
-        room = 0 if self.rows is None else len(self.rows.y)
-        size = max(capacity, 2 * room) if room < capacity else room
         places = (torch.rand(count, generator=self.rng, dtype=torch.float64) * order).long()
         places = torch.where(order <= capacity, order - 1, places)
-        kept = {p: i for i, p in enumerate(places.tolist()) if p < capacity}
         self.seen += count
         self.filled = min(self.seen, capacity)
-        if kept:
-            self._write(list(kept), batch.rows(torch.tensor(list(kept.values()))), size)
+        return {p: i for i, p in enumerate(places.tolist()) if p < capacity}
 
 
 class Balanced(Buffer):
@@ -136,7 +167,11 @@ class Balanced(Buffer):
         self.seen: dict[int, int] = {}  # samples offered of each class
         self.full: set[int] = set()  # classes that have been the largest at some time
 
-    def _offer(self, batch: Batch) -> None:
+    def _room(self) -> int:
+        return self.capacity
+
+    def _offer(self, batch: Batch) -> dict[int, int]:
+        cannot_be_planned("buffer=balanced reads the labels of each batch")
         labels = batch.y.tolist()
         draws = torch.rand(len(labels), 2, generator=self.rng, dtype=torch.float64).tolist()
         kept = {}
@@ -145,8 +180,7 @@ class Balanced(Buffer):
             place = self._place(label, u, v)
             if place is not None:
                 kept[place] = i
-        if kept:
-            self._write(list(kept), batch.rows(torch.tensor(list(kept.values()))), self.capacity)
+        return kept
 
     def _place(self, label: int, u: float, v: float) -> int | None:
         """The row for a sample of this class, None to drop it; `u`, `v` are uniform draws."""
@@ -173,12 +207,15 @@ class Ring(Buffer):
         self.per_task, self.seen = per_task, 0  # seen: samples offered of the current task
         self.starts: list[int] = []  # first row of each past task
 
-    def _offer(self, batch: Batch) -> None:
-        tail = batch.rows(slice(-self.per_task, None))
-        first = self.seen + len(batch.y) - len(tail.y)
-        places = [self.filled + (first + i) % self.per_task for i in range(len(tail.y))]
-        self.seen += len(batch.y)
-        self._write(places, tail, self.filled + self.per_task)
+    def _room(self) -> int:
+        return self.filled + self.per_task
+
+    def _offer(self, batch: Batch) -> dict[int, int]:
+        count = len(batch.y)
+        first = max(count - self.per_task, 0)
+        self.seen += count
+        now = range(self.seen - count + first, self.seen)
+        return {self.filled + n % self.per_task: i for i, n in enumerate(now, first)}
 
     @classmethod
     def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:

@@ -13,7 +13,7 @@ from cl_bench.core.direct import LossOfLogits, of_theta, without_autograd
 from cl_bench.core.gradient import Objective, clip_norm, make_engine
 from cl_bench.core.inner_loop import InnerLoop
 from cl_bench.core.network import BatchNorm, NetworkFunction
-from cl_bench.core.optim import Optimizer, is_plain_sgd, load_state
+from cl_bench.core.optim import Optimizer, capturable, is_plain_sgd, load_state
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.types import Batch, Snapshot, Task, Transform
 
@@ -46,11 +46,12 @@ class Learner(NetworkFunction):
         super().__init__(net, transform, machine)
         self.criterion = criterion
         self.rng = machine.memory  # CPU generator for the draws of a method and its buffer
-        self.weight_decay, self._make_optimizer = weight_decay, optimizer
-        self.optimizer, self.optimized = optimizer([self.flat.theta]), self.flat.theta  # it moves
+        self.weight_decay = weight_decay
+        self._make_optimizer = optimizer if machine.graphs is None else capturable(optimizer)
+        self.optimizer, self.optimized = self._make_optimizer([self.flat.theta]), self.flat.theta
         self.task: Task | None = None  # the task that is learned now
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.lr_factor = 1.0  # the schedule's factor on all learning rates
+        self.lr_factor: Any = 1.0  # the schedule's, on all learning rates; may be a tensor
         self.sample_gradients = 0  # number of gradients so far, a batch of B counted as B
         self._decay_mask: Tensor | None = None  # (P,): the weight decay of each parameter
         self._unfrozen: Tensor | None = None  # (P,) bool: parameters that may change; None: all
@@ -90,7 +91,7 @@ class Learner(NetworkFunction):
         used = self.heads.in_use(live[tasks].any(0)) if self.weight_decay else None
         self._decay_mask = None if used is None else used * self.weight_decay
 
-    def anneal(self, factor: float) -> None:
+    def anneal(self, factor: float | Tensor) -> None:
         """Multiply the config's learning rate by `factor`; methods read `lr_factor` for theirs."""
         self.lr_factor = factor
         for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):

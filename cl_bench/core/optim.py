@@ -7,7 +7,7 @@ optimizer of PyTorch may take its place (`optimizer._target_=...`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any, Protocol
 
@@ -48,13 +48,29 @@ class SGD:
             else:
                 self.velocity.mul_(momentum).add_(update)
             update = self.velocity
-        self.theta.add_(update, alpha=-lr)
+        if isinstance(lr, Tensor):
+            self.theta.addcmul_(update, lr, value=-1)
+        else:
+            self.theta.add_(update, alpha=-lr)
 
     def state_dict(self) -> dict[str, Any]:
         return {"velocity": self.velocity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.velocity = state["velocity"]
+
+
+def capturable(optimizer: Callable[[Any], Optimizer]) -> Callable[[Any], Optimizer]:
+    """The same factory, of optimizers whose step count is on the device, as CUDA graphs need it."""
+
+    def make(params: Any) -> Optimizer:
+        made = optimizer(params)
+        for group in made.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
+        return made
+
+    return make
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:
@@ -103,8 +119,11 @@ def rescales_gradient(optimizer: Any) -> bool:
 
 
 def is_plain_sgd(optimizer: Any) -> bool:
-    """Whether a step is theta <- theta - lr gradient and nothing more."""
-    return type(optimizer) is SGD and not optimizer.param_groups[0]["momentum"]
+    """Whether a step is theta <- theta - lr gradient and nothing more, with lr a number."""
+    if type(optimizer) is not SGD:
+        return False
+    group = optimizer.param_groups[0]
+    return not group["momentum"] and not isinstance(group["lr"], Tensor)
 
 
 def stability_limit(optimizer: Any, every: int) -> float:

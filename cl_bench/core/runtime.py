@@ -1,6 +1,6 @@
 """The machine of a run: device, random generators, precision, compiler, memory.
 
-No other module but `devices` asks PyTorch or the system about the machine.
+No other module but `devices` and `graphs` asks PyTorch or the system about the machine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cl_bench.base.bounds import Count, Seed
 from cl_bench.base.exceptions import UserError
 from cl_bench.core import devices, parallel
 from cl_bench.core.devices import DeviceName
+from cl_bench.core.graphs import Graphs
 from cl_bench.core.parallel import ALONE, Processes
 
 STATUS = Path("/proc/self/status")
@@ -53,6 +54,8 @@ class Runtime:
     draws: Generator  # device: augmentation
     held: ExitStack  # what the run takes of the machine until `close`, such as its share of a GPU
     processes: Processes = ALONE  # that train together
+    planned: bool = False  # whether steps are planned ahead, where their method allows it
+    graphs: Graphs | None = None  # captures the planned steps; None: each is a call
 
     def close(self) -> None:
         """Give back what the run takes of the machine."""
@@ -115,6 +118,7 @@ def start(
     precision: Precision,
     channels_last: bool | Literal["auto"],
     compile: bool,
+    graphs: bool,
     deterministic: bool,
     tf32: bool,
     benchmark: bool,
@@ -124,46 +128,58 @@ def start(
     """Set up the process for one run, independently of earlier runs in it.
 
     tf32       CUDA multiplies float32 with 10 bits of their fractions, in matrices and convolutions
+    graphs     the steps of a method are planned ahead, and run as CUDA graphs (`engine.steps`)
     benchmark  cuDNN tries its algorithms for each shape, and takes the fastest
     per_gpu    the most runs at the same time on a GPU; a further one waits
 
     Raises UserError where the device is not available.
     """
     rank = parallel.local_rank()
-    _require_possible(deterministic, benchmark, compile, several=rank is not None)
+    _require_possible(deterministic, benchmark, compile, graphs, several=rank is not None)
     _free_memory()  # and what an earlier run holds of a GPU
     held = ExitStack()
     where = devices.take(device, per_gpu, held) if rank is None else devices.of_rank(device, rank)
     cuda = where.type == "cuda"
-    if cuda:
-        torch.cuda.set_device(where)  # page-locked memory belongs to the current device
+    if graphs and where.type == "mps":
+        raise UserError("runtime.graphs=true: runs on CUDA, and on a CPU as a check; not on mps")
     torch.set_num_threads(threads or THREADS)
-    _choose_kernels(deterministic, tf32, benchmark)
+    _choose_kernels(where, deterministic, tf32, benchmark)
     _reset_memory_counters(where)
     seed_global(seed)
-    cpu = torch.device("cpu")
-    if compile:
-        torch.compiler.reset()  # else graphs of earlier runs count against the limit
-    compiler = (lambda f: torch.compile(f, fullgraph=True)) if compile else None
+    cpu, compiler = torch.device("cpu"), _compiler() if compile else None
     order, memory, draws = (_generator(seed, n, at) for n, at in enumerate((cpu, cpu, where)))
     last = (precision == "bf16" or not cuda) if channels_last == "auto" else channels_last
-    processes = parallel.join(where, held)
-    return Runtime(where, precision, last, compiler, order, memory, draws, held, processes)
+    captured = Graphs(draws) if graphs and cuda else None
+    parts = order, memory, draws, held, parallel.join(where, held), graphs, captured
+    return Runtime(where, precision, last, compiler, *parts)
 
 
-def _require_possible(deterministic: bool, benchmark: bool, compile: bool, several: bool) -> None:
+def _compiler() -> Callable[[Callable], Callable]:
+    """PyTorch's, without the graphs of earlier runs, which would count against its limit."""
+    torch.compiler.reset()
+    return lambda f: torch.compile(f, fullgraph=True)
+
+
+def _require_possible(
+    deterministic: bool, benchmark: bool, compile: bool, graphs: bool, several: bool
+) -> None:
     """Raise UserError where two of these do not go together."""
     if benchmark and deterministic:
         raise UserError(
             "runtime.benchmark=true: which algorithm is the fastest differs from run to run; leave "
             "it out with runtime.deterministic=true"
         )
-    if compile and several:
-        raise UserError("runtime.compile=true: does not go with several processes (torchrun)")
+    for name, chosen in (("compile", compile), ("graphs", graphs)):
+        if chosen and several:
+            raise UserError(f"runtime.{name}=true: does not go with several processes (torchrun)")
+    if compile and graphs:
+        raise UserError("runtime.graphs=true: does not go with runtime.compile=true; use one")
 
 
-def _choose_kernels(deterministic: bool, tf32: bool, benchmark: bool) -> None:
+def _choose_kernels(device: torch.device, deterministic: bool, tf32: bool, benchmark: bool) -> None:
     """Set what PyTorch may choose among, for this run; the run before may have had it otherwise."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # page-locked memory belongs to the current device
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call loads the compiler

@@ -87,15 +87,33 @@ class Task:
         Each epoch's permutation is drawn from `rng` when the epoch is reached. Samples of several
         `parts` stay in their part, and each part has a last batch that may be smaller.
         """
+        return map(self.batch, self.indices(size, rng, epochs, start))
+
+    def indices(
+        self, size: int, rng: Generator, epochs: int = 1, start: int = 0
+    ) -> Iterator[Tensor]:
+        """The indices (B,) of the samples of each of `batches`, on the device."""
         skipped = start
         for _ in range(epochs):
             first = 0
             for part, count in zip(self._parts, self._counts(size), strict=True):
                 order = to_device_of(torch.randperm(part, generator=rng) + first, self.y)
                 for i in range(min(skipped, count), count):
-                    index = order[i * size : (i + 1) * size]
-                    yield Batch(self.x[index], self.y[index], self.t[index])
+                    yield order[i * size : (i + 1) * size]
                 skipped, first = max(skipped - count, 0), first + part
+
+    def batch(self, index: Tensor) -> Batch:
+        """The samples at these indices (B,), on the device, as a batch."""
+        return Batch(self.x[index], self.y[index], self.t[index])
+
+    def whole_batches(self, size: int, at: int) -> int:
+        """The number of batches of `size` samples in a row, from batch `at` of an epoch on."""
+        first = 0
+        for part, count in zip(self._parts, self._counts(size), strict=True):
+            if at < first + count:
+                return max(first + part // size - at, 0)
+            first += count
+        return 0
 
     def batches_per_epoch(self, size: int) -> int:
         """The number of batches that `batches` makes of each epoch."""

@@ -45,7 +45,7 @@ class Penalty(Stateful):
         self.step: PenaltyStep = ExplicitStep() if explicit else ImplicitStep()
         self.factor = 1.0  # of the strength, in the present task: set by the method
         self.quadratics: list[Quadratic] = []
-        self.steps = 0  # since the last task ended
+        self.steps = 0  # since it last acted, or the last task ended
 
     def check(self, learner: Learner) -> None:
         """Raise UserError where explicit steps would diverge; before the first step of a task."""
@@ -55,8 +55,8 @@ class Penalty(Stateful):
     @torch.no_grad()
     def move(self, learner: Learner) -> None:
         """Step along `flat.grad`, the loss's gradient, and the penalty."""
-        self.steps += 1
-        if self.steps % self.every == 0 and self._active:
+        self.steps = (self.steps + 1) % self.every
+        if not self.steps and self._active:
             self.step.take(learner, self.quadratics, self._weight * self.every)
         else:
             learner.step()
@@ -64,7 +64,7 @@ class Penalty(Stateful):
     @torch.no_grad()
     def end_task(self, learner: Learner) -> None:
         """Make the penalty's step for the steps since it last acted, where every > 1."""
-        left, self.steps = self.steps % self.every, 0
+        left, self.steps = self.steps, 0
         if left and self._active:
             self.step.catch_up(learner, self.quadratics, self._weight * left)
 

@@ -220,8 +220,7 @@ def make_record(
         state_bytes=checkpoint.state_bytes(method),
         theta_sha256=sha256_of(network.theta for _, network in method.networks()),
         measured={
-            "train_seconds": progress.train_seconds,
-            "eval_seconds": progress.eval_seconds,
+            **session.measured(),
             "peak_mib": machine.peak_mib(),
             **machine.machine_info(),
             "device": ", then ".join(start.devices),

@@ -16,6 +16,7 @@ from cl_bench.engine.checkpoint import bytes_of
 from cl_bench.engine.evaluation import accuracies, accuracy_on_seen, predictions
 from cl_bench.engine.head_warmup import fit_head, new_classes
 from cl_bench.engine.session import Session
+from cl_bench.engine.steps import Steps
 
 
 def run(session: Session) -> None:
@@ -46,27 +47,26 @@ def learn(session: Session, task: Task) -> None:
     host.doing(f"training on task {task.id}")
     prepare_task(session, task)
     last = schedule.steps(task)
-    epochs = schedule.epochs_of(task)
-    starts = task.part_starts(schedule.batch_size)
-    batches = task.batches(schedule.batch_size, session.order, epochs, progress.step)
-    for batch in takewhile(lambda _: not early_stopping.ended(session), batches):
+    starts, steps = task.part_starts(schedule.batch_size), Steps(session, task)
+    for batch in takewhile(lambda _: not early_stopping.ended(session), steps):
         if starts.get(progress.step):
             started += _begin_part(session, task, starts[progress.step])
+            steps.forget()
         if every and progress.step % every == 0:
             started += _probe(session, task)
-        session.learner.anneal(schedule.factor(progress.step, task))
-        loss = session.method.observe(session.learner.arriving(batch))
+        loss = steps.take(batch)
         progress.step += 1
         progress.steps += 1
-        started += _test_along(session, task, len(batch.y))
+        started += _test_along(session, task, len(batch))
         started += early_stopping.validate(session, task)
         host.advance(1)
         if progress.steps % host.log_every == 0 or progress.step == last:
             _log_loss(session, loss, task)
-        if host.stop_requested() or host.checkpoint_due():
+        if steps.settled and (host.stop_requested() or host.checkpoint_due()):
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(session)
             progress.train_seconds.pop()
+    steps.forget()  # and the graphs
     early_stopping.finish(session, task)
     if every:
         started += _probe(session, task)

@@ -131,7 +131,17 @@ class Session:
     host: Host
     probe: Probe | None = None
     budget_mib: float | None = None  # of what the method keeps besides the network
+    planned: int = 0  # steps that were planned ahead (runtime.graphs)
+    unplanned: str | None = None  # why the steps of a task were not
 
     @property
     def learner(self) -> Learner:
         return self.method.learner
+
+    def measured(self) -> dict[str, Any]:
+        """Seconds, for the record; with runtime.graphs also what became of it since the start."""
+        progress = self.progress
+        found = {"train_seconds": progress.train_seconds, "eval_seconds": progress.eval_seconds}
+        if not self.learner.machine.planned:
+            return found
+        return {**found, "planned_steps": self.planned, "unplanned": self.unplanned}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive
 from cl_bench.core.buffer import Buffer
+from cl_bench.core.decisions import decide
 from cl_bench.core.gradient import clip_norm
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
@@ -76,11 +77,14 @@ class LaMAML(Rehearsal):
     def observe(self, batch: Batch) -> Tensor:
         losses = []
         for number in range(self.passes):
-            shuffled = torch.randperm(len(batch.y), generator=self.learner.rng)
+            shuffled = decide(lambda: self._order(len(batch.y)), batch.y)
             losses.append(self._pass(batch.rows(shuffled)))
             if number == 0:
                 self.memory.add(batch)
         return losses[0]
+
+    def _order(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=self.learner.rng)
 
     def _pass(self, batch: Batch) -> Tensor:
         seen = self.learner.augmented(self.with_old(batch, self.replay))

@@ -43,6 +43,7 @@ def machine(device: str = "cpu", **changes: Any) -> runtime.Runtime:
         "precision": "fp32",
         "channels_last": False,
         "compile": False,
+        "graphs": False,
         "deterministic": False,
         "tf32": False,
         "benchmark": False,

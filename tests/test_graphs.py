@@ -1,0 +1,379 @@
+"""Steps that are planned ahead and run as CUDA graphs: the results of steps one by one.
+
+The device and its graphs are pretended (`pretended_cuda`, `pretended_graphs`): a replay carries out
+the operations of a captured step with the numbers of the capture, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import composed, learner, machine, mlp, scheduled
+from pretended_cuda import PretendedCuda
+from pretended_graphs import NotPermitted
+from test_pretended_cuda import KINDS, PLAIN, folded, residual, short_run
+from torch import Tensor
+
+from cl_bench.base.exceptions import StopRun, UserError
+from cl_bench.config.name import config_hash
+from cl_bench.core.decisions import decide
+from cl_bench.core.graphs import Graphs
+from cl_bench.core.learner import Learner
+from cl_bench.core.optim import SGD
+from cl_bench.core.types import Batch
+from cl_bench.data.boundaries import online
+from cl_bench.data.stream import with_held_out
+from cl_bench.engine import experiment
+from cl_bench.engine.session import Session
+from cl_bench.engine.step_pattern import Pattern, watched
+from cl_bench.methods.base import Method
+from cl_bench.methods.finetune import Finetune
+from cl_bench.probes.knn import KNN
+from cl_bench.testing.small import batch
+from cl_bench.testing.small_run import EVALUATION, Killed, SmallRun, batch_norm, perceptron, tangent
+
+PLANNED = {**PLAIN, "graphs": True}
+TWO_EPOCHS = scheduled(epochs=2)
+NO_PATTERN = {  # methods that cannot be planned in each task, and why
+    "gem": "it reads a value in each step",  # for its quadratic program
+    "halrp": "HALRP.progress.samples changes with each step",  # it ends the warm-up
+}
+
+
+@pytest.fixture(autouse=True)
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """The sessions of the runs that a test makes."""
+    kept, run = [], experiment.run
+
+    def noted(session: Session) -> None:
+        kept.append(session)
+        run(session)
+
+    monkeypatch.setattr(experiment, "run", noted)
+    return kept
+
+
+def by_graphs(name: str, *overrides: str, **options: Any) -> tuple[SmallRun, int]:
+    """A run on the pretended device with graphs, and how often one was replayed."""
+    with PretendedCuda() as device:
+        options = {"schedule": TWO_EPOCHS, "machine": PLANNED, **options}
+        run = prepared(name, *overrides, **options)()
+        assert not device.count("mismatch")
+    return run, device.events["graph", "replay"]
+
+
+def one_by_one(name: str, *overrides: str, **options: Any) -> SmallRun:
+    """The same run without graphs; an Adam is capturable, as it is with them, and rounds so."""
+    options = {"schedule": TWO_EPOCHS, "machine": PLAIN, "learner": perceptron, **options}
+    options["learner"] = partial(_capturable, options["learner"])
+    with PretendedCuda():
+        return prepared(name, *overrides, **options)()
+
+
+def prepared(name: str, *overrides: str, arranged: Any = None, **options: Any) -> SmallRun:
+    """A run that is not made yet, on the stream as `arranged` returns it."""
+    run = short_run(name, *overrides, **options)
+    return run if arranged is None else replace(run, arranged=arranged)
+
+
+def _capturable(net: Callable[[Any], Learner], rt: Any) -> Learner:
+    made = net(rt)
+    plain = made._make_optimizer
+
+    def make(parameters: Any) -> Any:
+        optimizer = plain(parameters)
+        for group in optimizer.param_groups:
+            group |= {"capturable": True} if "capturable" in group else {}
+        return optimizer
+
+    made._make_optimizer = make
+    return made
+
+
+def plain_sgd(rt: Any) -> Learner:
+    """Two of a ResNet's blocks, with batch norm, by plain SGD."""
+    made = residual(rt)
+    return learner(made.net, rt, transform=made.transform)
+
+
+def assert_same(one: SmallRun, two: SmallRun, tolerance: float = 0.0) -> None:
+    """Parameters, statistics, accuracies, logged losses and counts of gradients."""
+    close: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(one.theta, two.theta, **close)
+    buffers = [list(run.made.learner.net.buffers()) for run in (one, two)]
+    torch.testing.assert_close(*buffers, **close)
+    if tolerance:
+        return
+    matrices = [run.progress.matrix.values.nan_to_num(-1) for run in (one, two)]
+    assert matrices[0].equal(matrices[1])
+    assert json.dumps(one.rows) == json.dumps(two.rows)  # in which nan equals nan
+    assert one.made.learner.sample_gradients == two.made.learner.sample_gradients
+
+
+EACH = [(name, perceptron) for name in KINDS if name not in NO_PATTERN]
+EACH += [(name, plain_sgd) for name, _ in EACH if name not in ("mer", "cmaml", "emcl_replay")]
+
+
+@pytest.mark.parametrize(("name", "net"), EACH)
+def test_every_method(name: str, net: Any, sessions: list[Session]) -> None:
+    """Bit for bit, on the pretended device by graphs and on a CPU by calls from the tables."""
+    plain = one_by_one(name, learner=net)
+    run, replays = by_graphs(name, learner=net)
+    assert_same(run, plain)
+    assert replays >= 5 and sessions[-1].planned >= 8
+    options = {"device": "cpu", "schedule": TWO_EPOCHS, "learner": net}
+    assert_same(short_run(name, machine=PLANNED, **options)(), short_run(name, **options)())
+    assert sessions[-2].planned == sessions[1].planned
+
+
+@pytest.mark.parametrize("name", NO_PATTERN)
+def test_a_method_without_a_pattern_goes_step_by_step(name: str, sessions: list[Session]) -> None:
+    """The record says why."""
+    run, _ = by_graphs(name)
+    found = sessions[-1].measured()
+    assert found["unplanned"].startswith(NO_PATTERN[name])
+    assert_same(run, one_by_one(name))
+    assert "unplanned" not in sessions[-1].measured()
+
+
+def momentum(rt: Any) -> Learner:
+    return learner(mlp(), rt, partial(SGD, lr=0.05, momentum=0.9), 0.01)
+
+
+def torch_momentum(rt: Any) -> Learner:
+    return learner(mlp(), rt, partial(torch.optim.SGD, lr=0.05, momentum=0.9), 0.01)
+
+
+EXPLICIT = ("method.step=explicit", "method.strength=0.01")
+OPTIONS = [
+    (("finetune",), momentum),
+    (("er",), torch_momentum),
+    (("lwf",), residual),  # with Adam
+    (("er", "method.combine=sum"), residual),
+    (("agem", "method.reference=tasks"), perceptron),
+    (("lamaml", "method.order=second"), perceptron),
+    (("mer", "method.algorithm=6"), perceptron),
+    (("emcl", "method.inner=gradient", "method.strength=0.01"), plain_sgd),
+    (("ewc", "curvature=kfac"), momentum),
+    (("ewc", "curvature=ekfac", *EXPLICIT), perceptron),
+    (("ewc", "curvature=kfac", "merging=apart", *EXPLICIT), perceptron),
+    (("ewc", "curvature=full"), perceptron),
+    (("ewc",), folded),
+    (("dlcft", "method.memory=always"), tangent),
+    (("lwf", "method.source=buffer", "buffer=everything"), perceptron),
+    (("apd",), residual),
+]
+
+
+@pytest.mark.parametrize(("words", "net"), OPTIONS)
+def test_options_of_methods(words: tuple[str, ...], net: Any) -> None:
+    run, replays = by_graphs(*words, learner=net)
+    assert_same(run, one_by_one(*words, learner=net))
+    assert replays >= 5
+
+
+@pytest.mark.parametrize("name", ["finetune", "der", "lwf"])
+@pytest.mark.parametrize(
+    "changes", [{"annealing": "cosine"}, {"ramp": 1.5}, {"clip": 0.1}], ids=str
+)
+def test_schedules(name: str, changes: dict[str, Any]) -> None:
+    """A learning rate that changes is a tensor, with which a step rounds otherwise."""
+    options = {"schedule": scheduled(epochs=2, **changes), "learner": momentum}
+    run, replays = by_graphs(name, **options)
+    assert replays >= 5
+    assert_same(run, one_by_one(name, **options), tolerance=0.0 if "clip" in changes else 1e-6)
+    called = short_run(name, device="cpu", machine=PLANNED, **options)()
+    assert called.theta.equal(run.theta.cpu())
+
+
+def test_an_annealed_penalty_goes_step_by_step(sessions: list[Session]) -> None:
+    """Its proximal step is made anew for each learning rate."""
+    by_graphs("ewc", schedule=scheduled(epochs=2, annealing="cosine"))
+    assert str(sessions[-1].unplanned).startswith("it reads a value in each step, at ")
+
+
+AROUND = {
+    "probe": {"probe": KNN(3, 16)},
+    "tests along": {"evaluation": replace(EVALUATION, every=24)},
+    "no boundaries": {"arranged": partial(online, first=None)},
+    "early stopping": {
+        "schedule": scheduled(epochs=3, patience=1),
+        "arranged": partial(with_held_out, fraction=0.2, seed=0),
+    },
+    "frozen norm": {"schedule": scheduled(epochs=2, batch_norm="frozen"), "learner": residual},
+    "warm-up": {"schedule": scheduled(epochs=2, warm_up="head")},
+    "augmentation": {"learner": batch_norm},
+    "tangent": {"learner": tangent},
+    "bf16": {"machine": {"precision": "bf16", "channels_last": True}, "learner": residual},
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_around_the_steps(around: str) -> None:
+    """A plan ends where something looks at the run."""
+    options = {"machine": PLAIN, **AROUND[around]}
+    planned = {**options, "machine": {**options["machine"], "graphs": True}}
+    run, replays = by_graphs("er", **planned)
+    assert_same(run, one_by_one("er", **options))
+    assert replays >= 3
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("name", ["der", "ewc", "emcl"])
+def test_a_run_goes_on(name: str, killed: bool, tmp_path: Path) -> None:
+    """Asked to stop within a plan: it stops after it, and no decision is lost or made twice."""
+    whole = one_by_one(name)
+    with PretendedCuda() as device:
+        options = {"machine": PLANNED, "schedule": TWO_EPOCHS, "folder": tmp_path}
+        first = short_run(name, stop_at=13, killed=killed, **options, save_every=0.0)
+        with pytest.raises(Killed if killed else StopRun):
+            first()
+        again = short_run(name, **options)()
+        assert device.events["graph", "replay"] >= 3
+    assert again.theta.cpu().equal(whole.theta.cpu())
+
+
+class Counts(Finetune):
+    """A method that counts its steps."""
+
+    def __init__(self, made: Learner) -> None:
+        super().__init__(made)
+        self.steps = 0
+
+    def observe(self, batch: Batch) -> Tensor:
+        self.steps += 1
+        return super().observe(batch)
+
+
+class Draws(Finetune):
+    """A method that draws by itself."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        return super().observe(batch.rows(torch.randperm(len(batch.y), generator=self.learner.rng)))
+
+
+class Decides(Finetune):
+    """The same in the way in which it can be planned."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        def order() -> Tensor:
+            return torch.randperm(8, generator=self.learner.rng)
+
+        return super().observe(batch.rows(decide(order, batch.y)) if len(batch.y) == 8 else batch)
+
+
+class Reads(Finetune):
+    """A method whose step depends on a value."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        loss = super().observe(batch)
+        return super().observe(batch) if loss > 1e9 else loss
+
+
+class Masks(Finetune):
+    """A method that takes as many samples as have a certain label."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        rows = batch.y >= 0
+        return super().observe(Batch(batch.x[rows], batch.y[rows], batch.t[rows]))
+
+
+class Renews(Finetune):
+    """A method with a new tensor after each step, and the one of before."""
+
+    def __init__(self, made: Learner) -> None:
+        super().__init__(made)
+        self.loss, self.last, self.kept = torch.zeros(()), torch.zeros(()), [torch.zeros(())]
+
+    def observe(self, batch: Batch) -> Tensor:
+        self.last, self.loss = self.loss, super().observe(batch)
+        return self.loss
+
+
+class Lists(Renews):
+    """A method with a list of tensors that are made anew."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        self.kept = [super().observe(batch)]
+        return self.kept[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Counts, "Counts.steps changes with each step"),
+        (Draws, "it draws from learner.rng outside of `decide` (core.decisions)"),
+        (Reads, "it reads a value in each step, at test_graphs.py:"),
+        (Masks, "it takes rows by a mask in each step, at test_graphs.py:"),
+        (Lists, "Lists.kept.0 is another tensor after each step; write into it in place"),
+        (Decides, None),
+        (Renews, None),
+    ],
+)
+def test_what_is_found_in_a_step(kind: type[Method], reason: str | None) -> None:
+    """Each kind of fault that a captured step would have is seen before."""
+    made = kind(learner(mlp(), machine()))
+    _, found = watched(made, lambda: made.observe(batch(8)))
+    if reason is None:
+        assert isinstance(found, Pattern)
+    else:
+        assert isinstance(found, str) and found.startswith(reason)
+
+
+@pytest.mark.parametrize("kind", [Decides, Renews])
+def test_a_method_of_ones_own(kind: type[Method]) -> None:
+    found = {}
+    for graphs in (False, True):
+        with PretendedCuda() as device:
+            run = SmallRun(kind, "data", device="cuda", machine={**PLAIN, "graphs": graphs})()
+            found[graphs] = run.theta.cpu(), device.events["graph", "replay"], run.rows
+            if isinstance(run.made, Renews):
+                assert run.made.last.isfinite() and not run.made.last.equal(run.made.loss)
+    assert found[False][0].equal(found[True][0]) and found[False][2] == found[True][2]
+    assert found[True][1] > 3 and not found[False][1]
+
+
+def test_what_a_graph_refuses() -> None:
+    """The pretended graph, as a real one: waits, copies, and draws it was not told of."""
+    with PretendedCuda() as device:
+        draws = device.generator("cuda")
+        x = torch.ones(3, device="cuda")
+        steps = {
+            "wait": lambda: x * x.sum().item(),
+            "copy": lambda: x + torch.ones(3).to("cuda"),
+            "draw": lambda: x + torch.rand(3, generator=device.generator("cuda"), device="cuda"),
+        }
+        for step in steps.values():
+            with pytest.raises(NotPermitted):
+                Graphs(draws).capture(step)
+        replay = Graphs(draws).capture(lambda: x.add_(1))
+        assert x.sum().item() == 3  # captured, not carried out
+        assert replay().sum().item() == 6 and replay().sum().item() == 9
+
+
+def test_draws_of_a_graph_go_on() -> None:
+    """As those of steps one by one, from the state in which the generator is."""
+    with PretendedCuda() as device:
+        one, two = (device.generator("cuda").manual_seed(1) for _ in range(2))
+        replay = Graphs(one).capture(lambda: torch.rand(3, generator=one, device="cuda"))
+        for _ in range(3):
+            assert replay().equal(torch.rand(3, generator=two, device="cuda"))
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"runtime.graphs=true: does not go with runtime.compile"):
+        machine(graphs=True, compile=True)
+    with PretendedCuda(kind="mps"), pytest.raises(UserError, match="not on mps"):
+        machine("mps", graphs=True)
+
+
+def test_the_hash_without_graphs_is_as_it_was() -> None:
+    plain, with_graphs = (config_hash(composed(*words)) for words in ((), ("runtime.graphs=true",)))
+    assert plain != with_graphs
