@@ -7,10 +7,12 @@
     python scripts/bench.py --linearized --tasks 3       # linearised networks (CIFAR-100)
     python scripts/bench.py --lowrank --tasks 3 schedule.epochs=5   # HALRP (CIFAR-100)
     python scripts/bench.py dataset=pmnist --online --tasks 3    # replay, projection, meta-learning
+    python scripts/bench.py dataset=pmnist --peers --tasks 6     # Avalanche, where it is installed
 
 In each round one task is trained by the plain loop and by each contender in turn, so that a slow
 moment of the machine affects all of them. The ratios are those of the medians over the rounds. The
-CPU runs with one thread, since such small networks gain nothing from a second one.
+CPU runs with one thread, since such small networks gain nothing from a second one. With --save the
+ratios are written to results/speed.csv.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from bench_curvature import against_curvlinops, curvature, growth
 from bench_linearized import linearized
 from bench_lowrank import lowrank
 from bench_online import online
+from bench_peers import peers
 from contenders import Bare, Contender, composed, rounds
+from ratios import Ratios
 
 from cl_bench.config.errors import Parser
 from cl_bench.core.types import Task
@@ -40,7 +44,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def training(overrides: list[str], tasks: int, compiled: bool) -> None:
+LOOP = "the loop of a run, against a bare PyTorch loop over the same tensors"
+
+
+def training(overrides: list[str], tasks: int, compiled: bool, found: Ratios) -> None:
     """Compare the training loop with the plain one, and each method with finetune."""
     base = ["runtime.threads=1", *overrides]
     plain = Contender("method=finetune", *base)
@@ -65,19 +72,21 @@ def training(overrides: list[str], tasks: int, compiled: bool) -> None:
             f"{name:20}{samples / value:12.0f}{seconds['bare'] / value:10.2f}"
             f"{value / seconds['finetune']:17.2f}{state:11.2f}"
         )
+    found.add(LOOP, "training speed", seconds["bare"] / seconds["finetune"])
     for name, value in after.items():
         print(
             f"after a task: {name} {value:.3f} s, {value / seconds['finetune']:.2f} of its training"
         )
-    testing(plain, bare, chosen)
+    testing(plain, bare, chosen, found)
 
 
-def testing(plain: Contender, bare: Bare, chosen: list[Task]) -> None:
+def testing(plain: Contender, bare: Bare, chosen: list[Task], found: Ratios) -> None:
     """Compare evaluation with the plain one, on the same test sets in batches of 1,000."""
     tests = [plain.stream.tests[task.id] for task in chosen]
     runners = {"bare": bare, "cl_bench": plain}
     seconds = rounds(tests, {n: (lambda t, r=r: r.evaluate(t, 1000)) for n, r in runners.items()})
     print(f"\nevaluation in batches of 1,000, median of {len(tests)} test sets")
+    found.add(LOOP, "test speed", seconds["bare"] / seconds["cl_bench"])
     for name, value in seconds.items():
         ratio = seconds["bare"] / value
         print(f"{name:20}{len(tests[0]) / value:12.0f} images/s{ratio:8.2f} of bare")
@@ -117,25 +126,31 @@ def main() -> None:
     )
     parser.add_argument("--online", action="store_true", help="measure single-pass methods instead")
     parser.add_argument("--lowrank", action="store_true", help="measure HALRP instead")
+    parser.add_argument(
+        "--peers", action="store_true", help="measure against other frameworks that are installed"
+    )
+    parser.add_argument("--save", action="store_true", help="write the ratios to results/speed.csv")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
+    found = Ratios(args.overrides)
     if args.online:
-        online(args.overrides, args.tasks, not args.no_compile)
-        return
-    if args.lowrank:
-        lowrank(args.overrides, args.tasks)
-        return
-    if args.linearized:
-        linearized(args.overrides, args.tasks)
-        return
-    if args.curvature:
-        curvature(args.overrides, args.tasks)
-        growth()
-        against_curvlinops(64)
-        return
-    training(args.overrides, args.tasks, not args.no_compile)
-    if not args.no_process:
-        process(args.overrides)
+        online(args.overrides, args.tasks, not args.no_compile, found)
+    elif args.lowrank:
+        lowrank(args.overrides, args.tasks, found)
+    elif args.linearized:
+        linearized(args.overrides, args.tasks, found)
+    elif args.peers:
+        peers(args.overrides, args.tasks, found)
+    elif args.curvature:
+        curvature(args.overrides, args.tasks, found)
+        growth(found)
+        against_curvlinops(64, found)
+    else:
+        training(args.overrides, args.tasks, not args.no_compile, found)
+        if not args.no_process:
+            process(args.overrides)
+    if args.save:
+        found.save()
 
 
 if __name__ == "__main__":

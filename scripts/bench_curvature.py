@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from contenders import Contender, composed, rounds
+from ratios import Ratios
 
 from cl_bench.config.build import build, make_network, without_keys
 from cl_bench.core.criteria import CrossEntropy
@@ -39,7 +40,7 @@ PENALTIES = {
 }
 
 
-def curvature(overrides: list[str], tasks: int) -> None:
+def curvature(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Compare curvatures with an epoch of training, and the per-sample Fisher with a loop."""
     base = ["runtime.threads=1", *overrides]
     plain = Contender("method=finetune", *base)
@@ -59,12 +60,15 @@ def curvature(overrides: list[str], tasks: int) -> None:
     seconds = rounds(chosen, runners)
     print(f"\none pass over {len(chosen[0])} samples, median of {len(chosen)} tasks")
     for name, value in seconds.items():
-        print(f"{name:32}{value:9.3f} s{value / seconds['an epoch of training']:9.2f} epochs")
+        epochs = value / seconds["an epoch of training"]
+        print(f"{name:32}{value:9.3f} s{epochs:9.2f} epochs")
+        if name in BACKENDS:
+            found.add(" ".join(BACKENDS[name]), "a pass over an epoch of training", epochs)
     few = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt"))
     loop = looped_fisher(plain, few)
     fast = statistics.median(timed(made["diag_fisher labels=empirical"])(few) for _ in range(5))
     print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
-    steps(base, chosen)
+    steps(base, chosen, found)
 
 
 def looped_fisher(plain: Contender, task: Task) -> float:
@@ -78,7 +82,7 @@ def looped_fisher(plain: Contender, task: Task) -> float:
     return plain.machine.seconds() - started
 
 
-def steps(base: list[str], chosen: list[Task]) -> None:
+def steps(base: list[str], chosen: list[Task], found: Ratios) -> None:
     """Compare training steps with a penalty to steps without one."""
     plain = Contender("method=finetune", *base)
     contenders = {n: Contender(*o, "method.strength=1e-6", *base) for n, o in PENALTIES.items()}
@@ -90,9 +94,12 @@ def steps(base: list[str], chosen: list[Task]) -> None:
     print("\na step with a penalty, as a multiple of one without")
     for name, value in seconds.items():
         print(f"{name:32}{value / seconds['finetune']:9.2f}")
+        if name in PENALTIES:
+            cost = value / seconds["finetune"]
+            found.add(" ".join(PENALTIES[name]), "cost of a step over a plain step's", cost)
 
 
-def growth() -> None:
+def growth(found: Ratios) -> None:
     """Measure how the time of a task and its curvature grows over 100 tasks (manypmnist)."""
     print("\n100 tasks: median time of the last five over that of the second to the sixth")
     base = ["dataset=manypmnist", "runtime.threads=1", "optimizer.lr=0.01"]
@@ -104,9 +111,10 @@ def growth() -> None:
         seconds = [contender.train(task) + contender.finish(task) for task in tasks]
         ratio = statistics.median(seconds[-5:]) / statistics.median(seconds[1:6])
         print(f"{name:32}{ratio:9.2f}")
+        found.add(" ".join(chosen), "time of the last of 100 tasks over that of the first", ratio)
 
 
-def against_curvlinops(samples: int) -> None:
+def against_curvlinops(samples: int, found: Ratios) -> None:
     """Compare K-FAC of a ResNet-18 (11.2 M parameters, batch norm folded) with curvlinops."""
     import warnings
 
@@ -132,6 +140,7 @@ def against_curvlinops(samples: int) -> None:
             run()
             taken[name].append(machine.seconds() - started)
     one, two = (statistics.median(seconds) for seconds in taken.values())
+    found.add("curvature=kfac, ResNet-18 of 64 images", "speed over curvlinops", two / one)
     ratio = f"{one:.2f} s, curvlinops {two / one:.2f} times it"
     print(f"\nK-FAC of ResNet-18, {samples} samples: {ratio}")
 

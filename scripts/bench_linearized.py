@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contenders import Contender, rounds
+from ratios import Ratios
 
 from cl_bench.core.types import Task
 from cl_bench.engine import checkpoint
@@ -19,7 +20,7 @@ NETWORKS = {
 FACTORED = ("kfac", "tkfac", "ekfac")
 
 
-def linearized(overrides: list[str], tasks: int) -> None:
+def linearized(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Compare steps and tests; on the linearised network also curvatures and their memory."""
     base = [*COMMON, "dataset.train_per_task=512", *overrides]
     nets = {name: Contender("method=finetune", *base, *keys) for name, keys in NETWORKS.items()}
@@ -33,6 +34,8 @@ def linearized(overrides: list[str], tasks: int) -> None:
     for name in nets:
         step, test = (s[name] / s["folded"] for s in (seconds, asked))
         print(f"{name:14} a step {step:.2f}, a test {test:.2f}")
+        found.add(f"the {name} network", "cost of a step over that of the folded network", step)
+        found.add(f"the {name} network", "cost of a test over that of the folded network", test)
     alone = "method=dlcft", "model.pretrained=null", "schedule.warm_up=none"
     penalised = [*base, *NETWORKS["linearized"], *alone]
     for name in FACTORED:
@@ -42,6 +45,9 @@ def linearized(overrides: list[str], tasks: int) -> None:
         ratio, cost = passes / seconds["linearized"], step / seconds["linearized"]
         state = checkpoint.state_bytes(made.method) / 2**20
         print(f"{name}: a pass {ratio:.2f} epochs, a step with it {cost:.2f}, {state:.1f} MiB kept")
+        label = f"curvature={name}"
+        found.add(label, "a pass over an epoch of training of the tangent", ratio)
+        found.add(label, "memory kept", state, "MiB")
 
 
 def finishing(made: Contender) -> Any:

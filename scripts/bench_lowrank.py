@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from contenders import Contender, rounds
+from ratios import Ratios
 
 from cl_bench.core.types import Task
 
 COMMON = ["experiment=halrp/protocol/cifar100_split", "runtime.threads=1"]
 
 
-def lowrank(overrides: list[str], tasks: int) -> None:
+def lowrank(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Compare whole tasks, with the work before and after training, and tests."""
     base = [*COMMON, *overrides]
     runners = {name: Contender(f"method={name}", *base) for name in ("finetune", "halrp")}
@@ -24,6 +25,8 @@ def lowrank(overrides: list[str], tasks: int) -> None:
     asked = rounds(tests, {name: tested(made) for name, made in runners.items()})
     ratios = seconds["halrp"] / seconds["finetune"], asked["halrp"] / asked["finetune"]
     print(f"\n{len(first)} images a task, {plain.schedule.epochs} epochs, median of {len(later)}")
+    for part, ratio in zip(("task", "test"), ratios, strict=True):
+        found.add("method=halrp", f"cost of a {part} over plain training's", ratio)
     print(f"halrp: a task {ratios[0]:.2f} of plain training's, a test {ratios[1]:.2f} of plain's")
 
 

@@ -7,20 +7,22 @@ from typing import Any
 
 import torch
 from contenders import Contender, rounds
+from ratios import Ratios
 from torch import Tensor
 
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.lamaml import LaMAML
 
 NAMES = ("finetune", "er", "agem", "gem", "ewc", "emcl", "emcl_replay", "lamaml", "mer")
+SECOND = "lamaml method.order=second method.slice_size=2"
 PLAIN: dict[str, tuple[str, ...]] = {
     **{name: (f"method={name}",) for name in NAMES},
-    "lamaml 2nd order": ("method=lamaml", "method.order=second", "method.slice_size=2"),
+    SECOND: tuple(f"method={SECOND}".split()),
 }
 COMPILED = ("emcl", "mer")
 
 
-def online(overrides: list[str], tasks: int, compiled: bool) -> None:
+def online(overrides: list[str], tasks: int, compiled: bool, found: Ratios) -> None:
     """Measure whole tasks after two others, so that each method has a memory or a penalty."""
     running = contenders(["runtime.threads=1", *overrides], compiled)
     first, *chosen = running["finetune"].stream.tasks[1 : tasks + 2]
@@ -47,6 +49,12 @@ def online(overrides: list[str], tasks: int, compiled: bool) -> None:
             f"{name:26}{1e6 * each:14.1f}{each / plain:14.2f}{taken:14.1f}"
             f"{1e6 * each / taken:14.1f}{each / taken / plain:14.2f}"
         )
+        label = f"method={name}" if name in PLAIN else name
+        found.add(label, "cost of a sample over plain training's", each / plain)
+        found.add(label, "cost of a gradient over plain training's", each / taken / plain)
+        if f"{name}, autograd" in seconds:
+            speed = seconds[f"{name}, autograd"] / value
+            found.add(label, "training speed over that by autograd", speed)
 
 
 def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
@@ -57,9 +65,10 @@ def contenders(base: list[str], compiled: bool) -> dict[str, Contender]:
     """
     running = {name: Contender(*given, *base) for name, given in PLAIN.items()}
     for name in COMPILED if compiled else ():
-        running[f"{name} compiled"] = Contender(f"method={name}", "runtime.compile=true", *base)
+        words = f"method={name}", "runtime.compile=true"
+        running[" ".join(words)] = Contender(*words, *base)
     if running["mer"].method.learner.direct is not None:
-        for name in ("emcl", "mer", "lamaml 2nd order"):
+        for name in ("emcl", "mer", SECOND):
             running[f"{name}, autograd"] = by_autograd(Contender(*PLAIN[name], *base))
     return running
 

@@ -5,38 +5,76 @@
 A CUDA device is pretended (tests/pretended_cuda.py): each operation on it that is no view counts as
 one kernel, which is a lower bound, and each value that the host must wait for as a wait. A step is
 one of the last whole ones of a small run of three tasks: one kind of each method, 8 images, a
-perceptron of one hidden layer, and two blocks of a ResNet with batch norm and Adam.
+perceptron of one hidden layer, and two blocks of a ResNet with batch norm and Adam. With
+runtime.graphs a graph is one launch; what a plan of 64 steps launches beside the graphs is shared
+among them. Methods whose steps cannot be planned have no such number.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import class_of  # noqa: E402
 from pretended_cuda import PretendedCuda  # noqa: E402
-from test_pretended_cuda import FEWER, KINDS, NETWORKS, WAITS, short_run  # noqa: E402
+from test_pretended_cuda import FEWER, KINDS, NETWORKS, PLAIN, WAITS, short_run  # noqa: E402
 
+from cl_bench.engine.session import Host  # noqa: E402
+from cl_bench.engine.steps import LONGEST, Steps  # noqa: E402
 from cl_bench.report.results_table import ResultRow, write  # noqa: E402
 from cl_bench.results.source_code import software_versions  # noqa: E402
+from cl_bench.testing.small import blobs  # noqa: E402
+from cl_bench.testing.small_run import SmallRun  # noqa: E402
 
+LAUNCHES = "kernel", "graph", "h2d_async"
 TABLE, NAMES = "kernels", {"mlp": "perceptron", "resnet": "ResNet"}
 NOTE = "a command of its own, not of cl_bench.run"
 
 
-def counted(method: str, net: str) -> tuple[float, float]:
-    """The kernels and the waits of a step."""
+def counted(method: str, net: str) -> dict[str, float]:
+    """The kernels and waits of a step, and its launches with graphs, where it can be planned."""
     with PretendedCuda() as device, device.each_call(class_of(method), "observe") as steps:
         short_run(method, learner=NETWORKS[net])()
-    whole = steps[-3:-1]
-    kernels = sum(n for step in whole for (kind, _), n in step.items() if kind == "kernel")
-    waits = sum(n for step in whole for (kind, _), n in step.items() if kind in WAITS)
-    return kernels / len(whole), waits / len(whole)
+    found = {
+        "kernels a step": mean_count(steps[-3:-1], "kernel"),
+        "waits a step": mean_count(steps[-3:-1], *WAITS),
+    }
+    with PretendedCuda() as device, device.each_call(Steps, "take") as steps:
+        made = short_run(method, learner=NETWORKS[net], machine={**PLAIN, "graphs": True})
+        LongRun(**{each.name: getattr(made, each.name) for each in fields(made)})()
+    plans = [i for i, step in enumerate(steps) if step["graph", "replay"] and len(step) > 1]
+    if plans:
+        found["launches a step, graphs"] = mean_count(steps[plans[-2] : plans[-1]], *LAUNCHES)
+    return found
+
+
+class LongRun(SmallRun):
+    """The same run on tasks of some plans of whole length, which no logged loss interrupts."""
+
+    def __call__(self) -> SmallRun:
+        images = 8 * (2 * LONGEST + 8) + 4
+        self.arranged = lambda stream: blobs(
+            self.scenario, each=images, device=stream.tasks[0].x.device
+        )
+        return super().__call__()
+
+    def _host(self, rt: Any) -> Host:
+        host = super()._host(rt)
+        host.log_every = 10**9
+        return host
+
+
+def mean_count(steps: list[Counter[tuple[str, str]]], *kinds: str) -> float:
+    """The mean number of events of these kinds in a step."""
+    return sum(n for step in steps for (kind, _), n in step.items() if kind in kinds) / len(steps)
 
 
 def main() -> None:
@@ -46,7 +84,7 @@ def main() -> None:
     rows = []
     for method in KINDS:
         for net, name in NAMES.items():
-            for metric, value in zip(("kernels", "waits"), counted(method, net), strict=True):
+            for metric, value in counted(method, net).items():
                 row = ResultRow(
                     table=TABLE,
                     row=method,
@@ -55,7 +93,7 @@ def main() -> None:
                     scenario="",
                     method=method,
                     split="",
-                    metric=f"{metric} a step, {name}",
+                    metric=f"{metric}, {name}",
                     mean=Decimal(f"{value:g}"),
                     sd=None,
                     n=None,

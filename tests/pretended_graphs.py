@@ -43,13 +43,13 @@ class PretendedGraph:
     def captured(self) -> Iterator[None]:
         """Record the operations of the block, and undo them."""
         states = [generator.get_state() for generator in self.generators]
-        waits = self.world.count(*REFUSED)
+        events = self.world.events.copy()
         with _Recorder(self) as recorder:
             yield
-        if self.world.count(*REFUSED) != waits:
-            raise NotPermitted(
-                f"operation not permitted when stream is capturing: {self.world.events}"
-            )
+        new, self.world.events = self.world.events - events, events
+        refused = [what for kind, what in new if kind in REFUSED]
+        if refused:
+            raise NotPermitted(f"operation not permitted when stream is capturing: {refused}")
         with torch.no_grad(), _disable_current_modes():
             for tensor, before in recorder.written.values():
                 tensor.copy_(before)

@@ -136,6 +136,7 @@ def read_backbone_info(cfg: DictConfig) -> dict[str, Any] | None:
 def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> Any:
     """The method with its learner and network, as they are before the first step."""
     from cl_bench.core.learner import Learner
+    from cl_bench.core.optim import fused_on
 
     shape = stream.transform.view(stream.tasks[0].x[:1]).shape[1:]
     stream.transform.draw(stream.tasks[0].x[:1], machine.generator())  # refuses a crop too large
@@ -144,7 +145,7 @@ def make_method(cfg: DictConfig, machine: runtime.Runtime, stream: Stream) -> An
     learner = Learner(
         net=machine.place(net),
         criterion=build(cfg.criterion),
-        optimizer=build(optimizer),
+        optimizer=fused_on(machine.device, build(optimizer)),
         weight_decay=cfg.optimizer.weight_decay,
         transform=stream.transform,
         machine=machine,

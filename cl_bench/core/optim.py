@@ -8,6 +8,8 @@ optimizer of PyTorch may take its place (`optimizer._target_=...`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from inspect import signature
 from math import inf
 from typing import Any, Protocol
 
@@ -71,6 +73,20 @@ def capturable(optimizer: Callable[[Any], Optimizer]) -> Callable[[Any], Optimiz
         return made
 
     return make
+
+
+def fused_on(device: torch.device, optimizer: Any) -> Any:
+    """On CUDA, let an optimizer of PyTorch make its step by one kernel, where it can.
+
+    optimizer  a `functools.partial` of its class; nothing changes where it says which kernels to use
+    """
+    chosen = {"fused", "foreach", "differentiable"} & optimizer.keywords.keys()
+    known = "fused" in signature(optimizer.func).parameters
+    return (
+        partial(optimizer, fused=True)
+        if device.type == "cuda" and known and not chosen
+        else optimizer
+    )
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from cl_bench.curvature.roots import RootFn
 
 CHUNK = 512  # samples at once
 IMAGES = {"cpu": 64, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
+TIMES = {"cuda": 8}  # as many results of a backward pass at once as elsewhere: 1 GiB of float32
 PIXELS = 64 * 64  # of an image; of larger ones fewer are taken at once
 
 
@@ -80,7 +81,8 @@ def visits(
 def gradients_at(sites: list[Site], logits: Tensor, roots: Tensor) -> Iterator[list[Tensor]]:
     """The gradients (R, B, ...) at the sites, by a backward pass for as many roots as fit."""
     outputs = [site.output for site in sites]
-    size = max(1, FLOATS // sum(out.numel() for out in outputs))
+    fitting = FLOATS * TIMES.get(logits.device.type, 1)
+    size = max(1, fitting // sum(out.numel() for out in outputs))
     for group in roots.split(size) if len(roots) else ():
         kept = {"retain_graph": True, "is_grads_batched": len(group) > 1}
         seed = group if len(group) > 1 else group[0]
