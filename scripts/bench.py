@@ -32,6 +32,7 @@ from bench_peers import peers
 from contenders import Bare, Contender, composed, rounds
 from ratios import Ratios
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.config.errors import Parser
 from cl_bench.core.types import Task
 from cl_bench.engine import checkpoint
@@ -154,4 +155,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

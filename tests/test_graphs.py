@@ -26,7 +26,7 @@ from cl_bench.config.name import config_hash
 from cl_bench.core.decisions import decide
 from cl_bench.core.graphs import Graphs
 from cl_bench.core.learner import Learner
-from cl_bench.core.optim import SGD
+from cl_bench.core.optim import SGD, fused_on
 from cl_bench.core.types import Batch
 from cl_bench.data.boundaries import online
 from cl_bench.data.stream import with_held_out
@@ -372,6 +372,20 @@ def test_refusals() -> None:
         machine(graphs=True, compile=True)
     with PretendedCuda(kind="mps"), pytest.raises(UserError, match="not on mps"):
         machine("mps", graphs=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "fused"),
+    [
+        (partial(torch.optim.Adam, lr=0.1), True),
+        (partial(torch.optim.Adam, lr=0.1, foreach=True), None),
+        (partial(torch.optim.Adam, lr=0.1, fused=False), False),
+        (partial(SGD, lr=0.1, momentum=0.9), None),
+    ],
+)
+def test_optimizers_of_pytorch_are_fused_on_cuda(made: Any, fused: bool | None) -> None:
+    assert fused_on(torch.device("cuda"), made).keywords.get("fused") is fused
+    assert fused_on(torch.device("cpu"), made) is made
 
 
 def test_the_hash_without_graphs_is_as_it_was() -> None:

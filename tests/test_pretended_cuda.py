@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cl_bench.curvature import base
 from cl_bench.engine import checkpoint
 from cl_bench.probes.knn import KNN
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
+from cl_bench.testing.small import blobs
 from cl_bench.testing.small_run import SmallRun, batch_norm, perceptron, tangent
 
 KINDS = one_of_each_class("emcl_replay", "joint")
@@ -251,6 +253,22 @@ def test_a_device_without_float64_and_page_locked_memory(words: tuple[str, ...])
         run = short_run(name, *overrides, device="mps")()
         assert not stray(device, run) and device.count("mismatch") == 0
         assert run.theta.cpu().equal(plain.theta)
+
+
+@pytest.mark.parametrize("name", ["finetune", "der", "agem", "ewc", "lamaml", "emcl", "dlcft"])
+def test_nothing_waits_between_steps(name: str) -> None:
+    """A task of twice as many steps has more waits for one reason: the losses that are logged."""
+    found = []
+    for each in (44, 84):  # of which the last four are a batch by themselves
+        run = short_run(name)
+        with PretendedCuda() as device:
+            stream = blobs(run.scenario, 3, each, device.device)
+            run.arranged = partial(lambda made, _: made, stream)
+            run()
+        logged = sum(row["event"] == "step" for row in run.rows)
+        found.append((device.count(*WAITS), logged))
+    (few, one), (many, two) = found
+    assert two > one and many - few == two - one
 
 
 # the pretended device itself: faults of each kind

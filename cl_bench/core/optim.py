@@ -78,15 +78,11 @@ def capturable(optimizer: Callable[[Any], Optimizer]) -> Callable[[Any], Optimiz
 def fused_on(device: torch.device, optimizer: Any) -> Any:
     """On CUDA, let an optimizer of PyTorch make its step by one kernel, where it can.
 
-    optimizer  a `functools.partial` of its class; nothing changes where it says which kernels to use
+    optimizer  a `functools.partial` of its class; what it says of its kernels stays
     """
     chosen = {"fused", "foreach", "differentiable"} & optimizer.keywords.keys()
-    known = "fused" in signature(optimizer.func).parameters
-    return (
-        partial(optimizer, fused=True)
-        if device.type == "cuda" and known and not chosen
-        else optimizer
-    )
+    possible = device.type == "cuda" and "fused" in signature(optimizer.func).parameters
+    return partial(optimizer, fused=True) if possible and not chosen else optimizer
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:
