@@ -35,6 +35,7 @@ from cl_bench.testing.small import blobs  # noqa: E402
 from cl_bench.testing.small_run import SmallRun  # noqa: E402
 
 LAUNCHES = "kernel", "graph", "h2d_async"
+SLOW = dict.fromkeys(("emcl", "emcl_replay"), ("method.inner_lr=0.001",))  # in longer tasks
 TABLE, NAMES = "kernels", {"mlp": "perceptron", "resnet": "ResNet"}
 NOTE = "a command of its own, not of cl_bench.run"
 
@@ -48,7 +49,8 @@ def counted(method: str, net: str) -> dict[str, float]:
         "waits a step": mean_count(steps[-3:-1], *WAITS),
     }
     with PretendedCuda() as device, device.each_call(Steps, "take") as steps:
-        made = short_run(method, learner=NETWORKS[net], machine={**PLAIN, "graphs": True})
+        machine = {**PLAIN, "graphs": True}
+        made = short_run(method, *SLOW.get(method, ()), learner=NETWORKS[net], machine=machine)
         LongRun(**{each.name: getattr(made, each.name) for each in fields(made)})()
     plans = [i for i, step in enumerate(steps) if step["graph", "replay"] and len(step) > 1]
     if plans:
