@@ -3,7 +3,8 @@
 `pip install avalanche-lib` beside this package; without it the command says so in a line. All get
 the same images, network, optimizer, batch size and order of tasks. Augmentation is off, and
 Avalanche has its images as floats already. What a method does after a task counts too; nothing is
-tested. Penalties have a strength of 1, which costs the same as any.
+tested. Penalties have a strength of 1, which costs the same as any. The optimizer is plain SGD, and
+each task has one epoch.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import statistics
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from contenders import Bare, Contender, composed, rounds
+from contenders import Bare, Contender, composed
 from ratios import Ratios
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.build import build, make_network, without_keys
+from cl_bench.config.build import make_network
+from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.core.types import Task
 
 MEMORY = ("buffer=reservoir", "buffer.capacity=200")
@@ -74,15 +77,14 @@ class Avalanche:
         self.machine, stream = twin.machine, twin.stream
         shape = tuple(stream.transform.view(stream.tasks[0].x[:1]).shape[1:])
         net = self.machine.place(make_network(cfg.model, shape, stream.num_classes))
-        optimizer = build(without_keys(cfg.optimizer, "weight_decay", "_target_", "_partial_"))
-        sgd = torch.optim.SGD(net.parameters(), **optimizer)
+        sgd = torch.optim.SGD(net.parameters(), lr=cfg.optimizer.lr)
         size = cfg.schedule.batch_size
         self.strategy = getattr(training, strategy)(
             model=net,
             optimizer=sgd,
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=size,
-            train_epochs=cfg.schedule.epochs,
+            train_epochs=1,
             evaluator=plugins.EvaluationPlugin(loggers=[]),
             **options,
         )
@@ -101,14 +103,9 @@ class Avalanche:
 
 def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Print and keep how many times as long each takes as the bare loop; whole tasks."""
-    if importlib.util.find_spec("avalanche") is None:
-        raise UserError("--peers: Avalanche is not installed; pip install avalanche-lib")
-    logging.disable()
-    base = ["runtime.threads=1", *overrides]
+    base = _comparable(["runtime.threads=1", *overrides])
     cfg = composed(*base)
-    for name in ("crop", "flip", "brightness"):
-        if cfg.dataset.transform.get(name):
-            base.append(f"dataset.transform.{name}={'false' if name == 'flip' else 'null'}")
+    logging.disable()
     ours = {n: Contender(f"method={n}", *given, *base) for n, given in OURS.items()}
     plain = ours["finetune"]
     runners: dict[str, Callable[[Task], float]] = {"bare": Bare(plain, cfg).train}
@@ -119,7 +116,11 @@ def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
     first, *chosen = plain.stream.tasks[: tasks + 1]
     for run in runners.values():  # so that there is a past task
         run(first)
-    seconds = rounds(chosen, runners)
+    taken: dict[str, list[float]] = {name: [] for name in runners}
+    for task in chosen:
+        for name, run in runners.items():
+            taken[name].append(run(task))
+    seconds = {name: statistics.median(each) for name, each in taken.items()}
     print(f"\n{len(first)} images a task, median of {len(chosen)} tasks after the first")
     print(f"{'':14}{'cl_bench':>10}{'Avalanche':>12}   of the bare loop")
     for name in ours:
@@ -127,6 +128,19 @@ def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
         print(f"{name:14}{own:10.2f}{other:12.2f}")
         found.add(f"method={name}", "cost of a task over the bare loop's", own)
         found.add(f"method={name}", "cost of a task over the bare loop's, Avalanche", other)
+
+
+def _comparable(base: list[str]) -> list[str]:
+    """The overrides without augmentation; UserError for what the peers would do otherwise."""
+    if importlib.util.find_spec("avalanche") is None:
+        raise UserError("--peers: Avalanche is not installed; pip install avalanche-lib")
+    cfg = composed(*base)
+    plain_sgd = cfg.optimizer._target_ in PLAIN_SGD and not cfg.optimizer.get("momentum")
+    if not plain_sgd or cfg.optimizer.weight_decay or cfg.schedule.epochs != 1:
+        raise UserError("--peers: compares plain SGD without weight decay, one epoch a task")
+    off = {"crop": "null", "flip": "false", "padding": "0", "brightness": "0"}
+    chosen = cfg.dataset.transform
+    return [*base, *(f"dataset.transform.{k}={v}" for k, v in off.items() if chosen.get(k))]
 
 
 def whole(made: Contender, task: Task) -> float:

@@ -35,7 +35,7 @@ from cl_bench.testing.small import blobs  # noqa: E402
 from cl_bench.testing.small_run import SmallRun  # noqa: E402
 
 LAUNCHES = "kernel", "graph", "h2d_async"
-SLOW = dict.fromkeys(("emcl", "emcl_replay"), ("method.inner_lr=0.001",))  # in longer tasks
+SLOW = {name: ("method.inner_lr=0.001",) for name in ("emcl", "emcl_replay")}  # in longer tasks
 TABLE, NAMES = "kernels", {"mlp": "perceptron", "resnet": "ResNet"}
 NOTE = "a command of its own, not of cl_bench.run"
 

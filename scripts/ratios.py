@@ -23,7 +23,7 @@ SHOWN = ("model=", "backbone=")  # overrides that become part of a label
 class Ratios:
     """Numbers of one command of a benchmark, by what was measured and in what unit.
 
-    overrides  those of the config, for its data set; a model or backbone is part of each label
+    overrides  those of the config; its data set, and a model or backbone, are part of each label
     """
 
     def __init__(self, overrides: list[str]) -> None:
@@ -43,10 +43,11 @@ class Ratios:
     def _row(self, found: tuple[str, str, float, str]) -> ResultRow:
         label, metric, value, unit = found
         known, cfg = software_versions(), composed(*self.overrides)
+        shown = [each for each in self.overrides if each.startswith(SHOWN)]
         command = shlex.join(["python", "scripts/bench.py", *_without_save(sys.argv[1:])])
         return ResultRow(
             table=TABLE,
-            row=", ".join([label, *(o for o in self.overrides if o.startswith(SHOWN))]),
+            row=", ".join([label, cfg.dataset.name, *shown]),
             command=command,
             dataset=cfg.dataset.name,
             scenario="",

@@ -45,6 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from cl_bench.core import runtime
+from cl_bench.engine import step_pattern
 
 PACKAGE = str(Path(runtime.__file__).parents[1])
 aten, functorch = torch.ops.aten, getattr(torch._C, "_functorch")  # noqa: B009 (it has no stubs)
@@ -141,7 +142,7 @@ class PretendedCuda(contextlib.ExitStack):
             self.put(tensor, place)  # whose storage was seen without it
             return self.put(found, place)
 
-        nowhere = mock.Mock(return_value=None)
+        nowhere, kind = mock.Mock(return_value=None), self.kind
         for owner, name, value in (
             (torch.accelerator, "current_accelerator", nowhere),
             (torch.backends.mps, "is_available", lambda: self.kind == "mps"),
@@ -149,6 +150,7 @@ class PretendedCuda(contextlib.ExitStack):
             (runtime, "Generator", self.generator),
             (torch, "load", loaded),
             (Tensor, "__deepcopy__", copied),
+            (step_pattern, "device_type", lambda t: "cpu" if self.place_of(t) == "cpu" else kind),
             (torch, "autocast", lambda kind, **options: autocast("cpu", **options)),
         ):
             self.enter_context(mock.patch.object(owner, name, value))

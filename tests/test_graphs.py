@@ -7,7 +7,9 @@ the operations of a captured step with the numbers of the capture, and nothing e
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed, learner, machine, mlp, scheduled
-from pretended_cuda import PretendedCuda
+from omegaconf import open_dict
+from pretended_cuda import WAITED_FOR, PretendedCuda
 from pretended_graphs import NotPermitted
 from test_pretended_cuda import KINDS, PLAIN, folded, residual, short_run
 from torch import Tensor
 
 from cl_bench.base.exceptions import StopRun, UserError
 from cl_bench.config.name import config_hash
+from cl_bench.core.buffer import Reservoir
 from cl_bench.core.decisions import decide
 from cl_bench.core.graphs import Graphs
 from cl_bench.core.learner import Learner
@@ -30,17 +34,18 @@ from cl_bench.core.optim import SGD, fused_on
 from cl_bench.core.types import Batch
 from cl_bench.data.boundaries import online
 from cl_bench.data.stream import with_held_out
-from cl_bench.engine import experiment
+from cl_bench.engine import experiment, step_pattern
 from cl_bench.engine.session import Session
 from cl_bench.engine.step_pattern import Pattern, watched
 from cl_bench.methods.base import Method
+from cl_bench.methods.er import ER
 from cl_bench.methods.finetune import Finetune
 from cl_bench.probes.knn import KNN
 from cl_bench.testing.small import batch
 from cl_bench.testing.small_run import EVALUATION, Killed, SmallRun, batch_norm, perceptron, tangent
 
 PLANNED = {**PLAIN, "graphs": True}
-TWO_EPOCHS = scheduled(epochs=2)
+THREE_EPOCHS = scheduled(epochs=3)  # so that a graph is replayed after short batches
 NO_PATTERN = {  # methods that cannot be planned in each task, and why
     "gem": "it reads a value in each step",  # for its quadratic program
     "halrp": "HALRP.progress.samples changes with each step",  # it ends the warm-up
@@ -63,7 +68,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
 def by_graphs(name: str, *overrides: str, **options: Any) -> tuple[SmallRun, int]:
     """A run on the pretended device with graphs, and how often one was replayed."""
     with PretendedCuda() as device:
-        options = {"schedule": TWO_EPOCHS, "machine": PLANNED, **options}
+        options = {"schedule": THREE_EPOCHS, "machine": PLANNED, **options}
         run = prepared(name, *overrides, **options)()
         assert not device.count("mismatch")
     return run, device.events["graph", "replay"]
@@ -71,7 +76,7 @@ def by_graphs(name: str, *overrides: str, **options: Any) -> tuple[SmallRun, int
 
 def one_by_one(name: str, *overrides: str, **options: Any) -> SmallRun:
     """The same run without graphs; an Adam is capturable, as it is with them, and rounds so."""
-    options = {"schedule": TWO_EPOCHS, "machine": PLAIN, "learner": perceptron, **options}
+    options = {"schedule": THREE_EPOCHS, "machine": PLAIN, "learner": perceptron, **options}
     options["learner"] = partial(_capturable, options["learner"])
     with PretendedCuda():
         return prepared(name, *overrides, **options)()
@@ -128,7 +133,7 @@ def test_every_method(name: str, net: Any, sessions: list[Session]) -> None:
     run, replays = by_graphs(name, learner=net)
     assert_same(run, plain)
     assert replays >= 5 and sessions[-1].planned >= 8
-    options = {"device": "cpu", "schedule": TWO_EPOCHS, "learner": net}
+    options = {"device": "cpu", "schedule": THREE_EPOCHS, "learner": net}
     assert_same(short_run(name, machine=PLANNED, **options)(), short_run(name, **options)())
     assert sessions[-2].planned == sessions[1].planned
 
@@ -137,8 +142,9 @@ def test_every_method(name: str, net: Any, sessions: list[Session]) -> None:
 def test_a_method_without_a_pattern_goes_step_by_step(name: str, sessions: list[Session]) -> None:
     """The record says why."""
     run, _ = by_graphs(name)
-    found = sessions[-1].measured()
-    assert found["unplanned"].startswith(NO_PATTERN[name])
+    found = sessions[-1].measured()["unplanned"]
+    assert all(reason.startswith(NO_PATTERN[name]) for reason in found.values())
+    assert {"1", "2"} <= found.keys()
     assert_same(run, one_by_one(name))
     assert "unplanned" not in sessions[-1].measured()
 
@@ -185,7 +191,7 @@ def test_options_of_methods(words: tuple[str, ...], net: Any) -> None:
 )
 def test_schedules(name: str, changes: dict[str, Any]) -> None:
     """A learning rate that changes is a tensor, with which a step rounds otherwise."""
-    options = {"schedule": scheduled(epochs=2, **changes), "learner": momentum}
+    options = {"schedule": scheduled(epochs=3, **changes), "learner": momentum}
     run, replays = by_graphs(name, **options)
     assert replays >= 5
     assert_same(run, one_by_one(name, **options), tolerance=0.0 if "clip" in changes else 1e-6)
@@ -193,10 +199,27 @@ def test_schedules(name: str, changes: dict[str, Any]) -> None:
     assert called.theta.equal(run.theta.cpu())
 
 
-def test_an_annealed_penalty_goes_step_by_step(sessions: list[Session]) -> None:
-    """Its proximal step is made anew for each learning rate."""
-    by_graphs("ewc", schedule=scheduled(epochs=2, annealing="cosine"))
-    assert str(sessions[-1].unplanned).startswith("it reads a value in each step, at ")
+READ_RATES = {"mer", "cmaml", "emcl", "emcl_replay", "apd", "halrp", "gem", "ewc", "si"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rates_are_numbers_where_a_step_reads_them(name: str, sessions: list[Session]) -> None:
+    """Then no step waits for a rate, but for those until that was found."""
+    options = {"schedule": scheduled(epochs=2, annealing="cosine"), "learner": momentum}
+    with PretendedCuda() as plain:
+        short_run(name, machine=PLAIN, **options)()
+    with PretendedCuda() as device:
+        run = short_run(name, machine=PLANNED, **options)()
+    more = device.count("sync", "d2h") - plain.count("sync", "d2h")
+    assert run.progress.rates_are_numbers == (name in READ_RATES)
+    assert bool(sessions[-1].unplanned) == (name in READ_RATES)
+    assert more <= (300 if name in READ_RATES else 0)  # of at most two steps
+
+
+def test_an_explicit_penalty_is_annealed_by_graphs() -> None:
+    words = "ewc", "method.step=explicit", "method.strength=0.01"
+    run, replays = by_graphs(*words, schedule=scheduled(epochs=3, annealing="cosine"))
+    assert replays >= 10 and not run.progress.rates_are_numbers
 
 
 AROUND = {
@@ -207,8 +230,8 @@ AROUND = {
         "schedule": scheduled(epochs=3, patience=1),
         "arranged": partial(with_held_out, fraction=0.2, seed=0),
     },
-    "frozen norm": {"schedule": scheduled(epochs=2, batch_norm="frozen"), "learner": residual},
-    "warm-up": {"schedule": scheduled(epochs=2, warm_up="head")},
+    "frozen norm": {"schedule": scheduled(epochs=3, batch_norm="frozen"), "learner": residual},
+    "warm-up": {"schedule": scheduled(epochs=3, warm_up="head")},
     "augmentation": {"learner": batch_norm},
     "tangent": {"learner": tangent},
     "bf16": {"machine": {"precision": "bf16", "channels_last": True}, "learner": residual},
@@ -231,7 +254,7 @@ def test_a_run_goes_on(name: str, killed: bool, tmp_path: Path) -> None:
     """Asked to stop within a plan: it stops after it, and no decision is lost or made twice."""
     whole = one_by_one(name)
     with PretendedCuda() as device:
-        options = {"machine": PLANNED, "schedule": TWO_EPOCHS, "folder": tmp_path}
+        options = {"machine": PLANNED, "schedule": THREE_EPOCHS, "folder": tmp_path}
         first = short_run(name, stop_at=13, killed=killed, **options, save_every=0.0)
         with pytest.raises(Killed if killed else StopRun):
             first()
@@ -259,8 +282,15 @@ class Draws(Finetune):
         return super().observe(batch.rows(torch.randperm(len(batch.y), generator=self.learner.rng)))
 
 
+class DrawsElsewhere(Finetune):
+    """A method that draws from Python's generator."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        return super().observe(batch.rows(slice(random.randrange(3), None)))
+
+
 class Decides(Finetune):
-    """The same in the way in which it can be planned."""
+    """A method that draws in the way in which it can be planned."""
 
     def observe(self, batch: Batch) -> Tensor:
         def order() -> Tensor:
@@ -277,6 +307,14 @@ class Reads(Finetune):
         return super().observe(batch) if loss > 1e9 else loss
 
 
+class Solves(Finetune):
+    """A method whose step asks whether a matrix can be inverted."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        torch.linalg.inv(torch.eye(2, device=batch.y.device))
+        return super().observe(batch)
+
+
 class Masks(Finetune):
     """A method that takes as many samples as have a certain label."""
 
@@ -286,14 +324,14 @@ class Masks(Finetune):
 
 
 class Renews(Finetune):
-    """A method with a new tensor after each step, and the one of before."""
+    """A method with a new tensor after each step, and a view of the one of before."""
 
     def __init__(self, made: Learner) -> None:
         super().__init__(made)
         self.loss, self.last, self.kept = torch.zeros(()), torch.zeros(()), [torch.zeros(())]
 
     def observe(self, batch: Batch) -> Tensor:
-        self.last, self.loss = self.loss, super().observe(batch)
+        self.last, self.loss = self.loss.detach(), super().observe(batch)
         return self.loss
 
 
@@ -301,30 +339,113 @@ class Lists(Renews):
     """A method with a list of tensors that are made anew."""
 
     def observe(self, batch: Batch) -> Tensor:
-        self.kept = [super().observe(batch)]
+        self.kept = [Finetune.observe(self, batch)]
         return self.kept[0]
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        (Counts, "Counts.steps changes with each step"),
-        (Draws, "it draws from learner.rng outside of `decide` (core.decisions)"),
-        (Reads, "it reads a value in each step, at test_graphs.py:"),
-        (Masks, "it takes rows by a mask in each step, at test_graphs.py:"),
-        (Lists, "Lists.kept.0 is another tensor after each step; write into it in place"),
-        (Decides, None),
-        (Renews, None),
-    ],
-)
-def test_what_is_found_in_a_step(kind: type[Method], reason: str | None) -> None:
+class ReplacesData(Renews):
+    """A method that gives a tensor other memory."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        self.loss.data = Finetune.observe(self, batch)
+        return self.loss.clone()
+
+
+class CountsInTheNetwork(Finetune):
+    """A method whose network counts."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        net: Any = self.learner.net
+        net.calls = getattr(net, "calls", 0) + 1
+        return super().observe(batch)
+
+
+class ReplacesInTheLearner(Finetune):
+    """A method that gives its learner another number in each step."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        self.learner.clip = (self.learner.clip or 1.0) + 0.5
+        return super().observe(batch)
+
+
+class AsksHowMany(ER):
+    """A method that replays when its memory has enough samples."""
+
+    def observe(self, batch: Batch) -> Tensor:
+        if len(self.memory) < 8:
+            self.memory.add(batch)
+            return self.learner.descend(batch)
+        return super().observe(batch)
+
+
+class Grows(Reservoir):
+    """A memory that changes outside of its decisions."""
+
+    def add(self, batch: Batch) -> None:
+        self.seen += 1
+        super().add(batch)
+
+
+class ReadsLabels(Reservoir):
+    """A memory that decides by the labels."""
+
+    def _offer(self, batch: Batch) -> dict[int, int]:
+        found = super()._offer(batch)
+        return {place: i for place, i in found.items() if int(batch.y[i]) % 2}
+
+
+def replay(memory: type[Reservoir], kind: type[ER] = ER) -> Callable[[Learner], Method]:
+    """A method that replays from a memory of this kind."""
+    return lambda made: kind(made, partial(memory, 20, "all", False), 4, "mean")
+
+
+FAULTS: list[tuple[Any, str | None]] = [
+    (Counts, "Counts.steps changes with each step"),
+    (Draws, "it draws from learner.rng outside of `decide` (core.decisions)"),
+    (DrawsElsewhere, "it draws from a generator of Python, NumPy or PyTorch; use learner.rng"),
+    (Reads, "it reads a value in each step, at test_graphs.py:"),
+    (Solves, "it reads a value in each step, at test_graphs.py:"),
+    (Masks, "it takes rows by a mask in each step, at test_graphs.py:"),
+    (Lists, "Lists.kept.0 is another tensor after each step; write into it in place"),
+    (ReplacesData, "ReplacesData.loss is another tensor after each step; write into it in place"),
+    (CountsInTheNetwork, "network..calls "),
+    (ReplacesInTheLearner, "learner.clip changes with each step"),
+    (replay(Reservoir, AsksHowMany), "it asks how many samples its memory has; use `memory.empty`"),
+    (replay(Grows), "its memory changes outside of its decisions (core.decisions)"),
+    (replay(ReadsLabels), "its memory reads the samples before it chooses among them"),
+    (replay(Reservoir), None),
+    (Decides, None),
+    (Renews, None),
+]
+
+
+@pytest.mark.parametrize(("kind", "reason"), FAULTS)
+def test_what_is_found_in_a_step(kind: Any, reason: str | None) -> None:
     """Each kind of fault that a captured step would have is seen before."""
     made = kind(learner(mlp(), machine()))
+    if hasattr(made, "memory"):
+        made.memory.add(batch(8))
     _, found = watched(made, lambda: made.observe(batch(8)))
     if reason is None:
         assert isinstance(found, Pattern)
     else:
         assert isinstance(found, str) and found.startswith(reason)
+
+
+def test_all_that_waits_on_the_device_is_watched_for() -> None:
+    assert step_pattern.READ >= WAITED_FOR
+
+
+class TakesANumber(Finetune):
+    """A method that takes a number of the CPU, which changes in place."""
+
+    def __init__(self, made: Learner) -> None:
+        super().__init__(made)
+        self.steps = torch.zeros(())
+
+    def observe(self, batch: Batch) -> Tensor:
+        self.steps += 1
+        return super().observe(batch) / self.steps
 
 
 @pytest.mark.parametrize("kind", [Decides, Renews])
@@ -335,9 +456,60 @@ def test_a_method_of_ones_own(kind: type[Method]) -> None:
             run = SmallRun(kind, "data", device="cuda", machine={**PLAIN, "graphs": graphs})()
             found[graphs] = run.theta.cpu(), device.events["graph", "replay"], run.rows
             if isinstance(run.made, Renews):
-                assert run.made.last.isfinite() and not run.made.last.equal(run.made.loss)
-    assert found[False][0].equal(found[True][0]) and found[False][2] == found[True][2]
+                found[graphs] = (*found[graphs], run.made.last.item(), run.made.loss.item())
+    assert found[False][0].equal(found[True][0]) and found[False][2:] == found[True][2:]
     assert found[True][1] > 3 and not found[False][1]
+
+
+def test_a_number_of_the_cpu_is_seen_on_the_device(sessions: list[Session]) -> None:
+    with PretendedCuda():
+        SmallRun(TakesANumber, "data", device="cuda", machine=PLANNED)()
+    reasons = sessions[-1].unplanned.values()
+    assert all(each.startswith("it takes a value from the CPU in each step") for each in reasons)
+    assert len(reasons) == 3
+
+
+def test_a_step_that_cannot_be_captured_goes_on(
+    sessions: list[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch refuses something that was not foreseen: nothing is lost, and the record has it."""
+
+    with PretendedCuda() as device:
+        monkeypatch.setattr(Graphs, "capture", lambda self, step: _failing(device, step))
+        run = short_run("emcl", machine=PLANNED, schedule=THREE_EPOCHS, learner=perceptron)()
+    assert_same(run, one_by_one("emcl"))
+    assert sessions[0].unplanned[1].startswith("a graph cannot hold its step: operation not perm")
+
+
+def _failing(device: PretendedCuda, step: Any) -> Any:
+    """Record the step and undo it, as a capture does, and refuse it at its end."""
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(device.generator("cuda"))
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        step()
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class EveryFourth(Reservoir):
+    """A memory that keeps a sample of every fourth batch alone."""
+
+    def _offer(self, batch: Batch) -> dict[int, int]:
+        self.seen += 1
+        if self.seen % 4:
+            return {}
+        self.filled += 1
+        return {self.filled - 1: 0}
+
+
+def test_decisions_of_other_shapes_end_a_plan() -> None:
+    """A draw of fewer samples than are asked for has one more when the memory has one more."""
+    method = replay(EveryFourth)
+    runs = []
+    for device, graphs in (("cpu", False), ("cpu", True), ("cuda", True)):
+        with PretendedCuda() if device == "cuda" else nullcontext():
+            options = {"schedule": scheduled(epochs=5), "machine": {**PLAIN, "graphs": graphs}}
+            runs.append(SmallRun(method, "data", device=device, **options)())
+    assert all(run.theta.cpu().equal(runs[0].theta) for run in runs)
 
 
 def test_what_a_graph_refuses() -> None:
@@ -389,5 +561,10 @@ def test_optimizers_of_pytorch_are_fused_on_cuda(made: Any, fused: bool | None) 
 
 
 def test_the_hash_without_graphs_is_as_it_was() -> None:
-    plain, with_graphs = (config_hash(composed(*words)) for words in ((), ("runtime.graphs=true",)))
-    assert plain != with_graphs
+    """The option is no part of it unless it is on."""
+    plain, graphs = composed(), composed("runtime.graphs=true")
+    found = config_hash(plain)
+    assert found != config_hash(graphs)
+    with open_dict(plain):
+        del plain.runtime.graphs
+    assert config_hash(plain) == found

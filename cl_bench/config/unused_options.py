@@ -24,11 +24,8 @@ Node = dict[str, Any]
 NORMALISED = (EMCL, LaMAML, MER)
 COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
 WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
-CUDA_OPTIONS = (
-    "tf32",
-    "benchmark",
-    "graphs",
-)  # false: the hash that the config had before there were these
+# where one is false, the config has the hash that it had before there was this option
+CUDA_OPTIONS = ("tf32", "benchmark", "graphs")
 
 
 def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
-from cl_bench.core.decisions import cannot_be_planned, decide, shapes_are_fixed
+from cl_bench.core.decisions import cannot_be_planned, decide, shapes_are_fixed, sizes_of
 from cl_bench.core.state import Stateful
 from cl_bench.core.types import Batch, Task
 
@@ -42,7 +42,13 @@ class Buffer(Stateful):
         return options.get("capacity")
 
     def __len__(self) -> int:
+        cannot_be_planned("it asks how many samples its memory has; use `memory.empty`")
         return self.filled
+
+    @property
+    def empty(self) -> bool:
+        """Whether no sample may be drawn; false from the first one on."""
+        return not self.filled
 
     def begin_task(self, task: Task) -> None:
         """Call it before the task's samples are offered."""
@@ -88,7 +94,7 @@ class Buffer(Stateful):
         if self.new is not None:
             batch = batch.rows(slice(0, self.new)) if count > self.new else batch
             self.new -= len(batch.y)
-        kept = self._offer(batch) if len(batch.y) else {}
+        kept = self._offer(sizes_of(batch)) if len(batch.y) else {}
         chosen = torch.tensor([list(kept), list(kept.values())]) if kept else NOTHING
         if not shapes_are_fixed():
             return chosen
@@ -96,12 +102,10 @@ class Buffer(Stateful):
         return torch.cat([chosen, last.expand(2, count - len(kept))], 1)
 
     def _offer(self, batch: Batch) -> dict[int, int]:
-        """Decide on each sample, in order: the rows to write, and which sample goes into each."""
-        raise NotImplementedError
+        raise NotImplementedError("the rows to write, and which sample of the batch goes into each")
 
     def _room(self) -> int:
-        """The number of rows that the storage has at least."""
-        raise NotImplementedError
+        raise NotImplementedError("the number of rows that the storage has at least")
 
     def _write(self, chosen: Tensor, batch: Batch) -> None:
         """Write samples of a batch where `chosen` (2, n) says, and grow the storage if needed."""

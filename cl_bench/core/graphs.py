@@ -2,7 +2,7 @@
 
 A kernel of a small network takes less time than its launch from Python. A graph has the launches of
 a whole step, with the addresses of all tensors and the values of all numbers that the step had when
-it was captured. `engine.steps` makes the steps of a task such that this is right.
+it was captured. `engine.planned_steps` makes sure that these are right for all steps of a task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-Step = Callable[[], Tensor]  # -> the loss
+StepFunction = Callable[[], Tensor]  # -> the loss
 
 
 class Graphs:
@@ -25,7 +25,7 @@ class Graphs:
     def __init__(self, draws: Generator) -> None:
         self.draws, self.stream = draws, torch.cuda.Stream(draws.device)
 
-    def warm_up(self, step: Step) -> Tensor:
+    def warm_up(self, step: StepFunction) -> Tensor:
         """Take a step on the stream, so that its kernels and workspaces are there already."""
         before = torch.cuda.current_stream(self.draws.device)
         self.stream.wait_stream(before)
@@ -34,7 +34,7 @@ class Graphs:
         before.wait_stream(self.stream)
         return loss
 
-    def capture(self, step: Step) -> Step:
+    def capture(self, step: StepFunction) -> StepFunction:
         """A function that repeats a step by its kernels alone; nothing is computed yet.
 
         The loss that it returns lies at the same address each time.

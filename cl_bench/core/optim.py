@@ -78,7 +78,8 @@ def capturable(optimizer: Callable[[Any], Optimizer]) -> Callable[[Any], Optimiz
 def fused_on(device: torch.device, optimizer: Any) -> Any:
     """On CUDA, let an optimizer of PyTorch make its step by one kernel, where it can.
 
-    optimizer  a `functools.partial` of its class; what it says of its kernels stays
+    optimizer  a `functools.partial` of its class. One that says itself which kernels it takes
+               (fused, foreach, differentiable) is not changed
     """
     chosen = {"fused", "foreach", "differentiable"} & optimizer.keywords.keys()
     possible = device.type == "cuda" and "fused" in signature(optimizer.func).parameters
@@ -101,7 +102,7 @@ def load_state(optimizer: Any, state: dict[str, Any]) -> None:
                 own[name] = torch.as_tensor(own[name]).cpu()
 
 
-def effective_lr(optimizer: Any) -> float:
+def effective_lr(optimizer: Any) -> Any:
     """lr / (1 - momentum): the length of a step along a constant unit gradient, in the limit."""
     group = optimizer.param_groups[0]
     return group["lr"] / (1 - group.get("momentum", 0))

@@ -17,7 +17,7 @@ from cl_bench.curvature.roots import RootFn
 
 CHUNK = 512  # samples at once
 IMAGES = {"cpu": 64, "cuda": 256}  # through convolutions: on a CPU what they see stays in the cache
-TIMES = {"cuda": 8}  # as many results of a backward pass at once as elsewhere: 1 GiB of float32
+TIMES = {"cuda": 8}  # so many times FLOATS fit into a backward pass: 1 GiB of float32
 PIXELS = 64 * 64  # of an image; of larger ones fewer are taken at once
 
 

@@ -47,8 +47,9 @@ class ExplicitStep(Stateful):
         """Nothing to prepare."""
 
     def take(self, learner: Learner, quadratics: Quadratics, weight: float) -> None:
-        flat, moves = learner.flat, effective_lr(learner.optimizer) > 0
-        for each in quadratics if moves else ():  # at lr 0 it would only fill the momentum
+        flat, reach = learner.flat, effective_lr(learner.optimizer)
+        moves = isinstance(reach, Tensor) or reach > 0  # else it would only fill the momentum
+        for each in quadratics if moves else ():
             each.curvature.add_matvec_(flat.grad, flat.theta - each.anchor, weight)
         learner.step()
 

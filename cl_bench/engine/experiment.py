@@ -51,7 +51,7 @@ def learn(session: Session, task: Task) -> None:
     for batch in takewhile(lambda _: not early_stopping.ended(session), steps):
         if starts.get(progress.step):
             started += _begin_part(session, task, starts[progress.step])
-            steps.forget()
+            steps.start_over()
         if every and progress.step % every == 0:
             started += _probe(session, task)
         loss = steps.take(batch)
@@ -66,7 +66,7 @@ def learn(session: Session, task: Task) -> None:
             progress.train_seconds.append(before + host.seconds() - started)
             started += _save(session)
             progress.train_seconds.pop()
-    steps.forget()  # and the graphs
+    steps.start_over()  # and drop its graphs
     early_stopping.finish(session, task)
     if every:
         started += _probe(session, task)

@@ -37,6 +37,7 @@ class Progress:
     # with evaluation.every: images so far, and the accuracy on the classes seen so far
     along: list[tuple[int, float]] = field(default_factory=list)
     along_whole: bool = True  # false: a run that this one goes on from was not tested so
+    rates_are_numbers: bool = False  # with runtime.graphs: not tensors, also where they change
 
     @classmethod
     def start(cls, stream: Stream) -> Progress:
@@ -63,7 +64,7 @@ class Progress:
         if not fits or not 0 <= state["done"] <= tasks or min(counts) < 0:
             raise UserError(f"has an impossible progress ({state['done']} of {tasks} tasks done)")
         for f in fields(self):
-            setattr(self, f.name, state[f.name])
+            setattr(self, f.name, state.get(f.name, getattr(self, f.name)))
         self.matrix = AccuracyMatrix(0)
         self.matrix.values, self.matrix.initial = values, initial
         self.order = None if self.order is None else self.order.cpu()
@@ -132,16 +133,20 @@ class Session:
     probe: Probe | None = None
     budget_mib: float | None = None  # of what the method keeps besides the network
     planned: int = 0  # steps that were planned ahead (runtime.graphs)
-    unplanned: str | None = None  # why the steps of a task were not
+    unplanned: dict[int, str] = field(default_factory=dict)  # why those of a task were not
 
     @property
     def learner(self) -> Learner:
         return self.method.learner
 
     def measured(self) -> dict[str, Any]:
-        """Seconds, for the record; with runtime.graphs also what became of it since the start."""
+        """Seconds, for the record; with runtime.graphs also which steps were planned since then.
+
+        `unplanned` has the reason for each task of which no step could be planned.
+        """
         progress = self.progress
         found = {"train_seconds": progress.train_seconds, "eval_seconds": progress.eval_seconds}
         if not self.learner.machine.planned:
             return found
-        return {**found, "planned_steps": self.planned, "unplanned": self.unplanned}
+        reasons = {str(task): reason for task, reason in self.unplanned.items()}
+        return {**found, "planned_steps": self.planned, "unplanned": reasons}

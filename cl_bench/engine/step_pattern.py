@@ -7,6 +7,7 @@ that holds is seen by watching two steps. Otherwise there is a reason, in a few 
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cl_bench.core.buffer import Buffer
-from cl_bench.core.decisions import Draw, Noted, decisions_from
+from cl_bench.core.decisions import Draw, RecordedDecisions, decisions_from
+from cl_bench.core.learner import Learner
 from cl_bench.core.state import PLAIN, Stateful, is_state
 from cl_bench.methods.base import Method
 
@@ -26,11 +29,14 @@ aten = torch.ops.aten
 # operations whose result, or its size, the CPU must know to go on
 READ = {
     *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.item, aten.nonzero),
-    *(aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive),
-    *(aten.bincount, aten.repeat_interleave, aten._linalg_eigh, aten._linalg_svd),
+    *(aten.masked_select, aten._unique2, aten._unique, aten.unique_dim, aten.unique_consecutive),
+    *(aten.bincount, aten.repeat_interleave, aten.histc, aten._linalg_check_errors),
+    *(aten._linalg_eigh, aten.linalg_eig, aten.linalg_eigvals, aten._linalg_eigvals),
+    *(aten._linalg_svd, aten.linalg_lstsq),
 }
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-COPIES = {aten.copy_, aten._to_copy}
+COUNTERS = {"sample_gradients", "lr_factor"}  # of a learner; what a plan takes care of
+Changed = tuple[Any, str]  # an object and the name of its attribute
 
 
 @dataclass
@@ -39,11 +45,11 @@ class Pattern:
 
     draws: list[Draw]  # its decisions, in their order
     shapes: list[torch.Size]  # and their shapes
-    renewed: list[tuple[Stateful, str]]  # attributes with a new tensor of the same shape each step
+    renewed: list[Changed]  # attributes with a new tensor of the same shape after each step
     gradients: int  # that a step adds to `Learner.sample_gradients`
 
     def equals(self, other: Pattern) -> bool:
-        """Whether two steps ask for the same decisions and change the same things."""
+        """Whether two steps make the same decisions and change the same things."""
         one, two = ([(id(o), n) for o, n in each.renewed] for each in (self, other))
         same = self.shapes == other.shapes and self.gradients == other.gradients
         return same and one == two
@@ -51,60 +57,73 @@ class Pattern:
 
 @dataclass
 class Leaf:
-    """A tensor or a plain value of a method's state, and the object whose attribute it is."""
+    """A tensor or a plain value of a run's state, and the object whose attribute it is, if any."""
 
     value: Any
-    owner: Stateful | None
+    owner: Any
     name: str
+
+    def __post_init__(self) -> None:
+        """Note where a tensor lies now: its `data` may be replaced."""
+        tensor = self.value
+        if isinstance(tensor, Tensor):
+            self.kind = tensor.shape, tensor.dtype, tensor.device
+            self.place = tensor.data_ptr(), tensor.stride()
 
 
 def watched(method: Method, step: Callable[[], Tensor]) -> tuple[Tensor, Pattern | str]:
     """Take a step; returns its loss, and its pattern, or why the next step may be another."""
     learner = method.learner
-    notes, reads = Noted(learner.rng), ReadValues()
-    before, gradients = leaves(method), learner.sample_gradients
-    reads.notes = notes
-    with decisions_from(notes), reads:
+    decisions = RecordedDecisions(learner.rng, lambda: _counts(method))
+    before, gradients, draws = leaves(method), learner.sample_gradients, _global_draws()
+    reads = ReadValues(decisions)
+    with decisions_from(decisions), reads:
         loss = step()
-    notes.look()
+    decisions.check_rest()
+    if draws != _global_draws():
+        decisions.refuse("it draws from a generator of Python, NumPy or PyTorch; use learner.rng")
     renewed, changed = _changes(before, leaves(method))
-    reason = notes.refused or reads.found or changed
+    reason = decisions.refusal or reads.found or changed
     if reason is not None:
         return loss, reason
     gradients = learner.sample_gradients - gradients
-    return loss, Pattern(notes.draws, notes.shapes, renewed, gradients)
+    return loss, Pattern(decisions.draws, decisions.shapes, renewed, gradients)
 
 
 class ReadValues(TorchDispatchMode):
-    """Notes an operation for which the CPU waits, or that brings a value from it to the device."""
+    """Notes an operation that the CPU waits for, or that takes a value from the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, decisions: RecordedDecisions) -> None:
         super().__init__()
         self.found: str | None = None
-        self.notes: Noted | None = None  # while it decides, the CPU may read its own values
+        self.decisions = decisions  # in which the CPU may read its own values
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if self.notes is None or not self.notes.deciding:
-            self._look(func, args, found)
-        return found
+        result = func(*args, **(kwargs or {}))
+        if self.found is None and not self.decisions.deciding:
+            self._check(func.overloadpacket, args, [args, kwargs, result])
+        return result
 
-    def _look(self, func: Any, args: Any, found: Any) -> None:
-        name = func.overloadpacket
+    def _check(self, name: Any, args: Any, everything: Any) -> None:
+        devices = {device_type(t) for t in tree_leaves(everything) if isinstance(t, Tensor)}
         if name in READ:
             self.found = f"it reads a value in each step, at {_place_in_code()}"
         elif name in INDEXED and _depends_on_a_mask(args):
             self.found = f"it takes rows by a mask in each step, at {_place_in_code()}"
-        elif name in COPIES:
-            devices = {t.device.type for t in (*args[:2], found) if isinstance(t, Tensor)}
-            if len(devices) > 1:
-                self.found = f"it copies to or from the device in each step, at {_place_in_code()}"
+        elif len(devices) > 1 and name not in INDEXED:
+            self.found = f"it takes a value from the CPU in each step, at {_place_in_code()}"
+
+
+def device_type(tensor: Tensor) -> str:
+    """cpu or cuda."""
+    return tensor.device.type
 
 
 def _depends_on_a_mask(args: Any) -> bool:
-    """Whether a mask is an index, of more than a number: that is filled in."""
+    """Whether a mask is an index of more than a number from the CPU, which is filled in."""
     masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
-    return bool(masks) and (len(args) < 3 or args[2].numel() > 1)
+    number = len(args) > 2 and args[2].numel() == 1 and device_type(args[2]) == "cpu"
+    return bool(masks) and not number
 
 
 def _place_in_code() -> str:
@@ -116,16 +135,55 @@ def _place_in_code() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
+def _global_draws() -> Any:
+    """The states of the generators that a method must not draw from."""
+    numpy = sys.modules.get("numpy")
+    own = numpy.random.get_state()[1].tolist() if numpy is not None else None
+    return random.getstate(), torch.get_rng_state().tolist(), own
+
+
+def places(method: Method) -> dict[str, Any]:
+    """Where each tensor lies that a step may use, and the plain values beside them."""
+    return {
+        path: leaf.place if isinstance(leaf.value, Tensor) else leaf.value
+        for path, leaf in leaves(method).items()
+    }
+
+
 def leaves(method: Method) -> dict[str, Leaf]:
-    """All tensors and plain values of a method and its optimizer, by their path."""
+    """The tensors and plain values of method, optimizer, learner and network, by their path."""
+    learner = method.learner
     found = dict(_walk(type(method).__name__, method, None, ""))
-    optimizer = method.learner.optimizer.state_dict()
+    optimizer = learner.optimizer.state_dict()
     for group in optimizer.get("param_groups", ()):
         group.pop("lr", None)  # of this step
-    return found | dict(_walk("optimizer", optimizer, None, ""))
+    found |= dict(_walk("optimizer", optimizer, None, ""))
+    parts: list[tuple[str, Any]] = [(f"network.{n}", m) for n, m in learner.net.named_modules()]
+    parts += [("learner", learner), ("criterion", learner.criterion)]
+    for path, part in [*parts, ("transform", learner.transform)]:
+        found |= {f"{path}.{leaf.name}": leaf for leaf in _own(part)}
+    return found
 
 
-def _walk(path: str, value: Any, owner: Stateful | None, name: str) -> Iterator[tuple[str, Leaf]]:
+def _own(part: Any) -> Iterator[Leaf]:
+    """Tensors and plain values that are attributes of a module, or of a part of the learner."""
+    own = {**vars(part), **(part._buffers if isinstance(part, nn.Module) else {})}
+    for name, value in own.items():
+        if isinstance(value, PLAIN) and not (isinstance(part, Learner) and name in COUNTERS):
+            yield Leaf(value, part, name)
+
+
+def _counts(method: Method) -> list[Any]:
+    """The plain values of the method's buffers, which change in their decisions alone."""
+    found = [value for value in vars(method).values() if isinstance(value, Buffer)]
+    return [repr({k: v for k, v in vars(b).items() if not _has_tensors(v)}) for b in found]
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+
+
+def _walk(path: str, value: Any, owner: Any, name: str) -> Iterator[tuple[str, Leaf]]:
     """The leaves under `value`, which is the attribute `name` of `owner`, if that is an object."""
     if isinstance(value, PLAIN):
         yield path, Leaf(value, owner, name)
@@ -136,9 +194,9 @@ def _walk(path: str, value: Any, owner: Stateful | None, name: str) -> Iterator[
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What an object or a container holds; of a buffer its rows, as its draws change the rest."""
+    """What an object or a container holds; of a buffer its tensors: decisions change the rest."""
     if isinstance(value, Buffer):
-        return [("rows", value.rows)]
+        return [(key, item) for key, item in vars(value).items() if _has_tensors(item)]
     if isinstance(value, Stateful):
         return [(key, item) for key, item in vars(value).items() if is_state(item)]
     if isinstance(value, dict):
@@ -148,29 +206,21 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     return enumerate(value if isinstance(value, list | tuple | set) else ())
 
 
-def _changes(
-    before: dict[str, Leaf], after: dict[str, Leaf]
-) -> tuple[list[tuple[Stateful, str]], str | None]:
+def _changes(before: dict[str, Leaf], after: dict[str, Leaf]) -> tuple[list[Changed], str | None]:
     """The attributes that have a new tensor, and what else has changed, if anything."""
     other = before.keys() ^ after.keys()
     if other:
         return [], f"{min(other)} is made or dropped in a step"
     renewed = []
     for path, now in after.items():
-        old = before[path].value
-        if not isinstance(now.value, Tensor) or not isinstance(old, Tensor):
-            if type(now.value) is not type(old) or now.value != old:
+        old = before[path]
+        if not isinstance(now.value, Tensor) or not isinstance(old.value, Tensor):
+            if type(now.value) is not type(old.value) or now.value != old.value:
                 return [], f"{path} changes with each step"
-        elif _place(now.value) != _place(old):
-            if now.owner is None or _kind(now.value) != _kind(old):
+        elif now.value is not old.value or now.place != old.place:
+            if now.place == old.place and now.kind == old.kind:
+                continue  # another view of the same memory
+            if now.value is old.value or now.owner is None or now.kind != old.kind:
                 return [], f"{path} is another tensor after each step; write into it in place"
             renewed.append((now.owner, now.name))
     return renewed, None
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.stride(), *_kind(tensor)
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.device

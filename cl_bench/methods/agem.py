@@ -76,7 +76,7 @@ class AGEM(Rehearsal):
 
     def _reference(self) -> Tensor | None:
         """The reference gradient (P,); None where no task is protected yet."""
-        parts = self._parts() if len(self.memory) else []
+        parts = [] if self.memory.empty else self._parts()
         total = torch.zeros_like(self.learner.flat.grad)
         for part in parts:
             self._gradient(part)

@@ -88,7 +88,7 @@ class Rehearsal(Method):
 
     def with_old(self, new: Batch, count: int) -> Batch:
         """The new samples, and after them `count` drawn from the memory, if it has any."""
-        return new.cat(self.memory.sample(count)) if len(self.memory) else new
+        return new if self.memory.empty else new.cat(self.memory.sample(count))
 
     def begin_task(self, task: Task) -> None:
         self.memory.begin_task(task)

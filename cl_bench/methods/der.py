@@ -48,7 +48,7 @@ class DER(Rehearsal):
     def observe(self, batch: Batch) -> Tensor:
         learner, memory = self.learner, self.memory
         parts = [learner.augmented(batch)]
-        if len(memory):
+        if not memory.empty:
             draws = 2 if self.beta else 1
             parts += [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
         if len(parts) > 1 and learner.couples_samples and self.forward == "apart":

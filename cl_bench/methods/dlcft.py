@@ -144,7 +144,7 @@ class DLCFT(Rehearsal):
         return self.preconditioner.solve(gradient, self.damping * self.mean_eigenvalue)
 
     def observe(self, batch: Batch) -> Tensor:
-        if not len(self.memory):
+        if self.memory.empty:
             loss = self.learner.gradient_of(self._new, batch)
         else:
             old = self.memory.sample(self.replay)

@@ -36,7 +36,7 @@ class ER(Rehearsal):
 
     def observe(self, batch: Batch) -> Tensor:
         learner = self.learner
-        if not len(self.memory):
+        if self.memory.empty:
             loss = learner.descend(batch)
         elif self.combine == "mean":
             loss = learner.descend(batch.cat(self.memory.sample(self.replay)))

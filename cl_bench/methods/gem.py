@@ -43,7 +43,7 @@ class GEM(Rehearsal):
         self.margin, self.ridge, self.passes, self.clip = margin, ridge, passes, clip
 
     def observe(self, batch: Batch) -> Tensor:
-        past = self.memory.by_task() if len(self.memory) else []
+        past = [] if self.memory.empty else self.memory.by_task()
         losses = [self._step(past, batch) for _ in range(self.passes)]
         self.memory.add(batch)
         return losses[0]
