@@ -44,7 +44,7 @@ class Ratios:
         label, metric, value, unit = found
         known, cfg = software_versions(), composed(*self.overrides)
         shown = [each for each in self.overrides if each.startswith(SHOWN)]
-        command = shlex.join(["python", "scripts/bench.py", *_without_save(sys.argv[1:])])
+        command = shlex.join(["python", "scripts/bench.py", *_as_shown(sys.argv[1:])])
         return ResultRow(
             table=TABLE,
             row=", ".join([label, cfg.dataset.name, *shown]),
@@ -72,5 +72,7 @@ class Ratios:
         )
 
 
-def _without_save(words: list[str]) -> list[str]:
-    return [word for word in words if word != "--save"]
+def _as_shown(words: list[str]) -> list[str]:
+    """Without what is of this machine, and `--save`."""
+    own = "--save", "data_dir=", "cache_dir="
+    return [word for word in words if not word.startswith(own)]
