@@ -131,7 +131,7 @@ def main() -> None:
         "--peers", action="store_true", help="measure against other frameworks that are installed"
     )
     parser.add_argument("--save", action="store_true", help="write the ratios to results/speed.csv")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
     found = Ratios(args.overrides)
     if args.online:
