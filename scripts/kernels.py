@@ -1,6 +1,9 @@
 """Counts the kernels and the waits of a step of each method on CUDA, without a GPU.
 
-    python scripts/kernels.py   # writes results/kernels.csv, of which results_pages.py makes a page
+    python scripts/kernels.py           # writes results/kernels.csv
+    python scripts/kernels.py gem emcl  # of these methods alone
+
+scripts/results_pages.py makes a page of it.
 
 A CUDA device is pretended (tests/pretended_cuda.py): each operation on it that is no view counts as
 one kernel, which is a lower bound, and each value that the host must wait for as a wait. A step is
@@ -29,7 +32,7 @@ from test_pretended_cuda import FEWER, KINDS, NETWORKS, PLAIN, WAITS, short_run 
 
 from cl_bench.engine.session import Host  # noqa: E402
 from cl_bench.engine.steps import LONGEST, Steps  # noqa: E402
-from cl_bench.report.results_table import ResultRow, write  # noqa: E402
+from cl_bench.report.results_table import ResultRow, read, write  # noqa: E402
 from cl_bench.results.source_code import software_versions  # noqa: E402
 from cl_bench.testing.small import blobs  # noqa: E402
 from cl_bench.testing.small_run import SmallRun  # noqa: E402
@@ -37,6 +40,7 @@ from cl_bench.testing.small_run import SmallRun  # noqa: E402
 LAUNCHES = "kernel", "graph", "h2d_async"
 SLOW = {name: ("method.inner_lr=0.001",) for name in ("emcl", "emcl_replay")}  # in longer tasks
 TABLE, NAMES = "kernels", {"mlp": "perceptron", "resnet": "ResNet"}
+FILE = ROOT / f"results/{TABLE}.csv"
 NOTE = "a command of its own, not of cl_bench.run"
 
 
@@ -53,7 +57,7 @@ def counted(method: str, net: str) -> dict[str, float]:
         made = short_run(method, *SLOW.get(method, ()), learner=NETWORKS[net], machine=machine)
         LongRun(**{each.name: getattr(made, each.name) for each in fields(made)})()
     plans = [i for i, step in enumerate(steps) if step["graph", "replay"] and len(step) > 1]
-    if plans:
+    if plans and plans[-2] > len(steps) * 2 // 3:  # of the last of three tasks
         found["launches a step, graphs"] = mean_count(steps[plans[-2] : plans[-1]], *LAUNCHES)
     return found
 
@@ -83,8 +87,9 @@ def main() -> None:
     """Count, print and write."""
     known = software_versions()
     versions = f"python {known['python']}, torch {known['versions']['torch']}"
-    rows = []
-    for method in KINDS:
+    methods = sys.argv[1:] or KINDS
+    rows = [row for row in read(FILE) if row.row not in methods]
+    for method in methods:
         for net, name in NAMES.items():
             for metric, value in counted(method, net).items():
                 row = ResultRow(
@@ -114,7 +119,7 @@ def main() -> None:
                 )
                 rows.append(row)
                 print(f"{method:14}{row.metric:32}{value:g}", flush=True)
-    write(ROOT / f"results/{TABLE}.csv", rows)
+    write(FILE, sorted(rows, key=lambda row: row.row))
 
 
 if __name__ == "__main__":
