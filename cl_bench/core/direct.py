@@ -5,7 +5,7 @@ Autograd is used for a loss of the logits, if at all, which is a small graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,11 +93,20 @@ def without_autograd(
     return None, mlp.compiled_sequence(machine.compiler, criterion.losses_and_gradients)
 
 
-def of_theta(network: NetworkFunction, loss: LossOfLogits) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The objective (theta, batch, *args) -> (loss, logits) of a loss of the logits."""
+def of_theta(
+    network: NetworkFunction, loss: LossOfLogits, apart: Sequence[int]
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The objective (theta, batch, *args) -> (loss, logits) of a loss of the logits.
+
+    apart  sizes of parts of the batch that batch norm in training sees each by itself; (): none
+    """
 
     def objective(theta: Tensor, batch: Batch, *args: Any) -> tuple[Tensor, Tensor]:
-        logits = network.logits(theta, batch)
+        if len(apart) > 1 and network.couples_samples:
+            parts = [network.logits(theta, part) for part in batch.split(apart)]
+            logits = torch.cat(parts)
+        else:
+            logits = network.logits(theta, batch)
         return loss(logits, batch, *args), logits
 
     return objective

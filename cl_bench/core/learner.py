@@ -59,7 +59,7 @@ class Learner(NetworkFunction):
         self.precondition: Callable[[Tensor], Tensor] | None = None  # of `flat.grad` in `step`
         self._engine = make_engine(self)
         self.direct, sequence = without_autograd(self, criterion)
-        self._objectives: dict[LossOfLogits, Callable] = {}  # of `differentiate_logits`
+        self._objectives: dict[Any, Callable] = {}  # of `differentiate_logits`
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
     def begin_task(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
@@ -155,15 +155,15 @@ class Learner(NetworkFunction):
         return self._zero_frozen(value), aux.detach()
 
     def differentiate_logits(
-        self, loss: LossOfLogits, batch: Batch, *args: Any
+        self, loss: LossOfLogits, batch: Batch, *args: Any, apart: tuple[int, ...] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Of loss(logits, batch, *args): its value and the logits. The fastest for a perceptron."""
+        """Of loss(logits, batch, *args): its value and the logits; `apart`: see `of_theta`."""
         self._count(batch)
         if self.direct is not None:
             return self.direct.fill_of_logits(loss, batch, args)
-        if loss not in self._objectives:  # the same function each time, for the compiler
-            self._objectives[loss] = of_theta(self, loss)
-        value, logits = self._engine(self._objectives[loss], (batch, *args), has_aux=True)
+        if (loss, apart) not in self._objectives:  # the same function each time, for the compiler
+            self._objectives[loss, apart] = of_theta(self, loss, apart)
+        value, logits = self._engine(self._objectives[loss, apart], (batch, *args), has_aux=True)
         return self._zero_frozen(value), logits.detach()
 
     @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -40,6 +40,11 @@ class Batch(NamedTuple):
         """The samples of this batch and then those of the others, without stored logits."""
         fields = zip(self[:3], *(other[:3] for other in others), strict=True)
         return Batch(*(torch.cat(field) for field in fields))
+
+    def split(self, sizes: Sequence[int]) -> list[Batch]:
+        """The samples in their order, cut into parts of these sizes."""
+        ends = [0, *accumulate(sizes)]
+        return [self.rows(slice(*cut)) for cut in pairwise(ends)]
 
     def slices(self, size: int) -> Iterator[Batch]:
         """The samples in their order, `size` at a time; the last slice may have fewer."""

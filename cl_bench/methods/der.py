@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
@@ -26,6 +26,7 @@ class DER(Rehearsal):
 
     allows_folding = True
     task_free = True
+    replays_logits = True
 
     def __init__(
         self,
@@ -51,42 +52,25 @@ class DER(Rehearsal):
         if not memory.empty:
             draws = 2 if self.beta else 1
             parts += [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
-        if len(parts) > 1 and learner.couples_samples and self.forward == "apart":
-            loss, outputs = learner.differentiate_with(self._apart, *parts)
-        else:
-            whole = parts[0].cat(*parts[1:])
-            stored = parts[1].logits if len(parts) > 1 else None
-            sizes = tuple(len(part.y) for part in parts)
-            loss, outputs = learner.differentiate_logits(self._together, whole, stored, sizes)
+        whole = parts[0].cat(*parts[1:])
+        stored = parts[1].logits if len(parts) > 1 else None
+        sizes = tuple(len(part.y) for part in parts)
+        apart = sizes if self.forward == "apart" else ()
+        loss, outputs = learner.differentiate_logits(self._loss, whole, stored, sizes, apart=apart)
         learner.step()
         memory.add(batch._replace(logits=outputs[: len(batch.y)].float()))
         return loss
 
-    def _apart(self, theta: Tensor, *parts: Batch) -> tuple[Tensor, Tensor]:
-        """Each part by its own forward pass, as in the authors' code: batch norm in training."""
-        outputs = [self.learner.logits(theta, part) for part in parts]
-        losses = [self._losses(z, part) for z, part in zip(outputs, parts, strict=True)]
-        return self._sum(outputs, losses, parts[1].logits), outputs[0]
-
-    def _together(
+    def _loss(
         self, logits: Tensor, whole: Batch, stored: Tensor | None, sizes: tuple[int, ...]
     ) -> Tensor:
-        """All parts by one forward pass: the same where no sample changes another's logits."""
-        losses = self._losses(logits, whole)
-        return self._sum(logits.split(sizes), losses.split(sizes), stored)
-
-    def _sum(
-        self, logits: Sequence[Tensor], losses: Sequence[Tensor], stored: Tensor | None
-    ) -> Tensor:
-        """The loss from the logits and losses of the new batch, of x' and of x''."""
+        """The loss from the logits of the new batch, and of x' and x'' after it."""
+        learner = self.learner
+        losses = learner.criterion(logits, whole.y, learner.heads.competing(whole)).split(sizes)
         loss = losses[0].mean()
         if stored is None:
             return loss
-        gap = (logits[1].to(stored.dtype) - stored).square()
+        gap = (logits.split(sizes)[1].to(stored.dtype) - stored).square()
         distance = gap.mean(-1) if self.distance == "mean" else gap.sum(-1)
         loss = loss + self.alpha * distance.mean()
         return loss + self.beta * losses[2].mean() if len(losses) > 2 else loss
-
-    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        learner = self.learner
-        return learner.criterion(logits, batch.y, learner.heads.competing(batch))
