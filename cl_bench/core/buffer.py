@@ -5,6 +5,7 @@ All draws come from a CPU generator of the run, so that they are the same on eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,9 +14,11 @@ from torch import Generator, Tensor
 from cl_bench.base.bounds import Count
 from cl_bench.core.decisions import cannot_be_planned, decide, shapes_are_fixed, sizes_of
 from cl_bench.core.state import Stateful
+from cl_bench.core.storage import written
 from cl_bench.core.types import Batch, Task
 
 NOTHING = torch.empty(2, 0, dtype=torch.int64)  # rows to write, and samples to write there
+Features = Callable[[list[Batch]], Tensor]  # -> (N, d) features of length 1 of all samples
 Insert = Literal["first", "all"]  # offer samples in a task's first epoch, or in all of them
 
 
@@ -28,6 +31,7 @@ class Buffer(Stateful):
     """
 
     task_free: ClassVar[bool] = False  # True where it works without being told that a task ends
+    keeps_logits: ClassVar[bool] = True  # False where stored samples have no logits (DER)
 
     def __init__(self, rng: Generator, insert: Insert, replacement: bool) -> None:
         self.rng, self.insert, self.replacement = rng, insert, replacement
@@ -59,7 +63,10 @@ class Buffer(Stateful):
         """Offer the samples of a batch, in order; the buffer decides which ones it keeps."""
         chosen = decide(lambda: self._chosen(batch), batch.y)
         if chosen.shape[1]:
-            self._write(chosen, batch)
+            self.rows = written(self.rows, chosen, batch, self._room())
+
+    def choose(self, task: Task, features: Features) -> None:
+        """Call it before `end_task`; a memory that chooses from the whole task does so here."""
 
     def end_task(self) -> None:
         """Call it after the task's last sample; what is kept of it may be replayed as past."""
@@ -70,6 +77,11 @@ class Buffer(Stateful):
         if self.replacement:
             return self.rows.rows(decide(lambda: self._independent(count), self.rows.y))
         return self.rows.rows(decide(lambda: self._distinct(count), self.rows.y))
+
+    def stored(self) -> Batch:
+        """All samples that may be drawn."""
+        assert self.rows is not None
+        return self.rows.rows(slice(0, self.filled))
 
     def by_task(self) -> list[Batch]:
         """The stored samples of each past task, a batch each; synchronises with a CUDA device."""
@@ -106,18 +118,6 @@ class Buffer(Stateful):
 
     def _room(self) -> int:
         raise NotImplementedError("the number of rows that the storage has at least")
-
-    def _write(self, chosen: Tensor, batch: Batch) -> None:
-        """Write samples of a batch where `chosen` (2, n) says, and grow the storage if needed."""
-        stored, (places, samples) = [], chosen.unbind()
-        room, fixed = self._room(), shapes_are_fixed()
-        for old, field in zip(self.rows or (None,) * 4, batch, strict=True):
-            if field is not None:
-                old = _grown(old, field, room)
-                field = torch.cat([field, old[:1]]) if fixed else field
-                old[places] = field[samples]
-            stored.append(old)
-        self.rows = Batch(*stored)
 
 
 class Reservoir(Buffer):
@@ -237,13 +237,3 @@ class Ring(Buffer):
         assert self.rows is not None
         ends = [*self.starts[1:], self.filled]
         return [self.rows.rows(slice(*cut)) for cut in zip(self.starts, ends, strict=True)]
-
-
-def _grown(old: Tensor | None, field: Tensor, size: int) -> Tensor:
-    """`old` with at least `size` rows; new storage, shaped as `field`, where it is smaller."""
-    if old is not None and len(old) >= size:
-        return old
-    larger = field.new_zeros(size, *field.shape[1:])
-    if old is not None:
-        larger[: len(old)] = old
-    return larger

@@ -35,6 +35,7 @@ READ = {
     *(aten._linalg_svd, aten.linalg_lstsq),
 }
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+MADE = "is made or dropped in a step"  # which the next step may not do any more
 COUNTERS = {"sample_gradients", "lr_factor"}  # of a learner; what a plan takes care of
 Changed = tuple[Any, str]  # an object and the name of its attribute
 
@@ -210,7 +211,7 @@ def _changes(before: dict[str, Leaf], after: dict[str, Leaf]) -> tuple[list[Chan
     """The attributes that have a new tensor, and what else has changed, if anything."""
     other = before.keys() ^ after.keys()
     if other:
-        return [], f"{min(other)} is made or dropped in a step"
+        return [], f"{min(other)} {MADE}"
     renewed = []
     for path, now in after.items():
         old = before[path]

@@ -19,7 +19,7 @@ from cl_bench.core.decisions import PlannedDecisions, decisions_from
 from cl_bench.core.types import Task
 from cl_bench.engine.planned_steps import PlannedSteps, in_place
 from cl_bench.engine.session import Session
-from cl_bench.engine.step_pattern import Pattern, watched
+from cl_bench.engine.step_pattern import MADE, Pattern, watched
 
 LONGEST = 64  # steps of a plan; a run can be stopped between two plans
 REFUSALS = 4  # watched steps of a task without a pattern, after which no more are watched
@@ -103,7 +103,8 @@ class Steps:
         if isinstance(found, str):
             reasons[self.task.id] = found
             self._refusals, self._pattern = self._refusals + 1, None
-            if self.varying:  # it may read the tensor; in this run, rates are numbers from here on
+            # it may read the tensor; in this run, rates are numbers from here on
+            if self.varying and not found.endswith(MADE):
                 session.progress.rates_are_numbers = True
             return loss
         if self._pattern is not None and self._pattern.equals(found):
