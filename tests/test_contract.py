@@ -62,6 +62,8 @@ QUICK = {  # fewer passes over a batch; what learns more in so few steps
     **dict.fromkeys(("emcl", "emcl_replay"), ("method.scale=10.0",)),
     "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),
+    **dict.fromkeys(("icarl", "wa"), ("buffer.capacity=12",)),
+    "mir": ("method.replay=4",),
 }
 
 
@@ -166,7 +168,7 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
     assert run.progress.matrix.summary()["LA"] > 0.6 or name == "joint"
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "gdumb"])  # it is refused
 def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +186,7 @@ def test_frozen_batch_norm_comes_back(
     whole = small_run(name, scenario, folder=tmp_path / "whole", **options)
     (tmp_path / "whole").mkdir()
     whole()
-    trains = name != "independent"  # which goes back to its first network at a task's end
+    trains = name not in ("independent", "ncm")  # back to its first network, and never trained
     assert seen[0].equal(seen[1]) != trains and seen[1].equal(seen[2]) and seen[2].equal(seen[3])
     monkeypatch.undo()
     if name in ("er", "halrp", "independent"):
@@ -254,13 +256,14 @@ def test_every_method_on_a_vision_transformer(name: str, tmp_path: Path) -> None
         net = adopt(net, torch.zeros(1, 1, 4, 4))
         return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.02), transform=identity())
 
-    scenario = "class" if serves(name, "class") else "task"
+    slow = name in ("er_ace", "mir")  # in class-IL, so few steps do not bring out new classes
+    scenario = "class" if serves(name, "class") and not slow else "task"
     options: dict[str, Any] = {"name": name, "scenario": scenario, "learner": transformer}
     if name in ("er", "ewc"):
         run = stopped_and_continued(tmp_path, [3, 9], **options)
     else:
         run = small_run(**options)()
-    if name != "joint":
+    if name not in ("joint", "wa"):  # which distils, in class-IL alone
         contract.check_learns(run)
 
 

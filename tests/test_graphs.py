@@ -49,6 +49,7 @@ THREE_EPOCHS = scheduled(epochs=3)  # so that a graph is replayed after short ba
 NO_PATTERN = {  # methods that cannot be planned in each task, and why
     "gem": "it reads a value in each step",  # for its quadratic program
     "halrp": "HALRP.progress.samples changes with each step",  # it ends the warm-up
+    "gdumb": "buffer=greedy reads the labels of each batch",
 }
 
 
@@ -144,7 +145,7 @@ def test_a_method_without_a_pattern_goes_step_by_step(name: str, sessions: list[
     run, _ = by_graphs(name)
     found = sessions[-1].measured()["unplanned"]
     assert all(reason.startswith(NO_PATTERN[name]) for reason in found.values())
-    assert {"1", "2"} <= found.keys()
+    assert {"1", "2"} <= found.keys() or name == "gdumb"  # offers samples in one epoch alone
     assert_same(run, one_by_one(name))
     assert "unplanned" not in sessions[-1].measured()
 
@@ -199,7 +200,7 @@ def test_schedules(name: str, changes: dict[str, Any]) -> None:
     assert called.theta.equal(run.theta.cpu())
 
 
-READ_RATES = {"mer", "cmaml", "emcl", "emcl_replay", "apd", "halrp", "gem", "ewc", "si"}
+READ_RATES = {"gdumb", "mer", "cmaml", "emcl", "emcl_replay", "apd", "halrp", "gem", "ewc", "si"}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -40,7 +40,7 @@ FEWER = {  # steps than elsewhere, as each operation is looked at
     "mer": ("method.batches=1", "method.replay=2"),
 }
 WAITS = ("sync", "h2d", "d2h")
-STEPS_THAT_WAIT = {"gem"}  # its quadratic program is solved on the CPU
+STEPS_THAT_WAIT = {"gem", "gdumb"}  # solves a quadratic program, reads labels: on the CPU
 PLAIN = {"channels_last": False}  # one layout on both devices, so that convolutions round alike
 ON_THE_CPU = (".step",)  # what Adam reads in each step is a number
 
@@ -136,7 +136,9 @@ def assert_waits(steps: list[Counter[tuple[str, str]]], waiting: bool) -> None:
 def test_every_method(name: str, net: str) -> None:
     """Its state is on the device, no step waits for it, and each operation can be deterministic."""
     machine, waiting = {**PLAIN, "deterministic": True}, name in STEPS_THAT_WAIT
-    assert run_there(name, learner=NETWORKS[net], machine=machine, waiting=waiting) > 40
+    few = name in ("gdumb", "ncm")  # whose steps learn nothing
+    least = 5 if few else 40
+    assert run_there(name, learner=NETWORKS[net], machine=machine, waiting=waiting) > least
 
 
 OPTIONS = [

@@ -29,8 +29,20 @@ def check(plain: dict[str, Any]) -> None:
     size.check(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
+    _check_buffer(plain["method"])
     get_object(plain["method"]["_target_"]).check(plain)
     optimizer_trial.check(plain["optimizer"])
+
+
+def _check_buffer(method: dict[str, Any]) -> None:
+    if not get_object(method["_target_"]).replays_logits:
+        return
+    buffer = method["buffer"]["_target_"]
+    if not get_object(buffer).keeps_logits:
+        raise UserError(
+            f"method.buffer._target_={buffer}: it keeps no logits, which the method replays; use "
+            "buffer=reservoir or balanced"
+        )
 
 
 def _check_optimizer(plain: dict[str, Any]) -> None:

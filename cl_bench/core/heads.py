@@ -53,6 +53,30 @@ class Heads:
             rows[~live] = 0.0
         return mask
 
+    def rows_of(self, vector: Tensor) -> Tensor:
+        """(K, d): the part of a vector (P,) for the weight of the head."""
+        parts = self.flat.parts(vector, lambda module: module is self.head)
+        return next(part for part in parts if part.ndim > 1)
+
+    def bias_of(self, vector: Tensor) -> Tensor | None:
+        """(K,): the part of a vector (P,) for the bias of the head; None: it has none."""
+        parts = self.flat.parts(vector, lambda module: module is self.head)
+        return next((part for part in parts if part.ndim == 1), None)
+
+    def with_rows(
+        self, theta: Tensor, classes: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """A copy of theta (P,) whose head has, for these classes (K,), rows of `weight` (K, d).
+
+        bias  (K,), for a head that has one; None: 0
+        """
+        found = theta.detach().clone()
+        bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+        for rows in self.flat.parts(found, lambda module: module is self.head):
+            new = (weight if rows.ndim > 1 else bias).to(rows.dtype)
+            rows.copy_(torch.where(classes.view(-1, *[1] * (rows.ndim - 1)), new, rows))
+        return found
+
     def keep_unused_(self, new: Tensor, old: Tensor, batch: Batch) -> None:
         """Copy from `old` to `new` (P,) the head's rows of classes that compete for no sample."""
         if not self.masked:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -94,6 +95,11 @@ class NetworkFunction(Rebuilt):
         x = self.transform.view(batch.x).to(self.flat.theta.dtype)
         with self._autocast():
             return head_input(self.net, x)
+
+    def unit_features(self, batches: Iterable[Batch]) -> Tensor:
+        """(N, d): the features of all samples in evaluation mode, each of length 1."""
+        with self.evaluating():
+            return torch.cat([F.normalize(self.features(b).float(), dim=-1) for b in batches])
 
     def snapshot(self) -> Snapshot:
         """A copy of theta and of batch norm's statistics."""

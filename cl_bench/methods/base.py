@@ -32,6 +32,8 @@ class Method(Stateful):
     allows_clipping: ClassVar[bool] = True
     # True where it works without being told that a task ends (stream=online)
     task_free: ClassVar[bool] = False
+    # True where it replays the logits that samples had when they were stored
+    replays_logits: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 
@@ -94,6 +96,7 @@ class Rehearsal(Method):
         self.memory.begin_task(task)
 
     def end_task(self, task: Task) -> None:
+        self.memory.choose(task, self.learner.unit_features)
         self.memory.end_task()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count
@@ -40,9 +39,5 @@ class KNN:
 
     def _features(self, learner: Learner, tasks: list[Task]) -> tuple[Tensor, Tensor]:
         """(N, d) features of unit length, and (N,) class ids."""
-        found = []
-        with learner.evaluating():
-            for task in tasks:
-                for batch in task.chunks(self.batch_size):
-                    found.append(F.normalize(learner.features(batch).float(), dim=-1))
-        return torch.cat(found), torch.cat([task.y for task in tasks])
+        chunks = (batch for task in tasks for batch in task.chunks(self.batch_size))
+        return learner.unit_features(chunks), torch.cat([task.y for task in tasks])

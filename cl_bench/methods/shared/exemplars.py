@@ -1,0 +1,58 @@
+"""Methods with exemplars of old classes, and the network of before as a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cl_bench.base.bounds import Count
+from cl_bench.core.buffer import Buffer
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Snapshot, Task
+from cl_bench.methods.base import Rehearsal
+
+
+class Exemplars(Rehearsal):
+    """Knows which classes are old and new, and the outputs of the network after the last task.
+
+    `replay` exemplars are drawn for each batch. A subclass implements `_loss` of the logits of all
+    of them together.
+    """
+
+    allows_folding = True
+
+    def __init__(self, learner: Learner, buffer: Callable[..., Buffer], replay: Count) -> None:
+        super().__init__(learner, buffer)
+        self.replay = replay
+        self.teacher: Snapshot | None = None  # the network after the last task
+        self.past = torch.zeros_like(learner.flat.grad[:0]).bool()  # (K,) classes of past tasks
+        self.now = self.past  # (K,) those of this task as well
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        own = self.learner.heads.competing_in(task)
+        self.past = self.past if len(self.past) else torch.zeros_like(own)
+        self.now = self.past | own
+
+    def observe(self, batch: Batch) -> Tensor:
+        learner = self.learner
+        seen = learner.augmented(self.with_old(batch, self.replay))
+        if self.teacher is not None:
+            seen = seen._replace(logits=learner.snapshot_logits(self.teacher, seen))
+        loss, _ = learner.differentiate_logits(self._loss, seen, self.past, self.now)
+        learner.step()
+        self.memory.add(batch)
+        return loss
+
+    def end_task(self, task: Task) -> None:
+        super().end_task(task)
+        self.teacher, self.past = self.learner.snapshot(), self.now
+
+    def _loss(self, logits: Tensor, batch: Batch, past: Tensor, now: Tensor) -> Tensor:
+        """The loss of new samples and exemplars; `batch.logits` are the teacher's, if there is one.
+
+        past, now  (K,) bool: the classes of past tasks, and these and the classes of this task
+        """
+        raise NotImplementedError

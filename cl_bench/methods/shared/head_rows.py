@@ -1,0 +1,17 @@
+"""Heads whose rows a method computes, in place of training them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.models.linearized import Linearized
+
+
+def refuse_linearised_head(net: nn.Module, method: str) -> None:
+    """Raise UserError where the parameters of the head are changes of another head."""
+    if isinstance(net, Linearized) and net.head_mode == "linearized":
+        raise UserError(
+            f"model.head_mode=linearized: method={method} writes the rows of the head, which are "
+            "changes of other rows here; use model.head_mode=bilinear"
+        )

@@ -1,0 +1,43 @@
+"""Accuracy of the nearest class mean in the network's features, for any method."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from cl_bench.base.bounds import Count
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Stream, Task
+
+
+class NearestMean:
+    """Accuracy on the test images of the tasks so far, by the classes that compete.
+
+    The mean of a class is that of the features of all its training images in these tasks, without
+    augmentation; features and means have length 1 (Mensink et al. 2013, and iCaRL with all images
+    in place of exemplars). Beside the method's own accuracy it tells how much of the forgetting is
+    in the head.
+    """
+
+    every = None
+
+    def __init__(self, batch_size: Count) -> None:
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
+        now = int(task.t.max())
+        seen = [each for each in stream.tasks if int(each.t.max()) <= now]
+        features = learner.unit_features(b for each in seen for b in each.chunks(self.batch_size))
+        labels = torch.cat([each.y for each in seen])
+        total = features.new_zeros(stream.num_classes, features.shape[1])
+        means = F.normalize(total.index_add_(0, labels, features), dim=1)
+        tests = {test.storage: test for test in stream.tests[: now + 1]}  # in data-IL: one
+        hits, count = torch.zeros((), dtype=torch.long, device=labels.device), 0
+        for test in tests.values():
+            for batch in test.chunks(self.batch_size):
+                scores = learner.unit_features([batch]) @ means.T
+                live = stream.live(now)[batch.t] & means.any(1)
+                found = scores.masked_fill(~live, -torch.inf).argmax(1)
+                hits, count = hits + (found == batch.y).sum(), count + len(batch.y)
+        return {"nearest_mean": int(hits) / count}
