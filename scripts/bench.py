@@ -144,7 +144,7 @@ def main() -> None:
         peers(args.overrides, args.tasks, found)
     elif args.curvature:
         curvature(args.overrides, args.tasks, found)
-        growth(found)
+        growth(args.overrides, found)
         against_curvlinops(64, found)
     else:
         training(args.overrides, args.tasks, not args.no_compile, found)
@@ -158,4 +158,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

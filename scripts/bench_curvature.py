@@ -99,10 +99,12 @@ def steps(base: list[str], chosen: list[Task], found: Ratios) -> None:
             found.add(" ".join(PENALTIES[name]), "cost of a step over a plain step's", cost)
 
 
-def growth(found: Ratios) -> None:
+def growth(overrides: list[str], found: Ratios) -> None:
     """Measure how the time of a task and its curvature grows over 100 tasks (manypmnist)."""
     print("\n100 tasks: median time of the last five over that of the second to the sixth")
-    base = ["dataset=manypmnist", "runtime.threads=1", "optimizer.lr=0.01"]
+    folders = [word for word in overrides if word.startswith(("data_dir=", "cache_dir="))]
+    base = ["dataset=manypmnist", "runtime.threads=1", "optimizer.lr=0.01", *folders]
+    found.overrides = base
     apart = "merging=apart", "method.step=explicit", "method.strength=0.01"
     cases = {name: [f"method={name}"] for name in ("ewc", "osla", "mas", "si", "l2", "lwf")}
     for name, chosen in {**cases, "ewc merging=apart": ["method=ewc", *apart]}.items():
@@ -122,6 +124,7 @@ def against_curvlinops(samples: int, found: Ratios) -> None:
     from curvlinops import FisherType, KFACLinearOperator
 
     machine, learner, task, estimate = folded_resnet(samples)
+    found.overrides = ["dataset=seqcifar100"]  # whose shapes the images have
     seen, parameters = learner.transform.view(task.x), list(learner.net.parameters())
     options = {"fisher_type": FisherType.MC, "separate_weight_and_bias": False}
     loss = torch.nn.CrossEntropyLoss()

@@ -23,6 +23,7 @@ FACTORED = ("kfac", "tkfac", "ekfac")
 def linearized(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Compare steps and tests; on the linearised network also curvatures and their memory."""
     base = [*COMMON, "dataset.train_per_task=512", *overrides]
+    found.overrides = base
     nets = {name: Contender("method=finetune", *base, *keys) for name, keys in NETWORKS.items()}
     chosen = nets["non-linear"].stream.tasks[:tasks]
     seconds = rounds(chosen, {name: made.train for name, made in nets.items()})

@@ -15,6 +15,7 @@ COMMON = ["experiment=halrp/protocol/cifar100_split", "runtime.threads=1"]
 def lowrank(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Compare whole tasks, with the work before and after training, and tests."""
     base = [*COMMON, *overrides]
+    found.overrides = base
     runners = {name: Contender(f"method={name}", *base) for name in ("finetune", "halrp")}
     plain = runners["finetune"]
     first, *later = plain.stream.tasks[: tasks + 1]

@@ -103,7 +103,7 @@ class Avalanche:
 
 def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
     """Print and keep how many times as long each takes as the bare loop; whole tasks."""
-    base = _comparable(["runtime.threads=1", *overrides])
+    base = _comparable(["runtime.threads=1", "runtime.channels_last=false", *overrides])
     cfg = composed(*base)
     logging.disable()
     ours = {n: Contender(f"method={n}", *given, *base) for n, given in OURS.items()}

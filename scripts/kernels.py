@@ -15,6 +15,7 @@ among them. Methods whose steps cannot be planned have no such number.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections import Counter
@@ -25,6 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
+if importlib.util.find_spec("pytest") is None:
+    sys.exit('error: scripts/kernels.py needs the tests; pip install -e ".[dev]"')
 
 from conftest import class_of  # noqa: E402
 from pretended_cuda import PretendedCuda  # noqa: E402

@@ -28,11 +28,11 @@ class Ratios:
 
     def __init__(self, overrides: list[str]) -> None:
         self.overrides = overrides
-        self.found: list[tuple[str, str, float, str]] = []
+        self.found: list[tuple[str, str, float, str, list[str]]] = []
 
     def add(self, label: str, metric: str, value: float, unit: str = "ratio") -> None:
-        """Keep a number."""
-        self.found.append((label, metric, value, unit))
+        """Keep a number of the present `overrides`."""
+        self.found.append((label, metric, value, unit, self.overrides))
 
     def save(self) -> None:
         """Write the numbers into results/speed.csv, in place of those that were measured before."""
@@ -40,10 +40,10 @@ class Ratios:
         write(FILE, merged(kept, map(self._row, self.found)))
         print(f"{len(self.found)} numbers written to {FILE}; scripts/results_pages.py shows them")
 
-    def _row(self, found: tuple[str, str, float, str]) -> ResultRow:
-        label, metric, value, unit = found
-        known, cfg = software_versions(), composed(*self.overrides)
-        shown = [each for each in self.overrides if each.startswith(SHOWN)]
+    def _row(self, found: tuple[str, str, float, str, list[str]]) -> ResultRow:
+        label, metric, value, unit, overrides = found
+        known, cfg = software_versions(), composed(*overrides)
+        shown = [each for each in overrides if each.startswith(SHOWN)]
         command = shlex.join(["python", "scripts/bench.py", *_as_shown(sys.argv[1:])])
         return ResultRow(
             table=TABLE,

@@ -133,10 +133,10 @@ def test_every_method(name: str, net: Any, sessions: list[Session]) -> None:
     plain = one_by_one(name, learner=net)
     run, replays = by_graphs(name, learner=net)
     assert_same(run, plain)
-    assert replays >= 5 and sessions[-1].planned >= 8
+    assert replays >= 5 and sessions[-1].progress.planned >= 8
     options = {"device": "cpu", "schedule": THREE_EPOCHS, "learner": net}
     assert_same(short_run(name, machine=PLANNED, **options)(), short_run(name, **options)())
-    assert sessions[-2].planned == sessions[1].planned
+    assert sessions[-2].progress.planned == sessions[1].progress.planned
 
 
 @pytest.mark.parametrize("name", NO_PATTERN)
@@ -213,7 +213,7 @@ def test_rates_are_numbers_where_a_step_reads_them(name: str, sessions: list[Ses
         run = short_run(name, machine=PLANNED, **options)()
     more = device.count("sync", "d2h") - plain.count("sync", "d2h")
     assert run.progress.rates_are_numbers == (name in READ_RATES)
-    assert bool(sessions[-1].unplanned) == (name in READ_RATES)
+    assert bool(sessions[-1].progress.unplanned) == (name in READ_RATES)
     assert more <= (300 if name in READ_RATES else 0)  # of at most two steps
 
 
@@ -262,6 +262,7 @@ def test_a_run_goes_on(name: str, killed: bool, tmp_path: Path) -> None:
         again = short_run(name, **options)()
         assert device.events["graph", "replay"] >= 3
     assert again.theta.cpu().equal(whole.theta.cpu())
+    assert again.progress.planned > 3
 
 
 class Counts(Finetune):
@@ -411,7 +412,10 @@ FAULTS: list[tuple[Any, str | None]] = [
     (ReplacesData, "ReplacesData.loss is another tensor after each step; write into it in place"),
     (CountsInTheNetwork, "network..calls "),
     (ReplacesInTheLearner, "learner.clip changes with each step"),
-    (replay(Reservoir, AsksHowMany), "it asks how many samples its memory has; use `memory.empty`"),
+    (
+        replay(Reservoir, AsksHowMany),
+        "it reads filled of its memory, which changes while steps are planned; `memory.empty`",
+    ),
     (replay(Grows), "its memory changes outside of its decisions (core.decisions)"),
     (replay(ReadsLabels), "its memory reads the samples before it chooses among them"),
     (replay(Reservoir), None),
@@ -462,10 +466,23 @@ def test_a_method_of_ones_own(kind: type[Method]) -> None:
     assert found[True][1] > 3 and not found[False][1]
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_decisions_are_indices(graphs: bool) -> None:
+    """Floats would be rounded in the table of a plan."""
+
+    class Floats(Finetune):
+        def observe(self, batch: Batch) -> Tensor:
+            decide(lambda: torch.rand(1, generator=self.learner.rng), batch.y)
+            return super().observe(batch)
+
+    with pytest.raises(TypeError, match=r"must be indices, int64; it is torch\.float32"):
+        SmallRun(Floats, "data", machine={**PLAIN, "graphs": graphs})()
+
+
 def test_a_number_of_the_cpu_is_seen_on_the_device(sessions: list[Session]) -> None:
     with PretendedCuda():
         SmallRun(TakesANumber, "data", device="cuda", machine=PLANNED)()
-    reasons = sessions[-1].unplanned.values()
+    reasons = sessions[-1].progress.unplanned.values()
     assert all(each.startswith("it takes a value from the CPU in each step") for each in reasons)
     assert len(reasons) == 3
 
@@ -479,7 +496,11 @@ def test_a_step_that_cannot_be_captured_goes_on(
         monkeypatch.setattr(Graphs, "capture", lambda self, step: _failing(device, step))
         run = short_run("emcl", machine=PLANNED, schedule=THREE_EPOCHS, learner=perceptron)()
     assert_same(run, one_by_one("emcl"))
-    assert sessions[0].unplanned[1].startswith("a graph cannot hold its step: operation not perm")
+    assert (
+        sessions[0]
+        .progress.unplanned[1]
+        .startswith("a graph cannot hold its step: operation not perm")
+    )
 
 
 def _failing(device: PretendedCuda, step: Any) -> Any:

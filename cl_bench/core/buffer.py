@@ -46,13 +46,12 @@ class Buffer(Stateful):
         return options.get("capacity")
 
     def __len__(self) -> int:
-        cannot_be_planned("it asks how many samples its memory has; use `memory.empty`")
         return self.filled
 
     @property
     def empty(self) -> bool:
         """Whether no sample may be drawn; false from the first one on."""
-        return not self.filled
+        return not vars(self)["filled"]  # which a planned step may ask, and nothing more
 
     def begin_task(self, task: Task) -> None:
         """Call it before the task's samples are offered."""

@@ -39,7 +39,7 @@ class ImmediateDecisions:
     fixed = False
 
     def get(self, draw: Draw, near: Tensor) -> Tensor:
-        return to_device_of(draw(), near)
+        return to_device_of(_indices(draw), near)
 
 
 class RecordedDecisions:
@@ -62,7 +62,7 @@ class RecordedDecisions:
     def get(self, draw: Draw, near: Tensor) -> Tensor:
         self.deciding = True
         self.check_rest()
-        indices = draw()
+        indices = _indices(draw)
         self.draws.append(draw)
         self.shapes.append(indices.shape)
         there = to_device_of(indices, near)
@@ -103,11 +103,21 @@ class PlannedDecisions:
         return self._left.pop()
 
 
+def _indices(draw: Draw) -> Tensor:
+    found = draw()
+    if found.dtype != torch.int64:
+        raise TypeError(f"a decision must be indices, int64; it is {found.dtype} (core.decisions)")
+    return found
+
+
 _now: Decisions = ImmediateDecisions()
 
 
 def decide(draw: Draw, near: Tensor) -> Tensor:
-    """The indices that `draw` returns for this step, on the device of the tensor `near`."""
+    """The indices (int64) that `draw` returns for this step, on the device of the tensor `near`.
+
+    Raises TypeError where they are of another kind.
+    """
     return _now.get(draw, near)
 
 

@@ -16,7 +16,8 @@ from cl_bench.core.decisions import PlannedDecisions, RecordedDecisions, decisio
 from cl_bench.core.graphs import StepFunction
 from cl_bench.core.types import to_device_of
 from cl_bench.engine.session import Session
-from cl_bench.engine.step_pattern import Changed, Pattern, places
+from cl_bench.engine.step_pattern import Pattern
+from cl_bench.engine.step_state import Changed, places
 
 
 class PlannedSteps:

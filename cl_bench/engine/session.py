@@ -38,6 +38,8 @@ class Progress:
     along: list[tuple[int, float]] = field(default_factory=list)
     along_whole: bool = True  # false: a run that this one goes on from was not tested so
     rates_are_numbers: bool = False  # with runtime.graphs: not tensors, also where they change
+    planned: int = 0  # steps that were planned ahead (runtime.graphs)
+    unplanned: dict[int, str] = field(default_factory=dict)  # why none of a task was
 
     @classmethod
     def start(cls, stream: Stream) -> Progress:
@@ -132,21 +134,16 @@ class Session:
     host: Host
     probe: Probe | None = None
     budget_mib: float | None = None  # of what the method keeps besides the network
-    planned: int = 0  # steps that were planned ahead (runtime.graphs)
-    unplanned: dict[int, str] = field(default_factory=dict)  # why those of a task were not
 
     @property
     def learner(self) -> Learner:
         return self.method.learner
 
     def measured(self) -> dict[str, Any]:
-        """Seconds, for the record; with runtime.graphs also which steps were planned since then.
-
-        `unplanned` has the reason for each task of which no step could be planned.
-        """
+        """Seconds, for the record; with runtime.graphs also what was planned, and why not all."""
         progress = self.progress
         found = {"train_seconds": progress.train_seconds, "eval_seconds": progress.eval_seconds}
         if not self.learner.machine.planned:
             return found
-        reasons = {str(task): reason for task, reason in self.unplanned.items()}
-        return {**found, "planned_steps": self.planned, "unplanned": reasons}
+        reasons = {str(task): reason for task, reason in progress.unplanned.items()}
+        return {**found, "planned_steps": progress.planned, "unplanned": reasons}

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cl_bench.core.buffer import Buffer
 from cl_bench.core.decisions import Draw, RecordedDecisions, decisions_from
-from cl_bench.core.learner import Learner
-from cl_bench.core.state import PLAIN, Stateful, is_state
+from cl_bench.engine.step_state import Changed, changes, has_tensors, leaves
 from cl_bench.methods.base import Method
 
 aten = torch.ops.aten
@@ -35,9 +35,6 @@ READ = {
     *(aten._linalg_svd, aten.linalg_lstsq),
 }
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-MADE = "is made or dropped in a step"  # which the next step may not do any more
-COUNTERS = {"sample_gradients", "lr_factor"}  # of a learner; what a plan takes care of
-Changed = tuple[Any, str]  # an object and the name of its attribute
 
 
 @dataclass
@@ -56,34 +53,18 @@ class Pattern:
         return same and one == two
 
 
-@dataclass
-class Leaf:
-    """A tensor or a plain value of a run's state, and the object whose attribute it is, if any."""
-
-    value: Any
-    owner: Any
-    name: str
-
-    def __post_init__(self) -> None:
-        """Note where a tensor lies now: its `data` may be replaced."""
-        tensor = self.value
-        if isinstance(tensor, Tensor):
-            self.kind = tensor.shape, tensor.dtype, tensor.device
-            self.place = tensor.data_ptr(), tensor.stride()
-
-
 def watched(method: Method, step: Callable[[], Tensor]) -> tuple[Tensor, Pattern | str]:
     """Take a step; returns its loss, and its pattern, or why the next step may be another."""
     learner = method.learner
     decisions = RecordedDecisions(learner.rng, lambda: _counts(method))
     before, gradients, draws = leaves(method), learner.sample_gradients, _global_draws()
     reads = ReadValues(decisions)
-    with decisions_from(decisions), reads:
+    with decisions_from(decisions), reads, _counts_are_not_read(method, decisions):
         loss = step()
     decisions.check_rest()
     if draws != _global_draws():
         decisions.refuse("it draws from a generator of Python, NumPy or PyTorch; use learner.rng")
-    renewed, changed = _changes(before, leaves(method))
+    renewed, changed = changes(before, leaves(method))
     reason = decisions.refusal or reads.found or changed
     if reason is not None:
         return loss, reason
@@ -143,85 +124,44 @@ def _global_draws() -> Any:
     return random.getstate(), torch.get_rng_state().tolist(), own
 
 
-def places(method: Method) -> dict[str, Any]:
-    """Where each tensor lies that a step may use, and the plain values beside them."""
-    return {
-        path: leaf.place if isinstance(leaf.value, Tensor) else leaf.value
-        for path, leaf in leaves(method).items()
-    }
+def _buffers(method: Method) -> list[Buffer]:
+    return [value for value in vars(method).values() if isinstance(value, Buffer)]
 
 
-def leaves(method: Method) -> dict[str, Leaf]:
-    """The tensors and plain values of method, optimizer, learner and network, by their path."""
-    learner = method.learner
-    found = dict(_walk(type(method).__name__, method, None, ""))
-    optimizer = learner.optimizer.state_dict()
-    for group in optimizer.get("param_groups", ()):
-        group.pop("lr", None)  # of this step
-    found |= dict(_walk("optimizer", optimizer, None, ""))
-    parts: list[tuple[str, Any]] = [(f"network.{n}", m) for n, m in learner.net.named_modules()]
-    parts += [("learner", learner), ("criterion", learner.criterion)]
-    for path, part in [*parts, ("transform", learner.transform)]:
-        found |= {f"{path}.{leaf.name}": leaf for leaf in _own(part)}
-    return found
+def _counts_of(buffer: Buffer) -> dict[str, str]:
+    return {k: repr(v) for k, v in vars(buffer).items() if not has_tensors(v)}
 
 
-def _own(part: Any) -> Iterator[Leaf]:
-    """Tensors and plain values that are attributes of a module, or of a part of the learner."""
-    own = {**vars(part), **(part._buffers if isinstance(part, nn.Module) else {})}
-    for name, value in own.items():
-        if isinstance(value, PLAIN) and not (isinstance(part, Learner) and name in COUNTERS):
-            yield Leaf(value, part, name)
-
-
-def _counts(method: Method) -> list[Any]:
+def _counts(method: Method) -> list[dict[str, str]]:
     """The plain values of the method's buffers, which change in their decisions alone."""
-    found = [value for value in vars(method).values() if isinstance(value, Buffer)]
-    return [repr({k: v for k, v in vars(b).items() if not _has_tensors(v)}) for b in found]
+    return [_counts_of(buffer) for buffer in _buffers(method)]
 
 
-def _has_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+@contextmanager
+def _counts_are_not_read(method: Method, decisions: RecordedDecisions) -> Iterator[None]:
+    """Refuse a step that reads, outside of its decisions, what its decisions change."""
+    seen = [(each, type(each), _counts_of(each), set[str]()) for each in _buffers(method)]
+    for buffer, kind, _, names in seen:
+        buffer.__class__ = _noting(kind, names, decisions)
+    try:
+        yield
+    finally:
+        for buffer, kind, _, _ in seen:
+            buffer.__class__ = kind
+    for buffer, _, before, names in seen:
+        after = _counts_of(buffer)
+        changed = {name for name in names & after.keys() if before.get(name) != after[name]}
+        if changed:
+            reason = f"it reads {min(changed)} of its memory, which changes while steps are planned"
+            decisions.refuse(f"{reason}; `memory.empty` may be read")
 
 
-def _walk(path: str, value: Any, owner: Any, name: str) -> Iterator[tuple[str, Leaf]]:
-    """The leaves under `value`, which is the attribute `name` of `owner`, if that is an object."""
-    if isinstance(value, PLAIN):
-        yield path, Leaf(value, owner, name)
-        return
-    above = value if isinstance(value, Stateful) else None
-    for key, item in _items(value):
-        yield from _walk(f"{path}.{key}", item, above, str(key))
+def _noting(kind: type[Buffer], names: set[str], decisions: RecordedDecisions) -> type[Buffer]:
+    """The same class, whose attributes are noted when they are read outside of a decision."""
 
+    def read(self: Buffer, name: str) -> Any:
+        if not decisions.deciding:
+            names.add(name)
+        return object.__getattribute__(self, name)
 
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What an object or a container holds; of a buffer its tensors: decisions change the rest."""
-    if isinstance(value, Buffer):
-        return [(key, item) for key, item in vars(value).items() if _has_tensors(item)]
-    if isinstance(value, Stateful):
-        return [(key, item) for key, item in vars(value).items() if is_state(item)]
-    if isinstance(value, dict):
-        return value.items()
-    if is_dataclass(value):
-        return [(each.name, getattr(value, each.name)) for each in fields(value)]
-    return enumerate(value if isinstance(value, list | tuple | set) else ())
-
-
-def _changes(before: dict[str, Leaf], after: dict[str, Leaf]) -> tuple[list[Changed], str | None]:
-    """The attributes that have a new tensor, and what else has changed, if anything."""
-    other = before.keys() ^ after.keys()
-    if other:
-        return [], f"{min(other)} {MADE}"
-    renewed = []
-    for path, now in after.items():
-        old = before[path]
-        if not isinstance(now.value, Tensor) or not isinstance(old.value, Tensor):
-            if type(now.value) is not type(old.value) or now.value != old.value:
-                return [], f"{path} changes with each step"
-        elif now.value is not old.value or now.place != old.place:
-            if now.place == old.place and now.kind == old.kind:
-                continue  # another view of the same memory
-            if now.value is old.value or now.owner is None or now.kind != old.kind:
-                return [], f"{path} is another tensor after each step; write into it in place"
-            renewed.append((now.owner, now.name))
-    return renewed, None
+    return type(kind.__name__, (kind,), {"__getattribute__": read})

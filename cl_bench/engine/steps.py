@@ -9,6 +9,7 @@ loss, a probe, a test, the short batch that ends an epoch.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -19,9 +20,12 @@ from cl_bench.core.decisions import PlannedDecisions, decisions_from
 from cl_bench.core.types import Task
 from cl_bench.engine.planned_steps import PlannedSteps, in_place
 from cl_bench.engine.session import Session
-from cl_bench.engine.step_pattern import MADE, Pattern, watched
+from cl_bench.engine.step_pattern import Pattern, watched
+from cl_bench.engine.step_state import MADE
 
-LONGEST = 64  # steps of a plan; a run can be stopped between two plans
+SHORTEST, LONGEST = 8, 64  # steps of the first plan of a task, and of a later one at most
+SECONDS = 0.5  # that a plan takes, more or less: a run is stopped between two plans
+AS_A_NUMBER = "its learning rate changes, and an earlier step has read it as a number"
 REFUSALS = 4  # watched steps of a task without a pattern, after which no more are watched
 
 
@@ -36,6 +40,10 @@ class Steps:
         self.varying = self.schedule.annealing != "none" or bool(self.schedule.ramp)
         self.start_over()
         self._prepares = not start  # in the first step of a task a method may prepare for it
+        # the length of a plan, when the last one began, and how many steps it had
+        self._longest, self._began, self._planned_before = SHORTEST, time.monotonic(), 0
+        if session.learner.machine.planned and not self.planned:
+            session.progress.unplanned[task.id] = AS_A_NUMBER
 
     def start_over(self) -> None:
         """Watch the steps that follow anew: something has changed, such as the classes."""
@@ -98,7 +106,7 @@ class Steps:
 
     def _watch(self, batch: Tensor) -> Tensor:
         """A step by itself, which is watched; after two of one pattern, steps are planned."""
-        session, reasons = self.session, self.session.unplanned
+        session, reasons = self.session, self.session.progress.unplanned
         loss, found = watched(session.method, lambda: self._single(batch))
         if isinstance(found, str):
             reasons[self.task.id] = found
@@ -112,6 +120,8 @@ class Steps:
             parts = found, LONGEST, size, tensors, self.task.y
             self._plan = PlannedSteps(session, self._observe, *parts)
             reasons.pop(self.task.id, None)
+        elif self._pattern is not None:
+            reasons[self.task.id] = "its decisions have other shapes in each step"
         self._pattern = found
         return loss
 
@@ -121,20 +131,21 @@ class Steps:
         if not self._plan.is_valid():
             self.start_over()
             return
-        progress, count = self.session.progress, min(LONGEST, self._uninterrupted())
+        progress, count = self.session.progress, min(self._plan_length(), self._uninterrupted())
         self._peek(count - 1)
         batches = [batch, *(self._ahead[i] for i in range(count - 1))]
         steps = range(progress.step, progress.step + count)
         factors = [self.schedule.factor(step, self.task) for step in steps]
         self._left, self._odd = self._plan.fill(batches, factors)
+        self._planned_before = self._left
 
     def _planned_step(self) -> Tensor:
         assert self._plan is not None
         self._left -= 1
-        self.session.planned += 1
+        self.session.progress.planned += 1
         loss = self._plan.step()
         if self._plan.failure is not None:
-            self.session.unplanned[self.task.id] = self._plan.failure
+            self.session.progress.unplanned[self.task.id] = self._plan.failure
         return loss
 
     def _odd_step(self, batch: Tensor) -> Tensor:
@@ -145,6 +156,15 @@ class Steps:
             loss = self._single(batch)
         self.start_over()
         return loss
+
+    def _plan_length(self) -> int:
+        """As many steps as take `SECONDS`, by the time that the last plan took."""
+        now = time.monotonic()
+        if self._planned_before:
+            each = (now - self._began) / self._planned_before
+            self._longest = max(1, min(LONGEST, int(SECONDS / max(each, 1e-9))))
+        self._began = now
+        return self._longest
 
     def _uninterrupted(self) -> int:
         """The number of whole batches from the present one on until something else happens."""
