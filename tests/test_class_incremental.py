@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -367,3 +368,50 @@ def test_the_probe_works_in_each_scenario() -> None:
         run = SmallRun(lambda made: method_for("er", made), scenario, probe=NearestMean(7))()
         found = [row["nearest_mean"] for row in run.rows if row["event"] == "probe"]
         assert len(found) == 3 and all(0 <= value <= 1 for value in found)
+
+
+def packnet_after(tasks: int, **options: Any) -> tuple[Any, Any, list[Tensor]]:
+    """PackNet after some tasks, and the logits of each task's images right after the task."""
+    torch.manual_seed(0)
+    stream, made = blobs("task"), learner(mlp(hidden=[20, 20]), **options)
+    method = method_for("packnet", made, "method.share=0.4", "method.prune_after=1")
+    found = []
+    for task in stream.tasks[:tasks]:
+        revealed(made, stream, task.id)
+        made.task = task
+        method.begin_task(task)
+        for _ in range(2):
+            for rows in task.chunks(8):
+                method.observe(rows)
+        method.end_task(task)
+        found.append(method.predict(rows_of(stream.tests[task.id], 20)))
+    return method, stream, found
+
+
+@pytest.mark.parametrize("optimizer", [None, partial(torch.optim.Adam, lr=0.01)])
+def test_packnet_forgets_nothing(optimizer: Any) -> None:
+    """The logits of each task's classes are the same bit for bit after all tasks."""
+    method, stream, found = packnet_after(3, optimizer=optimizer)
+    for test, logits in zip(stream.tests, found, strict=True):
+        own = slice(2 * test.id, 2 * test.id + 2)
+        assert method.predict(rows_of(test, 20))[:, own].equal(logits[:, own])
+
+
+def test_packnet_prunes_the_smallest_free_weights_of_each_layer() -> None:
+    """A share of what is free, rounded; what a task has kept is never pruned."""
+    method, _, _ = packnet_after(2)
+    flat = method.learner.flat
+    owners, weights = flat.views(method.owner), flat.views(flat.theta.detach())
+    for name in method.names:
+        total = owners[name].numel()
+        free = round(0.4 * total)
+        assert int((owners[name] == 1).sum()) == total - free
+        assert int((owners[name] == 2).sum()) == free - round(0.4 * free)
+        assert not weights[name][owners[name] == 0].any()
+    one, _, _ = packnet_after(1)
+    assert one.capacity()["used"] == pytest.approx(0.6, abs=0.01)
+
+
+def test_packnet_leaves_epochs_to_retrain() -> None:
+    with pytest.raises(UserError, match=r"method.prune_after=20: of schedule.epochs=20 some must"):
+        check_config(composed("method=packnet", "dataset=seqcifar100", "method.prune_after=20"))

@@ -64,6 +64,7 @@ QUICK = {  # fewer passes over a batch; what learns more in so few steps
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),
     **dict.fromkeys(("icarl", "wa"), ("buffer.capacity=12",)),
     "mir": ("method.replay=4",),
+    "packnet": ("method.prune_after=1", "method.share=0.1"),
 }
 
 
@@ -165,7 +166,8 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
     start = dict(mlp(activation="leaky_relu").named_parameters())
     for key, value in run.made.learner.net.named_buffers():
         assert value.equal(start[key.replace("/", ".")]), key
-    assert run.progress.matrix.summary()["LA"] > 0.6 or name == "joint"
+    few = name == "packnet"  # of whose small network the first task takes nearly all
+    assert run.progress.matrix.summary()["LA"] > (0.5 if few else 0.6) or name == "joint"
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "gdumb"])  # it is refused
