@@ -34,6 +34,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "finetune": (),
     "er": MEMORY,
     "derpp": MEMORY,
+    "derpp method.forward=together": MEMORY,  # one forward pass, as Avalanche has it
     "agem": ("buffer=ring", "buffer.per_task=100"),
     "ewc_online": ("method.strength=1",),
     "si": ("method.strength=1",),
@@ -106,11 +107,11 @@ def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
     base = _comparable(["runtime.threads=1", "runtime.channels_last=false", *overrides])
     cfg = composed(*base)
     logging.disable()
-    ours = {n: Contender(f"method={n}", *given, *base) for n, given in OURS.items()}
+    ours = {n: Contender(*f"method={n}".split(), *given, *base) for n, given in OURS.items()}
     plain = ours["finetune"]
     runners: dict[str, Callable[[Task], float]] = {"bare": Bare(plain, cfg).train}
+    runners |= {name: partial(whole, each) for name, each in ours.items()}
     for name, (strategy, options) in theirs(cfg.schedule.batch_size).items():
-        runners[name] = partial(whole, ours[name])
         runners[f"{name}, Avalanche"] = Avalanche(plain, cfg, strategy, options).train
     warnings.simplefilter("ignore")  # after Avalanche, which sets it otherwise
     first, *chosen = plain.stream.tasks[: tasks + 1]
@@ -122,10 +123,11 @@ def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
             taken[name].append(run(task))
     seconds = {name: statistics.median(each) for name, each in taken.items()}
     print(f"\n{len(first)} images a task, median of {len(chosen)} tasks after the first")
-    print(f"{'':14}{'cl_bench':>10}{'Avalanche':>12}   of the bare loop")
+    print(f"{'':32}{'cl_bench':>10}{'Avalanche':>12}   of the bare loop")
     for name in ours:
-        own, other = (seconds[n] / seconds["bare"] for n in (name, f"{name}, Avalanche"))
-        print(f"{name:14}{own:10.2f}{other:12.2f}")
+        peer = f"{name.split()[0]}, Avalanche"
+        own, other = (seconds[n] / seconds["bare"] for n in (name, peer))
+        print(f"{name:32}{own:10.2f}{other:12.2f}")
         found.add(f"method={name}", "cost of a task over the bare loop's", own)
         found.add(f"method={name}", "cost of a task over the bare loop's, Avalanche", other)
 
