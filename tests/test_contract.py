@@ -63,7 +63,7 @@ QUICK = {  # fewer passes over a batch; what learns more in so few steps
     "halrp": ("method.growth=3.0", "method.share=0.99"),  # the perceptron is small
     **dict.fromkeys(("lamaml", "sync", "cmaml"), LOOKS),
     **dict.fromkeys(("icarl", "wa"), ("buffer.capacity=12",)),
-    "mir": ("method.replay=4",),
+    "mir": ("method.replay=4", "method.candidates=2"),
     "packnet": ("method.prune_after=1", "method.share=0.1"),
 }
 

@@ -20,10 +20,10 @@ from cl_bench.methods.base import Rehearsal
 class GDumb(Rehearsal):
     """Stores samples of a task, and after it trains the first network anew on all that are stored.
 
-    There are `epochs` epochs over the memory, in batches of `batch_size`. The learning rate falls
-    along half a cosine to a share `last` of the optimizer's, and starts again after the 1st, 3rd,
-    7th, ... epoch, as in the authors' code, which mixes images by CutMix beside it; that is left
-    out. The schedule's own epochs offer the samples to the memory, and nothing else.
+    There are `epochs` epochs over the memory, in batches of `batch_size`: the first with a tenth of
+    the optimizer's learning rate, then falls of 1, 2, 4, ... epochs along half a cosine, from all
+    of it to a share `last`, as in the authors' code. That code mixes images by CutMix as well,
+    which is left out. The schedule's own epochs offer the samples to the memory, and nothing else.
     """
 
     allows_folding = False
@@ -66,8 +66,10 @@ class GDumb(Rehearsal):
                 learner.descend(rows.rows(part))
 
     def _factor(self, epoch: int) -> float:
-        """The factor of the learning rate: restarts with periods of 1, 2, 4, ... epochs."""
-        period = 1
+        """The factor of the learning rate in an epoch, from 0."""
+        if not epoch:
+            return 0.1
+        epoch, period = epoch - 1, 1
         while epoch >= period:
             epoch, period = epoch - period, 2 * period
         return self.last + (1 - self.last) * (1 + cos(pi * epoch / period)) / 2

@@ -18,9 +18,11 @@ class MIR(Rehearsal):
     """Replay those stored samples whose loss the new batch alone would raise most.
 
     Of candidates * replay drawn samples the `replay` with the largest l(theta - lr g) - l(theta)
-    are learned together with the new batch, in one mean (their algorithm 1). g is the gradient on
-    the new batch and lr the learning rate. The losses are those of images without augmentation, in
-    evaluation mode, so that candidates do not change batch norm's statistics.
+    are learned beside the new batch: the step goes along g, the gradient of the mean loss on the
+    new batch, plus that of the mean loss on them, as in the authors' code. lr is the learning rate.
+    The losses are those of images without augmentation, in evaluation mode, so that candidates do
+    not change batch norm's statistics. Samples of the present task may be replayed, which that code
+    leaves out: no boundary between tasks is needed here.
     """
 
     allows_folding = True
@@ -33,11 +35,12 @@ class MIR(Rehearsal):
         self.replay, self.candidates = replay, candidates
 
     def observe(self, batch: Batch) -> Tensor:
-        learner, fresh = self.learner, self.learner.augmented(batch)
-        loss = learner.loss_gradient(fresh)
+        learner = self.learner
+        loss = learner.gradient(batch)
         if not self.memory.empty:
-            chosen = learner.augmented(self._most_interfered())
-            loss = learner.loss_gradient(fresh.cat(chosen))
+            slope, chosen = learner.flat.grad.clone(), self._most_interfered()
+            loss = loss + learner.gradient(chosen)
+            learner.flat.grad.add_(slope)
         learner.step()
         self.memory.add(batch)
         return loss
