@@ -131,6 +131,25 @@ def test_a_herding_memory_is_shared_by_the_classes() -> None:
     assert len(memory) == 12
 
 
+@pytest.mark.parametrize(
+    ("words", "classes"), [(("method=icarl",), 100), (("method=er", "buffer=herding"), 100)]
+)
+def test_a_memory_has_a_sample_for_each_class(words: tuple[str, ...], classes: int) -> None:
+    wrong = "dataset=seqcifar100", f"buffer.capacity={classes - 1}"
+    with pytest.raises(
+        UserError, match=rf"buffer.capacity=99: the memory is shared .* {classes} in all"
+    ):
+        check_config(composed(*words, *wrong))
+    check_config(composed(*words, "dataset=seqcifar100", f"buffer.capacity={classes}"))
+
+
+def test_a_memory_has_a_sample_for_each_class_of_each_task_in_data_il() -> None:
+    words = "method=er", "buffer.capacity=150", "dataset=pmnist"
+    with pytest.raises(UserError, match=r"shared by the classes of each task, 200 in all"):
+        check_config(composed(*words, "buffer=herding"))
+    check_config(composed(*words, "buffer=greedy"))
+
+
 def test_a_memory_of_exemplars_has_no_logits() -> None:
     with pytest.raises(UserError, match=r"keeps no logits, which the method replays"):
         check_config(composed("method=der", "buffer=herding", "scenario=class"))

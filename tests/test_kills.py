@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FEWER_STEPS, composed, one_of_each_class
+from conftest import FEWER_STEPS, class_of, composed, one_of_each_class
 
 from cl_bench.base import files
 from cl_bench.config.check import check_config
@@ -28,10 +28,9 @@ SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
 QUICK = {
     "halrp": ("method.growth=null",),  # the perceptron is small
     "mer": FEWER_STEPS,
+    "packnet": ("method.prune_after=1",),
+    **dict.fromkeys(("icarl", "wa"), ("buffer.capacity=20",)),
 }
-
-
-ONLY_TASK = ("apd", "halrp", "independent")
 
 
 class Killed(BaseException):
@@ -40,7 +39,8 @@ class Killed(BaseException):
 
 def planned(name: str, where: Path, data: Path) -> Plan:
     """The run of a method, as the command plans it."""
-    scenario = "task" if name in ONLY_TASK else "data"
+    able = class_of(name).scenarios
+    scenario = next(each for each in ("data", "task", "class") if each in able)
     chosen = f"method={name}", f"scenario={scenario}", *QUICK.get(name, ())
     cfg = composed(*chosen, *SMALL, f"data_dir={data}")
     plain = check_config(cfg)

@@ -35,6 +35,8 @@ def check(plain: dict[str, Any]) -> None:
         unused = get_object(method["_target_"]).unused(plain)
         if "buffer" in method and "method.buffer" not in unused:
             _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
+            if known is not None:
+                _check_room(method["buffer"], known[1], tasks, plain["scenario"]["name"] == "data")
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:
@@ -55,6 +57,20 @@ def _check_buffer(
         raise UserError(
             f"{named} take {rows * values / 2**20:.4g} MiB, budget_mib={budget_mib:g}; use a "
             "smaller buffer, or raise the budget"
+        )
+
+
+def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) -> None:
+    """Refuse a memory that its classes share and that has no sample for each of them.
+
+    again  whether all classes come in each task
+    """
+    shared, capacity = get_object(options["_target_"]).shared_by, options.get("capacity")
+    count = classes * tasks if again and shared == "classes of each task" else classes
+    if shared is not None and capacity is not None and capacity < count:
+        raise UserError(
+            f"buffer.capacity={capacity}: the memory is shared by the {shared}, {count} in all; "
+            "use at least as many samples"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Generator
 
@@ -19,6 +21,7 @@ class Greedy(Buffer):
     """
 
     task_free = True
+    shared_by: ClassVar[str | None] = "classes"
 
     def __init__(self, capacity: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
         super().__init__(rng, insert, replacement)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.buffer import Buffer, Features, Insert
 from cl_bench.core.types import Batch, Task
 
@@ -21,6 +22,7 @@ class Herding(Buffer):
     """
 
     keeps_logits: ClassVar[bool] = False
+    shared_by: ClassVar[str | None] = "classes of each task"
 
     def __init__(self, capacity: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
         super().__init__(rng, insert, replacement)
@@ -35,6 +37,11 @@ class Herding(Buffer):
         pairs = torch.stack([task.t, task.y], 1).cpu()
         groups = pairs.unique(dim=0).tolist()
         share = self.capacity // (len(self.groups) + len(groups))
+        if not share:  # else refused before the run, unless the classes were not known
+            raise UserError(
+                f"buffer.capacity={self.capacity}: {len(self.groups) + len(groups)} classes share "
+                "it; use at least as many samples"
+            )
         kept, rows, first = [], [], 0
         for t, label, count in self.groups:
             assert self.rows is not None
