@@ -51,7 +51,7 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
     if method.forbids_weight_decay and optimizer["weight_decay"]:
         raise UserError(
             f"optimizer.weight_decay={optimizer['weight_decay']}: the method has penalties of its "
-            "own, method.l1 and l2; use 0"
+            "own, or weights that must not change; use 0"
         )
     if method.requires_plain_sgd:
         if optimizer["_target_"] not in PLAIN_SGD:

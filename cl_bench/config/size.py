@@ -35,8 +35,9 @@ def check(plain: dict[str, Any]) -> None:
         unused = get_object(method["_target_"]).unused(plain)
         if "buffer" in method and "method.buffer" not in unused:
             _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
-            if known is not None:
-                _check_room(method["buffer"], known[1], tasks, plain["scenario"]["name"] == "data")
+            if known is not None and plain["stream"].get("first") is None:
+                again = plain["scenario"]["name"] == "data"
+                _check_room(method["buffer"], known[1], tasks, again)
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:
@@ -66,6 +67,11 @@ def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) 
     again  whether all classes come in each task
     """
     shared, capacity = get_object(options["_target_"]).shared_by, options.get("capacity")
+    if again and shared == "classes":
+        raise UserError(
+            f"buffer._target_={options['_target_']}: it has its share of each class after the "
+            "first task, where all tasks have the same classes; use another buffer, or scenario=class"
+        )
     count = classes * tasks if again and shared == "classes of each task" else classes
     if shared is not None and capacity is not None and capacity < count:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -28,6 +28,11 @@ class Herding(Buffer):
         super().__init__(rng, insert, replacement)
         self.capacity = capacity
         self.groups: list[list[int]] = []  # of the rows, in their order: task, class, how many
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """`insert`: the whole task is looked at, once."""
+        return {"insert"}
 
     def add(self, batch: Batch) -> None:
         """Nothing: samples are chosen from the whole task, when it has ended."""

@@ -8,7 +8,7 @@ slda  linear discriminant analysis with a covariance of all classes (Hayes & Kan
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class FeatureClassifier(Method):
         self.sums = zeros(classes, size, dtype=torch.float64)
         self.products = zeros((size, size) if rule == "lda" else (0, 0), dtype=torch.float64)
 
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        return {"method.shrinkage"} if config["method"]["rule"] == "nearest_mean" else set()
+
     def check_network(self, task: Task) -> None:
         refuse_linearised_head(self.learner.net, "ncm or slda")
         if self.learner.heads.bias_of(self.learner.flat.grad) is None:
@@ -70,7 +74,8 @@ class FeatureClassifier(Method):
         yield "", self._classifier()
 
     def predict(self, batch: Batch) -> Tensor:
-        return self.learner.snapshot_logits(self._classifier(), batch)
+        with self.learner.evaluating(full_precision=True):  # small gaps between large logits
+            return self.learner.snapshot_logits(self._classifier(), batch)
 
     @torch.no_grad()
     def _classifier(self) -> Snapshot:

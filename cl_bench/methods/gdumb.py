@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import cos, pi
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ class GDumb(Rehearsal):
     the optimizer's learning rate, then falls of 1, 2, 4, ... epochs along half a cosine, from all
     of it to a share `last`, as in the authors' code. That code mixes images by CutMix as well,
     which is left out. The schedule's own epochs offer the samples to the memory, and nothing else.
+    The first network is the one that the config makes, also with continue_from.
     """
 
+    scenarios: ClassVar[tuple[str, ...]] = ("task", "class")
     allows_folding = False
 
     def __init__(
@@ -42,6 +44,11 @@ class GDumb(Rehearsal):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
+        if config["schedule"].get("patience") is not None:
+            raise UserError(
+                f"schedule.patience={config['schedule']['patience']}: method=gdumb trains after a "
+                "task, whatever its epochs; use schedule.patience=null"
+            )
         if config["schedule"]["batch_norm"] != "train":
             raise UserError(
                 f"schedule.batch_norm={config['schedule']['batch_norm']}: method=gdumb trains its "

@@ -21,11 +21,11 @@ class ICaRL(Exemplars):
     """Binary cross-entropy for each class so far, on new samples and `replay` exemplars (alg. 3).
 
     The targets are the labels for classes of this task, and for older classes the outputs that the
-    network had after the last task. The loss is a mean over samples and classes, as in the authors'
-    code. After a task, a test image gets the class whose exemplars have the nearest mean feature
-    (alg. 1), and within a task the class with the largest output. Features and means have length 1,
-    so that the nearest mean is that with the largest product with the feature: the means are the
-    rows of a head (`classifier`).
+    network had after the last task. The loss is a mean over samples and the classes so far. After a
+    task, a test image gets the class whose exemplars have the nearest mean feature (alg. 1), and
+    within a task the class with the largest output. Features and means have length 1, so that the
+    nearest mean is that with the largest product with the feature: the means are the rows of a head
+    (`classifier`).
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "class")
@@ -44,8 +44,7 @@ class ICaRL(Exemplars):
     def end_task(self, task: Task) -> None:
         super().end_task(task)
         assert self.teacher is not None
-        means, known = self._class_means()
-        theta = self.learner.heads.with_rows(self.teacher.theta, known, means)
+        theta = self.learner.heads.with_rows(self.teacher.theta, self.now, self._class_means())
         self.classifier = self.teacher._replace(theta=theta)
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:
@@ -67,9 +66,9 @@ class ICaRL(Exemplars):
         losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
         return (losses * now).sum(1).mean() / now.sum()
 
-    def _class_means(self) -> tuple[Tensor, Tensor]:
-        """(K, d): the mean feature of each class's exemplars, of length 1; (K,): has it any."""
+    def _class_means(self) -> Tensor:
+        """(K, d): the mean feature of each class's exemplars, of length 1; 0 where it has none."""
         rows = self.memory.stored()
         found = self.learner.unit_features(rows.slices(512))
         total = found.new_zeros(len(self.now), found.shape[1]).index_add_(0, rows.y, found)
-        return F.normalize(total, dim=1), total.any(1)
+        return F.normalize(total, dim=1)

@@ -35,8 +35,9 @@ class PackNet(Separate):
     The weights with the smallest size are pruned, and are free for the next task; those that are
     left belong to the task and do not change again. A network for task t has the weights of tasks
     1 to t, and 0 elsewhere, so that nothing is forgotten. Pruning comes after `prune_after` epochs,
-    out of schedule.epochs. Biases and batch norm's weights are trained in the first task alone, as
-    in the paper; heads are separate, and so are batch norm's statistics.
+    out of schedule.epochs; the optimizer starts anew with it. Biases and batch norm's weights are
+    trained in the first task alone, as in the paper; heads are separate. Batch norm's statistics
+    are those of each task, where the paper keeps those of the first.
     """
 
     forbids_weight_decay = True
@@ -52,6 +53,11 @@ class PackNet(Separate):
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
+        if config["schedule"].get("patience") is not None:
+            raise UserError(
+                f"schedule.patience={config['schedule']['patience']}: an epoch before "
+                "method=packnet prunes would be kept as the best one; use schedule.patience=null"
+            )
         after, epochs = config["method"]["prune_after"], config["schedule"]["epochs"]
         if after >= (min(epochs) if isinstance(epochs, list) else epochs):
             raise UserError(
@@ -82,7 +88,7 @@ class PackNet(Separate):
         return loss
 
     def end_task(self, task: Task) -> None:
-        if not self.pruned:  # the task ended early (schedule.patience)
+        if not self.pruned:  # fewer samples came than the epochs have
             self._prune()
         self.learned[task.id] = PackNetTask(self.number, self.learner.snapshot().buffers)
         self.ready.cache_clear()
@@ -121,3 +127,5 @@ class PackNet(Separate):
             weights[name][gone] = 0.0
             trained[name][gone] = 0.0
         self.pruned = True
+        # its moments would move the weights that are 0 now
+        self.learner.restart_optimizer(self.learner.flat.theta)

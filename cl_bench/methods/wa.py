@@ -13,6 +13,7 @@ from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.shared.exemplars import Exemplars
+from cl_bench.methods.shared.head_rows import refuse_linearised_head
 
 
 class WA(Exemplars):
@@ -36,8 +37,11 @@ class WA(Exemplars):
         super().__init__(learner, buffer, replay)
         self.temperature = temperature
 
+    def check_network(self, task: Task) -> None:
+        refuse_linearised_head(self.learner.net, "wa")
+
     def end_task(self, task: Task) -> None:
-        if self.teacher is not None:
+        if bool(self.past.any()):
             self._align()
         super().end_task(task)
 

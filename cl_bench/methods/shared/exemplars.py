@@ -27,14 +27,16 @@ class Exemplars(Rehearsal):
         super().__init__(learner, buffer)
         self.replay = replay
         self.teacher: Snapshot | None = None  # the network after the last task
-        self.past = torch.zeros_like(learner.flat.grad[:0]).bool()  # (K,) classes of past tasks
-        self.now = self.past  # (K,) those of this task as well
+        none = torch.zeros_like(learner.flat.grad[:0]).bool()
+        self.past = none  # (K,) classes of past tasks that do not come in this one
+        self.now = none  # (K,) all classes so far
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         own = self.learner.heads.competing_in(task)
-        self.past = self.past if len(self.past) else torch.zeros_like(own)
-        self.now = self.past | own
+        seen = self.now if len(self.now) else torch.zeros_like(own)
+        self.past = seen.index_fill(0, task.y, False)
+        self.now = seen | own
 
     def observe(self, batch: Batch) -> Tensor:
         learner = self.learner
@@ -48,11 +50,11 @@ class Exemplars(Rehearsal):
 
     def end_task(self, task: Task) -> None:
         super().end_task(task)
-        self.teacher, self.past = self.learner.snapshot(), self.now
+        self.teacher = self.learner.snapshot()
 
     def _loss(self, logits: Tensor, batch: Batch, past: Tensor, now: Tensor) -> Tensor:
         """The loss of new samples and exemplars; `batch.logits` are the teacher's, if there is one.
 
-        past, now  (K,) bool: the classes of past tasks, and these and the classes of this task
+        past, now  (K,) bool: the classes of past tasks alone, and all classes so far
         """
         raise NotImplementedError

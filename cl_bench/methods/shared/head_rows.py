@@ -9,9 +9,9 @@ from cl_bench.models.linearized import Linearized
 
 
 def refuse_linearised_head(net: nn.Module, method: str) -> None:
-    """Raise UserError where the parameters of the head are changes of another head."""
+    """Raise UserError where the head is linearised, so that its rows alone do not decide."""
     if isinstance(net, Linearized) and net.head_mode == "linearized":
         raise UserError(
-            f"model.head_mode=linearized: method={method} writes the rows of the head, which are "
-            "changes of other rows here; use model.head_mode=bilinear"
+            f"model.head_mode=linearized: method={method} writes the rows of the head, which is "
+            "linearised together with the network; use model.head_mode=bilinear"
         )
