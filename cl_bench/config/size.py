@@ -70,7 +70,7 @@ def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) 
     if again and shared == "classes":
         raise UserError(
             f"buffer._target_={options['_target_']}: it has its share of each class after the "
-            "first task, where all tasks have the same classes; use another buffer, or scenario=class"
+            "first task, where all tasks have the same classes; use another buffer"
         )
     count = classes * tasks if again and shared == "classes of each task" else classes
     if shared is not None and capacity is not None and capacity < count:
