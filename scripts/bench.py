@@ -108,8 +108,8 @@ def process(overrides: list[str]) -> None:
     print(f"peak memory {row[9]} MiB; the same command again (start-up and report) {again:.1f} s")
 
 
-def main() -> None:
-    """Run the benchmark that the command line asks for."""
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = Parser(description="Measure the overhead of the framework and of methods.")
     parser.add_argument("overrides", nargs="*", help="those of cl_bench.run")
     parser.add_argument(
@@ -131,7 +131,12 @@ def main() -> None:
         "--peers", action="store_true", help="measure against other frameworks that are installed"
     )
     parser.add_argument("--save", action="store_true", help="write the ratios to results/speed.csv")
-    args = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for."""
+    args = arguments()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
     found = Ratios(args.overrides)
     if args.online:

@@ -29,6 +29,15 @@ def revealed(made: Any, stream: Any, now: int) -> Any:
     return made
 
 
+def next_draw(method: Any, count: int) -> Batch:
+    """What the memory will give at the next draw, which this one does not change."""
+    rng = method.learner.rng
+    state = rng.get_state()
+    drawn = method.memory.sample(count)
+    rng.set_state(state)
+    return drawn
+
+
 @pytest.mark.parametrize("forward", ["apart", "together"])
 @pytest.mark.parametrize("scenario", ["class", "task", "data"])
 def test_er_ace_equals_its_formula(scenario: str, forward: str) -> None:
@@ -40,9 +49,7 @@ def test_er_ace_equals_its_formula(scenario: str, forward: str) -> None:
     method.observe(rows_of(stream.tasks[0], 8))
     revealed(made, stream, 1)
     new = rows_of(stream.tasks[1], 6)
-    state = made.rng.get_state()
-    old = method.memory.sample(4)
-    made.rng.set_state(state)
+    old = next_draw(method, 4)
     theta = made.flat.theta.detach().clone().requires_grad_()
 
     def mean_loss(rows: Batch, allowed: set[int] | None) -> Tensor:
@@ -156,11 +163,11 @@ def test_a_memory_of_exemplars_has_no_logits() -> None:
         check_config(composed("method=der", "buffer=herding", "scenario=class"))
 
 
-def trained_icarl(tasks: int) -> tuple[Any, Any, Any]:
-    """iCaRL after so many tasks of a class-incremental stream, in double precision."""
+def trained(name: str, tasks: int, *words: str) -> tuple[Any, Any, Any]:
+    """A method after so many tasks of a class-incremental stream, in double precision."""
     torch.manual_seed(0)
     stream, made = blobs("class"), learner(mlp().double())
-    method = method_for("icarl", made, "buffer.capacity=12", "method.replay=4")
+    method = method_for(name, made, "buffer.capacity=12", "method.replay=4", *words)
     for task in stream.tasks[:tasks]:
         revealed(made, stream, task.id)
         method.begin_task(task)
@@ -172,15 +179,13 @@ def trained_icarl(tasks: int) -> tuple[Any, Any, Any]:
 
 def test_icarl_equals_its_formula() -> None:
     """The labels for classes of this task, the old network's outputs for the others."""
-    method, made, stream = trained_icarl(1)
+    method, made, stream = trained("icarl", 1)
     teacher = made.flat.theta.detach().clone()
     revealed(made, stream, 1)
     method.begin_task(stream.tasks[1])
     made.flat.theta.detach().add_(0.01)
     new = rows_of(stream.tasks[1], 6)
-    state = made.rng.get_state()
-    union = new.cat(method.memory.sample(4))
-    made.rng.set_state(state)
+    union = new.cat(next_draw(method, 4))
     theta = made.flat.theta.detach().clone().requires_grad_()
     total = torch.zeros((), dtype=torch.float64)
     for x, y, t in zip(*union[:3], strict=True):
@@ -200,7 +205,7 @@ def test_icarl_equals_its_formula() -> None:
 
 def test_icarl_predicts_the_nearest_mean_of_exemplars() -> None:
     """By distances to means of length 1, one image at a time; its networks predict the same."""
-    method, made, stream = trained_icarl(3)
+    method, made, stream = trained("icarl", 3)
     rows = method.memory.stored()
     made.net.eval()
     means = []
@@ -218,7 +223,7 @@ def test_icarl_predicts_the_nearest_mean_of_exemplars() -> None:
 
 
 def test_icarl_predicts_by_its_outputs_within_a_task() -> None:
-    method, made, stream = trained_icarl(1)
+    method, made, stream = trained("icarl", 1)
     method.begin_task(stream.tasks[1])
     batch = rows_of(stream.tests[0], 5)
     assert method.predict(batch).equal(made.logits(made.flat.theta, batch))
@@ -226,22 +231,13 @@ def test_icarl_predicts_by_its_outputs_within_a_task() -> None:
 
 def test_wa_equals_its_formula() -> None:
     """(1 - a) cross-entropy + a distillation over old classes; then new rows are scaled."""
-    torch.manual_seed(0)
-    stream, made = blobs("class"), learner(mlp().double())
-    words = "buffer.capacity=12", "method.replay=4", "method.temperature=3.0"
-    method = method_for("wa", made, *words)
-    revealed(made, stream, 0)
-    method.begin_task(stream.tasks[0])
-    method.observe(rows_of(stream.tasks[0], 8))
-    method.end_task(stream.tasks[0])
+    method, made, stream = trained("wa", 1, "method.temperature=3.0")
     teacher = made.flat.theta.detach().clone()
     revealed(made, stream, 1)
     method.begin_task(stream.tasks[1])
     made.flat.theta.detach().add_(0.02)
     new = rows_of(stream.tasks[1], 6)
-    state = made.rng.get_state()
-    union = new.cat(method.memory.sample(4))
-    made.rng.set_state(state)
+    union = new.cat(next_draw(method, 4))
     theta = made.flat.theta.detach().clone().requires_grad_()
     now, before = made.logits(theta, union)[:, :4], made.logits(teacher, union)[:, :2].detach()
     kept = -((before / 3).softmax(1) * (now[:, :2] / 3).log_softmax(1)).sum(1).mean()
@@ -267,9 +263,7 @@ def test_mir_replays_what_the_new_batch_would_raise_most() -> None:
     for rows in stream.tasks[0].chunks(8):
         method.observe(rows)
     new = rows_of(stream.tasks[1], 6)
-    state = made.rng.get_state()
-    drawn = method.memory.sample(9)
-    made.rng.set_state(state)
+    drawn = next_draw(method, 9)
     theta = made.flat.theta.detach().clone().requires_grad_()
     (slope,) = torch.autograd.grad(made.loss(theta, new), theta)
     raised = []

@@ -7,6 +7,8 @@ and the prediction take into account.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -49,19 +51,17 @@ class Heads:
     def in_use(self, live: Tensor) -> Tensor:
         """(P,): 0 in the head's rows of classes that are not `live` (K,), 1 everywhere else."""
         mask = torch.ones_like(self.flat.grad)
-        for rows in self.flat.parts(mask, lambda module: module is self.head):
+        for rows in self._parts(mask):
             rows[~live] = 0.0
         return mask
 
     def rows_of(self, vector: Tensor) -> Tensor:
         """(K, d): the part of a vector (P,) for the weight of the head."""
-        parts = self.flat.parts(vector, lambda module: module is self.head)
-        return next(part for part in parts if part.ndim > 1)
+        return next(part for part in self._parts(vector) if part.ndim > 1)
 
     def bias_of(self, vector: Tensor) -> Tensor | None:
         """(K,): the part of a vector (P,) for the bias of the head; None: it has none."""
-        parts = self.flat.parts(vector, lambda module: module is self.head)
-        return next((part for part in parts if part.ndim == 1), None)
+        return next((part for part in self._parts(vector) if part.ndim == 1), None)
 
     def with_rows(
         self, theta: Tensor, classes: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -72,7 +72,7 @@ class Heads:
         """
         found = theta.detach().clone()
         bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
-        for rows in self.flat.parts(found, lambda module: module is self.head):
+        for rows in self._parts(found):
             new = (weight if rows.ndim > 1 else bias).to(rows.dtype)
             rows.copy_(torch.where(classes.view(-1, *[1] * (rows.ndim - 1)), new, rows))
         return found
@@ -82,7 +82,10 @@ class Heads:
         if not self.masked:
             return
         unused = ~self.live[batch.t].any(0)
-        of_head = [self.flat.parts(v, lambda module: module is self.head) for v in (new, old)]
-        for after, before in zip(*of_head, strict=True):
+        for after, before in zip(self._parts(new), self._parts(old), strict=True):
             rows = unused.view(-1, *[1] * (after.ndim - 1))
             after.copy_(torch.where(rows, before, after))
+
+    def _parts(self, vector: Tensor) -> Iterator[Tensor]:
+        """The parts of a vector (P,) for the head: its weight, and its bias if it has one."""
+        return self.flat.parts(vector, lambda module: module is self.head)

@@ -80,8 +80,9 @@ class Steps:
     def _single(self, batch: Tensor) -> Tensor:
         """A step by itself; where steps are planned, it leaves tensors where they lie."""
         self._anneal(self.schedule.factor(self.session.progress.step, self.task))
-        renewed = [] if self._plan is None else self._plan.pattern.renewed
-        return in_place(renewed, lambda: self._observe(batch))
+        if self._plan is None:
+            return self._observe(batch)
+        return in_place(self._plan.pattern.renewed, lambda: self._observe(batch))
 
     def _observe(self, batch: Tensor) -> Tensor:
         """The method's step on the samples at these indices."""
