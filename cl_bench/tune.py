@@ -10,15 +10,19 @@ the highest mean ACC is written, with the results of all points as evidence, to
                                method.replay=range(1,5)          1, 2, 3, 4
                                optimizer.lr=interval(0.1,10)     any number between the two
                                optimizer.lr=tag(log,interval(0.1,10))   on a logarithmic scale
+    spaces=<name>              in place of grid: the keys and values of each method in a file of
+                               conf/tuned_values/spaces, or in a file of your own: <name>.yaml
     strategy=grid              all combinations of the values; no intervals (the default)
              random            random points, as many as `trials`
+             sobol             as many points as `trials`, evenly spread (Sobol's sequence)
              optuna            as many points as `trials`, each proposed by Optuna's TPE sampler
                                from the results before it (pip install -e ".[tune]")
-    trials=20                  number of points of random and optuna
+    trials=20                  number of points of random, sobol and optuna
     first=3                    number of tasks that each run trains on
     seeds=0                    seeds of each point, for example 0,1,2
     jobs=1                     number of points that are run at the same time (optuna: 1)
 
+method=er,ewc,derpp searches for one method after the other, each with the same options.
 All other arguments are overrides of cl_bench.run. More tasks and seeds (first=20 seeds=0,1,2) take
 longer, and say more about the whole stream.
 

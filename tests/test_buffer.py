@@ -194,3 +194,22 @@ def test_by_task() -> None:
     reservoir.begin_task(Task(3, rows.x, rows.y, rows.t))
     assert [sorted(b.y.tolist()) for b in ring.by_task()] == [[1, 2], [11, 12], [21, 22]]
     assert [b.y.tolist() for b in reservoir.by_task()] == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
+
+
+def test_a_ring_with_a_capacity_shares_it_equally_by_the_tasks_so_far() -> None:
+    """Seven samples: the first task has 7, of two tasks each has 3, of three tasks each has 2."""
+    ring = Ring(99, "all", False, Generator().manual_seed(0), capacity=7)
+    kept = []
+    for k in range(3):
+        rows = numbered(10 * k, 9)._replace(t=torch.full((9,), k))
+        ring.begin_task(Task(k, rows.x, rows.y, rows.t))
+        for part in rows.slices(4):
+            ring.add(part)
+        ring.end_task()
+        kept.append([sorted(part.y.tolist()) for part in ring.by_task()])
+    assert kept[0] == [[2, 3, 4, 5, 6, 7, 8]]
+    assert kept[1] == [[6, 7, 8], [16, 17, 18]]
+    assert kept[2] == [[7, 8], [17, 18], [27, 28]] and len(ring) == 6
+    assert all(int(part.t[0]) == k for k, part in enumerate(ring.by_task()))
+    assert Ring.max_samples({"per_task": 10, "capacity": 7}, tasks=20) == 7
+    assert Ring.unused_options({"per_task": 10, "capacity": None}) == {"capacity"}

@@ -73,7 +73,10 @@ WRONG = [
         "an interval has finite ends and rises",
     ),
     ([GRID, "method=ewc", "optimizer.lr=0.1"], "optimizer.lr is also set by an override"),
-    ([GRID, "method=ewc", "strategy=best"], "strategy=best: must be one of grid, random, optuna"),
+    (
+        [GRID, "method=ewc", "strategy=best"],
+        "strategy=best: must be one of grid, random, sobol, optuna",
+    ),
     ([GRID, "method=ewc", "first=0"], "first=0: must be an integer, at least 1"),
     ([GRID, "method=ewc", "seeds=a"], "seeds=a: must be an integer, at least 0"),
     (

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.buffer import Buffer
+from cl_bench.core.memory import Buffer
 from cl_bench.curvature.base import Estimator
 from cl_bench.curvature.dense import Small
 from cl_bench.curvature.diagonal import PerSample

@@ -51,7 +51,7 @@ def _check_buffer(
 ) -> None:
     """Refuse a buffer that is too large; `values`: the bytes of an image."""
     rows = get_object(options["_target_"]).max_samples(options, tasks) or 0
-    key = "per_task" if "per_task" in options else "capacity"
+    key = "per_task" if options.get("capacity") is None and "per_task" in options else "capacity"
     named = f"buffer.{key}={options.get(key)}: its images"
     _require(named, rows * values)
     if budget_mib is not None and rows * values > budget_mib * 2**20:
@@ -62,7 +62,7 @@ def _check_buffer(
 
 
 def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) -> None:
-    """Refuse a memory that its classes share and that has no sample for each of them.
+    """Refuse a memory that its classes or tasks share and that has no sample for each of them.
 
     again  whether all classes come in each task
     """
@@ -73,6 +73,7 @@ def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) 
             "first task, where all tasks have the same classes; use another buffer"
         )
     count = classes * tasks if again and shared == "classes of each task" else classes
+    count = tasks if shared == "tasks" else count
     if shared is not None and capacity is not None and capacity < count:
         raise UserError(
             f"buffer.capacity={capacity}: the memory is shared by the {shared}, {count} in all; "

@@ -1,123 +1,17 @@
-"""Memories of replay methods: past samples as pixels, as they came to the method.
-
-All draws come from a CPU generator of the run, so that they are the same on every device.
-"""
+"""Memories that keep samples as they come: a reservoir, one balanced by class, and a ring."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from cl_bench.base.bounds import Count
-from cl_bench.core.decisions import cannot_be_planned, decide, shapes_are_fixed, sizes_of
-from cl_bench.core.state import Stateful
-from cl_bench.core.storage import written
+from cl_bench.core.decisions import cannot_be_planned
+from cl_bench.core.memory import Buffer, Insert
 from cl_bench.core.types import Batch, Task
-
-NOTHING = torch.empty(2, 0, dtype=torch.int64)  # rows to write, and samples to write there
-Features = Callable[[list[Batch]], Tensor]  # -> (N, d) features of length 1 of all samples
-Insert = Literal["first", "all"]  # offer samples in a task's first epoch, or in all of them
-
-
-class Buffer(Stateful):
-    """A memory of samples: `add` offers a batch, `sample` draws, `by_task` gives all of it.
-
-    insert=first  a task's samples are offered in its first epoch only
-    insert=all    they are offered in each epoch, and the buffer counts them each time
-    replacement   whether a draw may have a sample several times
-    """
-
-    task_free: ClassVar[bool] = False  # True where it works without being told that a task ends
-    keeps_logits: ClassVar[bool] = True  # False where stored samples have no logits (DER)
-    shared_by: ClassVar[str | None] = None  # classes | classes of each task: have equal shares
-
-    def __init__(self, rng: Generator, insert: Insert, replacement: bool) -> None:
-        self.rng, self.insert, self.replacement = rng, insert, replacement
-        self.rows: Batch | None = None
-        self.filled = 0  # the number of rows that may be drawn, from the first on
-        self.new: int | None = None  # samples of this task still to be offered; None: no limit
-        self.now: int | None = None  # id of the task that is learned
-
-    @classmethod
-    def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:
-        """The number of samples it allocates, from a config's options; None: it grows."""
-        return options.get("capacity")
-
-    def __len__(self) -> int:
-        return self.filled
-
-    @property
-    def empty(self) -> bool:
-        """Whether no sample may be drawn; false from the first one on."""
-        return not vars(self)["filled"]  # which a planned step may ask, and nothing more
-
-    def begin_task(self, task: Task) -> None:
-        """Call it before the task's samples are offered."""
-        self.new = len(task) if self.insert == "first" else None
-        self.now = task.id
-
-    def add(self, batch: Batch) -> None:
-        """Offer the samples of a batch, in order; the buffer decides which ones it keeps."""
-        chosen = decide(lambda: self._chosen(batch), batch.y)
-        if chosen.shape[1]:
-            self.rows = written(self.rows, chosen, batch, self._room())
-
-    def choose(self, task: Task, features: Features) -> None:
-        """Call it before `end_task`; a memory that chooses from the whole task does so here."""
-
-    def end_task(self) -> None:
-        """Call it after the task's last sample; what is kept of it may be replayed as past."""
-
-    def sample(self, count: int) -> Batch:
-        """`count` stored samples, or as many as there are: distinct, or drawn independently."""
-        assert self.rows is not None
-        if self.replacement:
-            return self.rows.rows(decide(lambda: self._independent(count), self.rows.y))
-        return self.rows.rows(decide(lambda: self._distinct(count), self.rows.y))
-
-    def stored(self) -> Batch:
-        """All samples that may be drawn."""
-        assert self.rows is not None
-        return self.rows.rows(slice(0, self.filled))
-
-    def by_task(self) -> list[Batch]:
-        """The stored samples of each past task, a batch each; synchronises with a CUDA device."""
-        assert self.rows is not None
-        t = self.rows.t[: self.filled]
-        past = [k for k in t.unique().tolist() if k != self.now]
-        return [self.rows.rows((t == k).nonzero().squeeze(1)) for k in past]
-
-    def _independent(self, count: int) -> Tensor:
-        return torch.randint(self.filled, (min(count, self.filled),), generator=self.rng)
-
-    def _distinct(self, count: int) -> Tensor:
-        return torch.randperm(self.filled, generator=self.rng)[:count]
-
-    def _chosen(self, batch: Batch) -> Tensor:
-        """(2, n): rows of the storage, and the samples of the batch that are written there.
-
-        With fixed shapes n is the size B of the batch: the last pair is repeated, or where nothing
-        is kept, the first row is written to itself, as sample B.
-        """
-        count = len(batch.y)
-        if self.new is not None:
-            batch = batch.rows(slice(0, self.new)) if count > self.new else batch
-            self.new -= len(batch.y)
-        kept = self._offer(sizes_of(batch)) if len(batch.y) else {}
-        chosen = torch.tensor([list(kept), list(kept.values())]) if kept else NOTHING
-        if not shapes_are_fixed():
-            return chosen
-        last = chosen[:, -1:] if kept else torch.tensor([[0], [count]])
-        return torch.cat([chosen, last.expand(2, count - len(kept))], 1)
-
-    def _offer(self, batch: Batch) -> dict[int, int]:
-        raise NotImplementedError("the rows to write, and which sample of the batch goes into each")
-
-    def _room(self) -> int:
-        raise NotImplementedError("the number of rows that the storage has at least")
 
 
 class Reservoir(Buffer):
@@ -204,12 +98,40 @@ class Balanced(Buffer):
 
 
 class Ring(Buffer):
-    """The last `per_task` samples of every task, as in GEM; the current task is not drawn."""
+    """The last samples of every task, as in GEM; the current task is not drawn.
 
-    def __init__(self, per_task: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
+    per_task  so many of each task
+    capacity  so many in all, shared equally by the tasks so far, in place of `per_task`
+    """
+
+    shared_by: ClassVar[str | None] = "tasks"
+
+    def __init__(
+        self,
+        per_task: Count,
+        insert: Insert,
+        replacement: bool,
+        rng: Generator,
+        capacity: Count | None = None,
+    ) -> None:
         super().__init__(rng, insert, replacement)
-        self.per_task, self.seen = per_task, 0  # seen: samples offered of the current task
+        self.per_task, self.capacity = per_task, capacity
+        self.seen = 0  # samples offered of the current task
         self.starts: list[int] = []  # first row of each past task
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """Without `capacity` a config has the hash that it had before there was this option."""
+        return {"capacity"} if options.get("capacity") is None else {"per_task"}
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        if self.capacity is not None:
+            self.per_task = self.capacity // (len(self.starts) + 1)
+            kept = [range(max(s, e - self.per_task), e) for s, e in self._tasks()]
+            *self.starts, self.filled = accumulate(map(len, kept), initial=0)
+            if self.rows is not None:
+                self.rows = self.rows.rows(torch.tensor([row for rows in kept for row in rows]))
 
     def _room(self) -> int:
         return self.filled + self.per_task
@@ -223,17 +145,28 @@ class Ring(Buffer):
 
     @classmethod
     def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:
-        return tasks * options["per_task"]
+        return options.get("capacity") or tasks * options["per_task"]
 
     def end_task(self) -> None:
         """The samples of the current task may be drawn from now on."""
         if self.seen:
             self.starts.append(self.filled)
+            if self.capacity is not None and self.seen > self.per_task:
+                self._sort(self.seen % self.per_task)
         self.filled += min(self.seen, self.per_task)
         self.seen = 0
 
     def by_task(self) -> list[Batch]:
         """The stored samples of each past task, found without synchronising with the device."""
         assert self.rows is not None
-        ends = [*self.starts[1:], self.filled]
-        return [self.rows.rows(slice(*cut)) for cut in zip(self.starts, ends, strict=True)]
+        return [self.rows.rows(slice(*cut)) for cut in self._tasks()]
+
+    def _sort(self, oldest: int) -> None:
+        """Put the rows of the current task into the order in which they came."""
+        assert self.rows is not None
+        now = torch.arange(self.filled, self.filled + self.per_task).roll(-oldest)
+        self.rows = self.rows.rows(torch.cat([torch.arange(self.filled), now]))
+
+    def _tasks(self) -> list[tuple[int, int]]:
+        """The first row of each past task, and the one after its last."""
+        return list(pairwise([*self.starts, self.filled]))

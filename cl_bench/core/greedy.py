@@ -8,8 +8,8 @@ import torch
 from torch import Generator
 
 from cl_bench.base.bounds import Count
-from cl_bench.core.buffer import Buffer, Insert
 from cl_bench.core.decisions import cannot_be_planned
+from cl_bench.core.memory import Buffer, Insert
 from cl_bench.core.types import Batch
 
 

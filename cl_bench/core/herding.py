@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.buffer import Buffer, Features, Insert
+from cl_bench.core.memory import Buffer, Features, Insert
 from cl_bench.core.types import Batch, Task
 
 

@@ -8,6 +8,21 @@ from torch import Tensor
 from cl_bench.core.decisions import shapes_are_fixed
 from cl_bench.core.types import Batch
 
+NOTHING = torch.empty(2, 0, dtype=torch.int64)  # rows to write, and samples to write there
+
+
+def pairs_of(kept: dict[int, int], count: int) -> Tensor:
+    """(2, n): rows of the storage, and the samples, of a batch of `count`, that are written there.
+
+    With fixed shapes n is `count`: the last pair is repeated, or where nothing is kept, the first
+    row is written to itself, as sample number `count`.
+    """
+    chosen = torch.tensor([list(kept), list(kept.values())]) if kept else NOTHING
+    if not shapes_are_fixed():
+        return chosen
+    last = chosen[:, -1:] if kept else torch.tensor([[0], [count]])
+    return torch.cat([chosen, last.expand(2, count - len(kept))], 1)
+
 
 def written(rows: Batch | None, chosen: Tensor, batch: Batch, room: int) -> Batch:
     """Write samples of a batch into the rows, in place.

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.decisions import Draw, RecordedDecisions, decisions_from
+from cl_bench.core.memory import Buffer
 from cl_bench.engine.step_state import Changed, changes, has_tensors, leaves
 from cl_bench.methods.base import Method
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.state import PLAIN, Stateful, is_state
 from cl_bench.methods.base import Method
 

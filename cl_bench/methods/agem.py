@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Positive
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.gradient import clip_norm
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.state import Stateful
 from cl_bench.core.types import Batch, Snapshot, Task
 

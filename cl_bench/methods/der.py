@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
 

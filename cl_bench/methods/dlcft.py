@@ -20,8 +20,8 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive, Share
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature.base import Estimator

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Share
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Rehearsal
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.shared.exemplars import Exemplars
 from cl_bench.methods.shared.head_rows import refuse_linearised_head

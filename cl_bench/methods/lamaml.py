@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.decisions import decide
 from cl_bench.core.gradient import clip_norm
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
 

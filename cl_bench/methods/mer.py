@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Share
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.inner_loop import By
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch
 from cl_bench.methods.base import Rehearsal
 

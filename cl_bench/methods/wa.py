@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Positive
-from cl_bench.core.buffer import Buffer
 from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.shared.exemplars import Exemplars
 from cl_bench.methods.shared.head_rows import refuse_linearised_head

@@ -17,19 +17,29 @@ from cl_bench.config.compose import composed, labels_of
 from cl_bench.results import source_code
 from cl_bench.tuning.optuna_search import run_optuna
 from cl_bench.tuning.search import Search
+from cl_bench.tuning.spaces import searches
 from cl_bench.tuning.trials import Trial, run_points
 
 
 def tune(arguments: list[str]) -> None:
-    """Run the search that `arguments` describe, print its points, and write the best one.
+    """Run the searches that `arguments` describe, one after the other; each writes its best point.
 
-    Raises UserError where the arguments are wrong, a run fails, or training diverges at all points;
-    nothing is written then.
+    Raises UserError where the arguments of any are wrong, before anything is run.
+    """
+    asked = searches(arguments)
+    for search in asked:
+        files.require_writable(_values_file(search).parent)
+    for search in asked:
+        _tune_one(search)
+
+
+def _tune_one(search: Search) -> None:
+    """Run one search, print its points, and write the best one.
+
+    Raises UserError where a run fails or training diverges at all points; nothing is written then.
     """
     import pandas as pd
 
-    search = Search.parse(arguments)
-    files.require_writable(_values_file(search).parent)
     run = run_optuna if search.strategy == "optuna" else run_points
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
     ranked = sorted(trials, key=lambda trial: -trial.score)  # of equal scores the first stays first

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from omegaconf import OmegaConf
 from torch import Generator
+from torch.quasirandom import SobolEngine
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
@@ -18,7 +19,7 @@ from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import GROUPS, OPTIONAL
 from cl_bench.tuning.axis import Axis, parse_overrides
 
-STRATEGIES = ("grid", "random", "optuna")
+STRATEGIES = ("grid", "random", "sobol", "optuna")
 DEFAULTS = {"grid": "", "strategy": "grid", "first": "3", "seeds": "0", "trials": "20", "jobs": "1"}
 RESERVED = ("seed", "tuned", "evaluation.split", "evaluation.when", "stream.first", "force")
 Point = dict[str, str]  # key -> value as it is written on the command line
@@ -80,7 +81,7 @@ class Search:
             if self.strategy == "grid" and not axis.values:
                 raise UserError(
                     f"grid: {axis.key} is an interval, which strategy=grid cannot enumerate; "
-                    "list values, or use strategy=random or optuna"
+                    "list values, or use strategy=random, sobol or optuna"
                 )
         self.check_points()
 
@@ -123,12 +124,19 @@ class Search:
         return [*self.overrides, *fixed, *(f"{k}={v}" for k, v in point.items()), f"seed={seed}"]
 
     def points(self) -> list[Point]:
-        """All combinations of a grid; of strategy=random `trials` points drawn from seed 0."""
+        """All combinations of a grid; else `trials` points that are drawn from seed 0.
+
+        Those of strategy=sobol spread evenly over the space (scrambled Sobol sequence), those of
+        strategy=random are independent of each other.
+        """
         if self.strategy == "grid":
             products = itertools.product(*(axis.values for axis in self.axes))
             keys = [axis.key for axis in self.axes]
             return [dict(zip(keys, values, strict=True)) for values in products]
-        shares = torch.rand(self.trials, len(self.axes), generator=Generator().manual_seed(0))
+        if self.strategy == "sobol":
+            shares = SobolEngine(len(self.axes), scramble=True, seed=0).draw(self.trials)
+        else:
+            shares = torch.rand(self.trials, len(self.axes), generator=Generator().manual_seed(0))
         return _distinct([self.point_at(row) for row in shares.tolist()])
 
 

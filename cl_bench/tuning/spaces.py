@@ -1,0 +1,95 @@
+"""Searches for several methods by one command: each with its own space, all with the same budget.
+
+A file of spaces holds for each method the keys to search with their values in the notation of
+`grid`; what stands under `every` is searched for all methods, unless a method gives the key other
+values or `null`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from cl_bench.base import files
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.compose import composed, labels_of
+from cl_bench.config.nodes import CONF
+from cl_bench.tuning.search import Search
+
+SHIPPED = CONF / "tuned_values" / "spaces"
+EVERY = "every"  # the entry of a file of spaces that holds for all methods
+
+
+def searches(arguments: list[str]) -> list[Search]:
+    """The searches of a command line, one for each method that `method=a,b,...` names.
+
+    With `spaces=<name>` each has the keys and values of its method in that file. All are checked
+    before this returns; UserError where one is wrong.
+    """
+    named = [a for a in arguments if a.startswith("method=")]
+    spaces = [a.partition("=")[2] for a in arguments if a.startswith("spaces=")]
+    common = [a for a in arguments if not a.startswith(("spaces=", "method="))]
+    if len(named) > 1 or len(spaces) > 1:
+        twice = named if len(named) > 1 else spaces
+        raise UserError(f"{twice[1]}: the same is given twice, {twice[0]} and {twice[1]}")
+    if not named and not spaces:
+        return [Search.parse(arguments)]
+    if spaces and any(a.startswith("grid=") for a in common):
+        raise UserError(f"spaces={spaces[0]}: is given with grid=; leave one of them out")
+    methods = named[0].partition("=")[2].split(",") if named else [_method_of(common)]
+    if len(set(methods)) < len(methods):
+        raise UserError(f"{named[0]}: a method is listed twice")
+    found = read_spaces(spaces[0]) if spaces else None
+    return [Search.parse([*common, f"method={m}", *_grid(found, m)]) for m in methods]
+
+
+def read_spaces(name: str) -> dict[str, dict[str, str | None]]:
+    """The spaces of a file in conf/tuned_values/spaces, or of the user's own: `name` ends in .yaml.
+
+    Raises UserError where there is none, or where it does not hold keys and values of methods.
+    """
+    file = Path(name) if name.endswith(".yaml") else SHIPPED / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+        raise UserError(f"spaces={name}: no such file; there are {known}, or name a .yaml file")
+    try:
+        files.require_regular(file)
+        found: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"spaces={name}: cannot be read as YAML: {reason}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"spaces={name}: must map methods to the keys that are searched")
+    for method, space in found.items():
+        if not isinstance(space, dict) or not all(
+            isinstance(key, str) and (value is None or isinstance(value, str))
+            for key, value in space.items()
+        ):
+            raise UserError(
+                f"spaces={name}: {method} must map keys to values in the notation of grid=, "
+                "such as optimizer.lr: 0.01,0.1"
+            )
+    return found
+
+
+def _grid(spaces: dict[str, dict[str, str | None]] | None, method: str) -> list[str]:
+    """The argument `grid=...` of a method; empty without a file of spaces."""
+    if spaces is None:
+        return []
+    if method not in spaces:
+        known = ", ".join(sorted(spaces.keys() - {EVERY}))
+        raise UserError(f"method={method}: the spaces do not have it; they have {known}")
+    space = spaces.get(EVERY, {}) | spaces[method]
+    words = [f"{key}={values}" for key, values in space.items() if values is not None]
+    return ["grid=" + shlex.join(words)]
+
+
+def _method_of(overrides: list[str]) -> str:
+    options = ("strategy=", "first=", "seeds=", "trials=", "jobs=")
+    config = [o for o in overrides if not o.startswith(options)]
+    return labels_of(composed(*config, with_hydra=True).hydra)[2]
