@@ -41,8 +41,9 @@ def make_stream(cfg: DictConfig, device: torch.device) -> Stream:
     """The stream of tasks in the order of `scenario.order`, with its images on the device.
 
     With evaluation.split=val, held-out training images take the place of the test sets; with
-    schedule.patience, some more are held out to end a task early.
+    schedule.patience or a method that asks for it, some more are held out of each task.
     """
+    from cl_bench.data.check import holds_out
     from cl_bench.data.orders import reorder_tasks
     from cl_bench.data.stream import validation, with_held_out
 
@@ -53,7 +54,7 @@ def make_stream(cfg: DictConfig, device: torch.device) -> Stream:
     order = cfg.scenario.order
     stream = reorder_tasks(stream, order if isinstance(order, str) else list(order))
     stream = build(cfg.stream, stream=stream)
-    if cfg.schedule.get("patience") is None:
+    if not holds_out(resolved(cfg)):
         return stream
     return with_held_out(stream, cfg.schedule.holdout, cfg.dataset.seed)
 

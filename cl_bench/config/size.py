@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from hydra.utils import get_object
@@ -37,7 +37,8 @@ def check(plain: dict[str, Any]) -> None:
             _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
             if known is not None and plain["stream"].get("first") is None:
                 again = plain["scenario"]["name"] == "data"
-                _check_room(method["buffer"], known[1], tasks, again)
+                part = get_object(method["_target_"]).smallest_part(method)
+                _check_room(method["buffer"], known[1], tasks, again, part)
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:
@@ -61,10 +62,13 @@ def _check_buffer(
         )
 
 
-def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) -> None:
+def _check_room(
+    options: dict[str, Any], classes: int, tasks: int, again: bool, part: float
+) -> None:
     """Refuse a memory that its classes or tasks share and that has no sample for each of them.
 
     again  whether all classes come in each task
+    part   a share of the memory that must have a sample of each class, too
     """
     shared, capacity = get_object(options["_target_"]).shared_by, options.get("capacity")
     if again and shared == "classes":
@@ -74,11 +78,17 @@ def _check_room(options: dict[str, Any], classes: int, tasks: int, again: bool) 
         )
     count = classes * tasks if again and shared == "classes of each task" else classes
     count = tasks if shared == "tasks" else count
-    if shared is not None and capacity is not None and capacity < count:
+    if shared is None or capacity is None or round(part * capacity) >= count:
+        return
+    if part == 1:
         raise UserError(
             f"buffer.capacity={capacity}: the memory is shared by the {shared}, {count} in all; "
             "use at least as many samples"
         )
+    raise UserError(
+        f"buffer.capacity={capacity}: a part of {part:g} is shared by the {shared}, {count} in "
+        f"all; use at least {ceil(count / part)} samples"
+    )
 
 
 def _check_curvature(curvature: dict[str, Any], count: int) -> None:

@@ -34,6 +34,8 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
     for key, node in nodes:
         options = getattr(get_object(node["_target_"]), "unused_options", None)
         found |= {f"{key}.{name}" for name in options(node)} if options else set()
+    if get_object(plain["method"]["_target_"]).uses_held_out:
+        found.discard("schedule.holdout")
     found |= COPIED | WAITING | _of_data(plain) | _of_model(plain["model"])
     found |= {f"runtime.{name}" for name in CUDA_OPTIONS if not plain["runtime"].get(name)}
     return found | _of_batch_norm(plain) | _of_buffer(plain)

@@ -1,4 +1,4 @@
-"""Memory of the samples whose features are, together, closest to the mean of their class."""
+"""Memories that choose an equal share of each class from the whole task, when it has ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.memory import Buffer, Features, Insert
-from cl_bench.core.types import Batch, Task
+from cl_bench.core.types import Batch, Task, to_device_of
 
 
 class Herding(Buffer):
@@ -55,12 +55,32 @@ class Herding(Buffer):
             first += count
         for t, label in groups:
             own = task.rows((pairs == torch.tensor([t, label])).all(1).nonzero().squeeze(1))
-            found = features(list(own.chunks(512)))
-            chosen = herded(found, min(share, len(own)))
+            chosen = self._chosen_of(own, min(share, len(own)), features)
             rows.append(own.batch(chosen))
             kept.append([t, label, len(chosen)])
-        everything = rows[0].cat(*rows[1:])
+        everything = rows[0].cat(*rows[1:])._replace(logits=_joined_logits(rows))
         self.groups, self.rows, self.filled = kept, everything, len(everything.y)
+
+    def _chosen_of(self, own: Task, count: int, features: Features) -> Tensor:
+        """(count,): the samples that are kept of one class of a task."""
+        return herded(features(list(own.chunks(512))), count)
+
+
+def _joined_logits(rows: list[Batch]) -> Tensor | None:
+    """The stored logits of all samples, 0 for those without; None: none has any."""
+    known = next((part.logits for part in rows if part.logits is not None), None)
+    if known is None:
+        return None
+    none = [known.new_zeros(len(part.y), known.shape[1]) for part in rows]
+    pairs = zip(rows, none, strict=True)
+    return torch.cat([zero if part.logits is None else part.logits for part, zero in pairs])
+
+
+class Equal(Herding):
+    """As `Herding`, with random samples of each class in place of the most typical ones."""
+
+    def _chosen_of(self, own: Task, count: int, features: Features) -> Tensor:
+        return to_device_of(torch.randperm(len(own), generator=self.rng)[:count], own.y)
 
 
 def herded(features: Tensor, count: int) -> Tensor:

@@ -72,7 +72,12 @@ class Buffer(Stateful):
     def sample(self, count: int) -> Batch:
         """`count` stored samples, or as many as there are: distinct, or drawn independently."""
         assert self.rows is not None
-        return self.rows.rows(decide(lambda: self._drawn(count), self.rows.y))
+        return self.rows.rows(self.draw(count))
+
+    def draw(self, count: int) -> Tensor:
+        """The rows of `count` stored samples, as `sample` takes them."""
+        assert self.rows is not None
+        return decide(lambda: self._drawn(count), self.rows.y)
 
     def stored(self) -> Batch:
         """All samples that may be drawn."""

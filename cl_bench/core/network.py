@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from cl_bench.core.runtime import Runtime
 from cl_bench.core.state import Rebuilt
 from cl_bench.core.types import Batch, Snapshot, Task, Transform
 from cl_bench.models.fold import fold_in_place
-from cl_bench.models.head import head_input, head_of
+from cl_bench.models.head import head_input, head_name, head_of
 from cl_bench.models.layers import (
     accept_single_samples,
     batch_norm_buffers,
@@ -62,19 +63,49 @@ class NetworkFunction(Rebuilt):
 
         It changes nothing but batch norm's running statistics in training mode.
         """
+        return self._whole_batch(partial(self._logits, theta), batch)
+
+    def _whole_batch(self, function: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """`function` of the batch's pixels; each of several processes computes its share."""
         if not self.sharing:
-            return self._logits(theta, batch.x)
+            return function(batch.x)
         processes, self._whole = self.machine.processes, len(batch.y)
-        own = self._logits(theta, batch.x[processes.share(self._whole)])
+        own = function(batch.x[processes.share(self._whole)])
         return processes.gathered(own, self._whole)
 
     def _logits(self, theta: Tensor, pixels: Tensor) -> Tensor:
-        x = self.transform.view(pixels).to(theta.dtype)
+        if theta is not self.flat.theta:
+            return self._called(self.flat.views(theta), pixels)
         with self._autocast():
-            if theta is self.flat.theta:
-                return self.net(x)
-            with plain_attention(self.net):
-                return functional_call(self.net, self.flat.views(theta), (x,))
+            return self.net(self.transform.view(pixels).to(theta.dtype))
+
+    def _called(self, views: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+        """The outputs of the network with other parameters, by their names."""
+        x = self.transform.view(pixels).to(next(iter(views.values())).dtype)
+        with self._autocast(), plain_attention(self.net):
+            return functional_call(self.net, dict(views), (x,))
+
+    def features_and_logits(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, d), the input of the head in float32 or more, and (B, K) logits at `theta`.
+
+        One forward pass gives both: the head gets d further rows, those of the identity. The
+        network must not be linearised: its features are not the input of a layer.
+        """
+        return self._with_features(self.flat.views(theta), batch)
+
+    def _with_features(self, values: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features and logits with these parameters and buffers, by their names."""
+        name, views = head_name(self.net), dict(values)
+        weight, bias = views[f"{name}.weight"], views.get(f"{name}.bias")
+        width = weight.shape[1]
+        views[f"{name}.weight"] = torch.cat(
+            [weight, torch.eye(width, dtype=weight.dtype, device=weight.device)]
+        )
+        if bias is not None:
+            views[f"{name}.bias"] = torch.cat([bias, bias.new_zeros(width)])
+        outputs = self._whole_batch(lambda pixels: self._called(views, pixels), batch)
+        logits, features = outputs.split([len(weight), width], 1)
+        return features.to(torch.promote_types(features.dtype, torch.float32)), logits
 
     def keep_equal(self) -> None:
         """Give all processes the parameters and statistics of the first one, between steps."""
@@ -140,6 +171,12 @@ class NetworkFunction(Rebuilt):
         values = {**self.flat.views(snapshot.theta), **snapshot.buffers}
         with self.evaluating(self.full_precision), torch.no_grad(), self._autocast():
             return functional_call(self.net, values, (x,))
+
+    def snapshot_features(self, snapshot: Snapshot, batch: Batch) -> Tensor:
+        """(B, d): the input of the head of a snapshot, as `snapshot_logits`."""
+        views = {**self.flat.views(snapshot.theta), **snapshot.buffers}
+        with self.evaluating(self.full_precision), torch.no_grad():
+            return self._with_features(views, batch)[0]
 
     @contextmanager
     def evaluating(self, full_precision: bool = False) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra.utils import get_object
 from torch import Generator
 
 from cl_bench.base.exceptions import UserError
@@ -41,10 +42,16 @@ def check(plain: dict[str, Any]) -> list[int] | None:
     if evaluation["split"] == "val":
         for task, count in enumerate(images or []):
             plan.holdout_size(task, count, evaluation["holdout"])
-    if plain["schedule"]["patience"] is not None:
+    if holds_out(plain):
         for task, count in enumerate(images or []):
             plan.holdout_size(task, count, plain["schedule"]["holdout"], "schedule.holdout")
     return None if contents is None else images
+
+
+def holds_out(plain: dict[str, Any]) -> bool:
+    """Whether a share `schedule.holdout` of each task's images is not trained on."""
+    early = plain["schedule"].get("patience") is not None
+    return early or get_object(plain["method"]["_target_"]).uses_held_out
 
 
 def _check_sequence(dataset: dict[str, Any]) -> None:

@@ -73,9 +73,16 @@ def learn(session: Session, task: Task) -> None:
     if schedule.batch_norm == "folded" and not progress.done:
         session.learner.fold_batch_norm(task)
     host.doing(f"task {task.id} trained; estimating what the method keeps of it")
+    _end_task(session, task)
+    progress.train_seconds.append(before + host.seconds() - started)
+
+
+def _end_task(session: Session, task: Task) -> None:
+    """Tell the method that the task has ended, after the images that were held out for it."""
+    if session.method.uses_held_out:
+        session.method.validate(session.stream.held_out[session.progress.done])
     session.method.end_task(task)
     session.learner.keep_equal()
-    progress.train_seconds.append(before + host.seconds() - started)
 
 
 def prepare_task(session: Session, task: Task) -> None:

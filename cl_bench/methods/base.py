@@ -34,6 +34,8 @@ class Method(Stateful):
     task_free: ClassVar[bool] = False
     # True where it replays the logits that samples had when they were stored
     replays_logits: ClassVar[bool] = False
+    # True where a share `schedule.holdout` of each task is not trained on, but given to `validate`
+    uses_held_out: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 
@@ -62,6 +64,12 @@ class Method(Stateful):
         """Take one training step on a batch; returns the loss, a scalar on the device."""
         raise NotImplementedError(f"{type(self).__name__}.observe is missing: it makes the steps")
 
+    def validate(self, held_out: Task) -> None:
+        """Called before `end_task` with images of the task that were not trained on.
+
+        Only where `uses_held_out` is true.
+        """
+
     def end_task(self, task: Task) -> None:
         """Called after the last batch of a task, whose data is not seen again."""
 
@@ -87,6 +95,11 @@ class Rehearsal(Method):
     def __init__(self, learner: Learner, buffer: Callable[..., Buffer]) -> None:
         super().__init__(learner)
         self.memory = buffer(rng=learner.rng)
+
+    @staticmethod
+    def smallest_part(options: dict[str, Any]) -> float:
+        """The smallest share of the memory that has samples of each class, by its options."""
+        return 1.0
 
     def with_old(self, new: Batch, count: int) -> Batch:
         """The new samples, and after them `count` drawn from the memory, if it has any."""

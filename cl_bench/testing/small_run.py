@@ -18,6 +18,7 @@ from cl_bench.core import runtime
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Stream, Task
 from cl_bench.data.augment import Transform
+from cl_bench.data.stream import with_held_out
 from cl_bench.engine import experiment
 from cl_bench.engine.evaluation import Evaluation
 from cl_bench.engine.host import RunHost
@@ -90,6 +91,8 @@ class SmallRun:
         del made.heads.live, made._decay_mask  # a run's own learner has none before it starts
         self.made = self.method(made)
         self.stream = self.arranged(blobs(self.scenario, device=rt.device))
+        if self.made.uses_held_out:
+            self.stream = with_held_out(self.stream, 0.2, 0)
         self.made.check_network(self.stream.tasks[0])
         self.progress = Progress.start(self.stream)
         global_state = torch.get_rng_state()

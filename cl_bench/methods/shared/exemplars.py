@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import Count
+from cl_bench.base.bounds import Count, Positive
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Snapshot, Task
@@ -58,3 +58,34 @@ class Exemplars(Rehearsal):
         past, now  (K,) bool: the classes of past tasks alone, and all classes so far
         """
         raise NotImplementedError
+
+
+class Distilled(Exemplars):
+    """(1 - a) cross-entropy + a distillation on old classes, a the share of old classes.
+
+    The distillation is the cross-entropy of the old network's softmax over old classes, at a
+    temperature.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        replay: Count,
+        temperature: Positive,
+    ) -> None:
+        super().__init__(learner, buffer, replay)
+        self.temperature = temperature
+
+    def _loss(self, logits: Tensor, batch: Batch, past: Tensor, now: Tensor) -> Tensor:
+        learner = self.learner
+        loss = learner.criterion(logits, batch.y, learner.heads.competing(batch)).mean()
+        if batch.logits is None:
+            return loss
+        before, after = (
+            (z.float() / self.temperature).masked_fill(~past, -torch.inf).log_softmax(-1)
+            for z in (batch.logits, logits)
+        )
+        kept = -(before.exp() * after.masked_fill(~past, 0.0)).sum(-1).mean()
+        share = past.sum() / now.sum()
+        return (1 - share) * loss + share * kept

@@ -1,4 +1,4 @@
-"""Heads whose rows a method computes, in place of training them."""
+"""Refuses linearised networks where a method needs the features, or the rows of the head."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from torch import nn
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.models.linearized import Linearized
+
+
+def refuse_linearised(net: nn.Module, method: str) -> None:
+    """Raise UserError where the network is linearised, so that no layer has its features."""
+    if isinstance(net, Linearized):
+        raise UserError(
+            f"model.linearize=true: method={method} trains the features of the network; use "
+            "model.linearize=false"
+        )
 
 
 def refuse_linearised_head(net: nn.Module, method: str) -> None:

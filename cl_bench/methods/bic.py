@@ -1,0 +1,108 @@
+"""BiC: distillation, exemplars and a bias correction (Wu et al. 2019, arXiv:1905.13260)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cl_bench.base.bounds import Count, Part, Positive
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.memory import Buffer
+from cl_bench.core.types import Batch, Task, in_float64
+from cl_bench.methods.shared.exemplars import Distilled
+from cl_bench.methods.shared.head_rows import refuse_linearised_head
+
+
+class BiC(Distilled):
+    """Distillation on old classes (`Distilled`), and a correction of the logits of new ones.
+
+    A share `held_out` of the memory holds images that no step has seen: `schedule.holdout` of each
+    task's images is kept from training, and exemplars are chosen from it for this part. After a
+    task, alpha z + beta takes the place of each logit z of a new class; alpha and beta minimise the
+    loss on this part, in which all classes have as many images (eq. 4 and 5). The correction is
+    written into the rows of the head.
+    """
+
+    scenarios: ClassVar[tuple[str, ...]] = ("class",)
+    uses_held_out: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        learner: Learner,
+        buffer: Callable[..., Buffer],
+        replay: Count,
+        temperature: Positive,
+        held_out: Part,
+    ) -> None:
+        super().__init__(learner, buffer, replay, temperature)
+        capacity = self.memory.capacity  # type: ignore[attr-defined]
+        apart = max(round(held_out * capacity), 1)
+        self.memory = buffer(rng=learner.rng, capacity=capacity - apart)
+        self.unseen = buffer(rng=learner.rng, capacity=apart)
+        self.alpha, self.beta = 1.0, 0.0  # of the last task
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        if config["method"]["buffer"].get("capacity") is None:
+            raise UserError(
+                "method=bic: a share of the memory is never trained on; use a memory with a "
+                "capacity, such as buffer=herding"
+            )
+
+    @staticmethod
+    def smallest_part(options: dict[str, Any]) -> float:
+        return min(options["held_out"], 1 - options["held_out"])
+
+    def check_network(self, task: Task) -> None:
+        refuse_linearised_head(self.learner.net, "bic")
+        if self.learner.heads.bias_of(self.learner.flat.theta) is None:
+            raise UserError("method=bic: corrects the bias of the head, and this head has none")
+
+    def validate(self, held_out: Task) -> None:
+        """Choose images of the held-out ones, and correct the rows of new classes by them all."""
+        self.unseen.begin_task(held_out)
+        for batch in held_out.chunks(512):
+            self.unseen.add(batch)
+        self.unseen.choose(held_out, self.learner.unit_features)
+        self.unseen.end_task()
+        if bool(self.past.any()):
+            self._correct(self.unseen.stored())
+
+    @torch.no_grad()
+    def _correct(self, rows: Batch) -> None:
+        """Write the correction into the rows of this task's classes."""
+        learner, new = self.learner, self.now & ~self.past
+        theta = learner.flat.theta.detach()
+        with learner.evaluating():
+            logits = torch.cat([learner.logits(theta, part) for part in rows.slices(512)])
+        self.alpha, self.beta = self._fitted(logits, rows, new)
+        learner.heads.rows_of(theta)[new] *= self.alpha
+        bias = learner.heads.bias_of(theta)
+        assert bias is not None
+        bias[new] = self.alpha * bias[new] + self.beta
+
+    def _fitted(self, logits: Tensor, rows: Batch, new: Tensor) -> tuple[float, float]:
+        """alpha and beta of the smallest mean loss: a convex problem, solved by L-BFGS."""
+        criterion, competing = self.learner.criterion, self.learner.heads.competing(rows)
+        logits = in_float64(logits)
+        y, new = rows.y.to(logits.device), new.to(logits.device)
+        competing = None if competing is None else competing.to(logits.device)
+        found = torch.tensor([1.0, 0.0], dtype=logits.dtype, device=logits.device)
+        found.requires_grad_()
+        solver = torch.optim.LBFGS([found], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            solver.zero_grad()
+            corrected = torch.where(new, found[0] * logits + found[1], logits)
+            value = criterion(corrected, y, competing).mean()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            solver.step(loss)  # type: ignore[arg-type]
+        alpha, beta = found.tolist()
+        return alpha, beta
