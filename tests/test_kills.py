@@ -29,7 +29,8 @@ QUICK = {
     "halrp": ("method.growth=null",),  # the perceptron is small
     "mer": FEWER_STEPS,
     "packnet": ("method.prune_after=1",),
-    **dict.fromkeys(("icarl", "wa"), ("buffer.capacity=20",)),
+    **dict.fromkeys(("icarl", "wa", "lucir", "xder"), ("buffer.capacity=20",)),
+    "bic": ("buffer.capacity=40", "method.held_out=0.5"),
 }
 
 

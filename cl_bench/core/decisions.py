@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from cl_bench.core.types import Batch, to_device_of
 
 Draw = Callable[[], Tensor]  # -> indices, int64, on the CPU
+MANY = 2**31  # draws from 0 to MANY - 1 stand for uniform numbers
 NUMBER_OF_SAMPLES = {Tensor.__len__, Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore[attr-defined]
 
 
@@ -119,6 +120,15 @@ def decide(draw: Draw, near: Tensor) -> Tensor:
     Raises TypeError where they are of another kind.
     """
     return _now.get(draw, near)
+
+
+def decide_uniform(count: int, rng: Generator, near: Tensor) -> Tensor:
+    """(count,): uniform numbers in [0, 1) for this step, on the device of `near`.
+
+    They are in float64, or in float32 where the device has no such numbers (mps).
+    """
+    kind = torch.float32 if near.device.type == "mps" else torch.float64
+    return decide(lambda: torch.randint(MANY, (count,), generator=rng), near).to(kind) / MANY
 
 
 def shapes_are_fixed() -> bool:

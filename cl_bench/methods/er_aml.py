@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Positive
-from cl_bench.core.decisions import cannot_be_planned
+from cl_bench.core.decisions import decide_uniform
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
-from cl_bench.core.types import Batch, Task, to_device_of
+from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Rehearsal
 from cl_bench.methods.shared.contrast import contrasts, mean_where
 from cl_bench.methods.shared.head_rows import refuse_linearised
@@ -48,7 +48,6 @@ class ERAML(Rehearsal):
         refuse_linearised(self.learner.net, "er_aml")
 
     def observe(self, batch: Batch) -> Tensor:
-        cannot_be_planned("er_aml searches the whole memory, which grows at first")
         learner, memory = self.learner, self.memory
         if memory.empty:
             loss = learner.descend(batch)
@@ -71,8 +70,7 @@ class ERAML(Rehearsal):
         itself = torch.arange(len(pool.y), device=new.y.device)
         positive = same & (itself[: len(new.y)].unsqueeze(1) != itself)
         negative = ~same & present
-        draws = torch.rand(2, len(new.y), generator=self.learner.rng, dtype=torch.float64)
-        draws = to_device_of(draws, new.y)
+        draws = decide_uniform(2 * len(new.y), self.learner.rng, new.y).view(2, -1)
         chosen = [_one_of(*each) for each in zip((positive, negative), draws, strict=True)]
         return pool.rows(torch.cat(chosen)), positive.any(1) & negative.any(1)
 

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive, Share
-from cl_bench.core.decisions import decide
+from cl_bench.core.decisions import decide_uniform
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Rehearsal
 from cl_bench.methods.shared.contrast import contrasts, mean_where
-
-MANY = 2**31  # draws from 0 to MANY - 1 stand for uniform numbers in [0, 1)
 
 
 class XDER(Rehearsal):
@@ -173,24 +171,24 @@ class XDER(Rehearsal):
         before = rows.logits[index]
         after = self._scaled(before, outputs, y, ~self.earlier | self.present)
         count = self.replays[index] + 1
-        draws = decide(lambda: self._draws(len(index)), index)
-        values = torch.where((draws * count < MANY).unsqueeze(1), after, before)
+        draws = decide_uniform(len(index), self.learner.rng, index)
+        values = torch.where((draws * count < 1).unsqueeze(1), after, before)
         first = (index.unsqueeze(1) == index).to(torch.uint8).argmax(1)
         rows.logits[index], self.replays[index] = values[first], count
-
-    def _draws(self, count: int) -> Tensor:
-        return torch.randint(MANY, (count,), generator=self.learner.rng)
 
     def _scaled(self, old: Tensor, new: Tensor, y: Tensor, classes: Tensor) -> Tensor:
         """`old` (B, K) with the logits `new` of some classes (K,), which are made small enough.
 
         Where the largest of them is above the old logit of the sample's own class, they are scaled
-        so that it becomes gamma times that logit.
+        so that it becomes gamma times that logit. Where that logit is not positive, no
+        factor does this, and they are shifted so that the largest becomes equal to it.
         """
         own = old.gather(1, y.unsqueeze(1))
         largest = new.masked_fill(~classes, -torch.inf).amax(1, keepdim=True)
-        scaled = new * torch.where(largest > own, self.gamma * own / largest, 1.0)
-        return torch.where(classes, scaled, old)
+        positive = own > 0
+        scaled = new * self.gamma * own / largest.where(positive, 1.0)
+        lowered = torch.where(positive, scaled, new - (largest - own))
+        return torch.where(classes, torch.where(largest > own, lowered, new), old)
 
 
 def _first_of_each(index: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class SmallRun:
         self.made = self.method(made)
         self.stream = self.arranged(blobs(self.scenario, device=rt.device))
         if self.made.uses_held_out:
-            self.stream = with_held_out(self.stream, 0.2, 0)
+            self.stream = with_held_out(self.stream, 0.1, 0)
         self.made.check_network(self.stream.tasks[0])
         self.progress = Progress.start(self.stream)
         global_state = torch.get_rng_state()
