@@ -51,6 +51,7 @@ NO_PATTERN = {  # methods that cannot be planned in each task, and why
     "halrp": "HALRP.progress.samples changes with each step",  # it ends the warm-up
     "packnet": "PackNet.samples changes with each step",  # until it prunes
     "rwalk": "RWalk.steps changes with each step",  # until the interval ends
+    "gss": "buffer=scored needs the gradients of each batch",
     "gdumb": "buffer=greedy reads the labels of each batch",
 }
 

@@ -34,6 +34,8 @@ class Method(Stateful):
     task_free: ClassVar[bool] = False
     # True where it replays the logits that samples had when they were stored
     replays_logits: ClassVar[bool] = False
+    # True where it gives a score to each sample that it offers to its memory
+    gives_scores: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 
