@@ -27,6 +27,8 @@ COUNTED = {
     # an anchor, two factors and a scale for each layer, and a diagonal of what is in no layer
     "osla": 4 * (P + (17**2 + 16**2 + 1) + (17**2 + 6**2 + 1) + P),
     "si": 4 * 4 * P,  # these two, omega, and the parameters at the task's start
+    # and the Fisher, two scores, two sums over an interval
+    "rwalk": 4 * 8 * P,
     "lwf": 4 * P + 3 * 6 + 3 * 6,  # the teacher, and two masks of classes
     "independent": 4 * (P + 3 * P),  # the first parameters, and a network for each task
     "emcl": 2 * 4 * P,  # importance and rates

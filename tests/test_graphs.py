@@ -50,6 +50,8 @@ NO_PATTERN = {  # methods that cannot be planned in each task, and why
     "gem": "it reads a value in each step",  # for its quadratic program
     "halrp": "HALRP.progress.samples changes with each step",  # it ends the warm-up
     "packnet": "PackNet.samples changes with each step",  # until it prunes
+    "rwalk": "RWalk.steps changes with each step",  # until the interval ends
+    "gss": "buffer=scored needs the gradients of each batch",
     "gdumb": "buffer=greedy reads the labels of each batch",
 }
 

@@ -90,7 +90,7 @@ def test_strength_zero_is_finetune() -> None:
         return made.flat.theta.detach()
 
     plain = run("finetune")
-    for name in ("ewc", "osla", "mas", "si", "l2", "lwf", "distill"):
+    for name in ("ewc", "osla", "mas", "si", "rwalk", "l2", "lwf", "distill"):
         torch.testing.assert_close(run(name, "method.strength=0.0"), plain)
 
 

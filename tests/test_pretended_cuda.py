@@ -40,7 +40,8 @@ FEWER = {  # steps than elsewhere, as each operation is looked at
     "mer": ("method.batches=1", "method.replay=2"),
 }
 WAITS = ("sync", "h2d", "d2h")
-STEPS_THAT_WAIT = {"gem", "gdumb"}  # solves a quadratic program, reads labels: on the CPU
+# solves a quadratic program, reads labels, draws by scores: on the CPU
+STEPS_THAT_WAIT = {"gem", "gdumb", "gss"}
 PLAIN = {"channels_last": False}  # one layout on both devices, so that convolutions round alike
 ON_THE_CPU = (".step",)  # what Adam reads in each step is a number
 

@@ -29,19 +29,32 @@ def check(plain: dict[str, Any]) -> None:
     size.check(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
-    _check_buffer(plain["method"])
+    _check_buffer(plain)
     get_object(plain["method"]["_target_"]).check(plain)
     optimizer_trial.check(plain["optimizer"])
 
 
-def _check_buffer(method: dict[str, Any]) -> None:
-    if not get_object(method["_target_"]).replays_logits:
+def _check_buffer(plain: dict[str, Any]) -> None:
+    options = plain["method"]
+    method = get_object(options["_target_"])
+    if "buffer" not in options or "method.buffer" in method.unused(plain):
         return
-    buffer = method["buffer"]["_target_"]
-    if not get_object(buffer).keeps_logits:
+    name = options["buffer"]["_target_"]
+    buffer = get_object(name)
+    if method.replays_logits and not buffer.keeps_logits:
         raise UserError(
-            f"method.buffer._target_={buffer}: it keeps no logits, which the method replays; use "
+            f"method.buffer._target_={name}: it keeps no logits, which the method replays; use "
             "buffer=reservoir or balanced"
+        )
+    if buffer.needs_scores and not method.gives_scores:
+        raise UserError(
+            f"method.buffer._target_={name}: it chooses samples by scores, which this method does "
+            "not give; use method=gss, or buffer=reservoir"
+        )
+    if method.gives_scores and not buffer.needs_scores:
+        raise UserError(
+            f"method.buffer._target_={name}: it makes no use of the method's scores; use "
+            "buffer=scored, or method=er"
         )
 
 

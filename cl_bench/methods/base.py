@@ -36,6 +36,8 @@ class Method(Stateful):
     replays_logits: ClassVar[bool] = False
     # True where a share `schedule.holdout` of each task is not trained on, but given to `validate`
     uses_held_out: ClassVar[bool] = False
+    # True where it gives a score to each sample that it offers to its memory
+    gives_scores: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
     curvature_is_penalty: ClassVar[bool] = True
 
