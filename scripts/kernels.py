@@ -31,7 +31,15 @@ if importlib.util.find_spec("pytest") is None:
 
 from conftest import class_of  # noqa: E402
 from pretended_cuda import PretendedCuda  # noqa: E402
-from test_pretended_cuda import FEWER, KINDS, NETWORKS, PLAIN, WAITS, short_run  # noqa: E402
+from test_pretended_cuda import (  # noqa: E402
+    FEWER,
+    KINDS,
+    NETWORKS,
+    PLAIN,
+    REFUSED,
+    WAITS,
+    short_run,
+)
 
 from cl_bench.engine.session import Host  # noqa: E402
 from cl_bench.engine.steps import LONGEST, Steps  # noqa: E402
@@ -94,6 +102,8 @@ def main() -> None:
     rows = [row for row in read(FILE) if row.row not in methods]
     for method in methods:
         for net, name in NAMES.items():
+            if (method, net) in REFUSED:
+                continue
             for metric, value in counted(method, net).items():
                 row = ResultRow(
                     table=TABLE,

@@ -41,7 +41,7 @@ ONLY = {  # a foreign package and the files that may import it
         "tuning/command",
     },
     "omegaconf": {"run", "engine/job", "engine/execution", "engine/study", "engine/sweep_failures"}
-    | {"report/sweep_page", "tuning/search", "tuning/command", "api/loading"},
+    | {"report/sweep_page", "tuning/search", "tuning/spaces", "tuning/command", "api/loading"},
     "wandb": {"results/tracking"},
     "numpy": {
         "data/decode",
@@ -60,7 +60,7 @@ ONLY = {  # a foreign package and the files that may import it
     "jinja2": {"report/html_page"},
     "rich": {"results/terminal", "list"},
 }
-ONLY["hydra"] |= {"curvature/penalty", "methods/shared/importance"}  # `get_object`, in their checks
+ONLY["hydra"] |= {"curvature/penalty", "methods/shared/importance", "data/check"}  # `get_object`
 ONLY["hydra"] |= {f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")}
 ONLY["omegaconf"] |= {f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")}
 MACHINE = ("torch.cuda", "torch.autocast", "torch.compile", "torch.manual_seed", "random.seed")

@@ -55,8 +55,11 @@ from cl_bench.testing.small_run import (
 METHODS = names("method")
 KINDS = one_of_each_class("emcl_replay")  # EMCL with a memory, too
 TRAIN_FEATURES = {"er_aml", "lucir"}  # they refuse a linearised network
-# keep a memory, a network or data for each task
-GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent")
+# refuse batch norm, tangents and transformers; they have tests of their own
+PLAIN_ALONE = ("hat",)
+ANY_NETWORK = [name for name in KINDS if name not in PLAIN_ALONE]
+# keep a memory, a network, gates or data for each task
+GROWS = ("agem", "gem", "distill", "halrp", "apd", "independent", "hat")
 HOLDS_DATA = ("distill",)  # past tasks themselves, by reference
 LOOKS = ("method.passes=2",)
 QUICK = {  # fewer passes over a batch; what learns more in so few steps
@@ -155,7 +158,7 @@ def test_stop_and_continue(name: str, scenario: str, tmp_path: Path, straight: S
     stopped_and_continued(tmp_path, [3, 5, 15], whole, name=name, scenario=scenario)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_every_kind_of_state_comes_back(name: str, tmp_path: Path) -> None:
     """Batch norm's statistics, Adam's moments, the augmentation's draws; stopped three times."""
     scenario = "class" if serves(name, "class") else "task"
@@ -163,7 +166,7 @@ def test_every_kind_of_state_comes_back(name: str, tmp_path: Path) -> None:
     stopped_and_continued(tmp_path, stops, name=name, scenario=scenario, learner=batch_norm)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in TRAIN_FEATURES])
+@pytest.mark.parametrize("name", [name for name in ANY_NETWORK if name not in TRAIN_FEATURES])
 def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None:
     """It learns, comes back, and where the tangent is taken stays where it is."""
     run = stopped_and_continued(tmp_path, [3, 9], name=name, scenario="task", learner=tangent)
@@ -175,7 +178,7 @@ def test_every_method_on_a_linearized_network(name: str, tmp_path: Path) -> None
     assert run.progress.matrix.summary()["LA"] > (0.5 if few else 0.6) or name == "joint"
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "gdumb"])  # it is refused
+@pytest.mark.parametrize("name", [name for name in ANY_NETWORK if name != "gdumb"])  # it is refused
 def test_frozen_batch_norm_comes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +256,7 @@ def test_a_residual_network_comes_back(name: str, tmp_path: Path) -> None:
     stopped_and_continued(tmp_path, [11], name=name, scenario=scenario, learner=residual)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_every_method_on_a_vision_transformer(name: str, tmp_path: Path) -> None:
     """torchvision's, with dropout and the class token as a parameter of its own."""
 

@@ -21,7 +21,7 @@ from conftest import composed, learner, machine, mlp, scheduled
 from omegaconf import open_dict
 from pretended_cuda import WAITED_FOR, PretendedCuda
 from pretended_graphs import NotPermitted
-from test_pretended_cuda import KINDS, PLAIN, folded, residual, short_run
+from test_pretended_cuda import KINDS, PLAIN, folded, residual, short_run, strided
 from torch import Tensor
 
 from cl_bench.base.exceptions import StopRun, UserError
@@ -181,6 +181,7 @@ OPTIONS = [
     (("dlcft", "method.memory=always"), tangent),
     (("lwf", "method.source=buffer", "buffer=everything"), perceptron),
     (("apd",), residual),
+    (("hat",), strided),
 ]
 
 

@@ -22,13 +22,14 @@ from conftest import (
     scheduled,
 )
 from pretended_cuda import Mismatch, PretendedCuda
-from test_contract import small_run
+from test_contract import PLAIN_ALONE, small_run
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.core.learner import Learner
 from cl_bench.curvature import base
 from cl_bench.engine import checkpoint
+from cl_bench.models.strided import StridedConvNet
 from cl_bench.probes.knn import KNN
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
 from cl_bench.testing.small import blobs
@@ -66,8 +67,15 @@ def folded(rt: Any) -> Learner:
     return learner(resnet(shape=(1, 4, 4), norm="folded"), rt, transform=identity(rt.device))
 
 
+def strided(rt: Any) -> Learner:
+    """Convolutions and linear layers without batch norm, trained by Adam."""
+    net = StridedConvNet((1, 4, 4), 6, [4, 6], [8], "relu", "kaiming", "same")
+    adam = partial(torch.optim.Adam, lr=0.01)
+    return learner(net, rt, adam, transform=identity(rt.device))
+
+
 NETWORKS = {"mlp": perceptron, "norm": batch_norm, "resnet": residual, "folded": folded}
-NETWORKS |= {"tangent": tangent}
+NETWORKS |= {"tangent": tangent, "strided": strided}
 
 
 def short_run(name: str, *overrides: str, device: str = "cuda", **options: Any) -> SmallRun:
@@ -132,8 +140,11 @@ def assert_waits(steps: list[Counter[tuple[str, str]]], waiting: bool) -> None:
     assert all(bool(step) == waiting for step in found), found
 
 
-@pytest.mark.parametrize("net", ["mlp", "resnet"])
-@pytest.mark.parametrize("name", KINDS)
+REFUSED = [(name, "resnet") for name in PLAIN_ALONE]
+PAIRS = [(name, net) for name in KINDS for net in ("mlp", "resnet")]
+
+
+@pytest.mark.parametrize(("name", "net"), [p for p in PAIRS if p not in REFUSED])
 def test_every_method(name: str, net: str) -> None:
     """Its state is on the device, no step waits for it, and each operation can be deterministic."""
     machine, waiting = {**PLAIN, "deterministic": True}, name in STEPS_THAT_WAIT
@@ -150,6 +161,7 @@ OPTIONS = [
     ("agem", ("method.reference=tasks",), "mlp"),
     ("lamaml", ("method.order=second",), "mlp"),
     ("emcl", ("method.inner=gradient",), "norm"),
+    ("hat", (), "strided"),
     ("halrp", ("method.pruning=magnitude",), "mlp"),
     ("halrp", ("method.pruning=ranks",), "mlp"),
     ("halrp", ("method.importance=flat",), "mlp"),
@@ -197,7 +209,9 @@ def test_every_merging(merging: str) -> None:
     run_there("ewc", "curvature=kfac", f"merging={merging}")
 
 
-@pytest.mark.parametrize("name", ["finetune", "er", "ewc", "dlcft", "emcl", "halrp", "apd", "gem"])
+@pytest.mark.parametrize(
+    "name", ["finetune", "er", "ewc", "dlcft", "emcl", "halrp", "apd", "hat", "gem"]
+)
 def test_a_run_comes_back_to_the_device(name: str, tmp_path: Path) -> None:
     """Stopped within the second task: each tensor lies where it lay before, and so do results."""
     net = residual if name in ("finetune", "er", "ewc") else perceptron

@@ -19,6 +19,7 @@ Tasks = Annotated[int, Ge(1), Le(10_000)]  # number of tasks
 Index = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+AtLeastOne = Annotated[float, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]  # [0, 1]
 Fraction = Annotated[float, Gt(0), Le(1)]  # (0, 1]: a part of something, but not nothing
 Part = Annotated[float, Gt(0), Lt(1)]  # (0, 1): a part of something, neither nothing nor all
