@@ -321,7 +321,7 @@ HYDRA = [
     ("stream.blur=0.3", "stream.blur: no such key, but stream=blurry has it; there are first"),
     (
         "method.buffer=3",
-        "method.buffer: no such key of the class Finetune, but method=agem, method=der, method=er",
+        "method.buffer: no such key of the class Finetune, but method=agem, method=bic, method=der",
     ),
     ("method==er", "method==er"),
     ("method", "method: is not one argument <key>=<value>"),

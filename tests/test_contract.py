@@ -266,7 +266,13 @@ def test_every_method_on_a_vision_transformer(name: str, tmp_path: Path) -> None
         net = adopt(net, torch.zeros(1, 1, 4, 4))
         return learner(net, rt, lambda p: torch.optim.Adam(p, lr=0.02), transform=identity())
 
-    slow = name in ("er_ace", "mir", "er_aml", "lucir", "xder")  # in class-IL, so few steps do not bring out new classes
+    slow = name in (
+        "er_ace",
+        "mir",
+        "er_aml",
+        "lucir",
+        "xder",
+    )  # in class-IL, so few steps do not bring out new classes
     scenario = "class" if serves(name, "class") and not slow else "task"
     options: dict[str, Any] = {"name": name, "scenario": scenario, "learner": transformer}
     if name in ("er", "ewc"):

@@ -1,0 +1,321 @@
+"""BiC, LUCIR and X-DER against slow versions, one sample at a time in double precision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import blobs, composed, learner, method_for, mlp
+from test_class_incremental import next_draw, revealed, rows_of
+from torch import Tensor
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
+from cl_bench.core.herding import Equal
+from cl_bench.core.types import Batch, Task
+from cl_bench.data.stream import with_held_out
+
+CAPACITY = "buffer.capacity=12"
+
+
+def after_first_task(name: str, *words: str, held_out: bool = False) -> tuple[Any, Any, Any]:
+    """Stream, learner and method in double precision, at the beginning of the second task."""
+    torch.manual_seed(0)
+    stream, made = blobs("class"), learner(mlp().double())
+    if held_out:
+        stream = with_held_out(stream, 0.3, 0)
+    method = method_for(name, revealed(made, stream, 0), *words)
+    method.begin_task(stream.tasks[0])
+    for rows in stream.tasks[0].chunks(8):
+        method.observe(rows)
+    if held_out:
+        method.validate(stream.held_out[0])
+    method.end_task(stream.tasks[0])
+    revealed(made, stream, 1)
+    method.begin_task(stream.tasks[1])
+    return stream, made, method
+
+
+def ones(rows: Batch) -> list[Batch]:
+    return [rows.rows(slice(i, i + 1)) for i in range(len(rows.y))]
+
+
+def step_is(method: Any, new: Batch, loss: Tensor, theta: Tensor, fixed: slice | None) -> None:
+    """The step on `new` has this loss and goes along its gradient, but for some head rows."""
+    made = method.learner
+    (slope,) = torch.autograd.grad(loss, theta)
+    if fixed is not None:
+        made.heads.rows_of(slope)[fixed] = 0
+        bias = made.heads.bias_of(slope)
+        bias[fixed] = 0
+    before = made.flat.theta.detach().clone()
+    torch.testing.assert_close(method.observe(new).double(), loss.detach(), rtol=1e-6, atol=1e-7)
+    moved = made.flat.theta.detach() - before
+    torch.testing.assert_close(moved, -0.1 * slope, rtol=1e-5, atol=1e-8)
+
+
+def test_lucir_equals_its_formula() -> None:
+    """Cosines, the direction of the features, and a margin for old classes; the learned eta."""
+    words = "method.replay=4", "method.less_forget=3", "method.margin=0.7", CAPACITY
+    stream, made, method = after_first_task("lucir", *words)
+    teacher = method.teacher
+    made.flat.theta.detach().add_(0.02)
+    method.eta.fill_(1.3)
+    new = rows_of(stream.tasks[1], 6)
+    union = new.cat(next_draw(method, 4))
+    theta = made.flat.theta.detach().clone().requires_grad_()
+    eta = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    rows = made.heads.rows_of(theta)
+    entropy, kept, hinges = [], [], []
+    for one in ones(union):
+        feature = made.features_and_logits(theta, one)[0][0]
+        before = made.features_and_logits(teacher.theta, one)[0][0].detach()
+        cosines = [feature @ rows[k] / feature.norm() / rows[k].norm() for k in range(4)]
+        y = int(one.y)
+        entropy.append(F.cross_entropy(eta * torch.stack(cosines)[None], one.y))
+        kept.append(1 - feature @ before / feature.norm() / before.norm())
+        if y < 2:  # of a class of the first task, against both new ones
+            hinges += [(0.7 - cosines[y] + cosines[k]).clamp(min=0) for k in (2, 3)]
+    assert hinges, "no exemplar was drawn"
+    means = [torch.stack(each).mean() for each in (entropy, kept, hinges)]
+    total = means[0] + 3 * math.sqrt(2 / 2) * means[1] + means[2]
+    (slope,) = torch.autograd.grad(means[0], eta, retain_graph=True)
+    step_is(method, new, total, theta, slice(0, 2))
+    torch.testing.assert_close(method.eta, 1.3 - 0.1 * slope)
+
+
+def test_lucir_predicts_by_cosines_and_begins_with_directions_of_means() -> None:
+    stream, made, method = after_first_task("lucir", CAPACITY)
+    theta, rows = made.flat.theta.detach(), made.heads.rows_of(made.flat.theta.detach())
+    images = rows_of(stream.tasks[1], 30)
+    features = F.normalize(made.features(images), dim=1)
+    length = rows[:2].norm(dim=1).mean()
+    for k in (2, 3):
+        mean = features[images.y == k].mean(0)
+        torch.testing.assert_close(rows[k], mean / mean.norm() * length)
+    found = method.predict(images)
+    cosines = F.normalize(made.features(images), dim=1) @ F.normalize(rows, dim=1).T
+    assert found[:, :4].argmax(1).equal(cosines[:, :4].argmax(1))
+    ((_, snapshot),) = method.networks()
+    torch.testing.assert_close(made.snapshot_logits(snapshot, images), found)
+    assert not torch.equal(snapshot.theta, theta), "its head has other rows"
+
+
+def test_bic_corrects_by_the_best_line() -> None:
+    """alpha and beta against a fine grid; the head then gives the corrected logits."""
+    words = "buffer.capacity=40", "method.held_out=0.3"
+    stream, made, method = after_first_task("bic", *words, held_out=True)
+    for rows in stream.tasks[1].chunks(8):
+        method.observe(rows)
+    before = made.flat.theta.detach().clone()
+    method.validate(stream.held_out[1])
+    unseen = method.unseen.stored()
+    assert unseen.y.bincount().tolist() == [3, 3, 3, 3], "as many of each class, 12 in all"
+    logits = made.logits(before, unseen)[:, :4].detach()
+
+    def loss(alpha: float, beta: float) -> float:
+        corrected = torch.cat([logits[:, :2], alpha * logits[:, 2:] + beta], 1)
+        return float(F.cross_entropy(corrected, unseen.y))
+
+    best = loss(method.alpha, method.beta)
+    steps = [i / 50 for i in range(-50, 51)]
+    assert best <= min(loss(method.alpha + a, method.beta + b) for a in steps for b in steps)
+    assert best < loss(1.0, 0.0)
+    after = made.logits(made.flat.theta.detach(), unseen).detach()
+    torch.testing.assert_close(after[:, :2], logits[:, :2])
+    torch.testing.assert_close(after[:, 2:4], method.alpha * logits[:, 2:] + method.beta)
+    torch.testing.assert_close(after[:, 4:], made.logits(before, unseen)[:, 4:].detach())
+
+
+def test_bic_never_trains_on_what_it_corrects_by() -> None:
+    """Neither are those images in the memory that it replays, nor in the tasks."""
+    stream, _, method = after_first_task(
+        "bic", "buffer.capacity=40", "method.held_out=0.3", held_out=True
+    )
+    for rows in stream.tasks[1].chunks(8):
+        method.observe(rows)
+    method.validate(stream.held_out[1])
+    method.end_task(stream.tasks[1])
+    assert len(method.memory) == 28 and len(method.unseen) == 12
+    trained = {image.numpy().tobytes() for task in stream.tasks for image in task.x}
+    assert {image.numpy().tobytes() for image in method.memory.stored().x} <= trained
+    assert not {image.numpy().tobytes() for image in method.unseen.stored().x} & trained
+
+
+BIC = ("method=bic", "dataset=seqcifar100", "scenario=class", "tracking=none")
+
+
+def test_bic_needs_a_share_of_the_memory_for_each_class() -> None:
+    with pytest.raises(UserError, match=r"buffer.capacity=500: a part of 0.1 is shared by the "):
+        check_config(composed(*BIC, "buffer.capacity=500"))
+    check_config(composed(*BIC, "buffer.capacity=1000"))
+    with pytest.raises(UserError, match="use a memory with a capacity, such as buffer=herding"):
+        check_config(composed(*BIC, "buffer=everything"))
+
+
+def slow_scaled(old: list[float], new: list[float], y: int, classes: list[int]) -> list[float]:
+    """X-DER's update of one sample's logits, by the text of the paper."""
+    found, largest = list(old), max(new[k] for k in classes)
+    for k in classes:
+        if largest <= old[y]:
+            found[k] = new[k]
+        elif old[y] > 0:
+            found[k] = new[k] * 0.85 * old[y] / largest
+        else:
+            found[k] = new[k] - (largest - old[y])
+    return found
+
+
+def test_xder_updates_logits_as_a_toy_case_does() -> None:
+    """Of the true class 3.0: future logits up to 6 become at most 0.85 * 3; smaller ones stay."""
+    made = learner(mlp())
+    method = method_for("xder", made, CAPACITY)
+    old = torch.tensor([[3.0, 1.0, 0.5, 0.2, 0.0, 0.0], [2.0, 1.0, 0.5, 0.2, 0.0, 0.0]])
+    new = torch.tensor([[9.0, 9.0, 6.0, -3.0, 1.0, 0.0], [9.0, 9.0, 1.5, -3.0, 1.0, 0.0]])
+    future = torch.tensor([False, False, True, True, True, True])
+    found = method._scaled(old, new, torch.tensor([0, 0]), future)
+    torch.testing.assert_close(found[0], torch.tensor([3.0, 1.0, 2.55, -1.275, 0.425, 0.0]))
+    torch.testing.assert_close(found[1], torch.tensor([2.0, 1.0, 1.5, -3.0, 1.0, 0.0]))
+    g = torch.Generator().manual_seed(0)
+    old, new = (torch.randn(50, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    y = torch.randint(0, 2, (50,), generator=g)
+    found = method._scaled(old, new, y, future)
+    slow = [
+        slow_scaled(o, n, int(k), [2, 3, 4, 5])
+        for o, n, k in zip(old.tolist(), new.tolist(), y, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.tensor(slow, dtype=torch.float64))
+
+
+XDER = ("method.replay=5", "method.alpha=0.7", "method.beta=0.4", "method.constraint=0.6")
+
+
+def xder_loss(made: Any, theta: Tensor, new: Batch, first: Batch, second: Batch) -> Tensor:
+    """All of the loss but for the contrast: classes 0, 1 earlier, 2, 3 present, 4, 5 future."""
+
+    def logits(rows: Batch) -> list[Tensor]:
+        return [made.logits(theta, one)[0] for one in ones(rows)]
+
+    stream = [-z[2:4].log_softmax(0)[int(y) - 2] for z, y in zip(logits(new), new.y, strict=True)]
+    gaps = [(z - kept).square().mean() for z, kept in zip(logits(first), first.logits, strict=True)]
+    labelled = [
+        -z[:2].log_softmax(0)[int(y)] for z, y in zip(logits(second), second.y, strict=True)
+    ]
+    past = []
+    for z in logits(new):
+        p = z[:4].softmax(0)
+        past.append(p[:2].max().detach() + 0.3 - p[2:].max())
+    future = [z[4:].max() + 0.3 - z[2:4].max() for z in logits(new)]
+    seen: set[bytes] = set()
+    for one in (*ones(first), *ones(second)):
+        if one.x.numpy().tobytes() not in seen:
+            seen.add(one.x.numpy().tobytes())
+            (z,) = logits(one)
+            future.append(z[4:].max() + 0.3 - z[:2].max())
+
+    def violations(found: list[Tensor]) -> Tensor:
+        above = [each for each in found if each > 0]
+        return torch.stack(above).mean() if above else theta.new_zeros(())
+
+    hinges = violations(past) + violations(future)
+    means = [torch.stack(each).mean() for each in (stream, gaps, labelled)]
+    return means[0] + 0.7 * means[1] + 0.4 * means[2] + 0.6 * hinges
+
+
+def test_xder_equals_its_formula() -> None:
+    stream, made, method = after_first_task("xder", *XDER, "method.consistency=0", CAPACITY)
+    made.flat.theta.detach().add_(0.02)
+    new = rows_of(stream.tasks[1], 6)
+    state = made.rng.get_state()
+    draws = [method.memory.draw(5) for _ in range(2)]
+    made.rng.set_state(state)
+    assert set(draws[0].tolist()) & set(draws[1].tolist()), "no sample was drawn twice"
+    first, second = (method.memory.rows.rows(draw) for draw in draws)
+    theta = made.flat.theta.detach().clone().requires_grad_()
+    total = xder_loss(made, theta, new, first, second)
+    step_is(method, new, total, theta, None)
+
+
+def test_xder_contrasts_two_views_by_their_future_logits() -> None:
+    """What `consistency` adds to the loss; without augmentation both views are the same."""
+    losses = []
+    for weight in (0.0, 0.5):
+        words = "method.consistency=0", "method.temperature=2", "method.replay=4"
+        stream, made, method = after_first_task("xder", *XDER[1:], *words, CAPACITY)
+        method.consistency = weight
+        new = rows_of(stream.tasks[1], 6)
+        state = made.rng.get_state()
+        for _ in range(2):
+            method.memory.draw(4)
+        views = new.cat(method.memory.sample(4))
+        made.rng.set_state(state)
+        with torch.no_grad():
+            found = F.normalize(made.logits(made.flat.theta, views)[:, 4:], dim=1).repeat(2, 1)
+        losses.append(float(method.observe(new)))
+    y, terms = views.y.repeat(2), []
+    for i in range(20):
+        others = [j for j in range(20) if j != i]
+        powers = {j: math.exp(float(found[i] @ found[j]) / 2) for j in others}
+        own = [math.log(powers[j] / sum(powers.values())) for j in others if y[j] == y[i]]
+        terms.append(-sum(own) / len(own))
+    assert losses[1] - losses[0] == pytest.approx(0.5 * sum(terms) / 20)
+
+
+def test_xder_updates_what_it_replays_less_and_less_often() -> None:
+    """At the n-th replay in a task with probability 1 / n; logits of earlier classes stay."""
+    _, _, method = after_first_task("xder", *XDER, "method.consistency=0", CAPACITY)
+    rows, changes = method.memory.rows, [0, 0, 0]
+    for _ in range(300):
+        method.replays.zero_()
+        index = torch.tensor([0, 4, 7, 4, 9])
+        for n in range(3):
+            before = rows.logits.clone()
+            method._update_stored(index, torch.randn(5, 6).to(before), rows.y[index])
+            changed = (rows.logits != before).any(1)
+            assert rows.logits[:, :2].equal(before[:, :2])
+            assert set(changed.nonzero().flatten().tolist()) <= {0, 4, 7, 9}
+            changes[n] += int(changed[0])
+        assert method.replays[[0, 4, 7, 9]].tolist() == [3, 3, 3, 3]
+    assert changes[0] == 300 and 110 < changes[1] < 190 and 65 < changes[2] < 135
+
+
+def test_xder_stores_samples_with_the_logits_of_the_end_of_their_task() -> None:
+    stream, made, method = after_first_task("xder", *XDER, "method.consistency=0", CAPACITY)
+    for rows in stream.tasks[1].chunks(8):
+        method.observe(rows)
+    kept = method.memory.stored()
+    method.end_task(stream.tasks[1])
+    rows = method.memory.stored()
+    assert rows.y.bincount().tolist() == [3, 3, 3, 3] and rows.logits is not None
+    now = made.logits(made.flat.theta.detach(), rows).detach().tolist()
+    place = {x.numpy().tobytes(): i for i, x in enumerate(kept.x)}
+    for i, x in enumerate(rows.x):
+        y = int(rows.y[i])
+        if y < 2:
+            old = kept.logits[place[x.numpy().tobytes()]].tolist()
+            wanted = slow_scaled(old, now[i], y, [2, 3, 4, 5])
+        else:
+            wanted = slow_scaled(now[i], now[i], y, [0, 1])
+        assert rows.logits[i].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_an_equal_memory_keeps_random_samples_and_their_logits() -> None:
+    stream, memory = blobs("class"), Equal(8, "all", False, torch.Generator().manual_seed(0))
+    drawn = set()
+    for _ in range(20):
+        memory.groups, memory.rows = [], None
+        memory.begin_task(stream.tasks[0])
+        memory.choose(stream.tasks[0], lambda _: torch.empty(0))
+        rows = memory.stored()
+        assert rows.y.bincount().tolist() == [4, 4] and rows.logits is None
+        assert len({x.numpy().tobytes() for x in rows.x}) == 8
+        drawn.update(x.numpy().tobytes() for x in rows.x)
+    assert len(drawn) > 25, "of 30"
+    memory.rows = rows._replace(logits=torch.arange(8.0).unsqueeze(1))
+    second = Task(1, stream.tasks[1].x, stream.tasks[1].y, stream.tasks[1].t)
+    memory.choose(second, lambda _: torch.empty(0))
+    found = memory.stored()
+    assert found.logits is not None and found.logits.flatten().tolist() == [0, 1, 4, 5, 0, 0, 0, 0]
