@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from records import change, runs_below, write
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.report.method_page import MethodTable
 from cl_bench.report.sweep_pages import AblationTable, Curves, OrderTable, ValueGrid
 from cl_bench.results.page import Page
 
@@ -53,6 +54,24 @@ def test_a_value_that_lost_a_seed_is_not_chosen(tmp_path: Path) -> None:
     write_grid(tmp_path, "One", 9.0, "val", 0.9)
     page = ValueGrid("title", ["a._target_"], "s", {}).page(runs_below(tmp_path))
     assert [row["chosen"] for row in page.rows] == ["*", ""]
+
+
+def test_the_table_of_a_suite(tmp_path: Path) -> None:
+    """A row for each method, the best one first; runs of two configs are not mixed."""
+    write(tmp_path, "er", "x", (0.5, 0.6))
+    write(tmp_path, "ewc", "y", (0.3, 0.3))
+    page = MethodTable("title").page(runs_below(tmp_path))
+    assert [(row["method"], row["ACC"], row["n"]) for row in page.rows] == [
+        ("er", pytest.approx(55.0), 2),
+        ("ewc", pytest.approx(30.0), 2),
+    ]
+    assert page.findings == ["highest: er, ACC 55.00 (n = 2)"]
+    assert {"gradients", "train s", "state MiB"} <= page.rows[0].keys()
+    page.write(tmp_path / "out")
+    assert (tmp_path / "out/figure.png").stat().st_size > 5000
+    write(tmp_path, "er", "other", (0.5,))
+    with pytest.raises(UserError, match="er was run there with other values of other keys"):
+        MethodTable("title").page(runs_below(tmp_path))
 
 
 def ablation(root: Path) -> Path:

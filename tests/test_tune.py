@@ -22,11 +22,12 @@ from test_launchers import until
 
 from cl_bench import tune
 from cl_bench.base.exceptions import StopRun, UserError
-from cl_bench.config import tuned
+from cl_bench.config import compose, tuned
 from cl_bench.config.name import config_hash
 from cl_bench.tuning import optuna_search, trials
 from cl_bench.tuning.axis import Axis
 from cl_bench.tuning.search import Search
+from cl_bench.tuning.spaces import read_spaces, searches
 from cl_bench.tuning.trials import Trial
 
 GRID = "grid=method.strength=1,20 optimizer.lr=0.03,0.1,0.3"
@@ -167,6 +168,85 @@ def test_optuna_asks_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         found = searched(arguments, tmp_path, monkeypatch, score)
     assert asked[0] == asked[1] and len(asked[0]) == 12
     assert 0.05 < found["values"]["optimizer.lr"] < 0.2
+
+
+def test_sobol_points_are_spread_evenly() -> None:
+    """Of eight points, one in each eighth of an axis; the same at every start."""
+    asked = [
+        "strategy=sobol",
+        "trials=8",
+        "grid=optimizer.lr=interval(0,8) method.xi=interval(0,8)",
+    ]
+    one, two = (Search.parse(["method=si", *asked]).points() for _ in range(2))
+    assert one == two
+    for key in ("optimizer.lr", "method.xi"):
+        assert sorted(int(float(point[key])) for point in one) == list(range(8))
+
+
+SPACES = """
+every: {optimizer.lr: "0.03,0.1"}
+er: {}
+ewc: {method.strength: "1,20", optimizer.lr: null}
+si: {method.strength: "1,2", optimizer.lr: "0.01,0.02,0.03"}
+"""
+
+
+def test_several_methods_each_with_its_own_space(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(SPACES)
+    asked = ["method=er,ewc,si", f"spaces={file}", "first=2", "dataset=pmnist5k"]
+    found = searches(asked)
+    assert [search.overrides for search in found] == [
+        ["dataset=pmnist5k", f"method={name}"] for name in ("er", "ewc", "si")
+    ]
+    assert [len(search.points()) for search in found] == [2, 2, 6]
+    assert found[1].points()[0] == {"method.strength": "1"}
+    assert found[2].first == 2 and {axis.key for axis in found[2].axes} == {
+        "method.strength",
+        "optimizer.lr",
+    }
+    (alone,) = searches(["method=ewc", GRID])
+    assert alone == Search.parse([GRID, "method=ewc"])
+    er, ewc = searches(["method=er,ewc", "grid=optimizer.lr=0.1,1"])
+    assert er.points() == ewc.points()
+    (chosen,) = searches([f"spaces={file}", "experiment=emcl/pmnist", "method=er"])
+    assert chosen.overrides == ["experiment=emcl/pmnist", "method=er"]
+
+
+WRONG_SPACES = [
+    (SPACES, ["method=er,mas"], "method=mas: the spaces do not have it; they have er, ewc, si"),
+    (SPACES, ["method=er", GRID], "is given with grid=; leave one of them out"),
+    (SPACES, ["method=er,er"], "method=er,er: a method is listed twice"),
+    (SPACES, ["method=er", "method=ewc"], "the same is given twice, method=er and method=ewc"),
+    (SPACES, [], "method=finetune: the spaces do not have it"),
+    ("er: 3", ["method=er"], "er must map keys to values in the notation of grid="),
+    ("er: {optimizer.lr: [1, 2]}", ["method=er"], "er must map keys to values"),
+    ("[er]", ["method=er"], "must map methods to the keys that are searched"),
+    ("er: {", ["method=er"], "cannot be read as YAML"),
+    ("er: {optimizer.lr: '0.1'}", ["method=er"], "optimizer.lr=0.1 has one value"),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "said"), WRONG_SPACES, ids=[w[2] for w in WRONG_SPACES])
+def test_spaces_that_are_refused(text: str, words: list[str], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        searches([f"spaces={file}", *words])
+    assert said in str(caught.value)
+
+
+def test_the_spaces_that_come_with_the_package() -> None:
+    """Each is valid for its protocol, and has each method of its suite."""
+    with pytest.raises(UserError, match=r"there are suite, suite_pmnist, or name a \.yaml"):
+        read_spaces("none")
+    for suite, name in (("pmnist", "suite_pmnist"), ("seqcifar10", "suite")):
+        cfg = compose.composed(f"experiment=suite/{suite}", with_hydra=True)
+        methods = cfg.hydra.sweeper.params.method
+        spaces = read_spaces(name).keys()
+        assert set(methods.split(",")) <= spaces
+        words = [f"experiment=suite/protocol/{suite}", f"spaces={name}", f"method={methods}"]
+        assert len(searches([*words, "strategy=sobol", "trials=2"])) == len(methods.split(","))
 
 
 def test_tuned_values_yield_to_what_is_typed(
