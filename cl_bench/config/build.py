@@ -118,7 +118,7 @@ def make_network(model: DictConfig, shape: Sequence[int], num_classes: int) -> n
     plain, x = resolved(model), torch.zeros(1, *shape)
     net = bare_network(plain, shape, num_classes)
     name_head(net, plain["head"], num_classes)
-    keys: dict[str, Any] = {key: plain[key] for key in PREPARE_KEYS if key != "head"}
+    keys: dict[str, Any] = {key: plain.get(key) for key in PREPARE_KEYS if key != "head"}
     keys["pretrained"] = resolve_name(plain)
     with_head = plain.get("head_init") == "pretrained"
     return prepare_network(adopt(net, x), x, with_head=with_head, **keys)

@@ -15,6 +15,7 @@ from cl_bench.data.check import shape_and_classes
 from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
 from cl_bench.models.head import head_of, name_head
+from cl_bench.models.prepare import part_of
 
 COPIES = 3  # of the parameters, at least: the network as built, theta, and its gradient
 BYTES = 4  # of one float32
@@ -133,6 +134,9 @@ def count_parameters(
         return None
     name_head(net, model["head"], num_classes)
     trained = head_of(net) if model["head_mode"] == "head_only" else net
+    if model.get("fixed") is not None:
+        part_of(net, model["fixed"]).requires_grad_(False)
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()
-    left_out = [p for m in trained.modules() if isinstance(m, norms) for p in m.parameters()]
-    return sum(p.numel() for p in trained.parameters()) - sum(p.numel() for p in left_out)
+    left_out = {id(p) for m in trained.modules() if isinstance(m, norms) for p in m.parameters()}
+    kept = [p for p in trained.parameters() if p.requires_grad and id(p) not in left_out]
+    return sum(p.numel() for p in kept)

@@ -66,11 +66,12 @@ def _of_data(plain: Node) -> set[str]:
 def _of_model(model: Node) -> set[str]:
     """The initial weights where pre-trained ones replace them; `linearize` with a head alone.
 
-    A network whose head has its usual name has the hash that it had before there was `head`.
+    A network whose head has its usual name has the hash that it had before there was `head`, and
+    one without fixed parts that before there was `fixed`.
     """
     replaced = model["pretrained"] is not None and model.get("head_init") in ("zero", "pretrained")
     found = {"model.init"} if replaced and "init" in model else set()
-    found |= {"model.head"} if model["head"] is None else set()
+    found |= {f"model.{key}" for key in ("head", "fixed") if model.get(key) is None}
     return found | ({"model.linearize"} if model["head_mode"] == "head_only" else set())
 
 

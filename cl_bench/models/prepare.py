@@ -19,6 +19,7 @@ PREPARE_KEYS = {  # keys that every model has in addition to its constructor's a
     "norm": Norm,
     "linearize": bool,
     "head_mode": HeadMode,
+    "fixed": str | None,
     "head": str | None,
 }
 
@@ -30,6 +31,7 @@ def prepare_network(
     norm: Norm,
     linearize: bool,
     head_mode: HeadMode,
+    fixed: str | None,
     with_head: bool,
 ) -> nn.Module:
     """Turn a freshly initialised network into the one that a run trains; `x` is any input.
@@ -39,6 +41,7 @@ def prepare_network(
     norm=folded          fold batch norm into the layers before it, after loading
     linearize            then linearise the network at its present parameters (`Linearized`)
     head_mode=head_only  train only the head
+    fixed                the name of a submodule whose parameters stay as they are
     """
     if pretrained is not None:
         backbones.load(net, pretrained, with_head)
@@ -48,7 +51,26 @@ def prepare_network(
         net.requires_grad_(False)
         head_of(net).requires_grad_(True)
         return net
+    if fixed is not None:
+        part_of(net, fixed).requires_grad_(False)
     return Linearized(net, head_mode) if linearize else net
+
+
+def part_of(net: nn.Module, name: str, key: str = "model.fixed=") -> nn.Module:
+    """The submodule that `key` names; UserError where there is none with parameters."""
+    parts = dict(net.named_children())
+    found = dict(net.named_modules()).get(name)
+    if not name or found is None or not any(True for _ in found.parameters()):
+        known = [part for part, module in parts.items() if any(True for _ in module.parameters())]
+        raise UserError(
+            f"{key}{name}: the network has no such part with parameters; there are "
+            f"{', '.join(known)}, and their own parts"
+        )
+    if not any(
+        p.requires_grad for p in net.parameters() if id(p) not in map(id, found.parameters())
+    ):
+        raise UserError(f"{key}{name}: it has all parameters of the network; name a part of it")
+    return found
 
 
 def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]) -> None:
@@ -61,8 +83,15 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
             "model.head_mode=linearized: the backbone's share is w0 J psi, and with "
             "model.head_init=zero w0 is 0; use model.head_init=same, or model.head_mode=bilinear"
         )
-    if has_batch_norm and model["norm"] == "batch" and (linear or mode == "head_only"):
-        key = "linearize=true" if linear else "head_mode=head_only"
+    fixed = model.get("fixed")
+    if fixed is not None and (linear or mode == "head_only"):
+        raise UserError(
+            f"model.fixed={fixed}: goes with neither model.linearize=true nor "
+            "model.head_mode=head_only; leave one of them out"
+        )
+    if has_batch_norm and model["norm"] == "batch" and (linear or mode == "head_only" or fixed):
+        key = f"fixed={fixed}" if fixed else "head_mode=head_only"
+        key = "linearize=true" if linear else key
         raise UserError(
             f"model.{key}: batch norm's statistics would move under a fixed backbone; "
             "use model.norm=folded"

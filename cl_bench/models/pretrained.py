@@ -42,6 +42,7 @@ class Provenance:
     versions: dict[str, str]
     side: int | None = None  # pixels that images are resized to; None: they keep their size
     licence: str | None = None  # of published weights
+    part: str | None = None  # the part of the network that is stored; None: all but the head
 
 
 def names() -> list[str]:
@@ -149,7 +150,8 @@ def backbone_info(name: str) -> dict[str, Any]:
 def load(net: Any, name: str, with_head: bool) -> None:
     """Copy a backbone's values into `net`; its head is kept unless `with_head`.
 
-    Raises UserError where names or shapes differ.
+    Of a backbone that is a part of a network, all other values are kept. Raises UserError where
+    names or shapes differ.
     """
     if with_head and head_of(net).out_features != CLASSES:
         raise UserError(
@@ -157,7 +159,7 @@ def load(net: Any, name: str, with_head: bool) -> None:
             f"{head_of(net).out_features}; use model.head_init=zero or same"
         )
     stored = WEIGHTS[name].read(with_head) if name in WEIGHTS else _read_tensors(name)
-    present = net.state_dict() if with_head else _backbone(net)
+    present = net.state_dict() if with_head else _backbone(net, provenance(name).part)
     wrong = [k for k in {*stored, *present} if k not in stored or k not in present]
     wrong += [k for k in present if k in stored and stored[k].shape != present[k].shape]
     if wrong:
@@ -172,7 +174,7 @@ def load(net: Any, name: str, with_head: bool) -> None:
 
 def save(net: nn.Module, origin: Provenance, file: Path, half: bool) -> None:
     """Write a backbone with its provenance in the header, and the provenance as a JSON file too."""
-    tensors = {k: _to_stored(k, v, half) for k, v in _backbone(net).items()}
+    tensors = {k: _to_stored(k, v, half) for k, v in _backbone(net, origin.part).items()}
     text = json.dumps(asdict(origin), indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
     with fresh_path(file) as fresh:
@@ -218,10 +220,12 @@ def _format_model(model: dict[str, Any]) -> str:
     return ", ".join(f"model.{k}={v}" for k, v in model.items())
 
 
-def _backbone(net: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer except the head's, by name."""
-    head = f"{head_name(net)}."
-    return {k: v for k, v in net.state_dict().items() if not k.startswith(head)}
+def _backbone(net: nn.Module, part: str | None) -> dict[str, Tensor]:
+    """Every parameter and buffer except the head's, or those of a part alone, by name."""
+    head, values = f"{head_name(net)}.", net.state_dict()
+    if part is not None:
+        return {k: v for k, v in values.items() if k.startswith(f"{part}.")}
+    return {k: v for k, v in values.items() if not k.startswith(head)}
 
 
 def _read_tensors(name: str) -> dict[str, Tensor]:
