@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, composed, finished, resnet
+from conftest import ROOT, batch, command, composed, finished, learner, resnet
 from forks import Command
 from PIL import Image
 from torchvision.models import resnet18
@@ -22,6 +22,8 @@ from torchvision.models import resnet18
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.build import make_network
 from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
+from cl_bench.config.size import count_parameters
 from cl_bench.models import imagenet, pretrained
 from cl_bench.models.pretrained import Provenance
 from cl_bench.models.resnet import TorchvisionResNet18
@@ -218,3 +220,60 @@ def test_a_network_is_pretrained_then_used(tmp_path: Path) -> None:
     assert "activation" not in out
     (record,) = (tmp_path / "runs").rglob("record.json")
     assert json.loads(record.read_text())["backbone"]["model"]["width"] == 4
+
+
+CONV5 = ("model=conv5", "model.channels=[4,8]", "model.hidden=[12]")
+
+
+def conv5(*overrides: str) -> Any:
+    torch.manual_seed(0)
+    return make_network(composed(*CONV5, *overrides).model, (3, 8, 8), 6)
+
+
+def test_a_part_of_a_network_stays_fixed() -> None:
+    """Its parameters are no part of theta; the others have the gradient that they had."""
+    found = {}
+    for fixed in ("null", "convs"):
+        made = learner(conv5("model.norm=folded", f"model.fixed={fixed}"))
+        made.gradient(batch(12, 6, (3, 8, 8)))
+        found[fixed] = made.flat.grad.clone()
+        convs = {name: p.clone() for name, p in made.net.convs.named_parameters()}
+        made.step()
+        moved = any(not p.equal(convs[n]) for n, p in made.net.convs.named_parameters())
+        assert moved == (fixed == "null")
+    count = found["convs"].numel()
+    assert count < found["null"].numel() and found["convs"].any()
+    torch.testing.assert_close(found["convs"], found["null"][-count:])
+    words = "dataset=seqcifar100", *CONV5, "model.norm=folded"
+    folded, fixed = composed(*words), composed(*words, "model.fixed=convs")
+    assert config_hash(fixed) != config_hash(folded)
+    assert count_parameters(fixed.model, (3, 8, 8), 6) == count
+
+
+def test_parts_that_cannot_be_fixed() -> None:
+    with pytest.raises(
+        UserError, match=r"model\.fixed=conv: .* there are convs, layers, head, and"
+    ):
+        conv5("model.norm=folded", "model.fixed=conv")
+    with pytest.raises(
+        UserError, match=r"model\.fixed=convs\.1: the network has no such part with p"
+    ):
+        conv5("model.norm=folded", "model.fixed=convs.1")
+    assert "model.fixed=convs: batch norm's" in refusal(*CONV5, "model.fixed=convs")
+    linear = "model.linearize=true", "model.norm=folded", "model.activation=leaky_relu"
+    assert "goes with neither" in refusal(*CONV5, "model.fixed=convs", *linear)
+
+
+def test_a_backbone_of_a_part(tmp_path: Path) -> None:
+    """Only the part is stored and loaded; layers after it may have another width."""
+    net, file = conv5(), tmp_path / "convs.safetensors"
+    fixing = {"_target_": "cl_bench.models.conv5.Conv5", "channels": [4, 8], "activation": "relu"}
+    pretrained.save(net, replace(FACTS, model=fixing, part="convs"), file, half=False)
+    torch.manual_seed(1)
+    cfg = composed(*CONV5, "model.hidden=[5]", f"model.pretrained={file}")
+    other = make_network(cfg.model, (3, 8, 8), 6)
+    assert other.layers[0].weight.shape[0] == 5
+    for name, value in net.convs.state_dict().items():
+        assert other.convs.state_dict()[name].equal(value), name
+    told = refusal(*CONV5[:1], f"model.pretrained={file}")
+    assert "model.channels=[16, 32, 64, 128, 256]: model.pretrained=" in told

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, blobs, identity
+from conftest import CPU, blobs, composed, identity
 from torch import Generator, Tensor
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
 from cl_bench.core.types import Batch, Stream
 from cl_bench.data import plan, split
 from cl_bench.data.augment import rotate
@@ -341,3 +343,26 @@ def test_a_long_tail() -> None:
     assert turned.tasks[0].y.bincount().tolist() == [0, 0, 0, 0, 1, 1]
     other = stream(imbalance=0.1, seed=1)
     assert not all(a.x.equal(b.x) for a, b in zip(made.tasks, other.tasks, strict=True))
+
+
+def test_classes_by_their_position_share_outputs() -> None:
+    """The n-th class of each task has the id n, in the order in which the tasks list them."""
+    made = stream(order=[4, 1, 5, 0, 2, 3], heads="position", scenario=data_il)
+    assert [task.y.unique().tolist() for task in made.tasks] == [[0, 1]] * 3
+    for task, group in zip(made.tasks, ([4, 1], [5, 0], [2, 3]), strict=True):
+        assert [group[y] for y in task.y.tolist()] == task.x[:, 0, 0, 1].tolist()
+    for test, group in zip(made.tests, ([4, 1], [5, 0], [2, 3]), strict=True):
+        assert [group[y] + 100 for y in test.y.tolist()] == test.x[:, 0, 0, 1].tolist()
+    assert made.classes.tolist() == [[True, True]] * 3 and made.num_classes == 2
+    assert made.description["classes_of_task"] is None
+    assert made.description["class_names"] == ["class 0 of its task", "class 1 of its task"]
+    with pytest.raises(UserError, match="have from 1 to 3 classes; give all the same number"):
+        stream(tasks=[3, 1, 2], heads="position", scenario=data_il)
+    with pytest.raises(
+        UserError, match=r"dataset\.heads=position: numbers the classes within each"
+    ):
+        check_config(composed("dataset=seqcifar100", "dataset.heads=position"))
+    words = "dataset=seqcifar100", "scenario=data", "dataset.split=class"
+    by_position, by_class = composed(*words, "dataset.heads=position"), composed(*words)
+    assert config_hash(by_position) != config_hash(by_class)
+    check_config(by_position)

@@ -84,6 +84,22 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
         )
 
 
+def _check_heads(scenario: str, split: str, heads: str) -> None:
+    """Refuse outputs that tasks share, or have for themselves, where the scenario is another."""
+    if heads == "position" and (split, scenario) != ("class", "data"):
+        raise UserError(
+            "dataset.heads=position: numbers the classes within each task, with "
+            f"dataset.split=class in scenario=data; this is {split} in scenario={scenario}"
+        )
+    if split != "class" and (scenario == "data") != (heads == "shared"):
+        wanted = "shared" if scenario == "data" else "apart"
+        raise UserError(
+            f"dataset.heads={heads}: with dataset.split={split}, in scenario={scenario}, tasks "
+            f"have {'the same' if wanted == 'shared' else 'their own'} classes; use "
+            f"dataset.heads={wanted}"
+        )
+
+
 def _check_data(plain: dict[str, Any]) -> None:
     images = data.check(plain)
     if images is not None:
@@ -99,13 +115,7 @@ def _check_data(plain: dict[str, Any]) -> None:
     usable = get_object(plain["method"]["_target_"]).scenarios
     if name not in usable:
         raise UserError(f"scenario={name}: the method can be used with {', '.join(usable)}")
-    if split != "class" and (name == "data") != (plain["dataset"]["heads"] == "shared"):
-        wanted = "shared" if name == "data" else "apart"
-        raise UserError(
-            f"dataset.heads={plain['dataset']['heads']}: with dataset.split={split}, in "
-            f"scenario={name}, tasks have {'the same' if wanted == 'shared' else 'their own'} "
-            f"classes; use dataset.heads={wanted}"
-        )
+    _check_heads(name, split, plain["dataset"]["heads"])
     tasks, first = number_of(plain["dataset"]["tasks"]), plain["stream"]["first"]
     task_order(plain["scenario"]["order"], tasks)
     if (first or 0) > tasks:

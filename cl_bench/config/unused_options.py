@@ -60,7 +60,8 @@ def _of_data(plain: Node) -> set[str]:
         return unused | {"dataset.order"}
     whole = dataset["train_per_task"] is None and dataset["fraction"] == 1 and even
     drawn = not whole or dataset["order"] == "random" or plain["evaluation"]["split"] == "val"
-    return unused | ({"dataset.heads"} if drawn else {"dataset.heads", "dataset.seed"})
+    heads = set() if dataset["heads"] == "position" else {"dataset.heads"}
+    return unused | heads | (set() if drawn else {"dataset.seed"})
 
 
 def _of_model(model: Node) -> set[str]:

@@ -11,6 +11,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.types import Scenario
 from cl_bench.data import plan
 from cl_bench.data import scenario as scenarios
+from cl_bench.data.class_ids import positions_of
 from cl_bench.data.published import Contents, Shape, known_contents
 from cl_bench.data.split import TrainingLimit
 
@@ -72,6 +73,11 @@ def shape_and_classes(dataset: dict[str, Any]) -> tuple[Shape, int] | None:
         return None
     transform, (channels, side, _) = dataset["transform"], contents.shape
     side = transform["resize"] or transform["crop"] or side
+    if dataset["heads"] == "position":
+        rng = Generator().manual_seed(dataset["seed"])
+        asked = dataset["split"], dataset["tasks"], dataset["order"], rng
+        groups = plan.classes_of_tasks(contents, *asked) or [[]]
+        return (channels, side, side), len(positions_of(groups)[0])
     apart = dataset["split"] != "class" and dataset["heads"] == "apart"
     copies = plan.number_of(dataset["tasks"]) if apart else 1
     return (channels, side, side), contents.classes * copies
@@ -82,9 +88,10 @@ def _images(
 ) -> list[int] | None:
     """The number of training images of each task; None where not known."""
     split, rng = dataset["split"], Generator().manual_seed(dataset["seed"])
+    by_position = dataset["heads"] == "position"
     groups = plan.classes_of_tasks(contents, split, dataset["tasks"], dataset["order"], rng)
     if split == "class" and groups is not None and mask is not None:
-        plan.membership(groups, mask)
+        plan.membership(positions_of(groups) if by_position else groups, mask)
     there = None if groups is None else plan.task_sizes(contents, split, groups)
     return plan.limited_sizes(contents, limit, there)
 

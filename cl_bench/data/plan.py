@@ -25,7 +25,7 @@ from cl_bench.data.split import (
 )
 
 Split = Literal["class", "sample", "permutation", "rotation"]
-Heads = Literal["shared", "apart"]
+Heads = Literal["shared", "apart", "position"]
 
 
 def classes_of_tasks(

@@ -15,13 +15,12 @@ from cl_bench.core.types import Scenario, Stream, Task, Transform
 from cl_bench.data import plan
 from cl_bench.data import split as cut
 from cl_bench.data.augment import rotate
+from cl_bench.data.class_ids import Part, numbered
 from cl_bench.data.orders import description_of
 from cl_bench.data.plan import Heads, Split
 from cl_bench.data.published import contents_of
 from cl_bench.data.source import Source
 from cl_bench.data.split import Order, Sizes
-
-Part = tuple[Tensor, Tensor]  # x (N, C, H, W) uint8, y (N,)
 
 
 def build(
@@ -47,6 +46,7 @@ def build(
     split=permutation  each task has all images, with its own fixed permutation of the pixels
     split=rotation     each task has all images, rotated by its own angle (`split.angles`)
     With the last three, heads=apart makes class c of task t a class of its own, with id tC + c.
+    With split=class, heads=position gives the n-th class of each task the id n (`numbered`).
     Each task keeps `train_per_task` of its training images, or a part `fraction` of them, drawn at
     random with permutation and rotation (as in GEM), and stratified by class otherwise. With
     `imbalance` below 1, the training images have a long tail first (`split.imbalanced_counts`).
@@ -57,11 +57,11 @@ def build(
     angles = cut.angles(plan.number_of(tasks), order, rng) if split == "rotation" else None
     groups = _groups(source, split, tasks, order, limit, rng)
     trains, tests = _cut(source, split, groups, limit, rng, angles)
-    if split != "class" and heads == "apart":
-        groups, trains, tests = _with_own_classes(len(source.classes), trains, tests)
+    own = groups if split == "class" and heads != "position" else None
+    groups, trains, tests = numbered(split, heads, groups, trains, tests)
     member = plan.membership(groups, scenario)
-    description = _description(name, source, split, member, groups, angles)
     placed = _make_tasks(trains, device), _make_tasks(tests, device), member.to(device)
+    description = _description(name, source, member, own, angles)
     return Stream(*placed, scenario, transform(device=device), description)
 
 
@@ -93,16 +93,18 @@ def _with_long_tail(source: Source, imbalance: float, seed: int) -> Source:
 def _description(
     name: str,
     source: Source,
-    split: Split,
     member: Tensor,
-    groups: list[list[int]],
+    own: list[list[int]] | None,
     angles: list[float] | None,
 ) -> dict[str, Any]:
-    """The description of a stream for the record; `member` (T, K) has the classes of each task."""
+    """The description of a stream for the record; `member` (T, K) has the classes of each task.
+
+    own  the class ids of each task where no other task has them
+    """
     tasks, classes = member.shape
     return {
         "dataset": name,
-        "classes_of_task": groups if split == "class" else None,
+        "classes_of_task": own,
         "class_names": _class_names(source.classes, classes),
         "task_identities": list(range(tasks)),
         "angles_of_task": angles,
@@ -115,6 +117,8 @@ def _class_names(names: tuple[str, ...], classes: int) -> list[str]:
     """The name of each of K classes; with heads=apart, each task has the source's classes again."""
     if classes == len(names):
         return list(names)
+    if classes < len(names):  # heads=position
+        return [f"class {c} of its task" for c in range(classes)]
     return [f"{names[c % len(names)]} (task {c // len(names)})" for c in range(classes)]
 
 
@@ -144,18 +148,6 @@ def _cut(
         trains = _parts(source.train_x, source.train_y, shares)
         tests = [(source.test_x, source.test_y)] * len(groups)
     return [_subsample(part, limit, rng) for part in trains], tests
-
-
-def _with_own_classes(
-    classes: int, trains: list[Part], tests: list[Part]
-) -> tuple[list[list[int]], list[Part], list[Part]]:
-    """Give each task classes of its own: the class ids of each task, and the relabelled parts."""
-    groups = [[task * classes + c for c in range(classes)] for task in range(len(trains))]
-    return groups, _relabelled(trains, classes), _relabelled(tests, classes)
-
-
-def _relabelled(parts: list[Part], classes: int) -> list[Part]:
-    return [(x, y + task * classes) for task, (x, y) in enumerate(parts)]
 
 
 def sequential(stream: Stream, first: Count | None) -> Stream:
