@@ -11,7 +11,7 @@ the highest mean ACC is written, with the results of all points as evidence, to
                                optimizer.lr=interval(0.1,10)     any number between the two
                                optimizer.lr=tag(log,interval(0.1,10))   on a logarithmic scale
     spaces=<name>              in place of grid: the keys and values of each method in a file of
-                               conf/tuned_values/spaces, or in a file of your own: <name>.yaml
+                               cl_bench/tuned_values/spaces, or in a file of your own: <name>.yaml
     strategy=grid              all combinations of the values; no intervals (the default)
              random            random points, as many as `trials`
              sobol             as many points as `trials`, evenly spread (Sobol's sequence)

@@ -144,7 +144,7 @@ def test_a_herding_memory_is_shared_by_the_classes() -> None:
 def test_a_memory_has_a_sample_for_each_class(words: tuple[str, ...], classes: int) -> None:
     wrong = "dataset=seqcifar100", f"buffer.capacity={classes - 1}"
     with pytest.raises(
-        UserError, match=rf"buffer.capacity=99: the memory is shared .* {classes} in all"
+        UserError, match=rf"buffer.capacity=99: each of {classes} classes of each task needs"
     ):
         check_config(composed(*words, *wrong))
     check_config(composed(*words, "dataset=seqcifar100", f"buffer.capacity={classes}"))
@@ -152,7 +152,7 @@ def test_a_memory_has_a_sample_for_each_class(words: tuple[str, ...], classes: i
 
 def test_a_memory_has_a_sample_for_each_class_of_each_task_in_data_il() -> None:
     words = "method=er", "buffer.capacity=150", "dataset=pmnist"
-    with pytest.raises(UserError, match=r"shared by the classes of each task, 200 in all"):
+    with pytest.raises(UserError, match=r"each of 200 classes of each task needs a sample"):
         check_config(composed(*words, "buffer=herding"))
     with pytest.raises(UserError, match=r"it has its share of each class after the first task"):
         check_config(composed(*words, "buffer=greedy"))

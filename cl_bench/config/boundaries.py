@@ -79,8 +79,8 @@ def _check_hidden(plain: dict[str, Any], hidden: str) -> None:
     idle = "method.buffer" in method.unused(plain)
     if options and not idle and not get_object(options["_target_"]).task_free:
         raise UserError(
-            f"{hidden}: the buffer must be told where a task ends; use buffer=reservoir, balanced "
-            "or greedy"
+            f"{hidden}: the buffer must be told where a task ends; use buffer="
+            + ("scored" if method.gives_scores else "reservoir, balanced or greedy")
         )
     for key, value in NEEDED.items():
         given = plain["schedule"][key]

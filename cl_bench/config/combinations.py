@@ -46,6 +46,11 @@ def _check_buffer(plain: dict[str, Any]) -> None:
             f"method.buffer._target_={name}: it keeps no logits, which the method replays; use "
             "buffer=reservoir or balanced"
         )
+    if method.needs_chosen_memory and not buffer.chooses_at_end:
+        raise UserError(
+            f"method.buffer._target_={name}: the method stores samples with what is known at the "
+            "end of their task; use buffer=equal or herding"
+        )
     if buffer.needs_scores and not method.gives_scores:
         raise UserError(
             f"method.buffer._target_={name}: it chooses samples by scores, which this method does "

@@ -18,6 +18,7 @@ from cl_bench.base.files import DamagedError
 from cl_bench.config.nodes import Leaves, all_leaves, target_nodes
 from cl_bench.config.unused_options import unused_keys
 from cl_bench.config.words import typed
+from cl_bench.data.check import holds_out
 
 KEY = "continue_from"
 # groups whose keys must have the parent's values: they decide what its parameters mean
@@ -77,9 +78,13 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
         unused = unused_keys(resolved, target_nodes(resolved, ""))
         ours_used, theirs_used = (_without(unused, values) for values in (ours, theirs))
         _require_same(name, "method", theirs_used, ours_used, reason)
+    own, other = (holds_out(one) for one in (resolved, config))
     alike = theirs.get(EVERY) == ours.get(EVERY)
     keys = [key for key in ours if key.startswith(STREAM) and theirs.get(key) != ours[key]]
     differing = [f"{_typed(key, ours)} (before: {_typed(key, theirs)})" for key in sorted(keys)]
+    if own != other:
+        which = "this" if own else "that"
+        differing.append(f"the images that {which} run keeps from training (schedule.holdout)")
     names = name, _for_all_seeds(cfg)
     return Parent(folder, *names, record["hash"], seed, config, same_method, alike, differing)
 

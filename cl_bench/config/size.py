@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 from hydra.utils import get_object
@@ -36,10 +36,8 @@ def check(plain: dict[str, Any]) -> None:
         unused = get_object(method["_target_"]).unused(plain)
         if "buffer" in method and "method.buffer" not in unused:
             _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
-            if known is not None and plain["stream"].get("first") is None:
-                again = plain["scenario"]["name"] == "data"
-                part = get_object(method["_target_"]).smallest_part(method)
-                _check_room(method["buffer"], known[1], tasks, again, part)
+    if "buffer" in method and "method.buffer" not in get_object(method["_target_"]).unused(plain):
+        _check_room(plain, None if known is None else known[1], tasks)
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:
@@ -63,33 +61,40 @@ def _check_buffer(
         )
 
 
-def _check_room(
-    options: dict[str, Any], classes: int, tasks: int, again: bool, part: float
-) -> None:
+def _check_room(plain: dict[str, Any], classes: int | None, tasks: int) -> None:
     """Refuse a memory that its classes or tasks share and that has no sample for each of them.
 
-    again  whether all classes come in each task
-    part   a share of the memory that must have a sample of each class, too
+    classes  the number of classes of the stream; None: it is not known before the data are read
     """
-    shared, capacity = get_object(options["_target_"]).shared_by, options.get("capacity")
+    method, options = plain["method"], plain["method"]["buffer"]
+    shared = get_object(options["_target_"]).shared_by
+    again = plain["scenario"]["name"] == "data"  # all classes come in each task
     if again and shared == "classes":
         raise UserError(
             f"buffer._target_={options['_target_']}: it has its share of each class after the "
             "first task, where all tasks have the same classes; use another buffer"
         )
-    count = classes * tasks if again and shared == "classes of each task" else classes
-    count = tasks if shared == "tasks" else count
-    if shared is None or capacity is None or round(part * capacity) >= count:
+    learned = min(plain["stream"].get("first") or tasks, tasks)
+    count = learned if shared == "tasks" else None
+    if classes is not None and shared in ("classes", "classes of each task"):
+        every = classes * learned if shared == "classes of each task" else classes
+        count = every if again else _first_classes(plain["dataset"]["tasks"], classes, learned)
+    parts = get_object(method["_target_"]).parts_of_memory(method)
+    if count is None or not parts or min(parts) >= count:
         return
-    if part == 1:
-        raise UserError(
-            f"buffer.capacity={capacity}: the memory is shared by the {shared}, {count} in all; "
-            "use at least as many samples"
-        )
+    capacity = options["capacity"]
+    part = "" if len(parts) == 1 else f" of it {min(parts)} samples are a part of their own;"
     raise UserError(
-        f"buffer.capacity={capacity}: a part of {part:g} is shared by the {shared}, {count} in "
-        f"all; use at least {ceil(count / part)} samples"
+        f"buffer.capacity={capacity}:{part} each of {count} {shared} needs a sample; use a larger "
+        "capacity"
     )
+
+
+def _first_classes(tasks: int | list[int], classes: int, learned: int) -> int:
+    """The number of classes of the first tasks, where each task has some of all classes."""
+    if isinstance(tasks, list):
+        return sum(tasks[:learned])
+    return learned * (classes // tasks) + min(learned, classes % tasks)
 
 
 def _check_curvature(curvature: dict[str, Any], count: int) -> None:

@@ -2,7 +2,7 @@
 
 <tuned_dir>/<dataset>/<scenario>/<method>.yaml holds `values` and the evidence for them. The folder
 is the user's own, `tuned/` in the working folder. Values that come with this package are in
-conf/tuned_values; those of the user's folder go before them.
+cl_bench/tuned_values; those of the user's folder go before them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from yaml import YAMLError
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import CONF, Leaves, leaves, resolved
+from cl_bench.config.nodes import PACKAGE, Leaves, leaves, resolved
 
-SHIPPED = CONF / "tuned_values"
+SHIPPED = PACKAGE / "tuned_values"
 CONDITIONS = ("method.", "model.", "criterion.", "optimizer.", "schedule.")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Generator
 
 from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.decisions import cannot_be_planned
 from cl_bench.core.memory import Buffer, Insert
 from cl_bench.core.types import Batch, Task
@@ -128,6 +129,11 @@ class Ring(Buffer):
         super().begin_task(task)
         if self.capacity is not None:
             self.per_task = self.capacity // (len(self.starts) + 1)
+            if not self.per_task:  # else refused before the run, unless it goes on from another one
+                raise UserError(
+                    f"buffer.capacity={self.capacity}: {len(self.starts) + 1} tasks share it; use "
+                    "at least as many samples"
+                )
             kept = [range(max(s, e - self.per_task), e) for s, e in self._tasks()]
             *self.starts, self.filled = accumulate(map(len, kept), initial=0)
             if self.rows is not None:

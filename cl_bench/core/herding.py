@@ -22,6 +22,7 @@ class Herding(Buffer):
     """
 
     keeps_logits: ClassVar[bool] = False
+    chooses_at_end: ClassVar[bool] = True
     shared_by: ClassVar[str | None] = "classes of each task"
 
     def __init__(self, capacity: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
@@ -44,8 +45,8 @@ class Herding(Buffer):
         share = self.capacity // (len(self.groups) + len(groups))
         if not share:  # else refused before the run, unless the classes were not known
             raise UserError(
-                f"buffer.capacity={self.capacity}: {len(self.groups) + len(groups)} classes share "
-                "it; use at least as many samples"
+                f"buffer.capacity: {self.capacity} samples are shared by the classes of each task, "
+                f"{len(self.groups) + len(groups)} by now; use a larger capacity"
             )
         kept, rows, first = [], [], 0
         for t, label, count in self.groups:

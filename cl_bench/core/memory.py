@@ -31,6 +31,7 @@ class Buffer(Stateful):
     task_free: ClassVar[bool] = False  # True where it works without being told that a task ends
     keeps_logits: ClassVar[bool] = True  # False where stored samples have no logits (DER)
     needs_scores: ClassVar[bool] = False  # True where the method must score what it offers (GSS)
+    chooses_at_end: ClassVar[bool] = False  # True where it chooses from a task that has ended
     shared_by: ClassVar[str | None] = None  # classes | classes of each task: have equal shares
 
     def __init__(self, rng: Generator, insert: Insert, replacement: bool) -> None:

@@ -36,6 +36,8 @@ class Method(Stateful):
     replays_logits: ClassVar[bool] = False
     # True where a share `schedule.holdout` of each task is not trained on, but given to `validate`
     uses_held_out: ClassVar[bool] = False
+    # True where its memory must choose samples when a task has ended, not while it is learned
+    needs_chosen_memory: ClassVar[bool] = False
     # True where it gives a score to each sample that it offers to its memory
     gives_scores: ClassVar[bool] = False
     # True where its curvature, if it has one, becomes a quadratic penalty
@@ -99,9 +101,13 @@ class Rehearsal(Method):
         self.memory = buffer(rng=learner.rng)
 
     @staticmethod
-    def smallest_part(options: dict[str, Any]) -> float:
-        """The smallest share of the memory that has samples of each class, by its options."""
-        return 1.0
+    def parts_of_memory(options: dict[str, Any]) -> tuple[int, ...]:
+        """The sizes of the parts of the memory, by the options; each needs a sample of each class.
+
+        Empty where the memory has no capacity.
+        """
+        capacity = options["buffer"].get("capacity")
+        return () if capacity is None else (capacity,)
 
     def with_old(self, new: Batch, count: int) -> Batch:
         """The new samples, and after them `count` drawn from the memory, if it has any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,9 +22,12 @@ class BiC(Distilled):
 
     A share `held_out` of the memory holds images that no step has seen: `schedule.holdout` of each
     task's images is kept from training, and exemplars are chosen from it for this part. After a
-    task, alpha z + beta takes the place of each logit z of a new class; alpha and beta minimise the
-    loss on this part, in which all classes have as many images (eq. 4 and 5). The correction is
-    written into the rows of the head.
+    task, alpha z + beta takes the place of each logit z of a new class (eq. 4). From alpha = 1 and
+    beta = 0, `steps` steps of Adam at `rate` lower the mean loss on the whole part (eq. 5). The
+    correction is written into the rows of the head.
+
+    The steps are few and small on purpose. The loss is convex, but where the few images are
+    separable it has no minimum, and alpha grows without limit.
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("class",)
@@ -33,16 +36,17 @@ class BiC(Distilled):
     def __init__(
         self,
         learner: Learner,
-        buffer: Callable[..., Buffer],
+        buffer: partial[Buffer],
         replay: Count,
         temperature: Positive,
         held_out: Part,
+        steps: Count,
+        rate: Positive,
     ) -> None:
-        super().__init__(learner, buffer, replay, temperature)
-        capacity = self.memory.capacity  # type: ignore[attr-defined]
-        apart = max(round(held_out * capacity), 1)
-        self.memory = buffer(rng=learner.rng, capacity=capacity - apart)
-        self.unseen = buffer(rng=learner.rng, capacity=apart)
+        replayed, unseen = _sizes(buffer.keywords["capacity"], held_out)
+        super().__init__(learner, partial(buffer, capacity=replayed), replay, temperature)
+        self.unseen = buffer(rng=learner.rng, capacity=unseen)
+        self.steps, self.rate = steps, rate
         self.alpha, self.beta = 1.0, 0.0  # of the last task
 
     @staticmethod
@@ -54,8 +58,9 @@ class BiC(Distilled):
             )
 
     @staticmethod
-    def smallest_part(options: dict[str, Any]) -> float:
-        return min(options["held_out"], 1 - options["held_out"])
+    def parts_of_memory(options: dict[str, Any]) -> tuple[int, ...]:
+        capacity = options["buffer"].get("capacity")
+        return () if capacity is None else _sizes(capacity, options["held_out"])
 
     def check_network(self, task: Task) -> None:
         refuse_linearised_head(self.learner.net, "bic")
@@ -86,23 +91,25 @@ class BiC(Distilled):
         bias[new] = self.alpha * bias[new] + self.beta
 
     def _fitted(self, logits: Tensor, rows: Batch, new: Tensor) -> tuple[float, float]:
-        """alpha and beta of the smallest mean loss: a convex problem, solved by L-BFGS."""
+        """alpha and beta after the steps of Adam on the mean loss of these logits (B, K)."""
         criterion, competing = self.learner.criterion, self.learner.heads.competing(rows)
         logits = in_float64(logits)
         y, new = rows.y.to(logits.device), new.to(logits.device)
         competing = None if competing is None else competing.to(logits.device)
         found = torch.tensor([1.0, 0.0], dtype=logits.dtype, device=logits.device)
         found.requires_grad_()
-        solver = torch.optim.LBFGS([found], max_iter=100, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            solver.zero_grad()
-            corrected = torch.where(new, found[0] * logits + found[1], logits)
-            value = criterion(corrected, y, competing).mean()
-            value.backward()
-            return value
-
-        with torch.enable_grad():
-            solver.step(loss)  # type: ignore[arg-type]
+        optimizer = torch.optim.Adam([found], lr=self.rate)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                corrected = torch.where(new, found[0] * logits + found[1], logits)
+                loss = criterion(corrected, y, competing).mean()
+            (found.grad,) = torch.autograd.grad(loss, found)
+            optimizer.step()
         alpha, beta = found.tolist()
         return alpha, beta
+
+
+def _sizes(capacity: int, held_out: float) -> tuple[int, int]:
+    """The samples of the memory that are replayed, and those that no step sees."""
+    unseen = max(round(held_out * capacity), 1)
+    return capacity - unseen, unseen

@@ -24,10 +24,10 @@ class ERAML(Rehearsal):
     """Cross-entropy of stored samples over all classes, and a contrast of new ones by features.
 
     For each new sample a positive one, of its class, and a negative one, of another class of the
-    new batch, are drawn from the memory and the batch. In features of length 1, a new sample shall
-    be nearer to all drawn samples of its class than to the others: the supervised contrastive loss
-    (Khosla et al. 2020) at a temperature. Old classes are no negatives, so that new samples do not
-    push old ones away. A new sample without a positive or negative one takes no part.
+    new batch, are drawn from the memory and the batch. The supervised contrastive loss (Khosla et
+    al. 2020) of features of length 1, at a temperature, brings a new sample nearer to the drawn
+    samples of its class than to the others. Old classes are no negatives, so that new samples do
+    not push old ones away. A new sample without a positive or negative one takes no part.
     While the memory is empty, the loss is the cross-entropy of the new batch.
     """
 

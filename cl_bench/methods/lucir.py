@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Snapshot, Task
@@ -29,10 +30,11 @@ class LUCIR(Exemplars):
     + margin_weight times the mean of max(0, margin - c_y + c_k) over exemplars of old classes and
       the `rivals` new classes k of largest cosine (eq. 8)
 
-    The rows of old classes stay as they are. Those of new classes begin as the mean direction of
-    their images, as long as the old ones are on average.
+    The rows of old classes stay as they are. The row of a class that comes for the first time
+    begins in the mean direction of its images, with the mean length of the rows so far.
     """
 
+    allows_clipping = False  # the step of eta is not clipped
     scenarios: ClassVar[tuple[str, ...]] = ("task", "class")
 
     def __init__(
@@ -50,7 +52,19 @@ class LUCIR(Exemplars):
         self.margin, self.rivals = margin, rivals
         self.eta = torch.ones_like(learner.flat.grad[0])
         self.factor = 0.0  # of the loss on directions in this task
-        self.moving = torch.ones_like(learner.flat.grad)  # (P,): 0 in the rows of old classes
+        self.moving = torch.ones_like(learner.flat.grad).bool()  # (P,): not the rows of old classes
+
+    @staticmethod
+    def check(config: dict[str, Any]) -> None:
+        if config["schedule"]["warm_up"] == "head":
+            raise UserError(
+                "schedule.warm_up=head: fits logits that are linear in the features, and those of "
+                "method=lucir are cosines; use schedule.warm_up=none"
+            )
+
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        return set() if config["method"]["margin_weight"] else {"method.margin", "method.rivals"}
 
     def check_network(self, task: Task) -> None:
         refuse_linearised(self.learner.net, "lucir")
@@ -58,22 +72,24 @@ class LUCIR(Exemplars):
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         old, new = int(self.past.sum()), int((self.now & ~self.past).sum())
-        self.factor = self.less_forget * (old / new) ** 0.5 if new else self.less_forget
-        self.moving = self.learner.heads.in_use(~self.past)
-        if self.teacher is not None and new:
+        self.factor = self.less_forget * (old / new) ** 0.5
+        self.moving = self.learner.heads.in_use(~self.past).bool()
+        if self.teacher is not None:
             self._imprint(task)
 
     def observe(self, batch: Batch) -> Tensor:
         learner = self.learner
         seen = learner.augmented(self.with_old(batch, self.replay))
-        before = None if self.teacher is None else learner.snapshot_features(self.teacher, seen)
-        arguments = seen, before, self.past, self.now, self.eta.clone()
+        old = None if self.teacher is None else learner.snapshot_features(self.teacher, seen)
+        arguments = seen, old, self.past, self.now, self.eta.clone()
         loss, cosines = learner.differentiate_with(self._objective, *arguments)
-        learner.flat.grad.mul_(self.moving)
         competing = learner.heads.competing(seen)
         logits = self.eta * cosines
         _, slopes = learner.criterion.losses_and_gradients(logits, seen.y, competing)
+        theta = learner.flat.theta.detach()
+        before = theta.clone()
         learner.step()
+        theta.copy_(torch.where(self.moving, theta, before))  # nor does weight decay move them
         self.eta -= learner.lr * (slopes * cosines).sum(1).mean()
         self.memory.add(batch)
         return loss
@@ -129,6 +145,6 @@ class LUCIR(Exemplars):
         theta, rows = learner.flat.theta.detach(), learner.heads.rows_of(learner.flat.theta)
         found = learner.unit_features(task.chunks(512))
         total = found.new_zeros(len(rows), found.shape[1]).index_add_(0, task.y, found)
-        norm = rows[self.past].norm(dim=1).mean() if bool(self.past.any()) else 1.0
-        new = self.now & ~self.past & (total != 0).any(1)
+        norm = rows[self.known].norm(dim=1).mean()
+        new = ~self.known & (total != 0).any(1)
         theta.copy_(learner.heads.with_rows(theta, new, F.normalize(total, dim=1) * norm))

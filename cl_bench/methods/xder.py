@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class XDER(Rehearsal):
     The loss of a step is the sum of (notation of the paper: S, DER++, F, and the constraints)
 
     - the cross-entropy of new samples over the classes of this task,
-    - alpha |f(x') - z'|^2, over all classes, those of the future included,
+    - alpha |f(x') - z'|^2, a mean over all classes, those of the future included,
     - beta times the cross-entropy of x'' over the classes of earlier tasks,
     - consistency times the supervised contrast of the logits of future classes, for two views of
       new and stored samples,
@@ -33,14 +33,16 @@ class XDER(Rehearsal):
       that of the classes of the sample's own task.
 
     What a stored sample of an earlier task had as logits for later classes was a guess. When it is
-    replayed, the logits of this task's and later classes are replaced by those of now, scaled down
-    where they are larger than gamma times the logit of its own class: at its n-th replay in a task
-    with probability 1 / n. At the end of a task, its new samples are stored with logits whose
-    entries for earlier classes are scaled in the same way.
+    replayed, the logits of this task's and later classes are replaced by those of now: at its n-th
+    replay in a task with probability 1 / n. Where the largest of them is above the logit of the
+    sample's own class, they are scaled so that it is gamma times that logit. At the end of a task,
+    its new samples are stored with logits whose entries for earlier classes are scaled in the same
+    way.
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "class")
     allows_folding = True
+    needs_chosen_memory = True
 
     def __init__(
         self,
@@ -64,10 +66,16 @@ class XDER(Rehearsal):
         self.present = self.earlier = none  # (K,): classes of this task, and of those before it
         self.replays = learner.flat.grad[:0].clone()  # of each stored sample, in this task
 
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        needs = {"temperature": "consistency", "margin": "constraint"}
+        return {f"method.{key}" for key, of in needs.items() if not config["method"][of]}
+
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        if not len(self.owned):
-            self.owned = torch.zeros_like(self.learner.heads.live)
+        known, (tasks, classes) = self.owned, self.owned.shape
+        self.owned = torch.zeros_like(self.learner.heads.live)  # larger where a run goes on
+        self.owned[:tasks, :classes] = known
         self.earlier = self.owned.any(0)
         self.owned[task.t, task.y] = True
         self.present = torch.zeros_like(self.earlier).index_fill(0, task.y, True)
@@ -92,7 +100,7 @@ class XDER(Rehearsal):
         learner.step()
         if index is not None:
             past = slice(sizes[0], sizes[0] + len(index))
-            self._update_stored(index, outputs[past].float(), whole.y[past])
+            self._update_stored(index, outputs[past].float())
         memory.add(batch)
         return loss
 
@@ -106,7 +114,8 @@ class XDER(Rehearsal):
         fresh = self._scaled(now, now, rows.y, self.earlier & ~self.present)
         if rows.logits is not None:
             new = torch.isin(rows.t, task.t.unique()).unsqueeze(1)
-            kept = self._scaled(rows.logits, now, rows.y, ~self.earlier | self.present)
+            stored = F.pad(rows.logits, (0, now.shape[1] - rows.logits.shape[1]))
+            kept = self._scaled(stored, now, rows.y, self._later(rows.t))
             fresh = torch.where(new, fresh, kept)
         self.memory.rows = rows._replace(logits=fresh)
 
@@ -121,6 +130,7 @@ class XDER(Rehearsal):
         present: Tensor,
         earlier: Tensor,
     ) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         criterion, parts = self.learner.criterion, logits.split(sizes)
         labels, future = whole.y.split(sizes), ~(earlier | present)
         loss = criterion(parts[0], labels[0], present.expand_as(parts[0])).mean()
@@ -134,7 +144,8 @@ class XDER(Rehearsal):
             until = sizes[0] + len(index)
             outputs = logits[:until]
             own = torch.cat([own, owned[whole.t[sizes[0] : until]]])
-            used = torch.cat([torch.ones_like(labels[0]).bool(), _first_of_each(index)])
+            once = _first_places(index) == torch.arange(len(index), device=index.device)
+            used = torch.cat([torch.ones_like(labels[0]).bool(), once])
         loss = loss + self.constraint * self._future_hinge(outputs, future, own, used)
         if not self.consistency:
             return loss
@@ -142,7 +153,7 @@ class XDER(Rehearsal):
 
     def _past_hinge(self, logits: Tensor, past: Tensor, present: Tensor) -> Tensor:
         """Of probabilities over all classes so far; the mean of those that are above 0."""
-        p = logits.float().masked_fill(~(past | present), -torch.inf).softmax(1)
+        p = logits.masked_fill(~(past | present), -torch.inf).softmax(1)
         wrong, right = (p.masked_fill(~each, 0.0).amax(1) for each in (past, present))
         excess = wrong.detach() + self.margin - right
         return mean_where(excess, (excess > 0) & past.any())
@@ -164,20 +175,26 @@ class XDER(Rehearsal):
         return contrasts(scores, y.unsqueeze(1) == y, others).mean() * future.any()
 
     @torch.no_grad()
-    def _update_stored(self, index: Tensor, outputs: Tensor, y: Tensor) -> None:
+    def _update_stored(self, index: Tensor, outputs: Tensor) -> None:
         """Replace stored logits of this task's and later classes, at random (see the class)."""
         rows = self.memory.rows
         assert rows is not None and rows.logits is not None
         before = rows.logits[index]
-        after = self._scaled(before, outputs, y, ~self.earlier | self.present)
+        after = self._scaled(before, outputs, rows.y[index], self._later(rows.t[index]))
         count = self.replays[index] + 1
         draws = decide_uniform(len(index), self.learner.rng, index)
         values = torch.where((draws * count < 1).unsqueeze(1), after, before)
-        first = (index.unsqueeze(1) == index).to(torch.uint8).argmax(1)
-        rows.logits[index], self.replays[index] = values[first], count
+        rows.logits[index], self.replays[index] = values[_first_places(index)], count
+
+    def _later(self, tasks: Tensor) -> Tensor:
+        """(B, K) bool: the classes that were guesses when samples of these tasks were stored.
+
+        They are those of this task and of the future, but for the sample's own task.
+        """
+        return (~self.earlier | self.present) & ~self.owned[tasks]
 
     def _scaled(self, old: Tensor, new: Tensor, y: Tensor, classes: Tensor) -> Tensor:
-        """`old` (B, K) with the logits `new` of some classes (K,), which are made small enough.
+        """`old` (B, K) with the logits `new` of some classes, (B, K) or (K,), made small enough.
 
         Where the largest of them is above the old logit of the sample's own class, they are scaled
         so that it becomes gamma times that logit. Where that logit is not positive, no
@@ -191,7 +208,6 @@ class XDER(Rehearsal):
         return torch.where(classes, torch.where(largest > own, lowered, new), old)
 
 
-def _first_of_each(index: Tensor) -> Tensor:
-    """(N,) bool: whether no entry before has the same value."""
-    same = (index.unsqueeze(1) == index).to(torch.uint8).argmax(1)
-    return same == torch.arange(len(index), device=index.device)
+def _first_places(index: Tensor) -> Tensor:
+    """(N,): the place of the first entry with the same value."""
+    return (index.unsqueeze(1) == index).to(torch.uint8).argmax(1)

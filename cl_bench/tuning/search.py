@@ -89,6 +89,11 @@ class Search:
         """Raise UserError where a point is no valid config, or two points are the same config."""
         first, *others = self.points_to_check()
         base, known = composed(*self.overrides_of(first, self.seeds[0])), dict[str, Point]()
+        if base.tuned:
+            raise UserError(
+                "tuned=true: comes with the experiment, and its values are what a search finds; "
+                "use an experiment without it, such as experiment=suite/protocol/pmnist"
+            )
         for point in (first, *others):
             cfg = base.copy()
             for override in parse_overrides(_written(point)):

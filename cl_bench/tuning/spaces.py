@@ -18,10 +18,10 @@ from yaml import YAMLError
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.compose import composed, labels_of
-from cl_bench.config.nodes import CONF
+from cl_bench.config.nodes import PACKAGE
 from cl_bench.tuning.search import Search
 
-SHIPPED = CONF / "tuned_values" / "spaces"
+SHIPPED = PACKAGE / "tuned_values" / "spaces"
 EVERY = "every"  # the entry of a file of spaces that holds for all methods
 
 
@@ -49,7 +49,7 @@ def searches(arguments: list[str]) -> list[Search]:
 
 
 def read_spaces(name: str) -> dict[str, dict[str, str | None]]:
-    """The spaces of a file in conf/tuned_values/spaces, or of the user's own: `name` ends in .yaml.
+    """The spaces of a file of the package, by its name, or of the user's own: `name` ends in .yaml.
 
     Raises UserError where there is none, or where it does not hold keys and values of methods.
     """
@@ -81,11 +81,13 @@ def _grid(spaces: dict[str, dict[str, str | None]] | None, method: str) -> list[
     """The argument `grid=...` of a method; empty without a file of spaces."""
     if spaces is None:
         return []
-    if method not in spaces:
+    if method not in spaces or method == EVERY:
         known = ", ".join(sorted(spaces.keys() - {EVERY}))
         raise UserError(f"method={method}: the spaces do not have it; they have {known}")
     space = spaces.get(EVERY, {}) | spaces[method]
     words = [f"{key}={values}" for key, values in space.items() if values is not None]
+    if not words:
+        raise UserError(f"method={method}: the spaces have no key to search for it; leave it out")
     return ["grid=" + shlex.join(words)]
 
 

@@ -30,12 +30,13 @@ class Exemplars(Rehearsal):
         none = torch.zeros_like(learner.flat.grad[:0]).bool()
         self.past = none  # (K,) classes of past tasks that do not come in this one
         self.now = none  # (K,) all classes so far
+        self.known = none  # (K,) those of past tasks
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         own = self.learner.heads.competing_in(task)
         seen = self.now if len(self.now) else torch.zeros_like(own)
-        self.past = seen.index_fill(0, task.y, False)
+        self.known, self.past = seen, seen.index_fill(0, task.y, False)
         self.now = seen | own
 
     def observe(self, batch: Batch) -> Tensor:

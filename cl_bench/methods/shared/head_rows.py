@@ -5,11 +5,18 @@ from __future__ import annotations
 from torch import nn
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.models.head import head_of
 from cl_bench.models.linearized import Linearized
 
 
 def refuse_linearised(net: nn.Module, method: str) -> None:
-    """Raise UserError where the network is linearised, so that no layer has its features."""
+    """Raise UserError where no layer has the network's features, or they are not trained."""
+    own = {id(parameter) for parameter in head_of(net).parameters()}
+    if not any(p.requires_grad for p in net.parameters() if id(p) not in own):
+        raise UserError(
+            f"model.head_mode=head_only: method={method} trains the features of the network; use "
+            "model.head_mode=bilinear"
+        )
     if isinstance(net, Linearized):
         raise UserError(
             f"model.linearize=true: method={method} trains the features of the network; use "
