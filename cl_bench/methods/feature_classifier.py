@@ -8,6 +8,7 @@ slda  linear discriminant analysis with a covariance of all classes (Hayes & Kan
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -46,6 +47,7 @@ class FeatureClassifier(Method):
         self.count = zeros(classes, dtype=torch.float64)
         self.sums = zeros(classes, size, dtype=torch.float64)
         self.products = zeros((size, size) if rule == "lda" else (0, 0), dtype=torch.float64)
+        self.ready = lru_cache(maxsize=1)(self._classifier)
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
@@ -64,6 +66,7 @@ class FeatureClassifier(Method):
         """Add the batch to the sums; returns 0, as there is no loss."""
         with self.learner.evaluating(full_precision=True):
             x = self.learner.features(batch).double()
+        self.ready.cache_clear()
         self.count.index_add_(0, batch.y, torch.ones_like(batch.y, dtype=torch.float64))
         self.sums.index_add_(0, batch.y, x)
         if self.rule == "lda":
@@ -71,11 +74,15 @@ class FeatureClassifier(Method):
         return torch.zeros((), device=batch.y.device)
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:
-        yield "", self._classifier()
+        yield "", self.ready()
 
     def predict(self, batch: Batch) -> Tensor:
         with self.learner.evaluating(full_precision=True):  # small gaps between large logits
-            return self.learner.snapshot_logits(self._classifier(), batch)
+            return self.learner.snapshot_logits(self.ready(), batch)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ready.cache_clear()
 
     @torch.no_grad()
     def _classifier(self) -> Snapshot:
