@@ -234,6 +234,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(tmp_path, on, "method=ewc")
 
 
+def test_images_that_a_method_holds_out_are_named(tmp_path: Path) -> None:
+    """BiC keeps some images of each task from training, so that its tasks are other ones."""
+    parent = run(tmp_path, "method=er", "scenario=class", "stream.first=2")
+    with pytest.raises(UserError, match=r"the images that this run keeps from training \(schedule"):
+        run(tmp_path, "method=bic", "scenario=class", continue_from=parent.folder)
+
+
 def test_what_is_no_state_may_change(tmp_path: Path) -> None:
     """The number of stored samples in a step, which follows the batch; and options without use."""
     for method in ("er", "lwf"):
