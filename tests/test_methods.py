@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import reference as ref
 import torch
@@ -9,8 +11,10 @@ import torch.nn.functional as F
 from conftest import DEVICES, batch, blobs, identity, learner, machine, method_for, mlp, resnet
 from torch import Generator
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.optim import SGD
 from cl_bench.core.types import Batch
+from cl_bench.data.stream import joint
 from cl_bench.methods.agem import project
 from cl_bench.methods.lwf import divergence
 from cl_bench.testing.small import NormNet
@@ -43,6 +47,41 @@ def test_er_is_one_mean_over_new_and_old() -> None:
     made.gradient(union)
     expected = made.flat.grad.clone()
     torch.testing.assert_close(moved(method, second), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_er_weighs_new_and_old_by_the_number_of_the_task() -> None:
+    """In the third task a third of the new loss, and two thirds of the old one."""
+    made, stream = learner(mlp()), blobs("data")
+    method = method_for("er", made, "method.combine=tasks", "method.replay=4")
+    for task in stream.tasks:
+        method.begin_task(task)
+    method.memory.add(batch(6))
+    second = batch(10).rows(slice(6, 10))
+    draws = torch.randperm(6, generator=_copy(made.rng))[:4]
+    parts = []
+    for rows in (second, method.memory.rows.rows(draws)):
+        made.gradient(rows)
+        parts.append(made.flat.grad.clone())
+    expected = parts[0] / 3 + 2 * parts[1] / 3
+    torch.testing.assert_close(moved(method, second), expected, rtol=1e-3, atol=1e-6)
+    joined = joint(stream, None).tasks[0]
+    with pytest.raises(UserError, match=r"method\.combine=tasks: the method must be told where a"):
+        method.check_network(replace(joined, parts=(30, 30, 30)))
+
+
+def test_lwf_weighs_loss_and_distillation_by_the_number_of_the_task() -> None:
+    """In the second task half of each, so that it follows half the gradient of combine=sum."""
+    found = {}
+    for combine in ("sum", "tasks"):
+        torch.manual_seed(0)
+        made, stream = learner(mlp()), blobs("data")
+        method = method_for("lwf", made, f"method.combine={combine}")
+        method.begin_task(stream.tasks[0])
+        method.end_task(stream.tasks[0])
+        method.begin_task(stream.tasks[1])
+        made.flat.theta.detach().add_(0.05)
+        found[combine] = moved(method, batch())
+    torch.testing.assert_close(found["tasks"], found["sum"] / 2, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("merging", ["sum", "online", "last", "count", "apart"])

@@ -8,9 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from cl_bench.base.bounds import Count
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
-from cl_bench.core.types import Batch
+from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Rehearsal
 
 
@@ -19,6 +20,8 @@ class ER(Rehearsal):
 
     combine=mean  one mean over new and old samples (the authors' code, Mammoth)
     combine=sum   the mean over new samples plus the mean over old ones
+    combine=tasks  in the t-th task 1/t of the first mean plus 1 - 1/t of the second one (van de Ven
+                  et al. 2022)
     """
 
     allows_folding = True
@@ -29,10 +32,21 @@ class ER(Rehearsal):
         learner: Learner,
         buffer: Callable[..., Buffer],
         replay: Count,
-        combine: Literal["mean", "sum"],
+        combine: Literal["mean", "sum", "tasks"],
     ) -> None:
         super().__init__(learner, buffer)
         self.replay, self.combine = replay, combine
+        self.number = 0  # of the task, from 1
+
+    def check_network(self, task: Task) -> None:
+        if self.combine == "tasks" and task.parts:
+            raise UserError(
+                "method.combine=tasks: the method must be told where a task ends; use mean or sum"
+            )
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self.number += 1
 
     def observe(self, batch: Batch) -> Tensor:
         learner = self.learner
@@ -41,11 +55,13 @@ class ER(Rehearsal):
         elif self.combine == "mean":
             loss = learner.descend(batch.cat(self.memory.sample(self.replay)))
         else:
-            loss = learner.descend_on(self._sum, batch, self.memory.sample(self.replay))
+            share = 1 / self.number if self.combine == "tasks" else None
+            loss = learner.descend_on(self._sum, batch, self.memory.sample(self.replay), share)
         self.memory.add(batch)
         return loss
 
-    def _sum(self, theta: Tensor, batch: Batch, old: Batch) -> Tensor:
-        """The sum of both means, by one forward pass."""
+    def _sum(self, theta: Tensor, batch: Batch, old: Batch, share: float | None) -> Tensor:
+        """The sum of both means, with the weights `share` and 1 - `share`; by one forward pass."""
         losses = self.learner.losses(theta, batch.cat(old))
-        return losses[: len(batch.y)].mean() + losses[len(batch.y) :].mean()
+        new, kept = losses[: len(batch.y)].mean(), losses[len(batch.y) :].mean()
+        return new + kept if share is None else share * new + (1 - share) * kept

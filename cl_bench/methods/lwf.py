@@ -23,6 +23,9 @@ from cl_bench.methods.base import Rehearsal
 class LwF(Rehearsal):
     """loss + strength T^2 KL(softmax(f_old / T) || softmax(f / T)), summed over old heads.
 
+    With combine=tasks the t-th task has 1/t of the loss and 1 - 1/t of the rest (van de Ven et al.
+    2022).
+
     An old head is the set of classes that competed when a past task ended: its own classes in
     task-IL, all classes so far in class-IL, all classes in data-IL. For a stored image only the
     head of its task counts. The teacher f_old sees the same augmented image as the student, in
@@ -39,8 +42,10 @@ class LwF(Rehearsal):
         source: Literal["new", "buffer"],
         buffer: Callable[..., Buffer],
         replay: Count,
+        combine: Literal["sum", "tasks"] = "sum",
     ) -> None:
         super().__init__(learner, buffer)
+        self.combine, self.number = combine, 0  # number: of the task, from 1
         self.strength, self.temperature, self.source = strength, temperature, source
         self.replay = replay
         self.teacher: Snapshot | None = None
@@ -50,9 +55,14 @@ class LwF(Rehearsal):
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
+        whole = set() if config["method"].get("combine") == "tasks" else {"method.combine"}
         if config["method"]["source"] == "buffer":
-            return {"method.buffer.insert"}  # a task is offered once, at its end
-        return {"method.buffer", "method.replay"}
+            return whole | {"method.buffer.insert"}  # a task is offered once, at its end
+        return whole | {"method.buffer", "method.replay"}
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self.number += 1
 
     def observe(self, batch: Batch) -> Tensor:
         learner, fresh = self.learner, self.learner.augmented(batch)
@@ -81,13 +91,17 @@ class LwF(Rehearsal):
         """The loss and the divergence on the new batch, by one forward pass of the student."""
         losses = self.learner.criterion(logits, batch.y, self.learner.heads.competing(batch))
         assert batch.logits is not None
-        return losses.mean() + self._pull(batch.logits, logits, heads)
+        return self._combined(losses.mean(), self._pull(batch.logits, logits, heads))
 
     def _on_old(self, theta: Tensor, batch: Batch, old: Batch, heads: Tensor) -> Tensor:
         """The loss on the new batch plus the divergence on the old one."""
         assert old.logits is not None
         kept = self._pull(old.logits, self.learner.logits(theta, old), heads)
-        return self.learner.loss(theta, batch) + kept
+        return self._combined(self.learner.loss(theta, batch), kept)
+
+    def _combined(self, loss: Tensor, kept: Tensor) -> Tensor:
+        share = 1 / self.number if self.combine == "tasks" else None
+        return loss + kept if share is None else share * loss + (1 - share) * kept
 
     def _pull(self, before: Tensor, now: Tensor, heads: Tensor) -> Tensor:
         found = divergence(before, now, heads, self.temperature)
