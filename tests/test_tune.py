@@ -245,8 +245,9 @@ def test_the_spaces_that_come_with_the_package() -> None:
         methods = cfg.hydra.sweeper.params.method
         spaces = read_spaces(name).keys()
         assert set(methods.split(",")) <= spaces
-        words = [f"experiment=suite/protocol/{suite}", f"spaces={name}", f"method={methods}"]
-        assert len(searches([*words, "strategy=sobol", "trials=2"])) == len(methods.split(","))
+        some = methods.split(",")[len(suite) % 3 :: 3]  # a third of them: each is composed
+        words = [f"experiment=suite/protocol/{suite}", f"spaces={name}", f"method={','.join(some)}"]
+        assert len(searches([*words, "strategy=sobol", "trials=1"])) == len(some)
 
 
 def test_tuned_values_yield_to_what_is_typed(

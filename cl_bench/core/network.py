@@ -85,18 +85,30 @@ class NetworkFunction(Rebuilt):
         with self._autocast(), plain_attention(self.net):
             return functional_call(self.net, dict(views), (x,))
 
-    def features_and_logits(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def features_and_logits(
+        self, theta: Tensor, batch: Batch, rows: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, d), the input of the head in float32 or more, and (B, K) logits at `theta`.
 
         One forward pass gives both: the head gets d further rows, those of the identity. The
         network must not be linearised: its features are not the input of a layer.
-        """
-        return self._with_features(self.flat.views(theta), batch)
 
-    def _with_features(self, values: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        rows  changes the head's weight (K, d), which then has no bias. A loss must not read theta
+              in another way: several processes would each count its gradient
+        """
+        return self._with_features(self.flat.views(theta), batch, rows)
+
+    def _with_features(
+        self,
+        values: dict[str, Tensor],
+        batch: Batch,
+        rows: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Features and logits with these parameters and buffers, by their names."""
         name, views = head_name(self.net), dict(values)
         weight, bias = views[f"{name}.weight"], views.get(f"{name}.bias")
+        if rows is not None:
+            weight, bias = rows(weight), None if bias is None else torch.zeros_like(bias)
         width = weight.shape[1]
         views[f"{name}.weight"] = torch.cat(
             [weight, torch.eye(width, dtype=weight.dtype, device=weight.device)]

@@ -34,7 +34,7 @@ def check(plain: dict[str, Any]) -> list[int] | None:
     _check_sequence(dataset)
     if contents is not None:
         contents = plan.with_imbalance(contents, dataset["imbalance"])
-    _check_transform(dataset["transform"], contents)
+    _check_transform(dataset["transform"], contents, plain["model"].get("pretrained"))
     limit = TrainingLimit(dataset["train_per_task"], dataset["fraction"], dataset["imbalance"])
     limit.require_single()
     images = None if limit.count is None else [limit.count]
@@ -96,7 +96,13 @@ def _images(
     return plan.limited_sizes(contents, limit, there)
 
 
-def _check_transform(transform: dict[str, Any], contents: Contents | None) -> None:
+def _check_transform(
+    transform: dict[str, Any], contents: Contents | None, pretrained: str | None
+) -> None:
+    """Raise UserError where the transform does not go with the images, as far as they are known.
+
+    pretrained  the backbone of the model, which may have brought `mean` and `std`
+    """
     mean, std, crop = transform["mean"], transform["std"], transform["crop"]
     if len(mean) != len(std):
         raise UserError(
@@ -110,6 +116,7 @@ def _check_transform(transform: dict[str, Any], contents: Contents | None) -> No
         raise UserError(
             f"dataset.transform.mean={mean}: the images of {contents.name} have {channels} "
             f"channels, not {len(mean)}; give one value for each"
+            + (f", or another model.pretrained than {pretrained}" if pretrained else "")
         )
     if crop is not None and crop > side:
         raise UserError(

@@ -17,6 +17,8 @@ from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.shared.exemplars import Exemplars
 from cl_bench.methods.shared.head_rows import refuse_linearised
 
+SMALL = 1e-12  # as in torch.nn.functional.normalize
+
 
 class LUCIR(Exemplars):
     """A cosine classifier, features that keep their direction, and a margin for old classes.
@@ -112,9 +114,8 @@ class LUCIR(Exemplars):
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the cosines (B, K) of all classes."""
         learner = self.learner
-        features, _ = learner.features_and_logits(theta, seen)
-        rows = learner.heads.rows_of(theta).to(features.dtype)
-        cosines = F.normalize(features, dim=1) @ F.normalize(rows, dim=1).T
+        features, products = learner.features_and_logits(theta, seen, F.normalize)
+        cosines = products / features.norm(dim=1, keepdim=True).clamp(min=SMALL)
         competing = learner.heads.competing(seen)
         loss = learner.criterion(eta * cosines, seen.y, competing).mean()
         if before is None:

@@ -31,8 +31,8 @@ def prepare_network(
     norm: Norm,
     linearize: bool,
     head_mode: HeadMode,
-    fixed: str | None,
     with_head: bool,
+    fixed: str | None = None,
 ) -> nn.Module:
     """Turn a freshly initialised network into the one that a run trains; `x` is any input.
 
