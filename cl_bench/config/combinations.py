@@ -41,26 +41,21 @@ def _check_buffer(plain: dict[str, Any]) -> None:
         return
     name = options["buffer"]["_target_"]
     buffer = get_object(name)
-    if method.replays_logits and not buffer.keeps_logits:
-        raise UserError(
-            f"method.buffer._target_={name}: it keeps no logits, which the method replays; use "
-            "buffer=reservoir or balanced"
-        )
-    if method.needs_chosen_memory and not buffer.chooses_at_end:
-        raise UserError(
-            f"method.buffer._target_={name}: the method stores samples with what is known at the "
-            "end of their task; use buffer=equal or herding"
-        )
-    if buffer.needs_scores and not method.gives_scores:
-        raise UserError(
-            f"method.buffer._target_={name}: it chooses samples by scores, which this method does "
-            "not give; use method=gss, or buffer=reservoir"
-        )
-    if method.gives_scores and not buffer.needs_scores:
-        raise UserError(
-            f"method.buffer._target_={name}: it makes no use of the method's scores; use "
-            "buffer=scored, or method=er"
-        )
+    wrong = {
+        "it keeps no logits, which the method replays; use buffer=reservoir or balanced": (
+            method.replays_logits and not buffer.keeps_logits
+        ),
+        "the method stores samples with what is known at the end of their task; use buffer=equal "
+        "or herding": method.needs_chosen_memory and not buffer.chooses_at_end,
+        "it chooses samples by scores, which this method does not give; use method=gss, or "
+        "buffer=reservoir": buffer.needs_scores and not method.gives_scores,
+        "it makes no use of the method's scores; use buffer=scored, or method=er": (
+            method.gives_scores and not buffer.needs_scores
+        ),
+    }
+    for reason, holds in wrong.items():
+        if holds:
+            raise UserError(f"method.buffer._target_={name}: {reason}")
 
 
 def _check_optimizer(plain: dict[str, Any]) -> None:
