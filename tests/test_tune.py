@@ -170,6 +170,20 @@ def test_optuna_asks_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert 0.05 < found["values"]["optimizer.lr"] < 0.2
 
 
+def test_an_option_without_effect_does_not_part_tuned_values(tmp_path: Path) -> None:
+    """Such as one that is newer than the values, at its default."""
+    values, cfg = {"optimizer.lr": 0.5}, composed("method=lwf")
+    under = tuned.conditions(cfg, values)
+    assert under.pop("method.combine") == "sum"
+    file = tmp_path / "lwf.yaml"
+    found = {"values": values, "evidence": {"under": under}}
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(found)))
+    tuned.apply(cfg, file, [])
+    assert cfg.optimizer.lr == 0.5
+    with pytest.raises(UserError, match=r"with method.combine=None, this run has .*combine=tasks"):
+        tuned.apply(composed("method=lwf", "method.combine=tasks"), file, [])
+
+
 def test_sobol_points_are_spread_evenly() -> None:
     """Of eight points, one in each eighth of an axis; the same at every start."""
     asked = [

@@ -64,6 +64,12 @@ def target_nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from target_nodes(child, f"{key}.{name}" if key else name)
 
 
+def leaves_without(keys: set[str], values: Leaves) -> Leaves:
+    """The values whose key is not one of `keys`, nor in a group of them."""
+    prefixes = tuple(f"{key}." for key in keys)
+    return {k: v for k, v in values.items() if k not in keys and not k.startswith(prefixes)}
+
+
 def leaves(config: dict[str, Any]) -> Leaves:
     """The values of a resolved config by their dotted keys, without those of PLACES and SILENT."""
     return {

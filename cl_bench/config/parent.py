@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
-from cl_bench.config.nodes import Leaves, all_leaves, target_nodes
+from cl_bench.config.nodes import Leaves, all_leaves, leaves_without, target_nodes
 from cl_bench.config.unused_options import unused_keys
 from cl_bench.config.words import typed
 from cl_bench.data.check import holds_out
@@ -76,7 +76,7 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
     if same_method:
         reason = "what the method keeps goes on as it is; use the same value, or another method"
         unused = unused_keys(resolved, target_nodes(resolved, ""))
-        ours_used, theirs_used = (_without(unused, values) for values in (ours, theirs))
+        ours_used, theirs_used = (leaves_without(unused, values) for values in (ours, theirs))
         _require_same(name, "method", theirs_used, ours_used, reason)
     own, other = (holds_out(one) for one in (resolved, config))
     alike = theirs.get(EVERY) == ours.get(EVERY)
@@ -87,12 +87,6 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
         differing.append(f"the images that {which} run keeps from training (schedule.holdout)")
     names = name, _for_all_seeds(cfg)
     return Parent(folder, *names, record["hash"], seed, config, same_method, alike, differing)
-
-
-def _without(keys: set[str], values: Leaves) -> Leaves:
-    """The values whose key is not one of `keys`, nor in a group of them."""
-    prefixes = tuple(f"{key}." for key in keys)
-    return {k: v for k, v in values.items() if k not in keys and not k.startswith(prefixes)}
 
 
 def _for_all_seeds(cfg: DictConfig) -> str:

@@ -17,7 +17,14 @@ from yaml import YAMLError
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.nodes import PACKAGE, Leaves, leaves, resolved
+from cl_bench.config.nodes import (
+    PACKAGE,
+    Leaves,
+    leaves,
+    leaves_without,
+    resolved,
+    target_nodes,
+)
 
 SHIPPED = PACKAGE / "tuned_values"
 CONDITIONS = ("method.", "model.", "criterion.", "optimizer.", "schedule.")
@@ -51,7 +58,11 @@ def apply(cfg: DictConfig, file: Path, overrides: Iterable[str]) -> None:
         )
     overridden = {override.split("=")[0].lstrip("+~") for override in overrides}
     values, evidence = _read(file)
-    _require_same(file, conditions(cfg, values), evidence.get("under"))
+    from cl_bench.config.unused_options import unused_keys  # imports PyTorch
+
+    plain = resolved(cfg)
+    unused = unused_keys(plain, target_nodes(plain, ""))
+    _require_same(file, conditions(cfg, values), evidence.get("under"), unused)
     values = {key: value for key, value in values.items() if key not in overridden}
     print("tuned:", *(f"{key}={value}" for key, value in values.items()), f"({file})")
     for key, value in values.items():
@@ -85,10 +96,14 @@ def conditions(cfg: DictConfig, values: Collection[str]) -> Leaves:
     return {k: v for k, v in found.items() if k.startswith(CONDITIONS) and k not in values}
 
 
-def _require_same(file: Path, here: Leaves, there: Leaves | None) -> None:
-    """Raise UserError where the conditions of this run are not those of the tuned values."""
+def _require_same(file: Path, here: Leaves, there: Leaves | None, unused: set[str]) -> None:
+    """Raise UserError where the conditions of this run are not those of the tuned values.
+
+    unused  keys that make no difference in this run
+    """
     if there is None:
         raise UserError(f"tuned=true: {file} does not say what it was found with; tune again")
+    here, there = leaves_without(unused, here), leaves_without(unused, there)
     keys = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     if keys:
         then, now = (" ".join(f"{key}={part.get(key)}" for key in keys) for part in (there, here))
