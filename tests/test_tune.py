@@ -264,6 +264,19 @@ def test_the_spaces_that_come_with_the_package() -> None:
         assert len(searches([*words, "strategy=sobol", "trials=1"])) == len(some)
 
 
+def test_each_method_of_a_suite_has_tuned_values() -> None:
+    """Where the suite takes them; they fit its protocol."""
+    cfg = compose.composed("experiment=suite/pmnist", with_hydra=True)
+    assert cfg.tuned
+    for method in cfg.hydra.sweeper.params.method.split(","):
+        own = composed("experiment=suite/protocol/pmnist", f"method={method}")
+        file = tuned.find_file(own, ("pmnist", "data", method))
+        assert file.is_relative_to(tuned.SHIPPED)
+        before = config_hash(own)
+        tuned.apply(own, file, [])
+        assert config_hash(own) != before
+
+
 def test_tuned_values_yield_to_what_is_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
