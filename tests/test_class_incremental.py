@@ -144,7 +144,8 @@ def test_a_herding_memory_is_shared_by_the_classes() -> None:
 def test_a_memory_has_a_sample_for_each_class(words: tuple[str, ...], classes: int) -> None:
     wrong = "dataset=seqcifar100", f"buffer.capacity={classes - 1}"
     with pytest.raises(
-        UserError, match=rf"buffer.capacity=99: each of {classes} classes of each task needs"
+        UserError,
+        match=rf"buffer.capacity=99: each of {classes} classes needs a sample; use at least 100",
     ):
         check_config(composed(*words, *wrong))
     check_config(composed(*words, "dataset=seqcifar100", f"buffer.capacity={classes}"))

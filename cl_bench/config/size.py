@@ -82,12 +82,21 @@ def _check_room(plain: dict[str, Any], classes: int | None, tasks: int) -> None:
     parts = get_object(method["_target_"]).parts_of_memory(method)
     if count is None or not parts or min(parts) >= count:
         return
-    capacity = options["capacity"]
-    part = "" if len(parts) == 1 else f" of it {min(parts)} samples are a part of their own;"
+    part = "" if len(parts) == 1 else f" in a part of {min(parts)} samples"
+    what = shared if again else (shared or "").partition(" of each task")[0]
     raise UserError(
-        f"buffer.capacity={capacity}:{part} each of {count} {shared} needs a sample; use a larger "
-        "capacity"
+        f"buffer.capacity={options['capacity']}: each of {count} {what} needs a sample{part}; use "
+        f"at least {_least_capacity(method, count)}"
     )
+
+
+def _least_capacity(method: dict[str, Any], count: int) -> int:
+    """The smallest capacity of which each part of the memory has `count` samples."""
+    for capacity in range(count, 1000 * count):
+        options = {**method, "buffer": {**method["buffer"], "capacity": capacity}}
+        if min(get_object(method["_target_"]).parts_of_memory(options)) >= count:
+            return capacity
+    return 1000 * count
 
 
 def _first_classes(tasks: int | list[int], classes: int, learned: int) -> int:

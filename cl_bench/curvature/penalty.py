@@ -97,8 +97,9 @@ def check_options(config: dict[str, Any]) -> None:
         key = "method.step=implicit" if method["step"] == "implicit" else "method.every above 1"
         raise UserError(
             f"{key}: with optimizer._target_={optimizer['_target_']}, which may rescale gradients, "
-            "its fixed points are not those of loss + penalty; use method.step=explicit and "
-            "method.every=1, or SGD"
+            "its fixed points are not those of loss + penalty; use method.step=explicit"
+            + (" and method.every=1" if "every" in method else "")
+            + ", or SGD"
         )
     for name in ("nesterov", "dampening", "maximize"):
         if proximal and optimizer.get(name):

@@ -40,6 +40,7 @@ def _tune_one(search: Search) -> None:
     """
     import pandas as pd
 
+    print(f"{_values_file(search).stem}: {', '.join(axis.key for axis in search.axes)}")
     run = run_optuna if search.strategy == "optuna" else run_points
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
     ranked = sorted(trials, key=lambda trial: -trial.score)  # of equal scores the first stays first

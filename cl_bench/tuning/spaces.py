@@ -45,7 +45,20 @@ def searches(arguments: list[str]) -> list[Search]:
     if len(set(methods)) < len(methods):
         raise UserError(f"{named[0]}: a method is listed twice")
     found = read_spaces(spaces[0]) if spaces else None
-    return [Search.parse([*common, f"method={m}", *_grid(found, m)]) for m in methods]
+    return [_search(common, method, found, spaces) for method in methods]
+
+
+def _search(
+    common: list[str], method: str, found: dict[str, dict[str, str | None]] | None, file: list[str]
+) -> Search:
+    """The search for one method; an error in its space names the file and the method."""
+    grid = _grid(found, method)
+    try:
+        return Search.parse([*common, f"method={method}", *grid])
+    except UserError as error:
+        if not file:
+            raise
+        raise UserError(f"spaces={file[0]}, {method}: {error}") from None
 
 
 def read_spaces(name: str) -> dict[str, dict[str, str | None]]:
@@ -83,7 +96,10 @@ def _grid(spaces: dict[str, dict[str, str | None]] | None, method: str) -> list[
         return []
     if method not in spaces or method == EVERY:
         known = ", ".join(sorted(spaces.keys() - {EVERY}))
-        raise UserError(f"method={method}: the spaces do not have it; they have {known}")
+        more = (
+            f"; the line `{method}: {{}}` adds it with those of {EVERY}" if EVERY in spaces else ""
+        )
+        raise UserError(f"method={method}: the spaces do not have it; they have {known}{more}")
     space = spaces.get(EVERY, {}) | spaces[method]
     words = [f"{key}={values}" for key, values in space.items() if values is not None]
     if not words:
