@@ -236,10 +236,11 @@ def test_a_part_of_a_network_stays_fixed() -> None:
     for fixed in ("null", "convs"):
         made = learner(conv5("model.norm=folded", f"model.fixed={fixed}"))
         made.gradient(batch(12, 6, (3, 8, 8)))
+        net: Any = made.net
         found[fixed] = made.flat.grad.clone()
-        convs = {name: p.clone() for name, p in made.net.convs.named_parameters()}
+        convs = {name: p.clone() for name, p in net.convs.named_parameters()}
         made.step()
-        moved = any(not p.equal(convs[n]) for n, p in made.net.convs.named_parameters())
+        moved = any(not p.equal(convs[n]) for n, p in net.convs.named_parameters())
         assert moved == (fixed == "null")
     count = found["convs"].numel()
     assert count < found["null"].numel() and found["convs"].any()
@@ -271,7 +272,7 @@ def test_a_backbone_of_a_part(tmp_path: Path) -> None:
     pretrained.save(net, replace(FACTS, model=fixing, part="convs"), file, half=False)
     torch.manual_seed(1)
     cfg = composed(*CONV5, "model.hidden=[5]", f"model.pretrained={file}")
-    other = make_network(cfg.model, (3, 8, 8), 6)
+    other: Any = make_network(cfg.model, (3, 8, 8), 6)
     assert other.layers[0].weight.shape[0] == 5
     for name, value in net.convs.state_dict().items():
         assert other.convs.state_dict()[name].equal(value), name
