@@ -217,6 +217,7 @@ def xder_loss(made: Any, theta: Tensor, new: Batch, first: Batch, second: Batch)
         return [made.logits(theta, one)[0] for one in ones(rows)]
 
     stream = [-z[2:4].log_softmax(0)[int(y) - 2] for z, y in zip(logits(new), new.y, strict=True)]
+    assert first.logits is not None
     gaps = [(z - kept).square().mean() for z, kept in zip(logits(first), first.logits, strict=True)]
     labelled = [
         -z[:2].log_softmax(0)[int(y)] for z, y in zip(logits(second), second.y, strict=True)
