@@ -29,14 +29,15 @@ def check(plain: dict[str, Any]) -> None:
     dataset, method = plain["dataset"], plain["method"]
     contents, known = known_contents(dataset["source"]), shape_and_classes(dataset)
     tasks = number_of(dataset["tasks"])
+    unused = get_object(method["_target_"]).unused(plain)
+    stores = "buffer" in method and "method.buffer" not in unused
     if contents is not None:
         _require(
             f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
         )
-        unused = get_object(method["_target_"]).unused(plain)
-        if "buffer" in method and "method.buffer" not in unused:
+        if stores:
             _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
-    if "buffer" in method and "method.buffer" not in get_object(method["_target_"]).unused(plain):
+    if stores:
         _check_room(plain, None if known is None else known[1], tasks)
     if known is not None:
         count = count_parameters(plain["model"], *known)

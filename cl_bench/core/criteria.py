@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Positive
-from cl_bench.core.types import to_device_of
+from cl_bench.core.types import at_least_float32, to_device_of
 
 Live = Tensor | None  # (B, K) bool: classes that compete; None: all of them
 
@@ -45,10 +45,10 @@ class CrossEntropy:
     squared: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
-        return F.cross_entropy(_masked(_full(logits), live), y, reduction="none")
+        return F.cross_entropy(_masked(at_least_float32(logits), live), y, reduction="none")
 
     def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
-        log_p = _masked(_full(logits), live).log_softmax(-1)
+        log_p = _masked(at_least_float32(logits), live).log_softmax(-1)
         own = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
         return -log_p.where(own, 0.0).sum(-1), log_p.exp() - own.to(log_p.dtype)
 
@@ -80,7 +80,7 @@ class ScaledMSE:
 
     def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
         target = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
-        residual = _full(logits) - self.scale * target
+        residual = at_least_float32(logits) - self.scale * target
         if live is not None:
             residual = residual * live
         return 0.5 * residual.square().sum(-1), residual
@@ -91,11 +91,6 @@ class ScaledMSE:
             return eye.unsqueeze(1).expand(-1, *logits.shape)
         probe = torch.randn((1, *logits.shape), generator=rng, dtype=logits.dtype)
         return to_device_of(probe, logits)
-
-
-def _full(logits: Tensor) -> Tensor:
-    """The logits in float32 or more: no loss is computed in bfloat16."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _masked(logits: Tensor, live: Live) -> Tensor:

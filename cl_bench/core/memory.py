@@ -32,7 +32,7 @@ class Buffer(Stateful):
     keeps_logits: ClassVar[bool] = True  # False where stored samples have no logits (DER)
     needs_scores: ClassVar[bool] = False  # True where the method must score what it offers (GSS)
     chooses_at_end: ClassVar[bool] = False  # True where it chooses from a task that has ended
-    shared_by: ClassVar[str | None] = None  # classes | classes of each task: have equal shares
+    shared_by: ClassVar[str | None] = None  # classes | classes of each task | tasks: equal shares
 
     def __init__(self, rng: Generator, insert: Insert, replacement: bool) -> None:
         self.rng, self.insert, self.replacement = rng, insert, replacement

@@ -18,7 +18,7 @@ from cl_bench.core.heads import Heads
 from cl_bench.core.parallel import prepare
 from cl_bench.core.runtime import Runtime
 from cl_bench.core.state import Rebuilt
-from cl_bench.core.types import Batch, Snapshot, Task, Transform
+from cl_bench.core.types import Batch, Snapshot, Task, Transform, at_least_float32
 from cl_bench.models.fold import fold_in_place
 from cl_bench.models.head import head_input, head_name, head_of
 from cl_bench.models.layers import (
@@ -117,7 +117,7 @@ class NetworkFunction(Rebuilt):
             views[f"{name}.bias"] = torch.cat([bias, bias.new_zeros(width)])
         outputs = self._whole_batch(lambda pixels: self._called(views, pixels), batch)
         logits, features = outputs.split([len(weight), width], 1)
-        return features.to(torch.promote_types(features.dtype, torch.float32)), logits
+        return at_least_float32(features), logits
 
     def keep_equal(self) -> None:
         """Give all processes the parameters and statistics of the first one, between steps."""
@@ -143,6 +143,15 @@ class NetworkFunction(Rebuilt):
         """(N, d): the features of all samples in evaluation mode, each of length 1."""
         with self.evaluating():
             return torch.cat([F.normalize(self.features(b).float(), dim=-1) for b in batches])
+
+    def class_directions(self, batches: Iterable[Batch], y: Tensor, classes: int) -> Tensor:
+        """(K, d): the mean of each class's `unit_features`, of length 1; 0 where it has no sample.
+
+        y  (N,): the labels of the samples of all batches
+        """
+        found = self.unit_features(batches)
+        total = found.new_zeros(classes, found.shape[1])
+        return F.normalize(total.index_add_(0, y, found), dim=1)
 
     def snapshot(self) -> Snapshot:
         """A copy of theta and of batch norm's statistics."""

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.core.types import Batch, Task
+from cl_bench.core.types import Batch, Task, at_least_float32
 from cl_bench.models.layers import RandomLayer, by_running_statistics
 
 PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -179,7 +179,7 @@ def _normalised(norm: Any, x: Tensor, samples: int, processes: Processes) -> Ten
     """Batch norm in training of a share x (B, C, ...), by the statistics of the whole batch."""
     if samples == 1:
         return by_running_statistics(norm, x)
-    kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+    kind, x = x.dtype, at_least_float32(x)
     shape, dims = [1, -1] + [1] * (x.dim() - 2), [d for d in range(x.dim()) if d != 1]
     count = samples * prod(x.shape[2:])
     mean = _Summed.apply(x.sum(dims), processes) / count

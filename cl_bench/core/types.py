@@ -22,6 +22,11 @@ def to_device_of(index: Tensor, data: Tensor) -> Tensor:
     return index.pin_memory().to(data.device, non_blocking=True)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 or more: losses and statistics are not computed in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def in_float64(x: Tensor) -> Tensor:
     """`x` in float64; on the CPU where its device has no such numbers (mps)."""
     return (x.cpu() if x.device.type == "mps" else x).double()

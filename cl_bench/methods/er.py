@@ -13,6 +13,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Task
 from cl_bench.methods.base import Rehearsal
+from cl_bench.methods.shared.task_weights import combined
 
 
 class ER(Rehearsal):
@@ -55,13 +56,12 @@ class ER(Rehearsal):
         elif self.combine == "mean":
             loss = learner.descend(batch.cat(self.memory.sample(self.replay)))
         else:
-            share = 1 / self.number if self.combine == "tasks" else None
-            loss = learner.descend_on(self._sum, batch, self.memory.sample(self.replay), share)
+            number = self.number if self.combine == "tasks" else None
+            loss = learner.descend_on(self._sum, batch, self.memory.sample(self.replay), number)
         self.memory.add(batch)
         return loss
 
-    def _sum(self, theta: Tensor, batch: Batch, old: Batch, share: float | None) -> Tensor:
-        """The sum of both means, with the weights `share` and 1 - `share`; by one forward pass."""
+    def _sum(self, theta: Tensor, batch: Batch, old: Batch, number: int | None) -> Tensor:
+        """Both means, `combined`, by one forward pass."""
         losses = self.learner.losses(theta, batch.cat(old))
-        new, kept = losses[: len(batch.y)].mean(), losses[len(batch.y) :].mean()
-        return new + kept if share is None else share * new + (1 - share) * kept
+        return combined(losses[: len(batch.y)].mean(), losses[len(batch.y) :].mean(), number)

@@ -44,7 +44,9 @@ class ICaRL(Exemplars):
     def end_task(self, task: Task) -> None:
         super().end_task(task)
         assert self.teacher is not None
-        theta = self.learner.heads.with_rows(self.teacher.theta, self.now, self._class_means())
+        rows = self.memory.stored()
+        means = self.learner.class_directions(rows.slices(512), rows.y, len(self.now))
+        theta = self.learner.heads.with_rows(self.teacher.theta, self.now, means)
         self.classifier = self.teacher._replace(theta=theta)
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:
@@ -65,10 +67,3 @@ class ICaRL(Exemplars):
             targets = torch.where(past, batch.logits.float().sigmoid(), targets)
         losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
         return (losses * now).sum(1).mean() / now.sum()
-
-    def _class_means(self) -> Tensor:
-        """(K, d): the mean feature of each class's exemplars, of length 1; 0 where it has none."""
-        rows = self.memory.stored()
-        found = self.learner.unit_features(rows.slices(512))
-        total = found.new_zeros(len(self.now), found.shape[1]).index_add_(0, rows.y, found)
-        return F.normalize(total, dim=1)

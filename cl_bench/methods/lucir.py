@@ -14,6 +14,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Snapshot, Task
+from cl_bench.methods.shared.contrast import mean_where
 from cl_bench.methods.shared.exemplars import Exemplars
 from cl_bench.methods.shared.head_rows import refuse_linearised
 
@@ -131,7 +132,7 @@ class LUCIR(Exemplars):
         own = cosines.gather(1, y.unsqueeze(1))
         excess = (self.margin - own + rivals).clamp(min=0)
         used = past[y].unsqueeze(1) & rivals.isfinite()
-        return excess.where(used, 0.0).sum() / used.sum().clamp(min=1)
+        return mean_where(excess, used)
 
     def _classifier(self) -> Tensor:
         """(P,): theta with rows of length eta, whose products order the classes as cosines do."""
@@ -144,8 +145,7 @@ class LUCIR(Exemplars):
         """Set the rows of new classes to the mean direction of their images."""
         learner = self.learner
         theta, rows = learner.flat.theta.detach(), learner.heads.rows_of(learner.flat.theta)
-        found = learner.unit_features(task.chunks(512))
-        total = found.new_zeros(len(rows), found.shape[1]).index_add_(0, task.y, found)
+        directions = learner.class_directions(task.chunks(512), task.y, len(rows))
         norm = rows[self.known].norm(dim=1).mean()
-        new = ~self.known & (total != 0).any(1)
-        theta.copy_(learner.heads.with_rows(theta, new, F.normalize(total, dim=1) * norm))
+        new = ~self.known & (directions != 0).any(1)
+        theta.copy_(learner.heads.with_rows(theta, new, directions * norm))

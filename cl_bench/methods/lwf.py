@@ -18,6 +18,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Rehearsal
+from cl_bench.methods.shared.task_weights import combined
 
 
 class LwF(Rehearsal):
@@ -100,8 +101,7 @@ class LwF(Rehearsal):
         return self._combined(self.learner.loss(theta, batch), kept)
 
     def _combined(self, loss: Tensor, kept: Tensor) -> Tensor:
-        share = 1 / self.number if self.combine == "tasks" else None
-        return loss + kept if share is None else share * loss + (1 - share) * kept
+        return combined(loss, kept, self.number if self.combine == "tasks" else None)
 
     def _pull(self, before: Tensor, now: Tensor, heads: Tensor) -> Tensor:
         found = divergence(before, now, heads, self.temperature)

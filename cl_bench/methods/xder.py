@@ -13,7 +13,7 @@ from cl_bench.base.bounds import Count, NonNegative, Positive, Share
 from cl_bench.core.decisions import decide_uniform
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
-from cl_bench.core.types import Batch, Task
+from cl_bench.core.types import Batch, Task, at_least_float32
 from cl_bench.methods.base import Rehearsal
 from cl_bench.methods.shared.contrast import contrasts, mean_where
 
@@ -130,7 +130,7 @@ class XDER(Rehearsal):
         present: Tensor,
         earlier: Tensor,
     ) -> Tensor:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         criterion, parts = self.learner.criterion, logits.split(sizes)
         labels, future = whole.y.split(sizes), ~(earlier | present)
         loss = criterion(parts[0], labels[0], present.expand_as(parts[0])).mean()

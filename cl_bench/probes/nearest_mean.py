@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from cl_bench.base.bounds import Count
 from cl_bench.core.learner import Learner
@@ -28,10 +27,9 @@ class NearestMean:
     def __call__(self, learner: Learner, stream: Stream, task: Task) -> dict[str, float]:
         now = int(task.t.max())
         seen = [each for each in stream.tasks if int(each.t.max()) <= now]
-        features = learner.unit_features(b for each in seen for b in each.chunks(self.batch_size))
+        batches = (batch for each in seen for batch in each.chunks(self.batch_size))
         labels = torch.cat([each.y for each in seen])
-        total = features.new_zeros(stream.num_classes, features.shape[1])
-        means = F.normalize(total.index_add_(0, labels, features), dim=1)
+        means = learner.class_directions(batches, labels, stream.num_classes)
         tests = {test.storage: test for test in stream.tests[: now + 1]}  # in data-IL: one
         hits, count = torch.zeros((), dtype=torch.long, device=labels.device), 0
         for test in tests.values():

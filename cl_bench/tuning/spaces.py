@@ -19,7 +19,7 @@ from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.compose import composed, labels_of
 from cl_bench.config.nodes import PACKAGE
-from cl_bench.tuning.search import Search
+from cl_bench.tuning.search import DEFAULTS, Search
 
 SHIPPED = PACKAGE / "tuned_values" / "spaces"
 EVERY = "every"  # the entry of a file of spaces that holds for all methods
@@ -108,6 +108,5 @@ def _grid(spaces: dict[str, dict[str, str | None]] | None, method: str) -> list[
 
 
 def _method_of(overrides: list[str]) -> str:
-    options = ("strategy=", "first=", "seeds=", "trials=", "jobs=")
-    config = [o for o in overrides if not o.startswith(options)]
+    config = [word for word in overrides if word.partition("=")[0] not in DEFAULTS]
     return labels_of(composed(*config, with_hydra=True).hydra)[2]
