@@ -36,7 +36,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
-from cl_bench.engine.evaluation import Evaluation, accuracies
+from cl_bench.engine.evaluation import Evaluation, accuracies, accuracy_with_known_task
 from cl_bench.engine.resume import UnusableError
 from cl_bench.models.foreign import adopt
 from cl_bench.probes.knn import KNN
@@ -423,12 +423,21 @@ def test_accuracy_counts_every_sample_once() -> None:
 
 
 def test_masks_decide_what_competes() -> None:
-    """Class-IL can do no better than task-IL with the same parameters."""
+    """Class-IL can do no better than task-IL with the same parameters, whose mean is ACC_task."""
     run = small_run("finetune", "class")()
     wide = accuracies(run.made, run.stream.tests, 50)
+    known_task = accuracy_with_known_task(run.made, run.stream, 50)
     run.made.learner.reveal(SCENARIOS["task"](run.stream.classes, 2), torch.tensor([2]), None)
     narrow = accuracies(run.made, run.stream.tests, 50)
     assert all(n >= w for n, w in zip(narrow, wide, strict=True)) and narrow != wide
+    assert known_task == pytest.approx(sum(narrow) / len(narrow))
+    assert accuracy_with_known_task(run.made, run.stream, 50) is None
+
+
+def test_acc_task_is_measured_in_class_incremental_runs_alone() -> None:
+    found = {name: small_run("finetune", name)().progress.summary() for name in SCENARIOS}
+    assert [name for name in found if "ACC_task" in found[name]] == ["class"]
+    assert found["class"]["ACC"] <= found["class"]["ACC_task"] <= 1
 
 
 def test_which_entries_are_measured() -> None:

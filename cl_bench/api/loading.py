@@ -73,7 +73,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """ACC, BWT, FWT, forgetting, LA, AIA and AUC: fractions, or None where not measured."""
+        """ACC, ACC_task, BWT, FWT, forgetting, LA, AIA, AUC: fractions; None where not measured."""
         return dict(self.record.metrics)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any, Literal
 
 import torch
@@ -68,20 +69,25 @@ class Evaluation:
 
 
 @torch.no_grad()
-def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
+def accuracies(
+    method: Method, tests: list[Task], batch_size: int, competing: Tensor | None = None
+) -> list[float]:
     """The share of each test set that is classified correctly.
 
-    The device is synchronised once, at the end. Raises UserError where a parameter or a logit is
-    not finite.
+    The classes of row t of `competing` (T, K) compete for the images of task t; without it, they
+    are those of the scenario. The device is synchronised once, at the end. Raises UserError where a
+    parameter or a logit is not finite.
     """
     learner = method.learner
+    if competing is None and learner.heads.masked:
+        competing = learner.heads.live
     counts: list[Tensor] = []
     known: dict[object, Tensor] = {}  # data-IL: tasks share a test set, which is tested once
     with learner.evaluating():
         for test in tests:
-            key = id(test) if learner.heads.masked else test.storage
+            key = id(test) if competing is not None else test.storage
             if key not in known:
-                known[key] = _counts(method, test, batch_size)
+                known[key] = _counts(method, test, batch_size, competing)
             counts.append(known[key])
     whole = torch.stack(counts) if counts else learner.heads.live.new_zeros(0, 2).long()
     learner.machine.processes.sum_(whole)
@@ -113,7 +119,19 @@ def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) 
     return hits / sum(map(len, tests))
 
 
-def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
+def accuracy_with_known_task(method: Method, stream: Stream, batch_size: int) -> float | None:
+    """ACC_task: the mean accuracy on all tasks where only the classes of its task compete for an
+    image, or None where that is so in the scenario anyway, or where a task has all classes.
+
+    Of a class-incremental run it is what DER's paper (Buzzega et al. 2020) calls Task-IL.
+    """
+    heads, classes = method.learner.heads, stream.classes
+    if not heads.masked or heads.live.equal(classes):
+        return None
+    return mean(accuracies(method, stream.tests, batch_size, classes))
+
+
+def _counts(method: Method, test: Task, batch_size: int, competing: Tensor | None) -> Tensor:
     """(2,): the numbers of images classified correctly, and with a logit that is not finite.
 
     Of several processes, each counts its own part of the images.
@@ -124,15 +142,14 @@ def _counts(method: Method, test: Task, batch_size: int) -> Tensor:
             continue
         logits = method.predict(batch)
         bad = ~logits.isfinite().all(-1)
-        hits = _competing(method, batch, logits).argmax(-1) == batch.y
+        hits = _competing(batch, logits, competing).argmax(-1) == batch.y
         counts += torch.stack([hits.sum(), bad.sum()])
     return counts
 
 
-def _competing(method: Method, batch: Batch, logits: Tensor) -> Tensor:
-    """The logits (B, K), -inf for classes that do not compete for a sample."""
-    heads = method.learner.heads
-    return logits.masked_fill(~heads.live[batch.t], -torch.inf) if heads.masked else logits
+def _competing(batch: Batch, logits: Tensor, competing: Tensor | None) -> Tensor:
+    """The logits (B, K), -inf for classes that do not compete for a sample; None: all do."""
+    return logits if competing is None else logits.masked_fill(~competing[batch.t], -torch.inf)
 
 
 @torch.no_grad()
@@ -142,11 +159,12 @@ def predictions(method: Method, tests: list[Task], batch_size: int) -> dict[str,
     The probability is that of a softmax over the classes that compete. Each value is (N,), on the
     CPU, task by task in the order of the test sets.
     """
-    parts = []
+    parts, heads = [], method.learner.heads
+    competing = heads.live if heads.masked else None
     with method.learner.evaluating():
         for test in tests:
             for batch in test.chunks(batch_size):
-                logits = _competing(method, batch, method.predict(batch))
+                logits = _competing(batch, method.predict(batch), competing)
                 probability, predicted = logits.softmax(-1).max(-1)
                 parts.append((torch.full_like(batch.y, test.id), batch.y, predicted, probability))
     names = ("task", "label", "predicted", "probability")

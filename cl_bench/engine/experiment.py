@@ -13,7 +13,12 @@ from cl_bench.core.types import Task
 from cl_bench.engine import early_stopping
 from cl_bench.engine.budget import require_state_within
 from cl_bench.engine.checkpoint import bytes_of
-from cl_bench.engine.evaluation import accuracies, accuracy_on_seen, predictions
+from cl_bench.engine.evaluation import (
+    accuracies,
+    accuracy_on_seen,
+    accuracy_with_known_task,
+    predictions,
+)
 from cl_bench.engine.head_warmup import fit_head, new_classes
 from cl_bench.engine.session import Session
 from cl_bench.engine.steps import Steps
@@ -165,11 +170,14 @@ def measure(session: Session, row: int) -> None:
     tests = [stream.tests[c] for c in columns]
     if tests:
         host.doing(f"tests after task {row}" if row >= 0 else "tests before training")
-    found = accuracies(session.method, tests, session.evaluation.batch_size)
+    size = session.evaluation.batch_size
+    found = accuracies(session.method, tests, size)
     progress.matrix.fill(row, columns, found)
+    if row == len(stream.tests) - 1:
+        progress.known_task = accuracy_with_known_task(session.method, stream, size)
     progress.eval_seconds.append(host.seconds() - started)
     if row >= 0 and session.evaluation.keeps_predictions(row, len(stream.tests)) and tests:
-        host.keep(row, predictions(session.method, tests, session.evaluation.batch_size))
+        host.keep(row, predictions(session.method, tests, size))
     if row >= 0:
         state = session.method.state_dict()
         host.log(
@@ -177,7 +185,7 @@ def measure(session: Session, row: int) -> None:
                 "event": "task",
                 "task": row,
                 "accuracy": dict(zip(columns, found, strict=True)),
-                "metrics": progress.matrix.until(row).summary(),
+                "metrics": progress.metrics_until(row),
                 "method": session.method.capacity(),
                 "state_bytes": bytes_of(state),
             }

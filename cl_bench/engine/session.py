@@ -37,6 +37,7 @@ class Progress:
     # with evaluation.every: images so far, and the accuracy on the classes seen so far
     along: list[tuple[int, float]] = field(default_factory=list)
     along_whole: bool = True  # false: a run that this one goes on from was not tested so
+    known_task: float | None = None  # ACC_task, after the last task of a class-incremental run
     rates_are_numbers: bool = False  # with runtime.graphs: not tensors, also where they change
     planned: int = 0  # steps that were planned ahead (runtime.graphs)
     unplanned: dict[int, str] = field(default_factory=dict)  # why none of a task was
@@ -47,10 +48,18 @@ class Progress:
         return cls(AccuracyMatrix(len(stream.tests)))
 
     def summary(self) -> dict[str, float]:
-        """All metrics: those of the matrix, and AUC where all tests along the way were made."""
-        found = self.matrix.summary()
-        measured = self.along and self.along_whole
-        return found | ({"AUC": mean(a for _, a in self.along)} if measured else {})
+        """All metrics: those of the matrix, and ACC_task and AUC where they were measured."""
+        found = self.metrics_until(len(self.matrix.values) - 1)
+        if self.along and self.along_whole:
+            found["AUC"] = mean(accuracy for _, accuracy in self.along)
+        return found
+
+    def metrics_until(self, task: int) -> dict[str, float]:
+        """The metrics of the matrix as it stood after `task`, and after the last one ACC_task."""
+        found = self.matrix.until(task).summary()
+        if task == len(self.matrix.values) - 1 and self.known_task is not None:
+            found["ACC_task"] = self.known_task
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint."""

@@ -11,7 +11,7 @@ from cl_bench.report.statistics import mean_and_sd, summary
 from cl_bench.report.sweep_page import SweepPage, require_one_config
 from cl_bench.results.page import Page
 
-METRICS = (ACC, metric("forgetting"), BWT, metric("LA"))
+METRICS = (ACC, metric("ACC_task"), metric("forgetting"), BWT, metric("LA"))
 SHOWN = ("gradients", "train s", "state MiB")
 
 

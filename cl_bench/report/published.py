@@ -7,9 +7,9 @@ a config does not have counts as null. `kind` is that of `spread`: sd, or sem (s
 mean).
 
 `loss_over` says which classes the training loss compares: the task's `own`, those `seen` so far,
-or `all` of the head (`unstated` where a paper does not say). DER's task-incremental figures come
-from a loss over all classes with the others masked at test time only. A run of cl_bench masks them
-in training, too; these figures have `loss_over=all` in their `row`, so that no run matches them.
+or `all` of the head (`unstated` where a paper does not say). DER's task-incremental figures are
+those of class-incremental training, with the classes of other tasks masked in the test: they are
+compared with ACC_task of a class-incremental run.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ GROWTH = Quantity(
 )
 METRICS = (  # in percent
     ACC,
+    _metric("ACC_task", "ACC of a class-incremental run if the task of each test image is known"),
     BWT,
     _metric("FWT", "mean over tasks of the accuracy just before the task minus the initial one"),
     _metric("forgetting", "mean over tasks of the best earlier accuracy minus the final one", -1),

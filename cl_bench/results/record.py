@@ -44,7 +44,8 @@ class RunRecord:
     stream: dict[str, Any]
     accuracy: list[list[Share | None]]  # (T, T), row = after task, column = tested
     initial: list[Share | None]  # (T,), before training
-    metrics: dict[str, Metric | None]  # ACC, BWT, FWT, forgetting, LA, AIA, and AUC where measured
+    # ACC, BWT, FWT, forgetting, LA, AIA, and ACC_task and AUC where measured
+    metrics: dict[str, Metric | None]
     parameters: Total
     state_bytes: Total  # of tensors that the method keeps between steps, without the network
     theta_sha256: str  # of the final parameters, of one network or of one for each task
