@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from records import change, runs_below, write
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.engine.sweep_failures import Failures
 from cl_bench.report.method_page import MethodTable
 from cl_bench.report.sweep_pages import AblationTable, Curves, OrderTable, ValueGrid
 from cl_bench.results.page import Page
@@ -108,7 +109,7 @@ def test_further_metrics_of_an_ablation(tmp_path: Path) -> None:
     table = AblationTable("title", ["a._target_", "s"], ["forgetting", "growth"])
     row = table.page(runs_below(ablation(tmp_path))).rows[0]
     assert [row["forgetting"], row["growth"]] == [pytest.approx(39.5), None]
-    with pytest.raises(UserError, match="forgeting: no such metric; there are ACC, BWT, FWT"):
+    with pytest.raises(UserError, match="forgeting: no such metric; there are ACC, ACC_task, BWT"):
         AblationTable("title", ["s"], ["forgeting"])
 
 
@@ -194,3 +195,18 @@ def test_a_sweep_with_its_page(tmp_path: Path) -> None:
     assert code == 0, err
     assert "DiagonalHessian ggn: strength" in out
     assert {"page.md", "table.csv", "figure.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_sweep_whose_page_cannot_be_made_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is listed beside the failed jobs, and the exit code is 2."""
+    for variant in ("x", "y"):
+        write(tmp_path, "er", variant, (0.5,))
+    sweep = tmp_path / ".sweeps/now"
+    cfg = OmegaConf.create({"output_dir": str(tmp_path), "hydra": {"sweep": {"dir": str(sweep)}}})
+    MethodTable("title").on_multirun_end(cfg)
+    with pytest.raises(SystemExit) as end:
+        Failures().on_multirun_end(cfg)
+    assert end.value.code == 2
+    assert "the page of the sweep: output_dir: er was run there" in capsys.readouterr().err

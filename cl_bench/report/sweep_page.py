@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -16,6 +17,7 @@ from cl_bench.report.runs import Run, finished_runs, left_out
 from cl_bench.results.page import Page
 from cl_bench.results.record import value_or_none
 from cl_bench.results.records import read_all
+from cl_bench.results.sweeps import FAILURE
 
 
 class SweepPage(Callback):
@@ -28,7 +30,11 @@ class SweepPage(Callback):
         self.title, self.variant = title, variant
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write the page and print it; nothing where no run is finished."""
+        """Write the page and print it; nothing where no run is finished.
+
+        Where the runs make no page, the reason is noted beside those of failed jobs, so that the
+        sweep lists it and ends with exit code 2.
+        """
         folder = files.absolute(config.output_dir)
         records = read_all(folder)
         for line in left_out(records):
@@ -37,7 +43,9 @@ class SweepPage(Callback):
             if runs := finished_runs(records):
                 print(self.page(runs).write(folder) + visible(f"files: {folder.resolve()}"))
         except UserError as error:
-            print(f"error: {visible(str(error))}", file=sys.stderr)
+            note = Path(config.hydra.sweep.dir) / "page" / FAILURE
+            note.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(note, {"job": "the page of the sweep", "error": visible(str(error))})
 
     def page(self, runs: list[Run]) -> Page:
         """The page of these runs; UserError where they do not make one."""
