@@ -8,8 +8,11 @@ from typing import Any, cast
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cl_bench.base import files
+from cl_bench.base.files import DamagedError
 
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE.parent / "conf"  # in a clone; an installed package has it inside
@@ -96,3 +99,12 @@ def set_everywhere(node: DictConfig, key: str, value: Any) -> None:
             node[name] = value
         elif isinstance(node[name], DictConfig):
             set_everywhere(node[name], str(key), value)
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file; DamagedError with the reason where it cannot be read."""
+    try:
+        files.require_regular(file)
+        return OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        raise DamagedError(str(error).splitlines()[0]) from None

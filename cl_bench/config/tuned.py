@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.files import DamagedError
 from cl_bench.config.nodes import (
     PACKAGE,
     Leaves,
     leaves,
     leaves_without,
+    read_yaml,
     resolved,
     target_nodes,
 )
@@ -78,9 +78,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         f"tuned=true: {file} is damaged; tune again, or set the values as overrides"
     )
     try:
-        files.require_regular(file)
-        found: Any = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError):
+        found = read_yaml(file)
+    except DamagedError:
         raise damaged from None
     values = found.get("values") if isinstance(found, dict) else None
     evidence = found.get("evidence", {}) if isinstance(found, dict) else None

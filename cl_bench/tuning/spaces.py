@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.files import DamagedError
 from cl_bench.config.compose import composed, labels_of
-from cl_bench.config.nodes import PACKAGE
+from cl_bench.config.nodes import PACKAGE, read_yaml
 from cl_bench.tuning.search import DEFAULTS, Search
 
 SHIPPED = PACKAGE / "tuned_values" / "spaces"
@@ -71,11 +66,9 @@ def read_spaces(name: str) -> dict[str, dict[str, str | None]]:
         known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
         raise UserError(f"spaces={name}: no such file; there are {known}, or name a .yaml file")
     try:
-        files.require_regular(file)
-        found: Any = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"spaces={name}: cannot be read as YAML: {reason}") from None
+        found = read_yaml(file)
+    except DamagedError as error:
+        raise UserError(f"spaces={name}: cannot be read as YAML: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"spaces={name}: must map methods to the keys that are searched")
     for method, space in found.items():
