@@ -584,9 +584,10 @@ def test_refusals() -> None:
         (partial(SGD, lr=0.1, momentum=0.9), None),
     ],
 )
-def test_optimizers_of_pytorch_are_fused_on_cuda(made: Any, fused: bool | None) -> None:
+def test_optimizers_of_pytorch_are_fused(made: Any, fused: bool | None) -> None:
     assert fused_on(torch.device("cuda"), made).keywords.get("fused") is fused
-    assert fused_on(torch.device("cpu"), made) is made
+    assert fused_on(torch.device("cpu"), made).keywords.get("fused") is fused
+    assert fused_on(torch.device("mps"), made) is made
 
 
 def test_the_hash_without_graphs_is_as_it_was() -> None:
