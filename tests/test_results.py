@@ -234,6 +234,17 @@ def test_a_config_is_traced_back_to_its_command(overrides: tuple[str, ...], comm
     assert commands.find_command(record_of(*overrides)) == command
 
 
+def test_a_command_may_begin_with_an_experiment() -> None:
+    """The rest of it is what differs from that."""
+    protocol = "experiment=suite/protocol/seqcifar10"
+    record = record_of(protocol, "scenario=task", "method=er", "optimizer.lr=0.05")
+    found = commands.find_command(record, "suite/protocol/seqcifar10")
+    assert found == f"{protocol} scenario=task method=er optimizer.lr=0.05"
+    plain = commands.find_command(record)
+    assert plain is not None and plain.startswith("dataset=seqcifar10 ")
+    assert commands.hash_of([*shlex.split(plain), "seed=0"]) == record["hash"]
+
+
 def test_a_record_may_lack_an_option_that_came_later() -> None:
     """Where its value of today changes no number."""
     record = record_of("method=er")
@@ -336,6 +347,7 @@ def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path
         ("own.csv", [], "own.csv: is not a table of results"),
         ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): occurs twice"),
         ("binary.csv", [], "binary.csv: is not text in UTF-8"),
+        ("new.csv", ["--experiment", "suite/none"], "--experiment suite/none: there is no such"),
         (
             "pooled.csv",
             ["--by", "linear"],

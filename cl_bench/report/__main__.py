@@ -59,6 +59,11 @@ def _parser() -> Parser:
         help="write the rows into a table of results such as results/pmnist.csv, in place of its "
         "rows of the same configs (results/README.md)",
     )
+    parser.add_argument(
+        "--experiment",
+        metavar="OPTION",
+        help="with --save: commands of new rows begin with experiment=OPTION, as the runs' own did",
+    )
     return parser
 
 
@@ -69,13 +74,15 @@ def main() -> None:
     roots = [root.expanduser() for root in options.root]
     out = options.out.expanduser() if options.out else roots[0]
     try:
+        if options.experiment and not options.save:
+            raise UserError(f"--experiment {options.experiment}: has no meaning without --save")
         by = [key for word in options.by for key in word.split(",") if key]
         rows = write_report(roots, by, options.baseline, out)
         if options.save:
             from cl_bench.report.save import save  # slow to import: it checks configs
 
             file = options.save.expanduser()
-            print(visible(f"{file}: {save(rows, file)} rows"))
+            print(visible(f"{file}: {save(rows, file, options.experiment)} rows"))
     except UserError as error:
         parser.exit(2, f"error: {visible(str(error))}\n")
 

@@ -53,12 +53,17 @@ def hash_of(overrides: list[str]) -> str | None:
         return None
 
 
-def find_command(record: Record) -> str | None:
-    """A command, without a seed, that makes the config of a record; None where none is found."""
+def find_command(record: Record, experiment: str | None = None) -> str | None:
+    """A command, without a seed, that makes the config of a record; None where none is found.
+
+    experiment  an option of that group with which the command begins
+    """
     labels, wanted, seed = record["labels"], record["hash"], f"seed={record['seed']}"
     if any(labels[group] not in folders.option_names(group) for group in LABELS):
         return None
     chosen = [f"{group}={labels[group]}" for group in LABELS]
+    if experiment is not None:
+        chosen.insert(0, f"experiment={experiment}")
     try:
         chosen = _overrides(chosen, _typed_leaves(record["config"]))
     except Exception as error:
@@ -70,8 +75,12 @@ def find_command(record: Record) -> str | None:
     chosen = next((words for words in ways if hash_of([*words, seed]) == wanted), [])
     if not chosen:
         return None
-    shorter = [word for word in chosen if not word.startswith("scenario=")]  # datasets choose one
-    return shlex.join(shorter if hash_of([*shorter, seed]) == wanted else chosen)
+    # datasets choose a scenario, and experiments a dataset and a scenario
+    for group in ("scenario=", "dataset=") if experiment else ("scenario=",):
+        shorter = [word for word in chosen if not word.startswith(group)]
+        if hash_of([*shorter, seed]) == wanted:
+            chosen = shorter
+    return shlex.join(chosen)
 
 
 def _overrides(chosen: list[str], goal: Leaves) -> list[str]:

@@ -13,6 +13,7 @@ from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
+from cl_bench.config import folders
 from cl_bench.config.words import typed
 from cl_bench.report.commands import find_command, hash_of, overrides_of
 from cl_bench.report.orders import ORDER, OrderGroup, disparity, order_groups
@@ -34,20 +35,23 @@ class Entry:
     date: str
 
 
-def save(rows: Sequence[Row], file: Path) -> int:
+def save(rows: Sequence[Row], file: Path, experiment: str | None = None) -> int:
     """Write the rows into a table, in place of those of the same label and metric.
 
-    A config whose command is in the table already keeps that row's label and command. Returns the
-    number of rows that the table has now.
+    A config whose command is in the table already keeps that row's label and command. Commands that
+    are found for others begin with `experiment`, an option of that group. Returns the number of
+    rows that the table has now.
     """
     if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
         raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
+    if experiment is not None and folders.option_file("experiment", experiment) is None:
+        raise UserError(f"--experiment {experiment}: there is no such option of that group")
     for row in rows:
         if len(row.hashes) > 1:
             raise UserError(f"--save: {row.name}: pools several configs; leave out --by")
     old = read(file) if file.exists() else []
     known = _known_configs(old)
-    entries = [_entry(row, known) for row in rows]
+    entries = [_entry(row, known, experiment) for row in rows]
     labels = [entry.label for entry in entries]
     twins = sorted({label for label in labels if labels.count(label) > 1})
     if twins:
@@ -77,12 +81,14 @@ def _known_configs(old: Iterable[ResultRow]) -> dict[tuple[str, str], tuple[str,
     return found
 
 
-def _entry(row: Row, known: dict[tuple[str, str], tuple[str, str]]) -> Entry:
+def _entry(
+    row: Row, known: dict[tuple[str, str], tuple[str, str]], experiment: str | None
+) -> Entry:
     """A row with its label, its command and its date."""
     first = row.runs[0]
     label, command = known.get((first.hash, row.section.split), ("", ""))
     if not label:
-        command = find_command(first.record) or ""
+        command = find_command(first.record, experiment) or ""
         label = command or f"{row.name} [{first.hash}]"
     if command:
         words = [word for word in shlex.split(command) if not word.startswith("seed=")]
