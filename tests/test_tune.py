@@ -141,7 +141,8 @@ def test_the_best_is_written_with_its_evidence(
     def score(point: dict[str, str]) -> float:
         return 0.9 - abs(float(point["optimizer.lr"]) - 0.1) - float(point["method.strength"]) / 100
 
-    found = searched(["method=ewc", GRID], tmp_path, monkeypatch, score)
+    words = ["method=ewc", GRID, f"data_dir={tmp_path}"]
+    found = searched(words, tmp_path, monkeypatch, score)
     assert found["values"] == {"method.strength": 1, "optimizer.lr": 0.1}
     evidence = found["evidence"]
     assert (
@@ -149,6 +150,7 @@ def test_the_best_is_written_with_its_evidence(
     )
     assert evidence["trials"][0]["ACC"] == "89.00"
     assert "grid=method.strength" in evidence["command"]
+    assert str(tmp_path) not in evidence["command"], "folders of a machine are no evidence"
     assert evidence["under"]["schedule.epochs"] == 1 and "optimizer.lr" not in evidence["under"]
     assert "best:" in capsys.readouterr().out
 
@@ -264,13 +266,18 @@ def test_the_spaces_that_come_with_the_package() -> None:
         assert len(searches([*words, "strategy=sobol", "trials=1"])) == len(some)
 
 
-def test_each_method_of_a_suite_has_tuned_values() -> None:
-    """Where the suite takes them; they fit its protocol."""
-    cfg = compose.composed("experiment=suite/pmnist", with_hydra=True)
+@pytest.mark.parametrize(
+    ("suite", "dataset", "scenario"),
+    [("pmnist", "pmnist", "data"), ("seqcifar10", "seqcifar10", "class")],
+)
+def test_each_method_of_a_suite_has_tuned_values(suite: str, dataset: str, scenario: str) -> None:
+    """They fit its protocol."""
+    cfg = compose.composed(f"experiment=suite/{suite}", with_hydra=True)
     assert cfg.tuned
+    protocol = f"experiment=suite/protocol/{dataset}", f"scenario={scenario}"
     for method in cfg.hydra.sweeper.params.method.split(","):
-        own = composed("experiment=suite/protocol/pmnist", f"method={method}")
-        file = tuned.find_file(own, ("pmnist", "data", method))
+        own = composed(*protocol, f"method={method}")
+        file = tuned.find_file(own, (dataset, scenario, method))
         assert file.is_relative_to(tuned.SHIPPED)
         before = config_hash(own)
         tuned.apply(own, file, [])

@@ -43,6 +43,8 @@ SILENT = (  # keys that change no number; a method that uses the last three has 
     ),
     *("curvature", "merging", "buffer"),
 )
+# words of a command that are no part of a config
+LEFT_OUT = {*PLACES, *SILENT} - {"curvature", "merging", "buffer"}
 Leaves = dict[str, Any]  # `method.strength` to its value
 OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
 

@@ -19,7 +19,7 @@ from cl_bench.config import errors, folders
 from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
 from cl_bench.config.name import config_hash, normalise_floats
-from cl_bench.config.nodes import GROUPS, LABELS, OPTIONAL, PLACES, SILENT, Leaves, leaves, resolved
+from cl_bench.config.nodes import GROUPS, LABELS, LEFT_OUT, OPTIONAL, Leaves, leaves, resolved
 from cl_bench.config.parent import KEY as CONTINUE
 from cl_bench.config.words import typed
 from cl_bench.report.runs import Record
@@ -34,9 +34,8 @@ def overrides_of(command: str) -> list[str]:
 
     Raises UserError where a quotation mark is not closed.
     """
-    ignored = {*PLACES, *SILENT} - {*METHOD_PARTS}
     try:
-        return [word for word in shlex.split(command) if word.partition("=")[0] not in ignored]
+        return [word for word in shlex.split(command) if word.partition("=")[0] not in LEFT_OUT]
     except ValueError as error:
         raise UserError(f"{command}: {error}") from None
 

@@ -14,6 +14,7 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import DIVERGED, UserError
 from cl_bench.config import tuned
 from cl_bench.config.compose import composed, labels_of
+from cl_bench.config.nodes import LEFT_OUT
 from cl_bench.results import source_code
 from cl_bench.tuning.optuna_search import run_optuna
 from cl_bench.tuning.search import Search
@@ -59,11 +60,11 @@ def write_best(search: Search, ranked: list[Trial]) -> Path:
     file, best = _values_file(search), ranked[0]
     parser = OverridesParser.create()
     overrides = parser.parse_overrides([f"{k}={v}" for k, v in best.point.items()])
-    command = ["python -m cl_bench.tune", *map(shlex.quote, sys.argv[1:])]
+    words = [word for word in sys.argv[1:] if word.partition("=")[0] not in LEFT_OUT]
     content = {
         "values": {override.key_or_group: override.value() for override in overrides},
         "evidence": {
-            "command": " ".join(command),
+            "command": f"python -m cl_bench.tune {shlex.join(words)}",
             "under": tuned.conditions(composed(*search.overrides_of(best.point, 0)), best.point),
             "split": "val",
             "first tasks": search.first,
