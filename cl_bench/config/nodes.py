@@ -18,7 +18,8 @@ PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE.parent / "conf"  # in a clone; an installed package has it inside
 CONF = CONF if (CONF / "config.yaml").exists() else PACKAGE / "conf"
 GROUPS = ("scenario", "model", "criterion", "optimizer", "schedule", "evaluation", "stream")
-GROUPS += ("curvature", "merging", "buffer", "runtime", "tracking", "dataset", "method")
+METHOD_PARTS = ("curvature", "merging", "buffer")  # of a method, typed as groups of their own
+GROUPS += (*METHOD_PARTS, "runtime", "tracking", "dataset", "method")
 LABELS = ("dataset", "scenario", "method")  # the groups whose options name a run
 OPTIONAL = ("probe", "study")  # groups that a config may lack
 EXTRAS = {  # hydra/launcher=<key> needs pip install -e ".[<value>]"
@@ -41,10 +42,10 @@ SILENT = (  # keys that change no number; a method that uses the last three has 
         "tuned_dir",
         "code_changed",
     ),
-    *("curvature", "merging", "buffer"),
+    *METHOD_PARTS,
 )
 # words of a command that are no part of a config
-LEFT_OUT = {*PLACES, *SILENT} - {"curvature", "merging", "buffer"}
+LEFT_OUT = {*PLACES, *SILENT} - {*METHOD_PARTS}
 Leaves = dict[str, Any]  # `method.strength` to its value
 OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
 

@@ -45,15 +45,15 @@ class CrossEntropy:
     squared: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, y: Tensor, live: Live) -> Tensor:
-        return F.cross_entropy(_masked(at_least_float32(logits), live), y, reduction="none")
+        return F.cross_entropy(masked(at_least_float32(logits), live), y, reduction="none")
 
     def losses_and_gradients(self, logits: Tensor, y: Tensor, live: Live) -> tuple[Tensor, Tensor]:
-        log_p = _masked(at_least_float32(logits), live).log_softmax(-1)
+        log_p = masked(at_least_float32(logits), live).log_softmax(-1)
         own = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=y.device)
         return -log_p.where(own, 0.0).sum(-1), log_p.exp() - own.to(log_p.dtype)
 
     def hessian_root(self, logits: Tensor, live: Live, rng: Generator | None) -> Tensor:
-        p = _masked(logits, live).softmax(-1)
+        p = masked(logits, live).softmax(-1)
         eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
         if rng is None:
             return p.T.sqrt().unsqueeze(-1) * (eye.unsqueeze(1) - p)
@@ -93,5 +93,6 @@ class ScaledMSE:
         return to_device_of(probe, logits)
 
 
-def _masked(logits: Tensor, live: Live) -> Tensor:
+def masked(logits: Tensor, live: Live) -> Tensor:
+    """The logits (B, K), -inf for classes that do not compete for a sample; None: all do."""
     return logits if live is None else logits.masked_fill(~live, -torch.inf)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Part
 from cl_bench.base.exceptions import diverged
-from cl_bench.core.types import Batch, Stream, Task
+from cl_bench.core.criteria import masked
+from cl_bench.core.types import Stream, Task
 from cl_bench.methods.base import Method
 
 
@@ -79,13 +80,12 @@ def accuracies(
     parameter or a logit is not finite.
     """
     learner = method.learner
-    if competing is None and learner.heads.masked:
-        competing = learner.heads.live
+    apart = competing is not None or learner.heads.masked
     counts: list[Tensor] = []
     known: dict[object, Tensor] = {}  # data-IL: tasks share a test set, which is tested once
     with learner.evaluating():
         for test in tests:
-            key = id(test) if competing is not None else test.storage
+            key = id(test) if apart else test.storage
             if key not in known:
                 known[key] = _counts(method, test, batch_size, competing)
             counts.append(known[key])
@@ -136,20 +136,16 @@ def _counts(method: Method, test: Task, batch_size: int, competing: Tensor | Non
 
     Of several processes, each counts its own part of the images.
     """
-    counts = torch.zeros(2, dtype=torch.long, device=test.y.device)
+    counts, heads = torch.zeros(2, dtype=torch.long, device=test.y.device), method.learner.heads
     for batch, own in method.learner.machine.processes.chunks(test, batch_size):
         if not own:
             continue
         logits = method.predict(batch)
         bad = ~logits.isfinite().all(-1)
-        hits = _competing(batch, logits, competing).argmax(-1) == batch.y
+        live = heads.competing(batch) if competing is None else competing[batch.t]
+        hits = masked(logits, live).argmax(-1) == batch.y
         counts += torch.stack([hits.sum(), bad.sum()])
     return counts
-
-
-def _competing(batch: Batch, logits: Tensor, competing: Tensor | None) -> Tensor:
-    """The logits (B, K), -inf for classes that do not compete for a sample; None: all do."""
-    return logits if competing is None else logits.masked_fill(~competing[batch.t], -torch.inf)
 
 
 @torch.no_grad()
@@ -159,12 +155,11 @@ def predictions(method: Method, tests: list[Task], batch_size: int) -> dict[str,
     The probability is that of a softmax over the classes that compete. Each value is (N,), on the
     CPU, task by task in the order of the test sets.
     """
-    parts, heads = [], method.learner.heads
-    competing = heads.live if heads.masked else None
+    parts = []
     with method.learner.evaluating():
         for test in tests:
             for batch in test.chunks(batch_size):
-                logits = _competing(batch, method.predict(batch), competing)
+                logits = masked(method.predict(batch), method.learner.heads.competing(batch))
                 probability, predicted = logits.softmax(-1).max(-1)
                 parts.append((torch.full_like(batch.y, test.id), batch.y, predicted, probability))
     names = ("task", "label", "predicted", "probability")

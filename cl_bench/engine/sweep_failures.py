@@ -16,16 +16,13 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.files import DamagedError
-from cl_bench.results.sweeps import FAILURE
+from cl_bench.results.sweeps import FAILURE, note_failure
 
 
 def write_note(error: str, folder: Path | None) -> None:
     """Write the error of the present job; `folder` is that of its run, if it was known already."""
     job = HydraConfig.get()
-    content = {"job": " ".join(job.overrides.task), "error": error, "folder": str(folder or "")}
-    place = Path(job.runtime.output_dir)
-    place.mkdir(parents=True, exist_ok=True)
-    files.write_json(place / FAILURE, content)
+    note_failure(Path(job.runtime.output_dir), " ".join(job.overrides.task), error, folder)
 
 
 class Failures(Callback):

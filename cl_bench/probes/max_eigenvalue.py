@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cl_bench.base.bounds import Count
+from cl_bench.core.criteria import masked
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Stream, Task
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
@@ -31,8 +32,7 @@ class MaxEigenvalue:
             logits = learner.logits(learner.flat.theta, batch)
             live = learner.heads.competing(batch)
             losses = learner.criterion(logits, batch.y, live)
-            masked = logits if live is None else logits.masked_fill(~live, -torch.inf)
-            hits = (masked.argmax(-1) == batch.y).float().mean()
+            hits = (masked(logits, live).argmax(-1) == batch.y).float().mean()
         return {
             "max_eigenvalue": float(top),
             "loss": float(losses.mean()),

@@ -19,12 +19,20 @@ from cl_bench.config import errors, folders
 from cl_bench.config.check import check_config
 from cl_bench.config.compose import composed
 from cl_bench.config.name import config_hash, normalise_floats
-from cl_bench.config.nodes import GROUPS, LABELS, LEFT_OUT, OPTIONAL, Leaves, leaves, resolved
+from cl_bench.config.nodes import (
+    GROUPS,
+    LABELS,
+    LEFT_OUT,
+    METHOD_PARTS,
+    OPTIONAL,
+    Leaves,
+    leaves,
+    resolved,
+)
 from cl_bench.config.parent import KEY as CONTINUE
 from cl_bench.config.words import typed
 from cl_bench.report.runs import Record
 
-METHOD_PARTS = ("curvature", "merging", "buffer")  # of a method, typed as groups of their own
 OTHER_GROUPS = tuple(g for g in (*GROUPS, *OPTIONAL) if g not in (*LABELS, "tracking"))
 METHOD_PREFIX = re.compile(rf"^method\.(?=({'|'.join(METHOD_PARTS)})\.)")
 

@@ -17,7 +17,7 @@ from cl_bench.report.runs import Run, finished_runs, left_out
 from cl_bench.results.page import Page
 from cl_bench.results.record import value_or_none
 from cl_bench.results.records import read_all
-from cl_bench.results.sweeps import FAILURE
+from cl_bench.results.sweeps import note_failure
 
 
 class SweepPage(Callback):
@@ -43,9 +43,8 @@ class SweepPage(Callback):
             if runs := finished_runs(records):
                 print(self.page(runs).write(folder) + visible(f"files: {folder.resolve()}"))
         except UserError as error:
-            note = Path(config.hydra.sweep.dir) / "page" / FAILURE
-            note.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(note, {"job": "the page of the sweep", "error": visible(str(error))})
+            place = Path(config.hydra.sweep.dir) / "page"
+            note_failure(place, "the page of the sweep", visible(str(error)))
 
     def page(self, runs: list[Run]) -> Page:
         """The page of these runs; UserError where they do not make one."""

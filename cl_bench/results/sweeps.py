@@ -53,6 +53,13 @@ def note_folder(job_folder: Path, run_folder: Path) -> None:
     files.write_json(job_folder / JOB, {"folder": str(run_folder)})
 
 
+def note_failure(job_folder: Path, job: str, error: str, run_folder: Path | None = None) -> None:
+    """Write the error of a job, its words, and the folder of its run if it is known."""
+    job_folder.mkdir(parents=True, exist_ok=True)
+    content = {"job": job, "error": error, "folder": str(run_folder or "")}
+    files.write_json(job_folder / FAILURE, content)
+
+
 def lacking(sweeps: Iterable[Path], states: dict[Path, tuple[str, str | None]]) -> list[Job]:
     """The jobs of sweeps without a result, each once, by the newest sweep that has it.
 
