@@ -21,6 +21,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.optim import SGD
 from cl_bench.core.types import Batch, Stream
 from cl_bench.data.augment import Transform
+from cl_bench.models.conv5 import Conv5
 from cl_bench.models.convnet import ConvNet
 from cl_bench.models.fold import fold
 from cl_bench.models.linearized import Linearized
@@ -44,7 +45,13 @@ def strided(**changes: Any) -> nn.Module:
     return StridedConvNet((1, 4, 4), 6, [4, 6], [8], **{**options, **changes})
 
 
-NETWORKS = {"mlp": perceptron, "lenet": lenet, "strided": strided}
+def conv5(**changes: Any) -> nn.Module:
+    options: dict[str, Any] = {"activation": "relu", "init": "torch", "head_init": "same"}
+    net = Conv5((1, 4, 4), 6, [4, 6], [8], **{**options, **changes})
+    return fold(net, torch.zeros(1, 1, 4, 4))
+
+
+NETWORKS = {"mlp": perceptron, "lenet": lenet, "strided": strided, "conv5": conv5}
 OPTIMIZERS = {
     "sgd": partial(SGD, lr=0.05, momentum=0.0),
     "momentum": partial(SGD, lr=0.02, momentum=0.9),
@@ -94,9 +101,11 @@ def test_nothing_is_forgotten(kind: str, optimizer: str) -> None:
 def gated_logits(net: Any, theta: dict[str, Tensor], gates: Tensor, x: Tensor) -> Tensor:
     """The forward pass in which each hidden layer's activations are multiplied by its gates."""
     at, waiting = 0, None
-    for name, module in net.features.named_children():
+    for name, module in net.named_modules():
+        if name == "head" or any(module.children()):
+            continue
         if isinstance(module, nn.Linear | nn.Conv2d):
-            weight, bias = (theta[f"features.{name}.{key}"] for key in ("weight", "bias"))
+            weight, bias = (theta[f"{name}.{key}"] for key in ("weight", "bias"))
             if isinstance(module, nn.Linear):
                 x = F.linear(x, weight, bias)
             else:
@@ -291,13 +300,14 @@ REFUSED: dict[str, Any] = {
     "model.activation=tanh: .* use relu or leaky_relu": lambda: perceptron(activation="tanh"),
     "model.activation=relu6: .* use relu or leaky_relu": lambda: perceptron(activation="relu6"),
     r"model.hidden=\[\]: .* one layer more": lambda: mlp(hidden=[]),
-    "model.head_mode=head_only: .* use model.head_mode=bilinear": lambda: head_alone(),
+    "model.head_mode=head_only .* use model.head_mode=bilinear": lambda: fixed("features"),
+    "or model.fixed: .* and model.fixed=null": lambda: fixed("convs", conv5()),
 }
 
 
-def head_alone() -> nn.Module:
-    net: Any = perceptron()
-    net.features.requires_grad_(False)
+def fixed(part: str, net: nn.Module | None = None) -> nn.Module:
+    net = net or perceptron()
+    net.get_submodule(part).requires_grad_(False)
     return net
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import Rebuilt
+from cl_bench.models.conv5 import Conv5
 from cl_bench.models.convnet import ConvNet
 from cl_bench.models.layers import ACTIVATIONS
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.mlp import MLP
 from cl_bench.models.strided import StridedConvNet
 
-NETWORKS = (MLP, ConvNet, StridedConvNet)  # head(features(x)), with `features` a plain sequence
+NETWORKS = (MLP, ConvNet, StridedConvNet, Conv5)  # a plain sequence of layers, and `head`
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 HOMOGENEOUS = ("relu", "leaky_relu")  # act(a z) = a act(z) for a >= 0
 
@@ -45,7 +46,7 @@ class HiddenUnits(Rebuilt):
         for name, layer in _layers(net):
             outputs = slice(self.count, self.count + len(layer.weight))
             inputs = self.layers[-1].outputs if self.layers else None
-            own = tuple(f"features.{name}.{key}" for key, _ in layer.named_parameters())
+            own = tuple(f"{name}.{key}" for key, _ in layer.named_parameters())
             self.layers.append(Layer(own, outputs, inputs))
             self.count = outputs.stop
 
@@ -94,9 +95,9 @@ def _as_rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _layers(net: Any) -> list[tuple[str, Any]]:
-    """The layers before the head, in their order, with their names in `features`."""
-    found = net.features.named_children()
-    return [(name, m) for name, m in found if isinstance(m, nn.Linear | nn.Conv2d)]
+    """The layers before the head, in their order, with their names."""
+    found = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    return [(name, layer) for name, layer in found if name.split(".")[0] != "head"]
 
 
 def check(net: Any, flat: FlatParams, method: str) -> None:
@@ -109,15 +110,15 @@ def check(net: Any, flat: FlatParams, method: str) -> None:
     if type(net) not in NETWORKS:
         raise UserError(
             f"model: method={method} gates the units of a plain sequence of layers, and "
-            f"{type(net).__name__} is none; use model=mlp, pc_cnn, or lenet, large_lenet or "
-            "alexnet with model.norm=folded"
+            f"{type(net).__name__} is none; use model=mlp, pc_cnn, or conv5, lenet, "
+            "large_lenet or alexnet with model.norm=folded"
         )
     if any(isinstance(module, BATCH_NORM) for module in net.modules()):
         raise UserError(
             f"model.norm=batch: method={method} gates a unit by its row of weights, which batch "
             "norm would undo; use model.norm=folded"
         )
-    activations = {name for name, kind in ACTIVATIONS.items() if kind in map(type, net.features)}
+    activations = {name for name, kind in ACTIVATIONS.items() if kind in map(type, net.modules())}
     for name in sorted(activations - {*HOMOGENEOUS}):
         raise UserError(
             f"model.activation={name}: method={method} gates a unit by its row of weights, which "
@@ -126,8 +127,8 @@ def check(net: Any, flat: FlatParams, method: str) -> None:
     layers = _layers(net)
     if not layers:
         raise UserError(f"model.hidden=[]: method={method} gates hidden units; use one layer more")
-    if any(f"features.{name}.weight" not in flat.shapes for name, _ in layers):
+    if any(f"{name}.weight" not in flat.shapes for name, _ in layers):
         raise UserError(
-            f"model.head_mode=head_only: method={method} gates hidden units that are trained; use "
-            "model.head_mode=bilinear"
+            f"model.head_mode=head_only or model.fixed: method={method} gates hidden units that "
+            "are trained; use model.head_mode=bilinear and model.fixed=null"
         )
