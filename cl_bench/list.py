@@ -16,11 +16,12 @@ from rich.table import Table
 from cl_bench.base.exceptions import UserError
 from cl_bench.config import folders
 from cl_bench.config.command import run_command
+from cl_bench.config.nodes import METHOD_PARTS
 from cl_bench.results.source_code import source_file
 from cl_bench.results.terminal import WIDTH
 
 GROUPS = (
-    *("method", "dataset", "scenario", "curvature", "merging", "buffer", "model", "backbone"),
+    *("method", "dataset", "scenario", *METHOD_PARTS, "model", "backbone"),
     *("criterion", "optimizer", "schedule", "stream", "evaluation", "runtime", "tracking"),
     *("study", "probe", "experiment"),
 )
@@ -59,7 +60,7 @@ def scenarios_and_groups(method: str) -> tuple[str, str]:
     """
     texts = folders.texts_with_bases("method", method)
     whole = "".join(texts)
-    used = [group for group in ("curvature", "merging", "buffer") if f"${{{group}}}" in whole]
+    used = [group for group in METHOD_PARTS if f"${{{group}}}" in whole]
     pattern = re.compile(r"^( *)_target_: (\S+)\.(\w+)", flags=re.MULTILINE)
     for text in reversed(texts):
         if targets := pattern.findall(text):

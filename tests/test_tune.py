@@ -256,19 +256,26 @@ def test_the_spaces_that_come_with_the_package() -> None:
     """Each is valid for its protocol, and has each method of its suite."""
     with pytest.raises(UserError, match=r"there are suite, suite_pmnist, or name a \.yaml"):
         read_spaces("none")
-    for suite, name in (("pmnist", "suite_pmnist"), ("seqcifar10", "suite")):
+    suites = {"pmnist": "suite_pmnist", "seqcifar10": "suite", "seqcifar10_task": "suite"}
+    for suite, name in suites.items():
         cfg = compose.composed(f"experiment=suite/{suite}", with_hydra=True)
         methods = cfg.hydra.sweeper.params.method
         spaces = read_spaces(name).keys()
         assert set(methods.split(",")) <= spaces
         some = methods.split(",")[len(suite) % 3 :: 3]  # a third of them: each is composed
-        words = [f"experiment=suite/protocol/{suite}", f"spaces={name}", f"method={','.join(some)}"]
-        assert len(searches([*words, "strategy=sobol", "trials=1"])) == len(some)
+        protocol, *scenario = suite.split("_")
+        words = [f"experiment=suite/protocol/{protocol}", f"spaces={name}", "strategy=sobol"]
+        words += [f"scenario={word}" for word in scenario] + [f"method={','.join(some)}"]
+        assert len(searches([*words, "trials=1"])) == len(some)
 
 
 @pytest.mark.parametrize(
     ("suite", "dataset", "scenario"),
-    [("pmnist", "pmnist", "data"), ("seqcifar10", "seqcifar10", "class")],
+    [
+        ("pmnist", "pmnist", "data"),
+        ("seqcifar10", "seqcifar10", "class"),
+        ("seqcifar10_task", "seqcifar10", "task"),
+    ],
 )
 def test_each_method_of_a_suite_has_tuned_values(suite: str, dataset: str, scenario: str) -> None:
     """They fit its protocol; every fourth method is composed."""

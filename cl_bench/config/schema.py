@@ -20,6 +20,7 @@ from cl_bench.base.bounds import Count, NonNegative, Seed, Text
 from cl_bench.base.exceptions import UserError, one_line
 from cl_bench.config import option_types
 from cl_bench.config.errors import exception_chain
+from cl_bench.config.nodes import METHOD_PARTS
 from cl_bench.models.prepare import PREPARE_KEYS
 
 CodeChanged = Literal["stop", "repeat", "continue"]  # the values of the key `code_changed`
@@ -210,7 +211,7 @@ def check_type(key: str, value: Any, hint: Any) -> None:
     if requirement is None:
         return
     group = key.rpartition(".")[2]
-    if group in ("curvature", "merging", "buffer"):
+    if group in METHOD_PARTS:
         option = value if isinstance(value, str) else "<option>"
         raise UserError(f"{key}={as_yaml(value)}: is chosen by the group; use {group}={option}")
     raise UserError(f"{key}={as_yaml(value)}: must be {requirement}")
