@@ -213,6 +213,7 @@ def test_classes_of_later_tasks_count_once_seen() -> None:
     arranged = partial(blurry, first=None, disjoint=0.0, blur=0.5, boundaries=True, seed=0)
     run = SmallRun(partial(method_for, "er"), "class", arranged=arranged)()
     made, stream = run.made, run.stream
+    assert "ACC_task" not in run.progress.summary(), "tasks with classes in common tell none apart"
     for now in range(3):
         made.learner.reveal(stream.live(now), torch.tensor([now]), None)
         seen = stream.classes[: now + 1].any(0)

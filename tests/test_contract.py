@@ -36,7 +36,12 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
 from cl_bench.engine import checkpoint, experiment
-from cl_bench.engine.evaluation import Evaluation, accuracies, accuracy_with_known_task
+from cl_bench.engine.evaluation import (
+    Evaluation,
+    accuracies,
+    accuracies_among,
+    classes_if_task_known,
+)
 from cl_bench.engine.resume import UnusableError
 from cl_bench.models.foreign import adopt
 from cl_bench.probes.knn import KNN
@@ -426,12 +431,15 @@ def test_masks_decide_what_competes() -> None:
     """Class-IL can do no better than task-IL with the same parameters, whose mean is ACC_task."""
     run = small_run("finetune", "class")()
     wide = accuracies(run.made, run.stream.tests, 50)
-    known_task = accuracy_with_known_task(run.made, run.stream, 50)
+    known = classes_if_task_known(run.made, run.stream)
+    assert known is not None
+    both = accuracies_among(run.made, run.stream.tests, 50, [None, known])
     run.made.learner.reveal(SCENARIOS["task"](run.stream.classes, 2), torch.tensor([2]), None)
     narrow = accuracies(run.made, run.stream.tests, 50)
     assert all(n >= w for n, w in zip(narrow, wide, strict=True)) and narrow != wide
-    assert known_task == pytest.approx(sum(narrow) / len(narrow))
-    assert accuracy_with_known_task(run.made, run.stream, 50) is None
+    assert both == [wide, narrow]
+    assert run.progress.summary()["ACC_task"] == pytest.approx(sum(narrow) / len(narrow))
+    assert classes_if_task_known(run.made, run.stream) is None
 
 
 def test_acc_task_is_measured_in_class_incremental_runs_alone() -> None:

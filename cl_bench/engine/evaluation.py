@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ class Evaluation:
     when=seen   after each task: the tasks so far and the next one; before training: all but the
                 first. All metrics are defined, but for FWT in class-IL with clean boundaries.
     when=final  after each task: that task; after the last one: all. ACC, BWT and LA are defined.
-    when=last   all tasks after the last one. ACC alone is defined.
+    when=last   all tasks after the last one. ACC and ACC_task alone are defined.
     when=all    all tasks after each task, and before training: every entry of the matrix
 
     split=val   a stratified share `holdout` of each task's training images is held out and takes
@@ -69,37 +69,45 @@ class Evaluation:
         return (self.predictions is True and row == tasks - 1) or self.predictions == "each"
 
 
-@torch.no_grad()
-def accuracies(
-    method: Method, tests: list[Task], batch_size: int, competing: Tensor | None = None
-) -> list[float]:
+def accuracies(method: Method, tests: list[Task], batch_size: int) -> list[float]:
     """The share of each test set that is classified correctly.
 
-    The classes of row t of `competing` (T, K) compete for the images of task t; without it, they
-    are those of the scenario. The device is synchronised once, at the end. Raises UserError where a
-    parameter or a logit is not finite.
+    Raises UserError where a parameter or a logit is not finite.
+    """
+    return accuracies_among(method, tests, batch_size, [None])[0]
+
+
+@torch.no_grad()
+def accuracies_among(
+    method: Method, tests: list[Task], batch_size: int, masks: Sequence[Tensor | None]
+) -> list[list[float]]:
+    """For each mask, the share of each test set that is classified correctly, by one pass.
+
+    The classes of row t of a mask (T, K) compete for the images of task t; with None they are those
+    of the scenario. The device is synchronised once, at the end. Raises UserError where a parameter
+    or a logit is not finite.
     """
     learner = method.learner
-    apart = competing is not None or learner.heads.masked
     counts: list[Tensor] = []
     known: dict[object, Tensor] = {}  # data-IL: tasks share a test set, which is tested once
     with learner.evaluating():
         for test in tests:
-            key = id(test) if apart else test.storage
+            key = id(test) if learner.heads.masked else test.storage
             if key not in known:
-                known[key] = _counts(method, test, batch_size, competing)
+                known[key] = _counts(method, test, batch_size, masks)
             counts.append(known[key])
-    whole = torch.stack(counts) if counts else learner.heads.live.new_zeros(0, 2).long()
+    whole = torch.cat([learner.heads.live.new_zeros(1, 1 + len(masks)).long(), *counts])
     learner.machine.processes.sum_(whole)
-    bad = (~learner.flat.theta.isfinite()).sum()
-    *found, (bad, _) = torch.cat([whole, torch.stack([bad, bad]).unsqueeze(0)]).tolist()
+    whole[0] = (~learner.flat.theta.isfinite()).sum()
+    (bad, *_), *found = whole.tolist()
     now = 0 if learner.task is None else learner.task.id
     if bad:
         raise diverged(f"{bad} of {learner.flat.theta.numel()} parameters are not finite", now)
-    for (_, infinite), test in zip(found, tests, strict=True):
+    for (infinite, *_), test in zip(found, tests, strict=True):
         if infinite:
             raise diverged(f"logits of {infinite} images of task {test.id} are not finite", now)
-    return [hits / len(test) for (hits, _), test in zip(found, tests, strict=True)]
+    shares = [[n / len(test) for n in row[1:]] for row, test in zip(found, tests, strict=True)]
+    return [[row[i] for row in shares] for i in range(len(masks))]
 
 
 def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) -> float:
@@ -119,32 +127,35 @@ def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) 
     return hits / sum(map(len, tests))
 
 
-def accuracy_with_known_task(method: Method, stream: Stream, batch_size: int) -> float | None:
-    """ACC_task: the mean accuracy on all tasks where only the classes of its task compete for an
-    image, or None where that is so in the scenario anyway, or where a task has all classes.
+def classes_if_task_known(method: Method, stream: Stream) -> Tensor | None:
+    """(T, K): the classes that compete for the images of each task if it is known (for ACC_task).
 
-    Of a class-incremental run it is what DER's paper (Buzzega et al. 2020) calls Task-IL.
+    None where these compete in the scenario anyway, where all classes share the outputs, and where
+    tasks have classes in common, as in a blurry stream: there a task does not tell the class apart.
     """
     heads, classes = method.learner.heads, stream.classes
-    if not heads.masked or heads.live.equal(classes):
+    if not heads.masked or heads.live.equal(classes) or (classes.sum(0) > 1).any():
         return None
-    return mean(accuracies(method, stream.tests, batch_size, classes))
+    return classes
 
 
-def _counts(method: Method, test: Task, batch_size: int, competing: Tensor | None) -> Tensor:
-    """(2,): the numbers of images classified correctly, and with a logit that is not finite.
+def _counts(method: Method, test: Task, batch_size: int, masks: Sequence[Tensor | None]) -> Tensor:
+    """(1, 1 + M): the numbers of images with a logit that is not finite, and that are classified
+    correctly with each of M masks.
 
     Of several processes, each counts its own part of the images.
     """
-    counts, heads = torch.zeros(2, dtype=torch.long, device=test.y.device), method.learner.heads
+    heads = method.learner.heads
+    counts = torch.zeros(1, 1 + len(masks), dtype=torch.long, device=test.y.device)
     for batch, own in method.learner.machine.processes.chunks(test, batch_size):
         if not own:
             continue
         logits = method.predict(batch)
-        bad = ~logits.isfinite().all(-1)
-        live = heads.competing(batch) if competing is None else competing[batch.t]
-        hits = masked(logits, live).argmax(-1) == batch.y
-        counts += torch.stack([hits.sum(), bad.sum()])
+        found = [~logits.isfinite().all(-1)]
+        for mask in masks:
+            live = heads.competing(batch) if mask is None else mask[batch.t]
+            found.append(masked(logits, live).argmax(-1) == batch.y)
+        counts += torch.stack(found).sum(1)
     return counts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 from math import isfinite
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from cl_bench.engine import early_stopping
 from cl_bench.engine.budget import require_state_within
 from cl_bench.engine.checkpoint import bytes_of
 from cl_bench.engine.evaluation import (
-    accuracies,
+    accuracies_among,
     accuracy_on_seen,
-    accuracy_with_known_task,
+    classes_if_task_known,
     predictions,
 )
 from cl_bench.engine.head_warmup import fit_head, new_classes
@@ -161,7 +162,8 @@ def _test_along(session: Session, task: Task, images: int) -> float:
 def measure(session: Session, row: int) -> None:
     """Test after task `row`, and fill that row of the accuracy matrix; -1 is before training.
 
-    A task is tested only if all of its classes compete already.
+    A task is tested only if all of its classes compete already. ACC_task of a class-incremental run
+    comes from the last row's tests.
     """
     stream, progress, host = session.stream, session.progress, session.host
     started = host.seconds()
@@ -171,10 +173,13 @@ def measure(session: Session, row: int) -> None:
     if tests:
         host.doing(f"tests after task {row}" if row >= 0 else "tests before training")
     size = session.evaluation.batch_size
-    found = accuracies(session.method, tests, size)
+    last = row == len(stream.tests) - 1  # all tasks are tested after it
+    known = classes_if_task_known(session.method, stream) if last else None
+    masks = [None] if known is None else [None, known]
+    found, *if_known = accuracies_among(session.method, tests, size, masks)
     progress.matrix.fill(row, columns, found)
-    if row == len(stream.tests) - 1:
-        progress.known_task = accuracy_with_known_task(session.method, stream, size)
+    if if_known:
+        progress.known_task = mean(if_known[0])
     progress.eval_seconds.append(host.seconds() - started)
     if row >= 0 and session.evaluation.keeps_predictions(row, len(stream.tests)) and tests:
         host.keep(row, predictions(session.method, tests, size))

@@ -84,7 +84,7 @@ class AccuracyMatrix:
         return _mean(torch.stack(rows))
 
     def summary(self) -> dict[str, float]:
-        """All metrics by the names that records, tables and wandb use."""
+        """The metrics of the matrix by the names that records, tables and wandb use."""
         return {
             "ACC": self.acc,
             "BWT": self.bwt,
