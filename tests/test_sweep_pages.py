@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from conftest import command, finished
+from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 from records import change, runs_below, write
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.engine.sweep_failures import Failures
+from cl_bench.config.compose import composed
 from cl_bench.report.method_page import MethodTable
 from cl_bench.report.sweep_pages import AblationTable, Curves, OrderTable, ValueGrid
 from cl_bench.results.page import Page
@@ -68,6 +69,7 @@ def test_the_table_of_a_suite(tmp_path: Path) -> None:
     ]
     assert page.findings == ["highest: er, ACC 55.00 (n = 2)"]
     assert {"gradients", "train s", "state MiB"} <= page.rows[0].keys()
+    assert "ACC_task" not in page.rows[0], "no run measured it"
     page.write(tmp_path / "out")
     assert (tmp_path / "out/figure.png").stat().st_size > 5000
     write(tmp_path, "er", "other", (0.5,))
@@ -197,16 +199,24 @@ def test_a_sweep_with_its_page(tmp_path: Path) -> None:
     assert {"page.md", "table.csv", "figure.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.parametrize("failure", ["two configs", "no place"])
 def test_a_sweep_whose_page_cannot_be_made_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    failure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is listed beside the failed jobs, and the exit code is 2."""
-    for variant in ("x", "y"):
+    """After the list of jobs, and with exit code 2; Hydra calls the callbacks of a suite."""
+    for variant in ("x", "y") if failure == "two configs" else ("x",):
         write(tmp_path, "er", variant, (0.5,))
-    sweep = tmp_path / ".sweeps/now"
-    cfg = OmegaConf.create({"output_dir": str(tmp_path), "hydra": {"sweep": {"dir": str(sweep)}}})
-    MethodTable("title").on_multirun_end(cfg)
+    if failure == "no place":
+        (tmp_path / "page.md").mkdir()
+    cfg = composed("experiment=suite/pmnist", with_hydra=True)
+    cfg.output_dir, cfg.hydra.sweep.dir = str(tmp_path), str(tmp_path / ".sweeps/now")
     with pytest.raises(SystemExit) as end:
-        Failures().on_multirun_end(cfg)
+        Callbacks(cfg).on_multirun_end(config=cfg)
     assert end.value.code == 2
-    assert "the page of the sweep: output_dir: er was run there" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f"all jobs done: python -m cl_bench.report {tmp_path}" in printed.out
+    expected = {
+        "two configs": "output_dir: er was run there",
+        "no place": f"{tmp_path}/page.md: Is a dir",
+    }
+    assert printed.err.startswith(f"error: the page of the sweep: {expected[failure]}")

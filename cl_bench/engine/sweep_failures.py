@@ -1,7 +1,8 @@
 """Lists the failed jobs of a sweep at its end (a callback of Hydra's).
 
 A failed job writes `failed.json` into its folder below hydra.sweep.dir, in whichever process it
-ran, and the other jobs go on. A sweep with a failed job ends with exit code 2.
+ran, and the other jobs go on. A sweep ends with exit code 2 where a job failed, or where the page
+that is made of its runs did (`cl_bench.report.sweep_page`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from cl_bench.base import files
 from cl_bench.base.files import DamagedError
-from cl_bench.results.sweeps import FAILURE, note_failure
+from cl_bench.results.sweeps import FAILURE, PAGE, note_failure
 
 
 def write_note(error: str, folder: Path | None) -> None:
@@ -26,24 +27,33 @@ def write_note(error: str, folder: Path | None) -> None:
 
 
 class Failures(Callback):
-    """Prints the failed jobs with their errors and folders, or that all jobs are done."""
+    """Prints the failed jobs with their errors and folders, or that all jobs are done.
+
+    It stands first in conf/config.yaml. Hydra calls callbacks last to first at the end of a sweep,
+    so that the pages of experiments and studies, which come later, are made before.
+    """
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """List the failures, after callbacks of studies have used the jobs that are done."""
+        """List the failures of the jobs and of the page."""
         root = Path(config.hydra.sweep.dir)
-        notes = sorted(root.rglob(FAILURE))
-        if not notes:
+        page = root / PAGE / FAILURE
+        jobs = sorted({*root.rglob(FAILURE)} - {page})
+        if jobs:
+            lines = [f"{len(jobs)} job{'s' * (len(jobs) > 1)} failed:"]
+            print("\n  ".join(lines + [_line(file) for file in jobs]), file=sys.stderr)
+        else:
             print(f"all jobs done: python -m cl_bench.report {config.output_dir}")
-            return
-        print(f"{len(notes)} job{'s' * (len(notes) > 1)} failed:", file=sys.stderr)
-        for file in notes:
-            try:
-                failure = files.read_json(file)
-            except DamagedError as error:
-                failure = {"error": str(error)}
-            where = f" ({failure['folder']})" if failure.get("folder") else ""
-            print(
-                f"  {failure.get('job', file.parent)}: {failure.get('error')}{where}",
-                file=sys.stderr,
-            )
-        sys.exit(2)
+        if page.exists():
+            print(f"error: {_line(page)}", file=sys.stderr)
+        if jobs or page.exists():
+            sys.exit(2)
+
+
+def _line(file: Path) -> str:
+    """What a note says: the words of the job, its error, and the folder of its run if known."""
+    try:
+        failure = files.read_json(file)
+    except DamagedError as error:
+        failure = {"error": str(error)}
+    where = f" ({failure['folder']})" if failure.get("folder") else ""
+    return f"{failure.get('job', file.parent)}: {failure.get('error')}{where}"

@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from cl_bench.base.exceptions import UserError
-from cl_bench.report.quantities import ACC, BWT, COSTS, metric
+from cl_bench.report.quantities import ACC, BWT, COSTS, Quantity, metric
 from cl_bench.report.runs import Run, grouped
 from cl_bench.report.statistics import mean_and_sd, summary
 from cl_bench.report.sweep_page import SweepPage, require_one_config
 from cl_bench.results.page import Page
 
-METRICS = (ACC, metric("ACC_task"), metric("forgetting"), BWT, metric("LA"))
+ACC_TASK = metric("ACC_task")  # a column of class-incremental runs alone
+METRICS = (ACC, ACC_TASK, metric("forgetting"), BWT, metric("LA"))
 SHOWN = ("gradients", "train s", "state MiB")
 
 
 class MethodTable(SweepPage):
-    """ACC, forgetting, BWT, LA and costs of each method over the seeds, the highest ACC first."""
+    """Metrics and costs of each method over the seeds, the highest ACC first.
+
+    The metrics are ACC, forgetting, BWT and LA, and ACC_task where a run measured it.
+    """
 
     def __init__(self, title: str) -> None:
         super().__init__(title, [])
@@ -26,15 +30,16 @@ class MethodTable(SweepPage):
         if not measured:
             raise UserError("output_dir: no run there has measured ACC")
         cells = grouped(measured, lambda run: run.method)
-        rows = [self._row(method, cells[method]) for method in cells]
+        metrics = [m for m in METRICS if m is not ACC_TASK or m.values(measured)]
+        rows = [self._row(method, cells[method], metrics) for method in cells]
         rows.sort(key=lambda row: -row["ACC"])
         findings = [f"highest: {rows[0]['method']}, ACC {rows[0]['ACC']:.2f} (n = {rows[0]['n']})"]
         return Page(self.title, findings, rows, lambda figure: self._draw(figure, rows))
 
-    def _row(self, method: str, runs: list[Run]) -> dict[str, Any]:
+    def _row(self, method: str, runs: list[Run], metrics: list[Quantity]) -> dict[str, Any]:
         require_one_config(runs, method)
         row: dict[str, Any] = {"method": method}
-        for quantity in METRICS:
+        for quantity in metrics:
             row |= mean_and_sd(quantity.name, summary(quantity.values(runs)))
         for quantity in COSTS:
             if quantity.name in SHOWN:

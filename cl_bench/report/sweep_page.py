@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 from cl_bench.base import files
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
+from cl_bench.config.errors import describe
 from cl_bench.report.configs import format_value
 from cl_bench.report.runs import Run, finished_runs, left_out
 from cl_bench.results.page import Page
 from cl_bench.results.record import value_or_none
 from cl_bench.results.records import read_all
-from cl_bench.results.sweeps import note_failure
+from cl_bench.results.sweeps import PAGE, note_failure
 
 
 class SweepPage(Callback):
@@ -32,19 +33,19 @@ class SweepPage(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write the page and print it; nothing where no run is finished.
 
-        Where the runs make no page, the reason is noted beside those of failed jobs, so that the
-        sweep lists it and ends with exit code 2.
+        Where no page can be made or written, the reason is noted, so that the sweep lists it beside
+        its failed jobs (`Failures`) and ends with exit code 2. Hydra itself only warns of an error.
         """
         folder = files.absolute(config.output_dir)
-        records = read_all(folder)
-        for line in left_out(records):
-            print(f"left out: {line}", file=sys.stderr)
         try:
+            records = read_all(folder)
+            for line in left_out(records):
+                print(f"left out: {line}", file=sys.stderr)
             if runs := finished_runs(records):
                 print(self.page(runs).write(folder) + visible(f"files: {folder.resolve()}"))
-        except UserError as error:
-            place = Path(config.hydra.sweep.dir) / "page"
-            note_failure(place, "the page of the sweep", visible(str(error)))
+        except Exception as error:
+            place = Path(config.hydra.sweep.dir) / PAGE
+            note_failure(place, "the page of the sweep", describe(error))
 
     def page(self, runs: list[Run]) -> Page:
         """The page of these runs; UserError where they do not make one."""

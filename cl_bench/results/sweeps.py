@@ -2,7 +2,7 @@
 
 Hydra writes `multirun.yaml` into the folder of a sweep, with the words of its command; each job
 that is started notes in `<job number>/job.json` the folder of its run, or in `failed.json` why it
-was refused.
+was refused. A page of the sweep that cannot be made is noted in `page/failed.json`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cl_bench.base.files import DamagedError
 from cl_bench.config import folders
 
 SWEEP, JOB, FAILURE = "multirun.yaml", "job.json", "failed.json"
+PAGE = "page"  # the folder for the note that the page of a sweep failed; those of jobs are numbers
 RUN, NOT_STARTED = "python -m cl_bench.run", "never started"
 
 
