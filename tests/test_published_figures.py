@@ -51,6 +51,10 @@ def test_figures_of_another_training_loss_are_not_the_same_protocol(tmp_path: Pa
     (figure,) = of_class.published
     assert figure.figure.value == 44.79
     assert "loss_over=seen (published: all)" in figure.differences
+    write(tmp_path / "joint", "joint", "b", (0.9,), "seqcifar10/class", **config)
+    (table,) = tables(gather(read_all(tmp_path / "joint")), None)
+    assert table.published[0].figure.value == 92.20, "joint training sees all classes at once"
+    assert not any("loss_over" in line for line in table.published[0].differences)
     for figure in published.figures():
         loss_over = {**figure.row, **figure.protocol}.get("loss_over")
         assert (loss_over in ("own", "seen", "all", "unstated")) == (figure.scenario != "data")

@@ -348,6 +348,7 @@ def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path
         ("twice.csv", [], "twice.csv: row 2: ('r', 'ACC'): occurs twice"),
         ("binary.csv", [], "binary.csv: is not text in UTF-8"),
         ("new.csv", ["--experiment", "suite/none"], "--experiment suite/none: there is no such"),
+        ("new.csv", ["--experiment", "suite/pmnist"], "--experiment suite/pmnist: has tuned=true"),
         (
             "pooled.csv",
             ["--by", "linear"],

@@ -44,8 +44,8 @@ SILENT = (  # keys that change no number; a method that uses the last three has 
     ),
     *METHOD_PARTS,
 )
-# words of a command that are no part of a config
-LEFT_OUT = {*PLACES, *SILENT} - {*METHOD_PARTS}
+# keys that are typed, but decide no number of a run, or only its seed and its folders
+NOT_HASHED = {*PLACES, *SILENT} - {*METHOD_PARTS}
 Leaves = dict[str, Any]  # `method.strength` to its value
 OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
 

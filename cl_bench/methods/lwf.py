@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive
+from cl_bench.core.criteria import masked
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
-from cl_bench.core.types import Batch, Snapshot, Task
+from cl_bench.core.types import Batch, Snapshot, Task, at_least_float32
 from cl_bench.methods.base import Rehearsal
 from cl_bench.methods.shared.task_weights import combined
 
@@ -113,7 +113,6 @@ def divergence(before: Tensor, now: Tensor, live: Tensor, temperature: Positive)
 
     (B, K) twice and (H, B or 1, K) -> (H, B).
     """
-    kind = torch.promote_types(now.dtype, torch.float32)
-    logits = (z.to(kind).div(temperature).masked_fill(~live, -torch.inf) for z in (before, now))
+    logits = (masked(at_least_float32(z).div(temperature), live) for z in (before, now))
     old, new = (z.log_softmax(-1) for z in logits)
     return (old.exp() * (old - new).masked_fill(~live, 0.0)).sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cl_bench.base.bounds import Count
+from cl_bench.core.criteria import masked
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Stream, Task
 
@@ -36,6 +37,6 @@ class NearestMean:
             for batch in test.chunks(self.batch_size):
                 scores = learner.unit_features([batch]) @ means.T
                 live = stream.live(now)[batch.t] & means.any(1)
-                found = scores.masked_fill(~live, -torch.inf).argmax(1)
+                found = masked(scores, live).argmax(1)
                 hits, count = hits + (found == batch.y).sum(), count + len(batch.y)
         return {"nearest_mean": int(hits) / count}

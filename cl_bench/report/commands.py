@@ -22,8 +22,8 @@ from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import (
     GROUPS,
     LABELS,
-    LEFT_OUT,
     METHOD_PARTS,
+    NOT_HASHED,
     OPTIONAL,
     Leaves,
     leaves,
@@ -38,12 +38,12 @@ METHOD_PREFIX = re.compile(rf"^method\.(?=({'|'.join(METHOD_PARTS)})\.)")
 
 
 def overrides_of(command: str) -> list[str]:
-    """The overrides of a command that decide its config: all but the seed and the folders.
+    """The overrides of a command that decide its config's hash: those of no key in NOT_HASHED.
 
     Raises UserError where a quotation mark is not closed.
     """
     try:
-        return [word for word in shlex.split(command) if word.partition("=")[0] not in LEFT_OUT]
+        return [word for word in shlex.split(command) if word.partition("=")[0] not in NOT_HASHED]
     except ValueError as error:
         raise UserError(f"{command}: {error}") from None
 

@@ -14,6 +14,7 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
 from cl_bench.config import folders
+from cl_bench.config.compose import composed
 from cl_bench.config.words import typed
 from cl_bench.report.commands import find_command, hash_of, overrides_of
 from cl_bench.report.orders import ORDER, OrderGroup, disparity, order_groups
@@ -35,6 +36,20 @@ class Entry:
     date: str
 
 
+def _require_fixed_values(experiment: str) -> None:
+    """Raise UserError where there is no such option, or where it runs with tuned values.
+
+    A command in a table must make the same config after other values were tuned.
+    """
+    if folders.option_file("experiment", experiment) is None:
+        raise UserError(f"--experiment {experiment}: there is no such option of that group")
+    if composed(f"experiment={experiment}").tuned:
+        raise UserError(
+            f"--experiment {experiment}: has tuned=true, so that its command does not tell the "
+            "values of a run; use an experiment without it, such as suite/protocol/seqcifar10"
+        )
+
+
 def save(rows: Sequence[Row], file: Path, experiment: str | None = None) -> int:
     """Write the rows into a table, in place of those of the same label and metric.
 
@@ -44,8 +59,8 @@ def save(rows: Sequence[Row], file: Path, experiment: str | None = None) -> int:
     """
     if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
         raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
-    if experiment is not None and folders.option_file("experiment", experiment) is None:
-        raise UserError(f"--experiment {experiment}: there is no such option of that group")
+    if experiment is not None:
+        _require_fixed_values(experiment)
     for row in rows:
         if len(row.hashes) > 1:
             raise UserError(f"--save: {row.name}: pools several configs; leave out --by")

@@ -14,7 +14,7 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import DIVERGED, UserError
 from cl_bench.config import tuned
 from cl_bench.config.compose import composed, labels_of
-from cl_bench.config.nodes import LEFT_OUT
+from cl_bench.config.nodes import NOT_HASHED
 from cl_bench.results import source_code
 from cl_bench.tuning.optuna_search import run_optuna
 from cl_bench.tuning.search import Search
@@ -60,7 +60,7 @@ def write_best(search: Search, ranked: list[Trial]) -> Path:
     file, best = _values_file(search), ranked[0]
     parser = OverridesParser.create()
     overrides = parser.parse_overrides([f"{k}={v}" for k, v in best.point.items()])
-    words = [word for word in sys.argv[1:] if word.partition("=")[0] not in LEFT_OUT]
+    words = [word for word in sys.argv[1:] if word.partition("=")[0] not in NOT_HASHED]
     content = {
         "values": {override.key_or_group: override.value() for override in overrides},
         "evidence": {
