@@ -26,6 +26,7 @@ from cl_bench.config import compose, tuned
 from cl_bench.config.name import config_hash
 from cl_bench.tuning import optuna_search, trials
 from cl_bench.tuning.axis import Axis
+from cl_bench.tuning.command import write_best
 from cl_bench.tuning.search import Search
 from cl_bench.tuning.spaces import read_spaces, searches
 from cl_bench.tuning.trials import Trial
@@ -227,6 +228,23 @@ def test_several_methods_each_with_its_own_space(tmp_path: Path) -> None:
     assert er.points() == ewc.points()
     (chosen,) = searches([f"spaces={file}", "experiment=emcl/pmnist", "method=er"])
     assert chosen.overrides == ["experiment=emcl/pmnist", "method=er"]
+
+
+@pytest.mark.parametrize("strategy", ["grid", "sobol", "optuna"])
+def test_a_method_without_keys_has_one_trial(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a sweep with tuned=true has a file for each of its methods."""
+    (tmp_path / "mine.yaml").write_text(SPACES + "ncm: {optimizer.lr: null}\n")
+    words = ["method=ncm", "dataset=seqmnist5k", f"tuned_dir={tmp_path}", f"strategy={strategy}"]
+    (search,) = searches([f"spaces={tmp_path / 'mine.yaml'}", *words])
+    assert search.points_to_check() == search.points() == [{}]
+    monkeypatch.setattr("sys.argv", ["tune", *words])
+    file = write_best(search, [Trial({}, [0.5])])
+    cfg = composed(*words[:2])
+    before = config_hash(cfg)
+    tuned.apply(cfg, file, [])
+    assert config_hash(cfg) == before
 
 
 WRONG_SPACES = [

@@ -41,8 +41,9 @@ def _tune_one(search: Search) -> None:
     """
     import pandas as pd
 
-    print(f"{_values_file(search).stem}: {', '.join(axis.key for axis in search.axes)}")
-    run = run_optuna if search.strategy == "optuna" else run_points
+    keys = ", ".join(axis.key for axis in search.axes) or "no key is searched"
+    print(f"{_values_file(search).stem}: {keys}")
+    run = run_optuna if search.strategy == "optuna" and search.axes else run_points
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
     ranked = sorted(trials, key=lambda trial: -trial.score)  # of equal scores the first stays first
     print(pd.DataFrame([trial.row() for trial in ranked]).to_string(index=False))

@@ -38,12 +38,15 @@ class Search:
     jobs: int
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> Search:
-        """The search of these arguments; UserError where one is wrong, before anything is run."""
+    def parse(cls, arguments: list[str], keyless: bool = False) -> Search:
+        """The search of these arguments; UserError where one is wrong, before anything is run.
+
+        keyless  whether the search may have no key, and then one point
+        """
         given, overrides = _split_arguments(arguments)
         options = DEFAULTS | given
         axes = [Axis.from_override(override) for override in parse_overrides(options["grid"])]
-        if not axes:
+        if not axes and not keyless:
             raise UserError("grid: missing; for example 'grid=optimizer.lr=0.01,0.1'")
         strategy = options["strategy"]
         if strategy not in STRATEGIES:
@@ -131,10 +134,10 @@ class Search:
     def points(self) -> list[Point]:
         """All combinations of a grid; else `trials` points that are drawn from seed 0.
 
-        Those of strategy=sobol spread evenly over the space (scrambled Sobol sequence), those of
-        strategy=random are independent of each other.
+        A search without keys has one point. Those of strategy=sobol spread evenly over the space
+        (scrambled Sobol sequence), those of strategy=random are independent of each other.
         """
-        if self.strategy == "grid":
+        if self.strategy == "grid" or not self.axes:
             products = itertools.product(*(axis.values for axis in self.axes))
             keys = [axis.key for axis in self.axes]
             return [dict(zip(keys, values, strict=True)) for values in products]

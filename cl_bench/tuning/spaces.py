@@ -2,7 +2,7 @@
 
 A file of spaces holds for each method the keys to search with their values in the notation of
 `grid`; what stands under `every` is searched for all methods, unless a method gives the key other
-values or `null`.
+values or `null`. A method without any key has one trial, with the values of the command itself.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _search(
     """The search for one method; an error in its space names the file and the method."""
     grid = _grid(found, method)
     try:
-        return Search.parse([*common, f"method={method}", *grid])
+        return Search.parse([*common, f"method={method}", *grid], keyless=found is not None)
     except UserError as error:
         if not file:
             raise
@@ -84,7 +84,7 @@ def read_spaces(name: str) -> dict[str, dict[str, str | None]]:
 
 
 def _grid(spaces: dict[str, dict[str, str | None]] | None, method: str) -> list[str]:
-    """The argument `grid=...` of a method; empty without a file of spaces."""
+    """The argument `grid=...` of a method; empty without a file of spaces, or without a key."""
     if spaces is None:
         return []
     if method not in spaces or method == EVERY:
@@ -95,9 +95,7 @@ def _grid(spaces: dict[str, dict[str, str | None]] | None, method: str) -> list[
         raise UserError(f"method={method}: the spaces do not have it; they have {known}{more}")
     space = spaces.get(EVERY, {}) | spaces[method]
     words = [f"{key}={values}" for key, values in space.items() if values is not None]
-    if not words:
-        raise UserError(f"method={method}: the spaces have no key to search for it; leave it out")
-    return ["grid=" + shlex.join(words)]
+    return ["grid=" + shlex.join(words)] if words else []
 
 
 def _method_of(overrides: list[str]) -> str:
