@@ -20,6 +20,8 @@ from cl_bench.config.backbone import apply
 from cl_bench.config.build import make_network
 from cl_bench.config.check import check_config
 from cl_bench.config.meta import has_batch_norm
+from cl_bench.core.flat import FlatParams
+from cl_bench.methods.shared.low_rank import layers_of
 from cl_bench.models import library
 from cl_bench.models.foreign import DropPath, adopt
 from cl_bench.models.head import head_input, head_name, head_of
@@ -74,6 +76,17 @@ def test_what_was_replaced_computes_the_same() -> None:
     rt.draws.set_state(state)
     assert ours(x).equal(first) and not ours(x).equal(first)
     assert torch.get_rng_state().equal(before)
+
+
+def test_the_layers_that_are_pruned_or_factored() -> None:
+    """All matrices and kernels but the head's; neither position embeddings nor the class token."""
+    net: Any = torchvision.models.VisionTransformer(32, 8, 1, 2, 12, 24, num_classes=7)
+    net.head_name = "heads.head"
+    net = adopt(net, torch.rand(1, *SHAPE))
+    names = {name for name, _ in layers_of(FlatParams(net, False), head_of(net))}
+    several = {name for name, p in net.named_parameters() if p.dim() > 1}
+    assert several - names == {"class_token", "encoder.pos_embedding", "heads.head.weight"}
+    assert len(names) == 5  # patches, attention's two, and the two of the layers after it
 
 
 def test_stochastic_depth_by_rows_and_whole() -> None:

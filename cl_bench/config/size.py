@@ -142,7 +142,8 @@ def count_parameters(
 ) -> int | None:
     """The number of trained parameters of a resolved `model`, without allocating them.
 
-    None where the model cannot be built on the meta device, because it reads values of tensors.
+    Biases that folding adds to layers without one are not counted. None where the model cannot be
+    built on the meta device, because it reads values of tensors.
     """
     net = meta_network(without_weights(model), shape, num_classes)
     if net is None:

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import in_float64
+
+# modules whose parameters with several axes are linear or convolutional weights
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 class LowRankFactors(NamedTuple):
@@ -198,7 +201,11 @@ def topk_mask(values: Tensor, count: int) -> Tensor:
 
 
 def layers_of(flat: FlatParams, head: object) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Names and shapes (out, in) of the linear and convolutional weights but the head's."""
+    """Names and shapes (out, in) of the linear and convolutional weights but the head's.
+
+    Position embeddings and scales of whole layers also have several axes, and are none of them.
+    """
     for name, shape in flat.shapes.items():
-        if len(shape) > 1 and flat.owners[name] is not head:
+        owner = flat.owners[name]
+        if len(shape) > 1 and owner is not head and isinstance(owner, WEIGHTED):
             yield name, (shape[0], shape[1])
