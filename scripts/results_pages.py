@@ -8,9 +8,19 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
-from results_tables import Group, bars, grouped, label, long_table, short_table, wide_table
+from results_tables import (
+    Group,
+    bars,
+    beside_published,
+    grouped,
+    label,
+    long_table,
+    short_table,
+    wide_table,
+)
 
 from cl_bench.base.escape import markdown, visible
 from cl_bench.base.exceptions import UserError
@@ -62,7 +72,7 @@ def filled(file: Path, tables: dict[str, list[ResultRow]]) -> str:
     return text
 
 
-def index(about: dict[str, dict[str, str]]) -> str:
+def index(about: dict[str, dict[str, Any]]) -> str:
     """The first page: a list of all tables."""
     lines = "\n".join(f"- [{about[name]['title']}]({name}.md)" for name in about)
     return f"""# Results
@@ -79,7 +89,7 @@ on the papers (`docs/notes`).
 """
 
 
-def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
+def page(name: str, about: dict[str, Any], rows: list[ResultRow]) -> str:
     """The page on one table of results."""
     groups = grouped(rows)
     parts = [f"# {about['title']}", MADE.format(f"{name}.csv")]
@@ -90,6 +100,9 @@ def page(name: str, about: dict[str, str], rows: list[ResultRow]) -> str:
     if "figure" in about:
         parts.append(bars(groups, about["figure"]))
     parts.append(wide_table(groups, metrics) if wide else long_table(rows))
+    if "beside" in about:
+        parts.append("## Beside published figures\n\nOf another protocol, as the text above says.")
+        parts.append(beside_published(rows, **about["beside"]))
     parts += [f"## Commands\n\n```bash\n{commands(groups)}\n```", *notes(groups)]
     return "\n\n".join(parts) + "\n"
 

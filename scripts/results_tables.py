@@ -6,8 +6,11 @@ import html
 import re
 from collections.abc import Iterable
 from decimal import Decimal
+from math import hypot, sqrt
+from typing import Any
 
 from cl_bench.base.escape import markdown, visible
+from cl_bench.report.published import Figure, figures
 from cl_bench.report.results_table import ResultRow
 
 PLUS_MINUS = "\u00a0±\u00a0"  # with spaces at which no line breaks
@@ -83,6 +86,49 @@ def short_table(rows: list[ResultRow]) -> str:
         lines.append([label(group[0].row), count(group), *cells, published(by_metric["ACC"])])
     kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
     return table([heads[i] for i in kept], [[line[i] for i in kept] for line in lines])
+
+
+def beside_published(rows: list[ResultRow], source: str, **conditions: Any) -> str:
+    """A table with a line for each result of which a source has a figure, whatever its protocol.
+
+    conditions  of a figure's `row`, such as buffer.capacity=200: a figure that says otherwise is
+                left out, and of several figures that is shown which names most of them
+
+    Where the figures have standard errors, the difference is also given in standard errors: of the
+    difference of the two means.
+    """
+    chosen: dict[tuple[str, ...], tuple[int, Figure]] = {}
+    for figure in figures():
+        named = {key: figure.row[key] for key in conditions if key in figure.row}
+        if figure.source == source and named == {key: conditions[key] for key in named}:
+            key = figure.dataset, figure.scenario, figure.method, figure.metric
+            if len(named) > chosen.get(key, (-1, figure))[0]:
+                chosen[key] = len(named), figure
+    lines = []
+    for row in rows:
+        _, figure = chosen.get((row.dataset, row.scenario, row.method, row.metric), (0, None))
+        if row.split == "test" and figure is not None:
+            theirs = published_figure(figure)
+            off = float(row.mean) - figure.value
+            cells = [f"`{row.method}`", row.scenario, markdown(row.metric), measured(row), theirs]
+            lines.append([*cells, f"{off:+.2f}", in_standard_errors(off, row, figure)])
+    heads = ["method", "scenario", "metric", "here", f"published ({source})", "difference"]
+    heads.append("in standard errors")
+    kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+    return table([heads[i] for i in kept], [[line[i] for i in kept] for line in lines])
+
+
+def in_standard_errors(difference: float, row: ResultRow, figure: Figure) -> str:
+    """The difference over its standard error; empty where one of the two is not known."""
+    if figure.kind != "sem" or figure.spread is None or row.sd is None or not row.n or row.n < 2:
+        return ""
+    return f"{abs(difference) / hypot(figure.spread, float(row.sd) / sqrt(row.n)):.1f}"
+
+
+def published_figure(figure: Figure) -> str:
+    """`61.93 ± 1.79`, and SEM after a standard error."""
+    spread = "" if figure.spread is None else f"{PLUS_MINUS}{figure.spread:.2f}"
+    return f"{figure.value:.2f}{spread}{' SEM' if spread and figure.kind == 'sem' else ''}"
 
 
 def table(heads: list[str], lines: list[list[str]]) -> str:

@@ -86,6 +86,17 @@ def test_a_drawing_has_a_bar_for_each_row() -> None:
     assert texts[::2] == [row.row for row in rows if row.metric == "share"]
 
 
+def test_results_beside_published_figures_of_another_protocol() -> None:
+    """Of figures for two memories that is shown which was asked for; differences in their SE."""
+    module, rows = load_script("results_tables"), read(ROOT / "results/suite_seqcifar10.csv")
+    text = module.beside_published(rows, "DER", **{"buffer.capacity": 500}).replace("\xa0", " ")
+    assert "| `gem` | class | ACC | 22.36 ± 1.74 | 26.20 ± 1.26 | -3.84 |" in text
+    (row,) = (row for row in rows if row.method == "joint" and row.metric == "ACC")
+    own = replace(row, dataset="seqcifar100", mean=Decimal("50.38"), sd=Decimal("0.6"), n=4)
+    text = module.beside_published([own], "van de Ven 2022").replace("\xa0", " ")
+    assert "| 50.38 ± 0.6 | 49.78 ± 0.21 SEM | +0.60 | 1.6 |" in text, "0.6 / hypot(0.21, 0.3)"
+
+
 def test_every_table_has_a_title() -> None:
     titles = yaml.safe_load((ROOT / "results/titles.yaml").read_text())
     assert FILES and {*titles} == {file.stem for file in FILES}
