@@ -24,15 +24,18 @@ class Axis:
     log: bool = False  # whether points are spread evenly on a logarithmic scale
 
     @classmethod
-    def from_override(cls, override: Override) -> Axis:
+    def from_override(cls, override: Override, may_be_single: bool = False) -> Axis:
         """The axis of an override in Hydra's notation of sweeps.
 
-        Raises UserError where it has one value, or an interval that is empty or infinite.
+        Raises UserError where it has an interval that is empty or infinite, or one value, unless
+        it `may_be_single`.
         """
         key = override.key_or_group
         if override.is_choice_sweep() or override.is_range_sweep():
             return cls(key, tuple(override.sweep_string_iterator()))
         if not override.is_interval_sweep():
+            if may_be_single:
+                return cls(key, (override.get_value_element_as_str(),))
             raise UserError(
                 f"grid: {override.input_line} has one value; list several, or give it as an "
                 "override outside of grid="

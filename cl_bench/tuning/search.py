@@ -38,15 +38,17 @@ class Search:
     jobs: int
 
     @classmethod
-    def parse(cls, arguments: list[str], keyless: bool = False) -> Search:
+    def parse(cls, arguments: list[str], from_file: bool = False) -> Search:
         """The search of these arguments; UserError where one is wrong, before anything is run.
 
-        keyless  whether the search may have no key, and then one point
+        from_file  whether the keys come from a file of spaces: a method may have none there, and
+                   keys with one value, which all points have
         """
         given, overrides = _split_arguments(arguments)
         options = DEFAULTS | given
-        axes = [Axis.from_override(override) for override in parse_overrides(options["grid"])]
-        if not axes and not keyless:
+        grid = parse_overrides(options["grid"])
+        axes = [Axis.from_override(override, may_be_single=from_file) for override in grid]
+        if not axes and not from_file:
             raise UserError("grid: missing; for example 'grid=optimizer.lr=0.01,0.1'")
         strategy = options["strategy"]
         if strategy not in STRATEGIES:

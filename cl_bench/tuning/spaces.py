@@ -2,7 +2,8 @@
 
 A file of spaces holds for each method the keys to search with their values in the notation of
 `grid`; what stands under `every` is searched for all methods, unless a method gives the key other
-values or `null`. A method without any key has one trial, with the values of the command itself.
+values or `null`. A method without any key has one trial, with the values of the command itself. A
+key with one value has it at all points: something that this method needs beside the protocol.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _search(
     """The search for one method; an error in its space names the file and the method."""
     grid = _grid(found, method)
     try:
-        return Search.parse([*common, f"method={method}", *grid], keyless=found is not None)
+        return Search.parse([*common, f"method={method}", *grid], from_file=found is not None)
     except UserError as error:
         if not file:
             raise
