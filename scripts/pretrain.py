@@ -43,6 +43,7 @@ SHAPE = (
     "width",
     "depth",
     "channels",
+    "last",
     "hidden",
     "activation",
 )  # keys that a model must share with it

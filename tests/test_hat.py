@@ -47,7 +47,7 @@ def strided(**changes: Any) -> nn.Module:
 
 def conv5(**changes: Any) -> nn.Module:
     options: dict[str, Any] = {"activation": "relu", "init": "torch", "head_init": "same"}
-    net = Conv5((1, 4, 4), 6, [4, 6], [8], **{**options, **changes})
+    net = Conv5((1, 4, 4), 6, [4, 6], "same", [8], **{**options, **changes})
     return fold(net, torch.zeros(1, 1, 4, 4))
 
 

@@ -268,7 +268,8 @@ def test_parts_that_cannot_be_fixed() -> None:
 def test_a_backbone_of_a_part(tmp_path: Path) -> None:
     """Only the part is stored and loaded; layers after it may have another width."""
     net, file = conv5(), tmp_path / "convs.safetensors"
-    fixing = {"_target_": "cl_bench.models.conv5.Conv5", "channels": [4, 8], "activation": "relu"}
+    kind = {"_target_": "cl_bench.models.conv5.Conv5", "last": "linear"}
+    fixing = kind | {"channels": [4, 8], "activation": "relu"}
     pretrained.save(net, replace(FACTS, model=fixing, part="convs"), file, half=False)
     torch.manual_seed(1)
     cfg = composed(*CONV5, "model.hidden=[5]", f"model.pretrained={file}")

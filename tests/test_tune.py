@@ -279,7 +279,9 @@ def test_spaces_that_are_refused(text: str, words: list[str], said: str, tmp_pat
 
 def test_the_spaces_that_come_with_the_package() -> None:
     """Each is valid for its protocol, and has each method of its suite."""
-    with pytest.raises(UserError, match=r"there are suite, suite_pmnist, suite_seqcifar100, or name a \.yaml"):
+    with pytest.raises(
+        UserError, match=r"there are suite, suite_pmnist, suite_seqcifar100, or name a \.yaml"
+    ):
         read_spaces("none")
     suites = {"pmnist": "suite_pmnist", "seqcifar10": "suite", "seqcifar10_task": "suite"}
     for suite, name in suites.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ class Conv5(nn.Module):
 
     channels  outputs of each convolution, which batch norm and the activation follow; all but the
               first one halve the side of their input (rounded up)
+    last      linear: neither batch norm nor the activation follows the last convolution, as in the
+              authors' code; same: both follow it, too
     hidden    widths of the linear layers, each followed by the activation
     """
 
@@ -34,6 +37,7 @@ class Conv5(nn.Module):
         shape: Sequence[int],
         num_classes: int,
         channels: list[Size],
+        last: Literal["linear", "same"],
         hidden: list[Size],
         activation: Activation,
         init: Init,
@@ -42,15 +46,20 @@ class Conv5(nn.Module):
         super().__init__()
         stages, (before, height, width) = [], shape
         for number, after in enumerate(channels):
-            stride = 2 if number else 1
-            conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-            stages += [conv, batch_norm(after), ACTIVATIONS[activation]()]
+            stride, alone = 2 if number else 1, last == "linear" and number == len(channels) - 1
+            stages.append(nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=alone))
+            stages += [] if alone else [batch_norm(after), ACTIVATIONS[activation]()]
             before, height, width = after, ceil(height / stride), ceil(width / stride)
         widths = [before * height * width, *hidden]
         self.convs = nn.Sequential(*stages, nn.Flatten())
         self.layers = nn.Sequential(*linear_layers(widths, activation))
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """With last=same a config has the hash that it had before there was this option."""
+        return {"last"} if options["last"] == "same" else set()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, K)."""
