@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
 from math import hypot, sqrt
 from typing import Any
 
 from cl_bench.base.escape import markdown, visible
+from cl_bench.base.exceptions import UserError
 from cl_bench.report.published import Figure, figures
 from cl_bench.report.results_table import ResultRow
 
@@ -84,7 +86,7 @@ def short_table(rows: list[ResultRow]) -> str:
             continue
         cells = [measured(by_metric[m]) if m in by_metric else "" for m in heads[2:-1]]
         lines.append([label(group[0].row), count(group), *cells, published(by_metric["ACC"])])
-    kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+    kept = [i for i in range(len(heads)) if not lines or any(line[i] for line in lines)]
     return table([heads[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
@@ -104,14 +106,18 @@ def beside_published(rows: list[ResultRow], source: str, **conditions: Any) -> s
             key = figure.dataset, figure.scenario, figure.method, figure.metric
             if len(named) > chosen.get(key, (-1, figure))[0]:
                 chosen[key] = len(named), figure
-    lines = []
+    lines, methods = [], Counter((row.scenario, row.method, row.metric) for row in rows)
     for row in rows:
         _, figure = chosen.get((row.dataset, row.scenario, row.method, row.metric), (0, None))
         if row.split == "test" and figure is not None:
             theirs = published_figure(figure)
             off = float(row.mean) - figure.value
-            cells = [f"`{row.method}`", row.scenario, markdown(row.metric), measured(row), theirs]
+            several = methods[row.scenario, row.method, row.metric] > 1
+            name = label(row.row) if several else f"`{row.method}`"
+            cells = [name, row.scenario, markdown(row.metric), measured(row), theirs]
             lines.append([*cells, f"{off:+.2f}", in_standard_errors(off, row, figure)])
+    if not lines:
+        raise UserError(f"beside {source}: it has no figure of a row of {rows[0].table}")
     heads = ["method", "scenario", "metric", "here", f"published ({source})", "difference"]
     heads.append("in standard errors")
     kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
@@ -122,7 +128,8 @@ def in_standard_errors(difference: float, row: ResultRow, figure: Figure) -> str
     """The difference over its standard error; empty where one of the two is not known."""
     if figure.kind != "sem" or figure.spread is None or row.sd is None or not row.n or row.n < 2:
         return ""
-    return f"{abs(difference) / hypot(figure.spread, float(row.sd) / sqrt(row.n)):.1f}"
+    error = hypot(figure.spread, float(row.sd) / sqrt(row.n))
+    return f"{abs(difference) / error:.1f}" if error else ""
 
 
 def published_figure(figure: Figure) -> str:

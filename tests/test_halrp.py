@@ -710,9 +710,10 @@ def test_growth_that_cannot_be_reached_is_refused_before_the_first_step() -> Non
         method.begin_task(stream.tasks[0])
 
 
-def test_a_model_without_layers_to_perturb_is_refused() -> None:
+@pytest.mark.parametrize("method", ["halrp", "apd", "packnet"])
+def test_a_model_without_layers_to_work_on_is_refused(method: str) -> None:
     with pytest.raises(UserError, match="layers before the head, and this model trains none"):
-        method_for("halrp", learner(mlp(hidden=[])))
+        method_for(method, learner(mlp(hidden=[])))
 
 
 def test_a_run_without_a_warm_up_has_no_residual_to_factor_and_is_refused() -> None:

@@ -95,6 +95,8 @@ def test_results_beside_published_figures_of_another_protocol() -> None:
     own = replace(row, dataset="seqcifar100", mean=Decimal("50.38"), sd=Decimal("0.6"), n=4)
     text = module.beside_published([own], "van de Ven 2022").replace("\xa0", " ")
     assert "| 50.38 ± 0.6 | 49.78 ± 0.21 SEM | +0.60 | 1.6 |" in text, "0.6 / hypot(0.21, 0.3)"
+    with pytest.raises(UserError, match="beside DERR: it has no figure of a row of suite_seqc"):
+        module.beside_published(rows, "DERR")
 
 
 def test_every_table_has_a_title() -> None:

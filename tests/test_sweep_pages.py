@@ -124,7 +124,8 @@ def test_copies_count_once_and_what_is_left_out_is_named(
     change(tmp_path / "z/data/er/x/seed0/record.json", "metrics.ACC", 0.9)
     (tmp_path / "z/data/er/y/seed0/record.json").write_text("{")
     table = AblationTable("title", ["a._target_", "s"])
-    table.on_multirun_end(OmegaConf.create({"output_dir": str(tmp_path)}))
+    hydra = {"sweep": {"dir": str(tmp_path / ".sweeps/now")}}
+    table.on_multirun_end(OmegaConf.create({"output_dir": str(tmp_path), "hydra": hydra}))
     out, err = capsys.readouterr()
     assert "| One | 1.0 | 50.5 | 0.7071 | -10 | 0 | 2 | 2 |" in out
     assert "| none | 2.0 | 60.5 | 0.7071 | -10 | 0 | 2 | 2 |" in out
@@ -199,24 +200,25 @@ def test_a_sweep_with_its_page(tmp_path: Path) -> None:
     assert {"page.md", "table.csv", "figure.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
-@pytest.mark.parametrize("failure", ["two configs", "no place"])
+@pytest.mark.parametrize("failure", ["two configs", "no place", "no place for notes"])
 def test_a_sweep_whose_page_cannot_be_made_fails(
     failure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After the list of jobs, and with exit code 2; Hydra calls the callbacks of a suite."""
     for variant in ("x", "y") if failure == "two configs" else ("x",):
         write(tmp_path, "er", variant, (0.5,))
-    if failure == "no place":
+    if failure != "two configs":
         (tmp_path / "page.md").mkdir()
+    if failure == "no place for notes":
+        (tmp_path / ".sweeps").touch()
     cfg = composed("experiment=suite/pmnist", with_hydra=True)
     cfg.output_dir, cfg.hydra.sweep.dir = str(tmp_path), str(tmp_path / ".sweeps/now")
     with pytest.raises(SystemExit) as end:
         Callbacks(cfg).on_multirun_end(config=cfg)
     assert end.value.code == 2
     printed = capsys.readouterr()
-    assert f"all jobs done: python -m cl_bench.report {tmp_path}" in printed.out
-    expected = {
-        "two configs": "output_dir: er was run there",
-        "no place": f"{tmp_path}/page.md: Is a dir",
-    }
-    assert printed.err.startswith(f"error: the page of the sweep: {expected[failure]}")
+    jobs = f"all jobs done: python -m cl_bench.report {tmp_path}" in printed.out
+    assert jobs == (failure != "no place for notes")
+    two = "output_dir: er was run there"
+    expected = two if failure == "two configs" else f"{tmp_path}/page.md: Is a dir"
+    assert printed.err.startswith(f"error: the page of the sweep: {expected}")

@@ -26,7 +26,7 @@ from cl_bench.config import compose, tuned
 from cl_bench.config.name import config_hash
 from cl_bench.tuning import optuna_search, trials
 from cl_bench.tuning.axis import Axis
-from cl_bench.tuning.command import write_best
+from cl_bench.tuning.command import _tune_one as tune_one
 from cl_bench.tuning.search import Search
 from cl_bench.tuning.spaces import read_spaces, searches
 from cl_bench.tuning.trials import Trial
@@ -230,29 +230,43 @@ def test_several_methods_each_with_its_own_space(tmp_path: Path) -> None:
     assert chosen.overrides == ["experiment=emcl/pmnist", "method=er"]
 
 
-HAT = 'hat: {model.init: kaiming, method.c: "interval(0.1,2)", optimizer.lr: null}'
-
-
 @pytest.mark.parametrize("strategy", ["grid", "sobol", "optuna"])
-def test_a_method_without_keys_has_one_trial_and_a_single_value_all_points(
+def test_a_method_without_keys_has_one_trial(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a sweep with tuned=true has a file for each of its methods."""
-    (tmp_path / "mine.yaml").write_text(SPACES + "ncm: {optimizer.lr: null}\n" + HAT)
+    (tmp_path / "mine.yaml").write_text(SPACES + "ncm: {optimizer.lr: null}\n")
     words = ["method=ncm", "dataset=seqmnist5k", f"tuned_dir={tmp_path}", f"strategy={strategy}"]
     (search,) = searches([f"spaces={tmp_path / 'mine.yaml'}", *words])
     assert search.points_to_check() == search.points() == [{}]
     monkeypatch.setattr("sys.argv", ["tune", *words])
-    file = write_best(search, [Trial({}, [0.5])])
+    ran: list[Trial] = []
+
+    def run_trial(_: Any, point: Any, *__: Any) -> Trial:
+        ran.append(Trial(point, [0.5]))
+        return ran[-1]
+
+    for module in (trials, optuna_search):
+        monkeypatch.setattr(module, "run_trial", run_trial)
+    tune_one(search)
+    assert len(ran) == 1
+    file = tuned.values_file(tmp_path, "seqmnist5k", "task", "ncm")
     cfg = composed(*words[:2])
     before = config_hash(cfg)
     tuned.apply(cfg, file, [])
     assert config_hash(cfg) == before
-    words = ["method=hat", "dataset=seqmnist5k", "strategy=sobol", "trials=3"]
-    (search,) = searches([f"spaces={tmp_path / 'mine.yaml'}", *words])
-    points = search.points()
-    assert [point["model.init"] for point in points] == ["kaiming"] * 3
-    assert len({point["method.c"] for point in points}) == 3
+    assert file.read_text().startswith("values: {}\n")
+
+
+def test_a_key_with_one_value_has_it_at_all_points(tmp_path: Path) -> None:
+    """Something that a method needs beside the protocol. Alone it makes one trial."""
+    hat = 'hat: {model.init: kaiming, method.c: "interval(0.1,2)"}'
+    (tmp_path / "mine.yaml").write_text(f"{hat}\ner: {{optimizer.lr: '0.1'}}")
+    words = [f"spaces={tmp_path / 'mine.yaml'}", "strategy=sobol", "trials=3"]
+    hat, er = searches([*words, "method=hat,er", "dataset=seqmnist5k", "scenario=task"])
+    assert [point["model.init"] for point in hat.points()] == ["kaiming"] * 3
+    assert len({point["method.c"] for point in hat.points()}) == 3
+    assert er.points() == [{"optimizer.lr": "0.1"}]
 
 
 WRONG_SPACES = [
@@ -265,6 +279,7 @@ WRONG_SPACES = [
     ("er: {optimizer.lr: [1, 2]}", ["method=er"], "er must map keys to values"),
     ("[er]", ["method=er"], "must map methods to the keys that are searched"),
     ("er: {", ["method=er"], "cannot be read as YAML"),
+    ("er: {~optimizer.momentum: '0.9'}", ["method=er"], "optimizer.momentum=0.9 has one value"),
 ]
 
 
@@ -294,6 +309,9 @@ def test_the_spaces_that_come_with_the_package() -> None:
         words = [f"experiment=suite/protocol/{protocol}", f"spaces={name}", "strategy=sobol"]
         words += [f"scenario={word}" for word in scenario] + [f"method={','.join(some)}"]
         assert len(searches([*words, "trials=1"])) == len(some)
+    some = [*read_spaces("suite_seqcifar100").keys() - {"every"}][::3]
+    words = ["experiment=suite/protocol/seqcifar100", "spaces=suite_seqcifar100", "strategy=sobol"]
+    assert len(searches([*words, f"method={','.join(sorted(some))}", "trials=1"])) == len(some)
 
 
 @pytest.mark.parametrize(

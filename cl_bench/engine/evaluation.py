@@ -23,8 +23,11 @@ class Evaluation:
     when=seen   after each task: the tasks so far and the next one; before training: all but the
                 first. All metrics are defined, but for FWT in class-IL with clean boundaries.
     when=final  after each task: that task; after the last one: all. ACC, BWT and LA are defined.
-    when=last   all tasks after the last one. ACC and ACC_task alone are defined.
+    when=last   all tasks after the last one. ACC alone is defined.
     when=all    all tasks after each task, and before training: every entry of the matrix
+
+    ACC_task is measured after the last task with any of them, in class-incremental runs whose tasks
+    have no class in common.
 
     split=val   a stratified share `holdout` of each task's training images is held out and takes
                 the place of its test images, for tuning

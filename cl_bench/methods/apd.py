@@ -16,7 +16,7 @@ from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared.capacity import size
-from cl_bench.methods.shared.low_rank import layers_of
+from cl_bench.methods.shared.low_rank import layers_of, require_layers
 from cl_bench.methods.shared.proximal import PiecewiseLinear, soft_threshold
 
 
@@ -31,7 +31,7 @@ class APDTask:
 
 
 class APD(Separate):
-    """The weights of task i are M_i * sigma + tau_i (eq. 1).
+    """The weights of linear and convolutional layers of task i are M_i * sigma + tau_i (eq. 1).
 
     sigma is shared by all tasks, M_i a mask with one number for each output, tau_i sparse.
     While task t is trained, sigma, tau_t, M_t (a sigmoid) and the tau_i of past tasks minimise
@@ -44,7 +44,8 @@ class APD(Separate):
     - After the task, the tau_i of past tasks are set to their best values, and entries of tau up to
       `threshold` to 0. No weight of a past task changes by more than l1 / (2 l2) + threshold.
 
-    Biases, batch norm and heads are separate for each task. Two differences from the paper: M_i
+    All parameters but those weights, such as biases, batch norm and heads, are separate for each
+    task. Two differences from the paper: M_i
     does not change after task i, and the tau_i are not shared hierarchically (its APD(1)).
     """
 
@@ -54,13 +55,9 @@ class APD(Separate):
         self, learner: Learner, l1: NonNegative, l2: NonNegative, threshold: NonNegative
     ) -> None:
         super().__init__(learner)
+        require_layers(learner.flat, learner.head, "apd")
         self.l1, self.l2, self.threshold = l1, l2, threshold
         self.names = [name for name, _ in layers_of(learner.flat, learner.head)]
-        if not self.names:
-            raise UserError(
-                "method=apd: it shares linear and convolutional layers before the head, and this "
-                "model trains none; use another model"
-            )
         self.sigma: Tensor | None = None  # (P,), as the last task left it; 0 beside the weights
         self.price = torch.zeros_like(learner.flat.grad)  # l1 at the weights
         self.past: PiecewiseLinear | None = None

@@ -17,7 +17,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
-from cl_bench.methods.shared.low_rank import layers_of
+from cl_bench.methods.shared.low_rank import layers_of, require_layers
 
 
 @stored_as("packnet_task")
@@ -35,8 +35,9 @@ class PackNet(Separate):
     The weights with the smallest size are pruned, and are free for the next task; those that are
     left belong to the task and do not change again. A network for task t has the weights of tasks
     1 to t, and 0 elsewhere, so that nothing is forgotten. Pruning comes after `prune_after` epochs,
-    out of schedule.epochs; the optimizer starts anew with it. Biases and batch norm's weights are
-    trained in the first task alone, as in the paper; heads are separate. Batch norm's statistics
+    out of schedule.epochs; the optimizer starts anew with it. All parameters but the weights of
+    linear and convolutional layers are trained in the first task alone, as the paper says of biases
+    and batch norm; heads are separate. Batch norm's statistics
     are those of each task, where the paper keeps those of the first.
     """
 
@@ -44,6 +45,7 @@ class PackNet(Separate):
 
     def __init__(self, learner: Learner, share: Share, prune_after: Count) -> None:
         super().__init__(learner)
+        require_layers(learner.flat, learner.head, "packnet")
         self.share, self.prune_after = share, prune_after
         self.names = [name for name, _ in layers_of(learner.flat, learner.head)]
         self.owner = torch.zeros_like(learner.flat.grad, dtype=torch.int16)  # (P,): 0 is free

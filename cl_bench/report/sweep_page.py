@@ -18,7 +18,7 @@ from cl_bench.report.runs import Run, finished_runs, left_out
 from cl_bench.results.page import Page
 from cl_bench.results.record import value_or_none
 from cl_bench.results.records import read_all
-from cl_bench.results.sweeps import PAGE, note_failure
+from cl_bench.results.sweeps import FAILURE, PAGE, note_failure
 
 
 class SweepPage(Callback):
@@ -35,17 +35,22 @@ class SweepPage(Callback):
 
         Where no page can be made or written, the reason is noted, so that the sweep lists it beside
         its failed jobs (`Failures`) and ends with exit code 2. Hydra itself only warns of an error.
+        Where the reason cannot be noted either, it is printed, and the sweep ends at once.
         """
-        folder = files.absolute(config.output_dir)
+        folder, place = files.absolute(config.output_dir), Path(config.hydra.sweep.dir) / PAGE
         try:
             records = read_all(folder)
             for line in left_out(records):
                 print(f"left out: {line}", file=sys.stderr)
             if runs := finished_runs(records):
                 print(self.page(runs).write(folder) + visible(f"files: {folder.resolve()}"))
+            (place / FAILURE).unlink(missing_ok=True)  # of an earlier call
         except Exception as error:
-            place = Path(config.hydra.sweep.dir) / PAGE
-            note_failure(place, "the page of the sweep", describe(error))
+            try:
+                note_failure(place, "the page of the sweep", describe(error))
+            except OSError:
+                print(f"error: the page of the sweep: {describe(error)}", file=sys.stderr)
+                sys.exit(2)
 
     def page(self, runs: list[Run]) -> Page:
         """The page of these runs; UserError where they do not make one."""

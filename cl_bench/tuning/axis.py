@@ -34,7 +34,7 @@ class Axis:
         if override.is_choice_sweep() or override.is_range_sweep():
             return cls(key, tuple(override.sweep_string_iterator()))
         if not override.is_interval_sweep():
-            if may_be_single:
+            if may_be_single and not override.is_delete():
                 return cls(key, (override.get_value_element_as_str(),))
             raise UserError(
                 f"grid: {override.input_line} has one value; list several, or give it as an "

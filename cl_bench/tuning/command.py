@@ -43,7 +43,8 @@ def _tune_one(search: Search) -> None:
 
     keys = ", ".join(axis.key for axis in search.axes) or "no key is searched"
     print(f"{_values_file(search).stem}: {keys}")
-    run = run_optuna if search.strategy == "optuna" and search.axes else run_points
+    one_point = all(len(axis.values) == 1 for axis in search.axes)
+    run = run_optuna if search.strategy == "optuna" and not one_point else run_points
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
     ranked = sorted(trials, key=lambda trial: -trial.score)  # of equal scores the first stays first
     print(pd.DataFrame([trial.row() for trial in ranked]).to_string(index=False))

@@ -139,7 +139,7 @@ class Search:
         A search without keys has one point. Those of strategy=sobol spread evenly over the space
         (scrambled Sobol sequence), those of strategy=random are independent of each other.
         """
-        if self.strategy == "grid" or not self.axes:
+        if self.strategy == "grid" or all(len(axis.values) == 1 for axis in self.axes):
             products = itertools.product(*(axis.values for axis in self.axes))
             keys = [axis.key for axis in self.axes]
             return [dict(zip(keys, values, strict=True)) for values in products]

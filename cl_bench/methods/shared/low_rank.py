@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import in_float64
@@ -209,3 +210,12 @@ def layers_of(flat: FlatParams, head: object) -> Iterator[tuple[str, tuple[int, 
         owner = flat.owners[name]
         if len(shape) > 1 and owner is not head and isinstance(owner, WEIGHTED):
             yield name, (shape[0], shape[1])
+
+
+def require_layers(flat: FlatParams, head: object, method: str) -> None:
+    """Raise UserError where a method for the weights of `layers_of` has none."""
+    if not any(layers_of(flat, head)):
+        raise UserError(
+            f"method={method}: it works on nn.Linear and nn.Conv layers before the head, and this "
+            "model trains none; use another model"
+        )
