@@ -88,7 +88,7 @@ class Account(Stateful):
     ) -> None:
         self.learner, self.growth, self.pruning = learner, growth, pruning
         self.threshold, self.compat = threshold, compat
-        require_layers(*self._net, "halrp")
+        require_layers(learner.flat, learner.head, "halrp")
         self.single = self.single_theirs = 0  # numbers of the first task's network
 
     def start(self, task: Task) -> None:
