@@ -5,9 +5,8 @@ The network of the first task is the base and does not change. A later task is t
 - then each layer's weights become W = diag(R) W0 diag(S) + U V (`shared/low_rank.py`), and R, S, U
   and V are trained. The rank of U V in each layer is chosen so that most of the loss is kept: a
   residual costs half its square times the layer's importance, which is its curvature (Theorem 1).
-All parameters but the weights of linear and convolutional layers, such as biases, batch norm and
-head, are separate for each task. reference_compat=true also does what the
-authors' code does, but not their paper.
+All other parameters, such as biases, batch norm and head, are separate for each task.
+reference_compat=true also does what the authors' code does, but not their paper.
 """
 
 from __future__ import annotations
