@@ -9,6 +9,7 @@ import reference as ref
 import torch
 import torch.nn.functional as F
 from conftest import DEVICES, batch, blobs, identity, learner, machine, method_for, mlp, resnet
+from test_class_incremental import revealed
 from torch import Generator
 
 from cl_bench.base.exceptions import UserError
@@ -70,18 +71,26 @@ def test_er_weighs_new_and_old_by_the_number_of_the_task() -> None:
 
 
 def test_lwf_weighs_loss_and_distillation_by_the_number_of_the_task() -> None:
-    """In the second task half of each, so that it follows half the gradient of combine=sum."""
-    found = {}
-    for combine in ("sum", "tasks"):
-        torch.manual_seed(0)
-        made, stream = learner(mlp()), blobs("data")
-        method = method_for("lwf", made, f"method.combine={combine}")
-        method.begin_task(stream.tasks[0])
-        method.end_task(stream.tasks[0])
-        method.begin_task(stream.tasks[1])
-        made.flat.theta.detach().add_(0.05)
-        found[combine] = moved(method, batch())
-    torch.testing.assert_close(found["tasks"], found["sum"] / 2, rtol=1e-3, atol=1e-6)
+    """In the third task a third of the loss, and two thirds of the mean over two old heads.
+
+    That is a third of the gradient of combine=sum, which adds the heads up. Where there is one old
+    head, as in data-IL, it is a half of it in the second task.
+    """
+    for scenario, last in (("task", 2), ("data", 1)):
+        found = {}
+        for combine in ("sum", "tasks"):
+            torch.manual_seed(0)
+            made, stream = learner(mlp()), blobs(scenario)
+            method = method_for("lwf", made, f"method.combine={combine}")
+            for task in stream.tasks[: last + 1]:
+                revealed(made, stream, task.id)
+                method.begin_task(task)
+                made.flat.theta.detach().add_(0.05)
+                if task.id < last:
+                    method.end_task(task)
+            found[combine] = moved(method, Batch(task.x[:8], task.y[:8], task.t[:8]))
+        expected = found["sum"] / (last + 1)
+        torch.testing.assert_close(found["tasks"], expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("merging", ["sum", "online", "last", "count", "apart"])

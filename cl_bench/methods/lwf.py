@@ -24,8 +24,8 @@ from cl_bench.methods.shared.task_weights import combined
 class LwF(Rehearsal):
     """loss + strength T^2 KL(softmax(f_old / T) || softmax(f / T)), summed over old heads.
 
-    With combine=tasks the t-th task has 1/t of the loss and 1 - 1/t of the rest (van de Ven et al.
-    2022).
+    With combine=tasks the t-th task has 1/t of the loss and 1 - 1/t of the rest, which is the mean
+    over old heads (van de Ven et al. 2022, and their code).
 
     An old head is the set of classes that competed when a past task ended: its own classes in
     task-IL, all classes so far in class-IL, all classes in data-IL. For a stored image only the
@@ -105,7 +105,8 @@ class LwF(Rehearsal):
 
     def _pull(self, before: Tensor, now: Tensor, heads: Tensor) -> Tensor:
         found = divergence(before, now, heads, self.temperature)
-        return self.strength * self.temperature**2 * found.sum(0).mean()
+        whole = found.mean(0) if self.combine == "tasks" else found.sum(0)
+        return self.strength * self.temperature**2 * whole.mean()
 
 
 def divergence(before: Tensor, now: Tensor, live: Tensor, temperature: Positive) -> Tensor:
