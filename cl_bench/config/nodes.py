@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +48,11 @@ SILENT = (  # keys that change no number; a method that uses the last three has 
 NOT_HASHED = {*PLACES, *SILENT} - {*METHOD_PARTS}
 Leaves = dict[str, Any]  # `method.strength` to its value
 OmegaConf.register_new_resolver("absolute", lambda path: str(files.absolute(path)), replace=True)
+
+
+def deciding(words: Iterable[str]) -> list[str]:
+    """The words of a command that decide its config's hash: those of no key in NOT_HASHED."""
+    return [word for word in words if word.partition("=")[0] not in NOT_HASHED]
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
 from cl_bench.methods.shared.capacity import size
-from cl_bench.methods.shared.low_rank import layers_of, require_layers
+from cl_bench.methods.shared.low_rank import required_layers
 from cl_bench.methods.shared.proximal import PiecewiseLinear, soft_threshold
 
 
@@ -45,8 +45,8 @@ class APD(Separate):
       `threshold` to 0. No weight of a past task changes by more than l1 / (2 l2) + threshold.
 
     All parameters but those weights, such as biases, batch norm and heads, are separate for each
-    task. Two differences from the paper: M_i
-    does not change after task i, and the tau_i are not shared hierarchically (its APD(1)).
+    task. Two differences from the paper: M_i does not change after task i, and the tau_i are not
+    shared hierarchically (its APD(1)).
     """
 
     forbids_weight_decay, allows_clipping = True, False
@@ -55,9 +55,8 @@ class APD(Separate):
         self, learner: Learner, l1: NonNegative, l2: NonNegative, threshold: NonNegative
     ) -> None:
         super().__init__(learner)
-        require_layers(learner.flat, learner.head, "apd")
         self.l1, self.l2, self.threshold = l1, l2, threshold
-        self.names = [name for name, _ in layers_of(learner.flat, learner.head)]
+        self.names = required_layers(learner.flat, learner.head, "apd")
         self.sigma: Tensor | None = None  # (P,), as the last task left it; 0 beside the weights
         self.price = torch.zeros_like(learner.flat.grad)  # l1 at the weights
         self.past: PiecewiseLinear | None = None

@@ -17,7 +17,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.state import stored_as
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Separate
-from cl_bench.methods.shared.low_rank import layers_of, require_layers
+from cl_bench.methods.shared.low_rank import required_layers
 
 
 @stored_as("packnet_task")
@@ -37,17 +37,16 @@ class PackNet(Separate):
     1 to t, and 0 elsewhere, so that nothing is forgotten. Pruning comes after `prune_after` epochs,
     out of schedule.epochs; the optimizer starts anew with it. All parameters but the weights of
     linear and convolutional layers are trained in the first task alone, as the paper says of biases
-    and batch norm; heads are separate. Batch norm's statistics
-    are those of each task, where the paper keeps those of the first.
+    and batch norm; heads are separate. Batch norm's statistics are those of each task, where the
+    paper keeps those of the first.
     """
 
     forbids_weight_decay = True
 
     def __init__(self, learner: Learner, share: Share, prune_after: Count) -> None:
         super().__init__(learner)
-        require_layers(learner.flat, learner.head, "packnet")
         self.share, self.prune_after = share, prune_after
-        self.names = [name for name, _ in layers_of(learner.flat, learner.head)]
+        self.names = required_layers(learner.flat, learner.head, "packnet")
         self.owner = torch.zeros_like(learner.flat.grad, dtype=torch.int16)  # (P,): 0 is free
         self.trained = torch.ones_like(learner.flat.grad)  # (P,): 1 where this task trains
         self.number, self.samples, self.pruned = 0, 0, False

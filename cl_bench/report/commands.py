@@ -23,9 +23,9 @@ from cl_bench.config.nodes import (
     GROUPS,
     LABELS,
     METHOD_PARTS,
-    NOT_HASHED,
     OPTIONAL,
     Leaves,
+    deciding,
     leaves,
     resolved,
 )
@@ -38,12 +38,12 @@ METHOD_PREFIX = re.compile(rf"^method\.(?=({'|'.join(METHOD_PARTS)})\.)")
 
 
 def overrides_of(command: str) -> list[str]:
-    """The overrides of a command that decide its config's hash: those of no key in NOT_HASHED.
+    """The overrides of a command that decide its config's hash.
 
     Raises UserError where a quotation mark is not closed.
     """
     try:
-        return [word for word in shlex.split(command) if word.partition("=")[0] not in NOT_HASHED]
+        return deciding(shlex.split(command))
     except ValueError as error:
         raise UserError(f"{command}: {error}") from None
 

@@ -46,10 +46,11 @@ class SweepPage(Callback):
                 print(self.page(runs).write(folder) + visible(f"files: {folder.resolve()}"))
             (place / FAILURE).unlink(missing_ok=True)  # of an earlier call
         except Exception as error:
+            name, reason = "the page of the sweep", describe(error)
             try:
-                note_failure(place, "the page of the sweep", describe(error))
+                note_failure(place, name, reason)
             except OSError:
-                print(f"error: the page of the sweep: {describe(error)}", file=sys.stderr)
+                print(f"error: {name}: {reason}", file=sys.stderr)
                 sys.exit(2)
 
     def page(self, runs: list[Run]) -> Page:

@@ -14,7 +14,7 @@ from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import DIVERGED, UserError
 from cl_bench.config import tuned
 from cl_bench.config.compose import composed, labels_of
-from cl_bench.config.nodes import NOT_HASHED
+from cl_bench.config.nodes import deciding
 from cl_bench.results import source_code
 from cl_bench.tuning.optuna_search import run_optuna
 from cl_bench.tuning.search import Search
@@ -43,8 +43,8 @@ def _tune_one(search: Search) -> None:
 
     keys = ", ".join(axis.key for axis in search.axes) or "no key is searched"
     print(f"{_values_file(search).stem}: {keys}")
-    one_point = all(len(axis.values) == 1 for axis in search.axes)
-    run = run_optuna if search.strategy == "optuna" and not one_point else run_points
+    by_optuna = search.strategy == "optuna" and not search.has_one_point
+    run = run_optuna if by_optuna else run_points
     trials = run(search, lambda trial: print(trial.row(), file=sys.stderr))
     ranked = sorted(trials, key=lambda trial: -trial.score)  # of equal scores the first stays first
     print(pd.DataFrame([trial.row() for trial in ranked]).to_string(index=False))
@@ -62,11 +62,10 @@ def write_best(search: Search, ranked: list[Trial]) -> Path:
     file, best = _values_file(search), ranked[0]
     parser = OverridesParser.create()
     overrides = parser.parse_overrides([f"{k}={v}" for k, v in best.point.items()])
-    words = [word for word in sys.argv[1:] if word.partition("=")[0] not in NOT_HASHED]
     content = {
         "values": {override.key_or_group: override.value() for override in overrides},
         "evidence": {
-            "command": f"python -m cl_bench.tune {shlex.join(words)}",
+            "command": f"python -m cl_bench.tune {shlex.join(deciding(sys.argv[1:]))}",
             "under": tuned.conditions(composed(*search.overrides_of(best.point, 0)), best.point),
             "split": "val",
             "first tasks": search.first,

@@ -123,6 +123,11 @@ class Search:
         lines = [{**origin, axis.key: v} for axis in self.axes for v in axis.sample_values]
         return _distinct([origin, *lines])
 
+    @property
+    def has_one_point(self) -> bool:
+        """Whether there is nothing to choose: no key, or keys with one value each."""
+        return all(len(axis.values) == 1 for axis in self.axes)
+
     def point_at(self, shares: Iterable[float]) -> Point:
         """The point at a share in [0, 1) of each axis."""
         pairs = zip(self.axes, shares, strict=True)
@@ -139,7 +144,7 @@ class Search:
         A search without keys has one point. Those of strategy=sobol spread evenly over the space
         (scrambled Sobol sequence), those of strategy=random are independent of each other.
         """
-        if self.strategy == "grid" or all(len(axis.values) == 1 for axis in self.axes):
+        if self.strategy == "grid" or self.has_one_point:
             products = itertools.product(*(axis.values for axis in self.axes))
             keys = [axis.key for axis in self.axes]
             return [dict(zip(keys, values, strict=True)) for values in products]

@@ -13,7 +13,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.state import Stateful, stored_as
 from cl_bench.core.types import Task
-from cl_bench.methods.shared.low_rank import Layout, layers_of, require_layers, topk_mask
+from cl_bench.methods.shared.low_rank import Layout, layers_of, required_layers, topk_mask
 from cl_bench.models.layers import batch_norm_buffers
 
 Pruning = Literal["loss", "magnitude", "ranks"]
@@ -88,7 +88,7 @@ class Account(Stateful):
     ) -> None:
         self.learner, self.growth, self.pruning = learner, growth, pruning
         self.threshold, self.compat = threshold, compat
-        require_layers(learner.flat, learner.head, "halrp")
+        required_layers(learner.flat, learner.head, "halrp")
         self.single = self.single_theirs = 0  # numbers of the first task's network
 
     def start(self, task: Task) -> None:

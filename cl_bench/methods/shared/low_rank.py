@@ -212,10 +212,12 @@ def layers_of(flat: FlatParams, head: object) -> Iterator[tuple[str, tuple[int, 
             yield name, (shape[0], shape[1])
 
 
-def require_layers(flat: FlatParams, head: object, method: str) -> None:
-    """Raise UserError where a method for the weights of `layers_of` has none."""
-    if not any(layers_of(flat, head)):
+def required_layers(flat: FlatParams, head: object, method: str) -> list[str]:
+    """The names of `layers_of`; UserError where a method that works on them has none."""
+    names = [name for name, _ in layers_of(flat, head)]
+    if not names:
         raise UserError(
             f"method={method}: it works on nn.Linear and nn.Conv layers before the head, and this "
             "model trains none; use another model"
         )
+    return names
