@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, NonNegative, Positive, Share
+from cl_bench.core.criteria import masked
 from cl_bench.core.decisions import decide_uniform
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
@@ -153,7 +154,7 @@ class XDER(Rehearsal):
 
     def _past_hinge(self, logits: Tensor, past: Tensor, present: Tensor) -> Tensor:
         """Of probabilities over all classes so far; the mean of those that are above 0."""
-        p = logits.masked_fill(~(past | present), -torch.inf).softmax(1)
+        p = masked(logits, past | present).softmax(1)
         wrong, right = (p.masked_fill(~each, 0.0).amax(1) for each in (past, present))
         excess = wrong.detach() + self.margin - right
         return mean_where(excess, (excess > 0) & past.any())
@@ -162,7 +163,7 @@ class XDER(Rehearsal):
         self, logits: Tensor, future: Tensor, own: Tensor, used: Tensor | None
     ) -> Tensor:
         """Of logits, the classes of each sample's own task (B, K) against those of the future."""
-        wrong, right = (logits.masked_fill(~each, -torch.inf).amax(1) for each in (future, own))
+        wrong, right = (masked(logits, each).amax(1) for each in (future, own))
         excess = wrong + self.margin - right
         above = (excess > 0) if used is None else (excess > 0) & used
         return mean_where(excess, above)
@@ -201,7 +202,7 @@ class XDER(Rehearsal):
         factor does this, and they are shifted so that the largest becomes equal to it.
         """
         own = old.gather(1, y.unsqueeze(1))
-        largest = new.masked_fill(~classes, -torch.inf).amax(1, keepdim=True)
+        largest = masked(new, classes).amax(1, keepdim=True)
         positive = own > 0
         scaled = new * self.gamma * own / largest.where(positive, 1.0)
         lowered = torch.where(positive, scaled, new - (largest - own))
