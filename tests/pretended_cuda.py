@@ -38,11 +38,11 @@ from unittest import mock
 
 import pretended_graphs
 import torch
+from pretended_graphs import tensors
 from torch import Generator, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from cl_bench.core import runtime
 from cl_bench.engine import step_pattern
@@ -132,7 +132,7 @@ class PretendedCuda(contextlib.ExitStack):
         def loaded(file: Any, map_location: Any = None, **options: Any) -> Any:
             found = load(file, map_location="cpu", **options)
             if map_location is not None and self.is_device(map_location):
-                for tensor in _tensors(found):
+                for tensor in tensors(found):
                     self.put(tensor, "cuda")
             return found
 
@@ -236,10 +236,6 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
 def _site() -> str:
     """file:line of the innermost frame of this package."""
     frame = sys._getframe(1)
@@ -261,7 +257,7 @@ class Operations(TorchDispatchMode):
 
     def carried_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The result of an operation, marked with its place."""
-        world, operands = self.world, _tensors((args, kwargs))
+        world, operands = self.world, tensors(args, kwargs)
         place = self.place_of_result(func, args, operands)
         if place == "cuda":
             self.note_waits(func, args, kwargs)
@@ -277,10 +273,10 @@ class Operations(TorchDispatchMode):
         before = {_plain(t).untyped_storage()._cdata for t in operands}
         out = func(*args, **kwargs)
         if world.kind == "mps" and place == "cuda":
-            assert all(t.dtype != torch.float64 for t in _tensors(out)), (
+            assert all(t.dtype != torch.float64 for t in tensors(out)), (
                 f"{func}: mps has no float64"
             )
-        for tensor in _tensors(out) if place != "cpu" else ():
+        for tensor in tensors(out) if place != "cpu" else ():
             if tensor.untyped_storage()._cdata not in before:
                 world.put(tensor, place)
         return out
@@ -411,7 +407,7 @@ class Functions(TorchFunctionMode):
             raise Mismatch(
                 f"Expected a '{target}' device type for generator but found '{rng.device}'"
             )
-        if told is None and (world.asked is not None or _tensors((args, kwargs))):
+        if told is None and (world.asked is not None or tensors(args, kwargs)):
             return func(*args, **kwargs)
         from_values = func in (torch.tensor, torch.as_tensor, torch.asarray)
         if target == "cuda" and from_values and not isinstance(args[0], Tensor):
@@ -423,7 +419,7 @@ class Functions(TorchFunctionMode):
             world.asked = before
         if told is None or not isinstance(found, Tensor):
             return found
-        given = {_plain(t).untyped_storage()._cdata for t in _tensors(args)}
+        given = {_plain(t).untyped_storage()._cdata for t in tensors(args)}
         shared = _plain(found).untyped_storage()._cdata in given
         return world.put(found.clone() if shared else found, target)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING:
     from pretended_cuda import PretendedCuda
@@ -58,14 +58,12 @@ class PretendedGraph:
 
     def replay(self) -> None:
         """Carry out the recorded operations, each with its result where that lay."""
-        before = self.world.events.copy()
-        with torch.no_grad():
+        with torch.no_grad(), _disable_current_modes():  # Python sees one call, as of a real graph
             for func, args, kwargs, kept in self.calls:
                 found = func(*args, **kwargs)
-                for old, new in zip(_tensors(kept), _tensors(found), strict=True):
+                for old, new in zip(tensors(kept), tensors(found), strict=True):
                     if _address(old) != _address(new) and not old._is_zerotensor():
                         old.copy_(new)
-        self.world.events = before
         self.world.events["graph", "replay"] += 1
 
 
@@ -104,15 +102,28 @@ class _Recorder(TorchDispatchMode):
     def _keep(self, written: Any) -> None:
         """Copy the storage of what an operation is about to overwrite, once."""
         with _disable_current_modes():
-            for tensor in _tensors(written):
+            for tensor in tensors(written):
                 if _address(tensor)[0] not in self.written:
                     whole = torch.empty(0, dtype=torch.uint8)
                     whole.set_(tensor.untyped_storage())
                     self.written[_address(tensor)[0]] = whole, whole.clone()
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+def tensors(*values: Any) -> list[Tensor]:
+    """The tensors among values and in their lists, tuples and dicts.
+
+    It does what PyTorch's `tree_leaves` does in a fifth of the time: each operation of a test calls
+    it three times.
+    """
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors(*value)
+        elif isinstance(value, dict):
+            found += tensors(*value.values())
+    return found
 
 
 def _address(tensor: Tensor) -> tuple[Any, Any]:

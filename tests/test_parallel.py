@@ -274,7 +274,7 @@ def test_torchrun_makes_the_run_of_one_process(tmp_path: Path) -> None:
     assert code == 0 and out.count("not repeated") == 1, err
 
 
-TO_STOP = (*SLOW, "schedule.epochs=8", "log_every=5")
+TO_STOP = (*SLOW, "schedule.epochs=4", "log_every=2")
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ KINDS = one_of_each_class("emcl_replay", "joint")
 FEWER = {  # steps than elsewhere, as each operation is looked at
     **dict.fromkeys(("lamaml", "cmaml"), ("method.passes=1", "method.replay=2")),
     "mer": ("method.batches=1", "method.replay=2"),
+    "gdumb": ("method.epochs=3",),
 }
 WAITS = ("sync", "h2d", "d2h")
 # solves a quadratic program, reads labels, draws by scores: on the CPU
