@@ -203,6 +203,7 @@ def test_other_networks_are_no_chains() -> None:
         found(mlp(activation="gelu")) is None
         and found(mlp(hidden=[4, 4], activation="elu")) is None
     )
+    assert found(mlp(signed_features=True)) is None
     assert found(resnet()) is None and found(Linearized(mlp(), "bilinear")) is None
     options: Any = {"pretrained": None, "norm": "batch", "linearize": False}
     fixed = prepare_network(
@@ -211,6 +212,9 @@ def test_other_networks_are_no_chains() -> None:
     assert found(fixed) is None
     FlatParams(plain := strided(), False)
     assert conv_gradient(plain) is not None and conv_gradient(resnet()) is None
+    signed = StridedConvNet((1, 4, 4), 6, [4, 6], [8], "relu", "kaiming", "same", True)
+    FlatParams(signed, False)
+    assert conv_gradient(signed) is None
     FlatParams(smooth := strided("gelu"), False)
     assert conv_gradient(smooth) is None
     plain.head.weight.requires_grad_(False)

@@ -77,6 +77,33 @@ def test_head_at_zero(name: str) -> None:
     assert net(torch.rand(2, 3, 32, 32)).eq(0).all()
 
 
+SIGNED = ["mlp", "pc_cnn", "conv5", "reduced_resnet18", "lenet"]  # one of each class
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_signed_features(name: str) -> None:
+    """The same parameters; the head sees what the last activation would have seen."""
+    plain, signed = [
+        built(name, (3, 32, 32), 10, f"model.signed_features={value}") for value in (False, True)
+    ]
+    assert signed.load_state_dict(plain.state_dict())
+    seen = {}
+    for kind, net in (("plain", plain), ("signed", signed)):
+        net.eval().head.register_forward_pre_hook(lambda _, x, kind=kind: seen.update({kind: x[0]}))
+        with torch.no_grad():
+            net(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert plain.state_dict().keys() == signed.state_dict().keys()
+    assert seen["plain"].min() >= 0 > seen["signed"].min()
+    if "resnet" not in name:  # whose mean over positions comes after the activation
+        torch.testing.assert_close(seen["signed"].relu(), seen["plain"])
+
+
+def test_without_hidden_layers_signed_features_are_those_of_convolutions() -> None:
+    words = "model.hidden=[]", "model.last=same", "model.signed_features=true"
+    kinds = [type(m) for m in built("conv5", (3, 32, 32), 10, *words).modules()]
+    assert kinds.count(nn.ReLU) == 4 and kinds.count(nn.BatchNorm2d) == 5
+
+
 def test_starts() -> None:
     torch.manual_seed(0)
     weight = built("mlp", (1, 28, 28), 10, "model.init=xavier").features[1].weight.detach()

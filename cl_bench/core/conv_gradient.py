@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_bench.core.mlp_gradient import LEAKY_RELU_BACKWARD, NEGATIVE_SLOPE, LossesAndGradients
+from cl_bench.core.mlp_gradient import LEAKY_RELU_BACKWARD, LossesAndGradients, slope_after_each
 from cl_bench.models.strided import StridedConvNet
 
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
@@ -101,12 +101,11 @@ def _convolution_backward(
 def conv_gradient(net: nn.Module) -> ConvGradient | None:
     """The `ConvGradient` of a network; None where it does not apply.
 
-    It applies to a `StridedConvNet` with ReLU or leaky ReLU of which all layers are trained.
+    It applies to a `StridedConvNet` with ReLU or leaky ReLU after each layer but the head, of which
+    all are trained.
     """
     if type(net) is not StridedConvNet:
         return None
     layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    activations = {type(m) for m in net.features} - {nn.Conv2d, nn.Linear, nn.Flatten}
-    if not activations <= set(NEGATIVE_SLOPE) or any(p.grad is None for p in net.parameters()):
-        return None
-    return ConvGradient(layers, NEGATIVE_SLOPE[activations.pop()] if activations else 0.0)
+    slope = slope_after_each(layers, net)
+    return None if slope is None else ConvGradient(layers, slope)

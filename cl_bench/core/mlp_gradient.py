@@ -8,7 +8,7 @@ scripts/bench.py --online).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ MaskedLossesAndGradients = Callable[[Tensor, Tensor, Tensor | None], tuple[Tenso
 CompiledSequence = Callable[..., tuple[Tensor, Tensor]]  # `sgd_sequence` of one criterion
 LEAKY_RELU_BACKWARD = torch.ops.aten.leaky_relu_backward.default
 NEGATIVE_SLOPE = {nn.ReLU: 0.0, nn.LeakyReLU: 0.01}
+LAYERS = (nn.Linear, nn.Conv2d, nn.Flatten)  # what is no activation
 
 
 class MLPGradient:
@@ -154,12 +155,24 @@ def _interpolated(
 def mlp_gradient(net: nn.Module, flat: FlatParams) -> MLPGradient | None:
     """The `MLPGradient` of a network; None where it does not apply.
 
-    It applies to an `MLP` with ReLU or leaky ReLU of which all layers are trained.
+    It applies to an `MLP` with ReLU or leaky ReLU after each hidden layer, if all are trained.
     """
     if type(net) is not MLP:
         return None
     layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
-    activations = {type(m) for m in net.features} - {nn.Linear, nn.Flatten}
-    if not activations <= set(NEGATIVE_SLOPE) or any(p.grad is None for p in net.parameters()):
+    slope = slope_after_each(layers, net)
+    return None if slope is None else MLPGradient(layers, slope, flat)
+
+
+def slope_after_each(layers: Sequence[nn.Module], net: Any) -> float | None:
+    """The negative slope of the activation that follows each layer but the last, the head.
+
+    It is 0 for ReLU, and where there is only a head. None: not each layer is trained and followed
+    by ReLU or leaky ReLU.
+    """
+    activations = [type(m) for m in net.features if not isinstance(m, LAYERS)]
+    if len(activations) < len(layers) - 1 or not {*activations} <= {*NEGATIVE_SLOPE}:
         return None
-    return MLPGradient(layers, NEGATIVE_SLOPE[activations.pop()] if activations else 0.0, flat)
+    if any(p.grad is None for p in net.parameters()):
+        return None
+    return NEGATIVE_SLOPE[activations[0]] if activations else 0.0

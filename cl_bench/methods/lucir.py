@@ -34,7 +34,8 @@ class LUCIR(Exemplars):
       the `rivals` new classes k of largest cosine (eq. 8)
 
     The rows of old classes stay as they are. The row of a class that comes for the first time
-    begins in the mean direction of its images, with the mean length of the rows so far.
+    begins in the mean direction of its images, with the mean length of the rows so far. Features
+    may have either sign in the paper: model.signed_features=true.
     """
 
     allows_clipping = False  # the step of eta is not clipped

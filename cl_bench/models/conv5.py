@@ -14,20 +14,23 @@ from cl_bench.models.layers import (
     Activation,
     HeadInit,
     Init,
+    WithSignedFeatures,
     batch_norm,
+    drop_last_activation,
     initialise,
     linear_layers,
 )
 
 
-class Conv5(nn.Module):
+class Conv5(WithSignedFeatures, nn.Module):
     """3x3 convolutions (`convs`), linear layers (`layers`), and a linear head.
 
-    channels  outputs of each convolution, which batch norm and the activation follow; all but the
-              first one halve the side of their input (rounded up)
-    last      linear: neither batch norm nor the activation follows the last convolution, as in the
-              authors' code; same: both follow it, too
-    hidden    widths of the linear layers, each followed by the activation
+    channels         outputs of each convolution, which batch norm and the activation follow; all
+                     but the first one halve the side of their input (rounded up)
+    last             linear: neither batch norm nor the activation follows the last convolution, as
+                     in the authors' code; same: both follow it, too
+    hidden           widths of the linear layers, each followed by the activation
+    signed_features  no activation follows the last layer before the head
     """
 
     batch_norm = True
@@ -42,6 +45,7 @@ class Conv5(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
+        signed_features: bool = False,
     ) -> None:
         super().__init__()
         stages, (before, height, width) = [], shape
@@ -51,15 +55,18 @@ class Conv5(nn.Module):
             stages += [] if alone else [batch_norm(after), ACTIVATIONS[activation]()]
             before, height, width = after, ceil(height / stride), ceil(width / stride)
         widths = [before * height * width, *hidden]
-        self.convs = nn.Sequential(*stages, nn.Flatten())
-        self.layers = nn.Sequential(*linear_layers(widths, activation))
+        layers = linear_layers(widths, activation)
+        if signed_features:
+            drop_last_activation(layers if hidden else stages)
+        self.convs, self.layers = nn.Sequential(*stages, nn.Flatten()), nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
         """With last=same a config has the hash that it had before there was this option."""
-        return {"last"} if options["last"] == "same" else set()
+        last = {"last"} if options["last"] == "same" else set()
+        return last | super().unused_options(options)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, K)."""

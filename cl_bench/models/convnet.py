@@ -15,17 +15,20 @@ from cl_bench.models.layers import (
     Dropout,
     HeadInit,
     Init,
+    WithSignedFeatures,
     batch_norm,
+    drop_last_activation,
     initialise,
 )
 
 
-class ConvNet(nn.Module):
+class ConvNet(WithSignedFeatures, nn.Module):
     """Stages of conv - BN - act - dropout - max-pool 2, linear layers with BN, and a linear head.
 
     channels, kernels  output channels and kernel size of each stage
     hidden             width of each linear - BN - act - dropout
     dropout            a probability for each stage and then for each layer, or an empty list
+    signed_features    no activation follows the last layer before the head
     """
 
     batch_norm = True
@@ -42,6 +45,7 @@ class ConvNet(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
+        signed_features: bool = False,
     ) -> None:
         super().__init__()
         _check_lengths(channels, kernels, hidden, dropout)
@@ -57,6 +61,8 @@ class ConvNet(nn.Module):
             norm = batch_norm(after, nn.BatchNorm1d)
             layers += [nn.Linear(before, after), norm, act(), *_dropout(p)]
             before = after
+        if signed_features:
+            drop_last_activation(layers)
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(before, num_classes)
         initialise(self, self.head, init, head_init)

@@ -122,6 +122,22 @@ def linear_layers(widths: Sequence[int], activation: Activation) -> list[nn.Modu
     return [layer for pair in pairs for layer in pair]
 
 
+class WithSignedFeatures:
+    """What networks with the option `signed_features` share."""
+
+    @classmethod
+    def unused_options(cls, options: dict[str, Any]) -> set[str]:
+        """Without it a config has the hash that it had before there was this option."""
+        return set() if options.get("signed_features") else {"signed_features"}
+
+
+def drop_last_activation(layers: list[nn.Module]) -> None:
+    """Remove the last activation of a list of layers, if it has one."""
+    places = [i for i, layer in enumerate(layers) if type(layer) in ACTIVATIONS.values()]
+    if places:
+        del layers[places[-1]]
+
+
 def plain_attention(net: nn.Module) -> AbstractContextManager:
     """Inside the block attention is computed step by step, if the network has any.
 

@@ -8,11 +8,22 @@ from math import prod
 from torch import Tensor, nn
 
 from cl_bench.base.bounds import Size
-from cl_bench.models.layers import Activation, HeadInit, Init, initialise, linear_layers
+from cl_bench.models.layers import (
+    Activation,
+    HeadInit,
+    Init,
+    WithSignedFeatures,
+    drop_last_activation,
+    initialise,
+    linear_layers,
+)
 
 
-class MLP(nn.Module):
-    """Linear layers of widths `hidden`, each followed by the activation, and a linear head."""
+class MLP(WithSignedFeatures, nn.Module):
+    """Linear layers of widths `hidden`, each followed by the activation, and a linear head.
+
+    With `signed_features` no activation follows the last hidden layer.
+    """
 
     batch_norm = False
 
@@ -24,10 +35,14 @@ class MLP(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
+        signed_features: bool = False,
     ) -> None:
         super().__init__()
         widths = [prod(shape), *hidden]
-        self.features = nn.Sequential(nn.Flatten(), *linear_layers(widths, activation))
+        layers = [nn.Flatten(), *linear_layers(widths, activation)]
+        if signed_features:
+            drop_last_activation(layers)
+        self.features = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 

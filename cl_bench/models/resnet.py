@@ -18,6 +18,7 @@ from cl_bench.models.layers import (
     HeadInit,
     Init,
     PublishedHead,
+    WithSignedFeatures,
     batch_norm,
     drop_batch_count,
     initialise,
@@ -54,8 +55,11 @@ class Block(nn.Module):
         return self.act2(self.bn2(self.conv2(out)) + self.shortcut(kept))
 
 
-class ResNet18(nn.Module):
-    """conv3x3 - BN - act, four stages of two blocks (strides 1, 2, 2, 2), mean, head."""
+class ResNet18(WithSignedFeatures, nn.Module):
+    """conv3x3 - BN - act, four stages of two blocks (strides 1, 2, 2, 2), mean, head.
+
+    With `signed_features` no activation follows the last block.
+    """
 
     batch_norm = True
 
@@ -67,6 +71,7 @@ class ResNet18(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
+        signed_features: bool = False,
     ) -> None:
         super().__init__()
         stem = nn.Conv2d(shape[0], width, 3, 1, 1, bias=False)
@@ -77,6 +82,8 @@ class ResNet18(nn.Module):
             for stride in (1 if stage == 0 else 2, 1):
                 blocks.append(Block(before, after, stride, activation))
                 before = after
+        if signed_features:
+            blocks[-1].act2 = nn.Identity()
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(before, num_classes)
         initialise(self, self.head, init, head_init)

@@ -13,16 +13,19 @@ from cl_bench.models.layers import (
     Activation,
     HeadInit,
     Init,
+    WithSignedFeatures,
+    drop_last_activation,
     initialise,
     linear_layers,
 )
 
 
-class StridedConvNet(nn.Module):
+class StridedConvNet(WithSignedFeatures, nn.Module):
     """3x3 convolutions of stride 2, each followed by the activation, and linear layers.
 
-    channels  outputs of each convolution, which halves the side of its input (rounded up)
-    hidden    widths of the linear layers before the head, each followed by the activation
+    channels         outputs of each convolution, which halves the side of its input (rounded up)
+    hidden           widths of the linear layers before the head, each followed by the activation
+    signed_features  no activation follows the last layer before the head
     """
 
     batch_norm = False
@@ -36,6 +39,7 @@ class StridedConvNet(nn.Module):
         activation: Activation,
         init: Init,
         head_init: HeadInit,
+        signed_features: bool = False,
     ) -> None:
         super().__init__()
         act, layers, (before, height, width) = ACTIVATIONS[activation], [], shape
@@ -43,7 +47,10 @@ class StridedConvNet(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), act()]
             before, height, width = after, ceil(height / 2), ceil(width / 2)
         widths = [before * height * width, *hidden]
-        self.features = nn.Sequential(*layers, nn.Flatten(), *linear_layers(widths, activation))
+        layers += [nn.Flatten(), *linear_layers(widths, activation)]
+        if signed_features:
+            drop_last_activation(layers)
+        self.features = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 
