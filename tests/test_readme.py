@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, composed, finished
+from conftest import ROOT, composed, finished, names
 from forks import Command
+
+from cl_bench.report.results_table import read
 
 README = (ROOT / "README.md").read_text()
 TUTORIALS = {
@@ -101,6 +103,24 @@ def test_every_command_composes() -> None:
         options = [word for word in words.replace("'", "").split() if "=" in word]
         first = [re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", option) for option in options]
         composed(*(option for option in first if not option.startswith("hydra")))
+
+
+OWN_DATA = {"arrays", "folder", "sequence"}  # ways to bring data of one's own
+
+
+def test_what_it_counts_and_measures_is_so() -> None:
+    """The numbers of options, and the speed in results/speed.csv."""
+    counted = re.search(r"(\d+) methods, (\d+) curvatures, (\d+) data sets", README)
+    assert counted is not None
+    data = set(names("dataset")) - OWN_DATA
+    there = [len(names("method")), len(names("curvature")), len(data)]
+    assert [int(number) for number in counted.groups()] == there
+    (row,) = [
+        row
+        for row in read(ROOT / "results/speed.csv")
+        if row.metric == "training speed" and row.row.endswith("over the same tensors, pmnist")
+    ]
+    assert f"a perceptron trains {row.mean} times as fast".lower() in README.lower()
 
 
 def test_every_link_leads_somewhere() -> None:

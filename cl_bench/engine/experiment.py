@@ -96,7 +96,7 @@ def prepare_task(session: Session, task: Task) -> None:
 
     At its beginning, the state of the order generator is noted, the head may be fitted, and the
     method's `begin_task` is called. After a resume the generator is set to the noted state, so that
-    `Task.batches` can skip the batches that were seen, and `begin_task` is not called again.
+    `Task.indices` can skip the batches that were seen, and `begin_task` is not called again.
     """
     learner, stream, progress = session.learner, session.stream, session.progress
     classes = _classes_at(session, task, progress.step)
