@@ -44,14 +44,16 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
 def _of_data(plain: Node) -> set[str]:
     """The order of classes where tasks are not cut by class; the seed where nothing is drawn.
 
-    A balanced data set has the hash that it had before there was `imbalance`, and a folder that
-    before there was `skip_broken`.
+    A balanced data set has the hash that it had before there was `imbalance`, a folder that before
+    there was `skip_broken`, and a scenario that before there was `future`.
     """
-    dataset = plain["dataset"]
+    dataset, future = plain["dataset"], plain["scenario"]["live"].get("future", False)
     if get_object(dataset["_target_"]) is not stream.build:
         return set()
     even = dataset["imbalance"] == 1
     unused = {"dataset.imbalance"} if even else set[str]()
+    if not future:
+        unused.add("scenario.live.future")
     if dataset["source"].get("skip_broken") is False:
         unused.add("dataset.source.skip_broken")
     if dataset["split"] == "rotation":

@@ -133,11 +133,11 @@ def accuracy_on_seen(method: Method, stream: Stream, now: int, batch_size: int) 
 def classes_if_task_known(method: Method, stream: Stream) -> Tensor | None:
     """(T, K): the classes that compete for the images of each task if it is known (for ACC_task).
 
-    None where these compete in the scenario anyway, where all classes share the outputs, and where
-    tasks have classes in common, as in a blurry stream: there a task does not tell the class apart.
+    None where these compete in the scenario anyway, and where tasks have classes in common, as in a
+    blurry stream or in data-incremental learning: there a task does not tell the class apart.
     """
     heads, classes = method.learner.heads, stream.classes
-    if not heads.masked or heads.live.equal(classes) or (classes.sum(0) > 1).any():
+    if heads.live.equal(classes) or (classes.sum(0) > 1).any():
         return None
     return classes
 

@@ -136,7 +136,8 @@ def _value_at(key: str, run: Run) -> str:
     """
     if key == "loss_over":
         live = _value_at("scenario.live", run)
-        return LOSS_OVER.get(live, live)
+        future = _value_at("scenario.live.future", run) == "true"
+        return "all" if future else LOSS_OVER.get(live, live)
     if key in ("backbone", "pretrained"):
         backbone = run.record.get("backbone")
         name = backbone["data"]["name"] if backbone else "none"

@@ -35,7 +35,7 @@ class Exemplars(Rehearsal):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        own = self.learner.heads.competing_in(task)
+        own = torch.zeros_like(self.learner.heads.competing_in(task)).index_fill(0, task.y, True)
         seen = self.now if len(self.now) else torch.zeros_like(own)
         self.known, self.past = seen, seen.index_fill(0, task.y, False)
         self.now = seen | own
