@@ -51,6 +51,11 @@ def test_figures_of_another_training_loss_are_not_the_same_protocol(tmp_path: Pa
     (figure,) = of_class.published
     assert figure.figure.value == 44.79
     assert "loss_over=seen (published: all)" in figure.differences
+    config["scenario__live"]["future"] = True
+    write(tmp_path / "future", "er", "c", (0.9,), "seqcifar10/class", **config)
+    (of_all,) = tables(gather(read_all(tmp_path / "future")), None)
+    assert not any("loss_over" in line for line in of_all.published[0].differences)
+    config["scenario__live"]["future"] = False
     write(tmp_path / "joint", "joint", "b", (0.9,), "seqcifar10/class", **config)
     (table,) = tables(gather(read_all(tmp_path / "joint")), None)
     assert table.published[0].figure.value == 92.20, "joint training sees all classes at once"
