@@ -66,6 +66,6 @@ class ICaRL(Exemplars):
         if batch.logits is not None:
             targets = torch.where(past, batch.logits.float().sigmoid(), targets)
         losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
-        live = self.learner.heads.competing(batch)  # also classes to come, with scenario.live.future=true
+        live = self.learner.heads.competing(batch)  # with `future` also classes that are to come
         trained = torch.ones_like(now) if live is None else now | live.any(0)
         return (losses * trained).sum(1).mean() / trained.sum()
