@@ -44,18 +44,19 @@ def test_figures_of_another_training_loss_are_not_the_same_protocol(tmp_path: Pa
     """DER's task-IL is class-IL with the task known in the test, and no figure of scenario=task."""
     config: dict[str, Any] = {"dataset__tasks": 5, "method__buffer__capacity": 200}
     for scenario, live in (("task", "task_il"), ("class", "class_il")):
-        config["scenario__live"] = {"_target_": f"cl_bench.data.scenario.{live}"}
+        masks: dict[str, Any] = {"_target_": f"cl_bench.data.scenario.{live}"}
+        config["scenario__live"] = masks
         write(tmp_path, "er", "a", (0.9,), f"seqcifar10/{scenario}", **config)
     of_class, of_task = tables(gather(read_all(tmp_path)), None)
     assert of_task.section.scenario == "task" and not of_task.published
     (figure,) = of_class.published
     assert figure.figure.value == 44.79
     assert "loss_over=seen (published: all)" in figure.differences
-    config["scenario__live"]["future"] = True
+    config["scenario__live"] = {**masks, "future": True}
     write(tmp_path / "future", "er", "c", (0.9,), "seqcifar10/class", **config)
     (of_all,) = tables(gather(read_all(tmp_path / "future")), None)
     assert not any("loss_over" in line for line in of_all.published[0].differences)
-    config["scenario__live"]["future"] = False
+    config["scenario__live"] = masks
     write(tmp_path / "joint", "joint", "b", (0.9,), "seqcifar10/class", **config)
     (table,) = tables(gather(read_all(tmp_path / "joint")), None)
     assert table.published[0].figure.value == 92.20, "joint training sees all classes at once"
