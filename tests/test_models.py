@@ -102,6 +102,9 @@ def test_without_hidden_layers_signed_features_are_those_of_convolutions() -> No
     words = "model.hidden=[]", "model.last=same", "model.signed_features=true"
     kinds = [type(m) for m in built("conv5", (3, 32, 32), 10, *words).modules()]
     assert kinds.count(nn.ReLU) == 4 and kinds.count(nn.BatchNorm2d) == 5
+    words = "model.hidden=[]", "model.last=linear", "model.signed_features=true"
+    kinds = [type(m) for m in built("conv5", (3, 32, 32), 10, *words).modules()]
+    assert kinds.count(nn.ReLU) == 4, "they have either sign already"
 
 
 def test_starts() -> None:

@@ -24,7 +24,7 @@ Node = dict[str, Any]
 NORMALISED = (EMCL, LaMAML, MER)
 COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset.heads`
 WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
-# where one is false, the config has the hash that it had before there was this option
+# where one is false, or `scenario.live.future`, the config has the hash from before this option
 CUDA_OPTIONS = ("tf32", "benchmark", "graphs")
 
 
@@ -38,22 +38,21 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
         found.discard("schedule.holdout")
     found |= COPIED | WAITING | _of_data(plain) | _of_model(plain["model"])
     found |= {f"runtime.{name}" for name in CUDA_OPTIONS if not plain["runtime"].get(name)}
+    found |= set() if plain["scenario"]["live"].get("future") else {"scenario.live.future"}
     return found | _of_batch_norm(plain) | _of_buffer(plain)
 
 
 def _of_data(plain: Node) -> set[str]:
     """The order of classes where tasks are not cut by class; the seed where nothing is drawn.
 
-    A balanced data set has the hash that it had before there was `imbalance`, a folder that before
-    there was `skip_broken`, and a scenario that before there was `future`.
+    A balanced data set has the hash that it had before there was `imbalance`, and a folder that
+    before there was `skip_broken`.
     """
-    dataset, future = plain["dataset"], plain["scenario"]["live"].get("future", False)
+    dataset = plain["dataset"]
     if get_object(dataset["_target_"]) is not stream.build:
         return set()
     even = dataset["imbalance"] == 1
     unused = {"dataset.imbalance"} if even else set[str]()
-    if not future:
-        unused.add("scenario.live.future")
     if dataset["source"].get("skip_broken") is False:
         unused.add("dataset.source.skip_broken")
     if dataset["split"] == "rotation":

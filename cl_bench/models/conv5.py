@@ -16,9 +16,9 @@ from cl_bench.models.layers import (
     Init,
     WithSignedFeatures,
     batch_norm,
-    drop_last_activation,
     initialise,
     linear_layers,
+    sequence,
 )
 
 
@@ -55,10 +55,8 @@ class Conv5(WithSignedFeatures, nn.Module):
             stages += [] if alone else [batch_norm(after), ACTIVATIONS[activation]()]
             before, height, width = after, ceil(height / stride), ceil(width / stride)
         widths = [before * height * width, *hidden]
-        layers = linear_layers(widths, activation)
-        if signed_features:
-            drop_last_activation(layers if hidden else stages)
-        self.convs, self.layers = nn.Sequential(*stages, nn.Flatten()), nn.Sequential(*layers)
+        self.convs = sequence([*stages, nn.Flatten()], signed_features and not hidden)
+        self.layers = sequence(linear_layers(widths, activation), signed_features)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 

@@ -17,8 +17,8 @@ from cl_bench.models.layers import (
     Init,
     WithSignedFeatures,
     batch_norm,
-    drop_last_activation,
     initialise,
+    sequence,
 )
 
 
@@ -61,9 +61,7 @@ class ConvNet(WithSignedFeatures, nn.Module):
             norm = batch_norm(after, nn.BatchNorm1d)
             layers += [nn.Linear(before, after), norm, act(), *_dropout(p)]
             before = after
-        if signed_features:
-            drop_last_activation(layers)
-        self.features = nn.Sequential(*layers)
+        self.features = sequence(layers, signed_features)
         self.head = nn.Linear(before, num_classes)
         initialise(self, self.head, init, head_init)
 

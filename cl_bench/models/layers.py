@@ -131,11 +131,15 @@ class WithSignedFeatures:
         return set() if options.get("signed_features") else {"signed_features"}
 
 
-def drop_last_activation(layers: list[nn.Module]) -> None:
-    """Remove the last activation of a list of layers, if it has one."""
-    places = [i for i, layer in enumerate(layers) if type(layer) in ACTIVATIONS.values()]
-    if places:
-        del layers[places[-1]]
+def sequence(layers: Sequence[nn.Module], signed: bool) -> nn.Sequential:
+    """The layers one after the other; if `signed`, no activation comes after the last with weights.
+
+    Without layers with weights they stay as they are.
+    """
+    weighted = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)]
+    last = weighted[-1] if signed and weighted else len(layers)
+    kept = [layer for layer in layers[last:] if type(layer) not in ACTIVATIONS.values()]
+    return nn.Sequential(*layers[:last], *kept)
 
 
 def plain_attention(net: nn.Module) -> AbstractContextManager:

@@ -13,9 +13,9 @@ from cl_bench.models.layers import (
     HeadInit,
     Init,
     WithSignedFeatures,
-    drop_last_activation,
     initialise,
     linear_layers,
+    sequence,
 )
 
 
@@ -40,9 +40,7 @@ class MLP(WithSignedFeatures, nn.Module):
         super().__init__()
         widths = [prod(shape), *hidden]
         layers = [nn.Flatten(), *linear_layers(widths, activation)]
-        if signed_features:
-            drop_last_activation(layers)
-        self.features = nn.Sequential(*layers)
+        self.features = sequence(layers, signed_features)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 

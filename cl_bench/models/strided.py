@@ -14,9 +14,9 @@ from cl_bench.models.layers import (
     HeadInit,
     Init,
     WithSignedFeatures,
-    drop_last_activation,
     initialise,
     linear_layers,
+    sequence,
 )
 
 
@@ -48,9 +48,7 @@ class StridedConvNet(WithSignedFeatures, nn.Module):
             before, height, width = after, ceil(height / 2), ceil(width / 2)
         widths = [before * height * width, *hidden]
         layers += [nn.Flatten(), *linear_layers(widths, activation)]
-        if signed_features:
-            drop_last_activation(layers)
-        self.features = nn.Sequential(*layers)
+        self.features = sequence(layers, signed_features)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init, head_init)
 

@@ -35,10 +35,9 @@ class Exemplars(Rehearsal):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        own = torch.zeros_like(self.learner.heads.competing_in(task)).index_fill(0, task.y, True)
-        seen = self.now if len(self.now) else torch.zeros_like(own)
+        seen = self.now if len(self.now) else torch.zeros_like(self.learner.heads.live[0])
         self.known, self.past = seen, seen.index_fill(0, task.y, False)
-        self.now = seen | own
+        self.now = seen.index_fill(0, task.y, True)
 
     def observe(self, batch: Batch) -> Tensor:
         learner = self.learner
