@@ -15,10 +15,21 @@ from cl_bench.core.criteria import CrossEntropy, ScaledMSE
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.data.augment import Transform
+from cl_bench.models.added import LowRank, with_lora
 from cl_bench.models.foreign import adopt
 from cl_bench.models.linearized import Linearized
 
-KINDS = ("mlp", "conv", "norm", "groups", "tokens", "tangent", "tangent groups", "tangent tokens")
+KINDS = (
+    "mlp",
+    "conv",
+    "norm",
+    "groups",
+    "tokens",
+    "lora tokens",
+    "tangent",
+    "tangent groups",
+    "tangent tokens",
+)
 CRITERIA = {"ce": CrossEntropy(), "mse": ScaledMSE(3.0)}
 CLASSES = 4
 
@@ -87,16 +98,27 @@ class TokenNet(nn.Module):
         return self.head(self.norms[2](x[:, 0]))
 
 
+def network(kind: str) -> Any:
+    """The network of a kind, before it is linearised."""
+    if kind == "mlp":
+        return mlp(CLASSES, (2, 2, 2), hidden=[5, 3], activation="tanh")
+    if "tokens" not in kind:
+        return GroupedNet() if "groups" in kind else ConvNet(kind == "norm")
+    net: Any = adopt(TokenNet(), torch.zeros(1, 2, 5, 6))
+    for norm in net.norms:
+        nn.init.normal_(norm.weight)
+    if "lora" in kind:
+        net = with_lora(net, 2)
+        for layer in net.modules():
+            if isinstance(layer, LowRank):
+                nn.init.normal_(layer.up.weight)
+    return net
+
+
 def case(kind: str, criterion: str = "ce", samples: int = 7) -> tuple[Learner, Task]:
     """A learner in float64 and a task of random pixels."""
     torch.manual_seed(1)
-    net: Any = mlp(CLASSES, (2, 2, 2), hidden=[5, 3], activation="tanh")
-    if kind != "mlp":
-        net = GroupedNet() if "groups" in kind else ConvNet(kind == "norm")
-    if "tokens" in kind:
-        net = adopt(TokenNet(), torch.zeros(1, 2, 5, 6))
-        for norm in net.norms:
-            nn.init.normal_(norm.weight)
+    net = network(kind)
     if "tangent" in kind:
         net = Linearized(net, "bilinear")
         for parameter in net.body.parameters():
@@ -180,9 +202,16 @@ def dense(matvec: Callable[[Tensor], Tensor], count: int) -> Tensor:
 Unit = tuple[str, int]  # a layer and one of its groups
 
 
+def weighted(made: Learner) -> dict[str, Any]:
+    """The linear and convolutional layers that are trained, by name."""
+    modules = dict(made.net.named_modules())
+    kept = {n: m for n, m in modules.items() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return {n: m for n, m in kept.items() if f"{n}.weight" in made.flat.slices}
+
+
 def layer_views(made: Learner, task: Task) -> Iterator[dict[Any, tuple[Tensor, Tensor]]]:
     """For each sample and root: (layer, group) -> (a (L, d), s (L, out)), by unfolding by hand."""
-    layers = {n: m for n, m in made.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    layers = weighted(made)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> Any:
@@ -284,8 +313,7 @@ def groups(made: Learner, name: str) -> int:
 
 def units(made: Learner) -> list[Unit]:
     """Each group of each layer."""
-    layers = [n for n, m in made.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return [(name, group) for name in layers for group in range(groups(made, name))]
+    return [(name, group) for name in weighted(made) for group in range(groups(made, name))]
 
 
 def has_exact_block(made: Learner, unit: Unit) -> bool:

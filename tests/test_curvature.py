@@ -25,6 +25,7 @@ from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.curvature.sums import gram, mirrored
+from cl_bench.models.head import head_of
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 ESTIMATORS: dict[str, Estimator] = {
@@ -231,8 +232,8 @@ def test_mas_equals_the_loop(kind: str) -> None:
     relabelled = MAS(None)(made, Task(0, task.x, task.y.flip(0), task.t)).values
     assert found.equal(relabelled), "no label is used"
     with torch.no_grad():
-        ref.net(made).head.weight.mul_(3)
-        ref.net(made).head.bias.mul_(3)
+        head_of(made.net).weight.mul_(3)
+        head_of(made.net).bias.mul_(3)
     scaled = made.flat.views(MAS(None)(made, task).values)
     before = made.flat.views(found)
     first = next(iter(before))

@@ -262,7 +262,9 @@ def test_parts_that_cannot_be_fixed() -> None:
         conv5("model.norm=folded", "model.fixed=convs.1")
     assert "model.fixed=convs: batch norm's" in refusal(*CONV5, "model.fixed=convs")
     linear = "model.linearize=true", "model.norm=folded", "model.activation=leaky_relu"
-    assert "goes with neither" in refusal(*CONV5, "model.fixed=convs", *linear)
+    assert "fixed=convs: model.linearize=true fixes" in refusal(
+        *CONV5, "model.fixed=convs", *linear
+    )
 
 
 def test_a_backbone_of_a_part(tmp_path: Path) -> None:

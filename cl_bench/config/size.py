@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from torch import nn
 
@@ -14,8 +15,8 @@ from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
-from cl_bench.models.head import head_of, name_head
-from cl_bench.models.prepare import part_of
+from cl_bench.models.head import name_head
+from cl_bench.models.prepare import trained_network
 
 COPIES = 3  # of the parameters, at least: the network as built, theta, and its gradient
 BYTES = 4  # of one float32
@@ -149,10 +150,10 @@ def count_parameters(
     if net is None:
         return None
     name_head(net, model["head"], num_classes)
-    trained = head_of(net) if model["head_mode"] == "head_only" else net
-    if model.get("fixed") is not None:
-        part_of(net, model["fixed"]).requires_grad_(False)
+    keys = ("fixed", "lora", "random_features")
+    with torch.device("meta"):
+        net = trained_network(net, model["head_mode"], *(model.get(key) for key in keys))
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()
-    left_out = {id(p) for m in trained.modules() if isinstance(m, norms) for p in m.parameters()}
-    kept = [p for p in trained.parameters() if p.requires_grad and id(p) not in left_out]
+    left_out = {id(p) for m in net.modules() if isinstance(m, norms) for p in m.parameters()}
+    kept = [p for p in net.parameters() if p.requires_grad and id(p) not in left_out]
     return sum(p.numel() for p in kept)

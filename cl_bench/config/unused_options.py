@@ -26,6 +26,7 @@ COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset
 WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
 # where one is false, or `scenario.live.future`, the config has the hash from before this option
 CUDA_OPTIONS = ("tf32", "benchmark", "graphs")
+LATER_MODEL_KEYS = ("head", "fixed", "lora", "random_features")
 
 
 def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
@@ -68,12 +69,12 @@ def _of_data(plain: Node) -> set[str]:
 def _of_model(model: Node) -> set[str]:
     """The initial weights where pre-trained ones replace them; `linearize` with a head alone.
 
-    A network whose head has its usual name has the hash that it had before there was `head`, and
-    one without fixed parts that before there was `fixed`.
+    A key that came later than the first runs is left out where it is null, so that a config without
+    it keeps its hash.
     """
     replaced = model["pretrained"] is not None and model.get("head_init") in ("zero", "pretrained")
     found = {"model.init"} if replaced and "init" in model else set()
-    found |= {f"model.{key}" for key in ("head", "fixed") if model.get(key) is None}
+    found |= {f"model.{key}" for key in LATER_MODEL_KEYS if model.get(key) is None}
     return found | ({"model.linearize"} if model["head_mode"] == "head_only" else set())
 
 

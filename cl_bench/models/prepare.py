@@ -1,27 +1,37 @@
-"""Prepare a network for training: load pre-trained weights, fold batch norm, linearise, freeze."""
+"""Prepare a network for training: load weights, fold batch norm, freeze, add layers, linearise."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, get_type_hints
 
 from torch import Tensor, nn
 
+from cl_bench.base.bounds import Size
 from cl_bench.base.exceptions import UserError
 from cl_bench.models import pretrained as backbones
+from cl_bench.models.added import with_lora, with_random_features
 from cl_bench.models.fold import fold
 from cl_bench.models.head import head_of
 from cl_bench.models.imagenet import WEIGHTS
 from cl_bench.models.linearized import HeadMode, Linearized
 
 Norm = Literal["batch", "folded"]
-PREPARE_KEYS = {  # keys that every model has in addition to its constructor's arguments
-    "pretrained": str | None,
-    "norm": Norm,
-    "linearize": bool,
-    "head_mode": HeadMode,
-    "fixed": str | None,
-    "head": str | None,
-}
+
+
+class Keys(TypedDict):
+    """The keys that every model has in addition to its constructor's arguments."""
+
+    pretrained: str | None
+    norm: Norm
+    linearize: bool
+    head_mode: HeadMode
+    fixed: str | None
+    head: str | None
+    lora: Size | None
+    random_features: Size | None
+
+
+PREPARE_KEYS = get_type_hints(Keys, include_extras=True)
 
 
 def prepare_network(
@@ -33,6 +43,8 @@ def prepare_network(
     head_mode: HeadMode,
     with_head: bool,
     fixed: str | None = None,
+    lora: int | None = None,
+    random_features: int | None = None,
 ) -> nn.Module:
     """Turn a freshly initialised network into the one that a run trains; `x` is any input.
 
@@ -40,20 +52,40 @@ def prepare_network(
     with_head            load the backbone's head as well
     norm=folded          fold batch norm into the layers before it, after loading
     linearize            then linearise the network at its present parameters (`Linearized`)
-    head_mode=head_only  train only the head
-    fixed                the name of a submodule whose parameters stay as they are
+    others               see `trained_network`
     """
     if pretrained is not None:
         backbones.load(net, pretrained, with_head)
     if norm == "folded":
         fold(net, x)
+    net = trained_network(net, head_mode, fixed, lora, random_features)
+    return Linearized(net, head_mode) if linearize and head_mode != "head_only" else net
+
+
+def trained_network(
+    net: nn.Module,
+    head_mode: HeadMode,
+    fixed: str | None,
+    lora: int | None,
+    random_features: int | None,
+) -> nn.Module:
+    """A network with layers added, and without a gradient for the parameters that stay fixed.
+
+    head_mode=head_only  train only the head
+    fixed                the name of a submodule whose parameters stay as they are
+    lora                 train changes of this rank of the linear layers, and the head
+    random_features      the number of random features that take the place of the network's own
+    """
+    if fixed is not None:
+        part_of(net, fixed).requires_grad_(False)
+    if lora is not None:
+        net = with_lora(net, lora)
+    if random_features is not None:
+        net = with_random_features(net, random_features)
     if head_mode == "head_only":
         net.requires_grad_(False)
         head_of(net).requires_grad_(True)
-        return net
-    if fixed is not None:
-        part_of(net, fixed).requires_grad_(False)
-    return Linearized(net, head_mode) if linearize else net
+    return net
 
 
 def part_of(net: nn.Module, name: str, key: str = "model.fixed=") -> nn.Module:
@@ -83,20 +115,13 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
             "model.head_mode=linearized: the backbone's share is w0 J psi, and with "
             "model.head_init=zero w0 is 0; use model.head_init=same, or model.head_mode=bilinear"
         )
-    fixed = model.get("fixed")
-    if fixed is not None and (linear or mode == "head_only"):
-        raise UserError(
-            f"model.fixed={fixed}: goes with neither model.linearize=true nor "
-            "model.head_mode=head_only; leave one of them out"
-        )
-    if has_batch_norm and model["norm"] == "batch" and (linear or mode == "head_only" or fixed):
-        key = f"fixed={fixed}" if fixed else "head_mode=head_only"
-        key = "linearize=true" if linear else key
-        raise UserError(
-            f"model.{key}: batch norm's statistics would move under a fixed backbone; "
-            "use model.norm=folded"
-        )
+    _check_fixed(model, has_batch_norm)
     name = backbones.resolve_name(model)
+    if model.get("head_init") == "pretrained" and model.get("random_features") is not None:
+        raise UserError(
+            f"model.random_features={model['random_features']}: needs a new head, not that of the "
+            "backbone; use model.head_init=same or zero"
+        )
     if model.get("head_init") == "pretrained" and name not in WEIGHTS:
         raise UserError(
             f"model.head_init=pretrained: only {', '.join(WEIGHTS)} come with a head, and "
@@ -104,3 +129,22 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
         )
     if name is not None:
         backbones.check(name, model, transform)
+
+
+def _check_fixed(model: dict[str, Any], has_batch_norm: bool) -> None:
+    """Refuse two keys that fix parameters, and a fixed network under batch norm that is trained."""
+    found = [f"{key}={model[key]}" for key in ("fixed", "lora") if model.get(key) is not None]
+    if model["linearize"]:
+        found.append("linearize=true")
+    elif model["head_mode"] == "head_only":
+        found.append("head_mode=head_only")
+    if len(found) > 1:
+        raise UserError(
+            f"model.{found[0]}: model.{found[1]} fixes parameters in another way; leave one of "
+            "them out"
+        )
+    if found and has_batch_norm and model["norm"] == "batch":
+        raise UserError(
+            f"model.{found[0]}: batch norm's statistics would move under a fixed backbone; "
+            "use model.norm=folded"
+        )

@@ -1,0 +1,70 @@
+"""RanPAC: ridge regression from random features to classes (McDonnell et al. 2023).
+
+arXiv:2307.02251, without its first phase, which adapts the network to the first task.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Task
+from cl_bench.methods.shared.feature_sums import FeatureSums
+
+STRENGTHS = [10.0**power for power in range(-8, 9)]  # of the penalty, from the authors' code
+
+
+class RanPAC(FeatureSums):
+    """The head is W = (G + strength I)^-1 C, with G the sum of x x' and C the sum of x y'.
+
+    x are the features of an image, and y its label as a one-hot vector; the sums are over all
+    samples so far. Nothing is trained. The features are those of model.random_features: the ReLU of
+    a random projection of the network's own.
+
+    After each task the strength is the power of ten from 1e-8 to 1e8 with the smallest squared
+    error on `schedule.holdout` of the task's images, by the sums of all others. Then these images
+    are added to the sums.
+    """
+
+    uses_held_out: ClassVar[bool] = True
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner, products=True)
+        self.strength = 1.0
+
+    @torch.no_grad()
+    def validate(self, held_out: Task) -> None:
+        parts = [*held_out.chunks(512)]
+        found = [self._features(part) for part in parts]
+        self.strength = self._best(torch.cat(found), torch.cat([part.y for part in parts]))
+        for part, x in zip(parts, found, strict=True):
+            self._add(part, x)
+
+    def capacity(self) -> dict[str, float]:
+        """The strength of the penalty."""
+        return {"strength": self.strength}
+
+    def _best(self, x: Tensor, y: Tensor) -> float:
+        """The strength of the smallest error on features (N, d) and labels (N,)."""
+        eigenvalues, vectors = torch.linalg.eigh(self.products)
+        inputs, weights = x @ vectors, vectors.T @ self.sums.T
+        wanted = F.one_hot(y, len(self.count)).to(x.dtype)
+        errors = [
+            (inputs @ (weights / _at_least(eigenvalues, strength)[:, None]) - wanted).square().sum()
+            for strength in STRENGTHS
+        ]
+        return STRENGTHS[int(torch.stack(errors).argmin())]
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        eigenvalues, vectors = torch.linalg.eigh(self.products)
+        inverse = vectors / _at_least(eigenvalues, self.strength) @ vectors.T
+        return self.sums @ inverse, torch.zeros_like(self.count)
+
+
+def _at_least(eigenvalues: Tensor, strength: float) -> Tensor:
+    """Eigenvalues of G + strength I; those of G have no negative sign but by rounding."""
+    return eigenvalues.clamp(min=0) + strength

@@ -1,0 +1,90 @@
+"""Sums of the features of a network that is not trained, from which its head is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_bench.base.exceptions import UserError
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch, Snapshot, Task
+from cl_bench.methods.base import Method
+from cl_bench.methods.shared.head_rows import refuse_linearised_head
+
+NEVER = -1e9  # the logit of a class of which no sample came
+
+
+class FeatureSums(Method):
+    """Counts samples and adds up features by class; the head is all that predictions take from it.
+
+    count     (K,): the samples of each class
+    sums      (K, d): the sum of the features of each class
+    products  (d, d): the sum of x x' over all samples, if it is asked for
+
+    Sums are in float64 and do not depend on the order of the samples. Images are not augmented.
+    """
+
+    def __init__(self, learner: Learner, products: bool) -> None:
+        super().__init__(learner)
+        classes, size = learner.heads.rows_of(learner.flat.grad).shape
+        zeros = learner.flat.grad.new_zeros
+        self.count = zeros(classes, dtype=torch.float64)
+        self.sums = zeros(classes, size, dtype=torch.float64)
+        self.products = zeros((size, size) if products else (0, 0), dtype=torch.float64)
+        self.ready = lru_cache(maxsize=1)(self._classifier)
+
+    def check_network(self, task: Task) -> None:
+        refuse_linearised_head(self.learner.net, "ncm, slda or ranpac")
+        if self.learner.heads.bias_of(self.learner.flat.grad) is None:
+            raise UserError(
+                "method=ncm, slda and ranpac: the head of the model has no bias, which they need; "
+                "use another model"
+            )
+
+    def observe(self, batch: Batch) -> Tensor:
+        """Add the batch to the sums; returns 0, as there is no loss."""
+        self._add(batch, self._features(batch))
+        return torch.zeros((), device=batch.y.device)
+
+    def networks(self) -> Iterator[tuple[str, Snapshot]]:
+        yield "", self.ready()
+
+    def predict(self, batch: Batch) -> Tensor:
+        with self.learner.evaluating(full_precision=True):  # small gaps between large logits
+            return self.learner.snapshot_logits(self.ready(), batch)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ready.cache_clear()
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, d) and bias (K,) of the head, by the sums so far."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> Tensor:
+        """(B, d), in float64."""
+        with self.learner.evaluating(full_precision=True):
+            return self.learner.features(batch).double()
+
+    @torch.no_grad()
+    def _add(self, batch: Batch, x: Tensor) -> None:
+        """Add the features (B, d) of a batch to the sums."""
+        self.ready.cache_clear()
+        self.count.index_add_(0, batch.y, torch.ones_like(batch.y, dtype=torch.float64))
+        self.sums.index_add_(0, batch.y, x)
+        if self.products.numel():
+            self.products.addmm_(x.T, x)
+
+    @torch.no_grad()
+    def _classifier(self) -> Snapshot:
+        """The network, with the head that the sums make."""
+        weight, bias = self._rows()
+        bias = torch.where(self.count > 0, bias, NEVER)
+        now = self.learner.snapshot()
+        every = torch.ones_like(self.count, dtype=torch.bool)
+        return now._replace(theta=self.learner.heads.with_rows(now.theta, every, weight, bias))

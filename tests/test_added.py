@@ -1,0 +1,205 @@
+"""Layers that are added to a network (LoRA, random features), and RanPAC, which uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import composed, learner, method_for
+from test_class_incremental import revealed, rows_of
+
+import cl_bench
+from cl_bench.base.exceptions import UserError
+from cl_bench.config.build import make_network
+from cl_bench.config.check import check_config
+from cl_bench.config.name import config_hash
+from cl_bench.config.size import count_parameters
+from cl_bench.methods.ranpac import STRENGTHS
+from cl_bench.models.added import LowRank, RandomFeatures, with_lora, with_random_features
+from cl_bench.models.head import head_input, head_of
+from cl_bench.testing.contract import check_stops
+from cl_bench.testing.small import batch, blobs, identity, mlp
+
+RGB = (3, 8, 8)
+NETWORKS = {
+    "mlp": ("model=mlp", "model.hidden=[7,5]"),
+    "conv5": ("model=conv5", "model.norm=folded", "model.channels=[4,8]", "model.hidden=[12]"),
+    "vit": (
+        *("model=timm", "model.name=vit_tiny_patch16_224", "+model.arguments.depth=1"),
+        *("+model.arguments.patch_size=4", "+model.arguments.embed_dim=12"),
+    ),
+}
+
+
+def built(*overrides: str) -> Any:
+    torch.manual_seed(0)
+    return make_network(composed(*overrides).model, RGB, 6)
+
+
+def low_rank_parts(net: Any) -> list[LowRank]:
+    return [module for module in net.modules() if isinstance(module, LowRank)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lora_trains_the_head_and_low_rank_changes(name: str) -> None:
+    """The network starts as it was; one step moves the parameters that are counted, no others."""
+    words = NETWORKS[name]
+    net, plain = built(*words, "model.lora=2"), built(*words)
+    x, rows = torch.rand(3, *RGB), batch(12, 6, RGB)
+    with torch.no_grad():
+        head_of(plain).load_state_dict(head_of(net).state_dict())
+        torch.testing.assert_close(net(x), plain(x), rtol=0, atol=1e-6)
+    parts, head = low_rank_parts(net), head_of(net)
+    assert all(part.base is not head for part in parts)
+    made = learner(net, transform=identity(channels=3))
+    trained = [head, *(m for part in parts for m in (part.down, part.up))]
+    own = {id(p) for module in trained for p in module.parameters()}
+    wanted = sum(p.numel() for p in net.parameters() if id(p) in own)
+    assert len(made.flat.theta) == wanted
+    assert count_parameters(composed(*words, "model.lora=2").model, RGB, 6) == wanted
+    before = {key: p.clone() for key, p in net.named_parameters()}
+    for _ in range(2):  # in the first step `down` has no gradient, as `up` is 0
+        made.gradient(rows)
+        made.step()
+    moved = {key for key, p in net.named_parameters() if not p.equal(before[key])}
+    assert moved == {key for key, p in net.named_parameters() if id(p) in own}
+
+
+def test_a_low_rank_layer_is_the_sum_of_two_matrices() -> None:
+    torch.manual_seed(0)
+    part = LowRank(torch.nn.Linear(5, 4), 2)
+    torch.nn.init.normal_(part.up.weight)
+    x = torch.rand(3, 7, 5)
+    assert torch.linalg.matrix_rank(part.weight - part.base.weight) == 2
+    torch.testing.assert_close(part(x), F.linear(x, part.weight, part.bias))
+
+
+@pytest.mark.parametrize("init", ["zero", "same"])
+def test_random_features_are_the_relu_of_a_projection(init: str) -> None:
+    net = built(*NETWORKS["mlp"], "model.random_features=40", f"model.head_init={init}")
+    plain = built(*NETWORKS["mlp"])
+    (layer,) = (module for module in net.modules() if isinstance(module, RandomFeatures))
+    projection, x = layer.get_buffer("projection"), torch.rand(3, *RGB)
+    assert projection.shape == (40, 5) and abs(float(projection.std()) - 1) < 0.2
+    with torch.no_grad():
+        for one, two in zip(net.body.features, plain.features, strict=True):
+            two.load_state_dict(one.state_dict())
+        features = (head_input(plain, x) @ projection.T).clamp(min=0)
+        torch.testing.assert_close(head_input(net, x), features)
+        torch.testing.assert_close(net(x), head_of(net)(features))
+    assert head_of(net).weight.shape == (6, 40)
+    assert bool(head_of(net).weight.any()) == (init == "same")
+    count = sum(p.numel() for p in net.parameters())
+    words = *NETWORKS["mlp"], "model.random_features=40"
+    assert count_parameters(composed(*words).model, RGB, 6) == count
+    alone = *words, "model.head_mode=head_only"
+    assert len(learner(built(*alone)).flat.theta) == 6 * 41
+    assert count_parameters(composed(*alone).model, RGB, 6) == 6 * 41
+
+
+def test_random_features_of_a_tangent() -> None:
+    """The head of a linearised network is on the tangent of the random features."""
+    words = *NETWORKS["mlp"], "model.activation=leaky_relu", "model.random_features=8"
+    net = built(*words, "model.linearize=true")
+    assert net(torch.rand(3, *RGB)).shape == (3, 6) and head_of(net).in_features == 8
+
+
+def test_configs_with_added_layers() -> None:
+    words = "dataset=seqcifar100", "model=conv5", "model.norm=folded"
+    plain, found = composed(*words), set[str]()
+    for change in ("model.lora=2", "model.lora=3", "model.random_features=9"):
+        cfg = composed(*words, change)
+        check_config(cfg)
+        found.add(config_hash(cfg))
+    assert len(found | {config_hash(plain)}) == 4
+    del plain.model.lora, plain.model.random_features
+    assert config_hash(plain) == config_hash(composed(*words))
+
+
+WRONG = {
+    r"model\.lora=2: batch norm's statistics would move .* model\.norm=folded": (
+        "model=conv5",
+        "model.lora=2",
+    ),
+    r"model\.lora=2: model\.head_mode=head_only fixes parameters in another way": (
+        "model.lora=2",
+        "model.head_mode=head_only",
+    ),
+    r"model\.fixed=features: model\.lora=2 fixes": ("model.lora=2", "model.fixed=features"),
+    r"model\.lora=0: ": ("model.lora=0",),
+    r"model\.random_features=9: needs a new head, not that of the backbone": (
+        "model=efficientnet_lite0",
+        "model.head_init=pretrained",
+        "model.random_features=9",
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_does_not_go_together(message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(composed("dataset=seqcifar100", *WRONG[message]))
+
+
+def test_a_network_without_linear_layers_has_no_lora() -> None:
+    with pytest.raises(UserError, match=r"model\.lora=2: changes linear layers before the head"):
+        built("model=reduced_resnet18", "model.norm=folded", "model.lora=2")
+
+
+@pytest.mark.parametrize("name", ["ewc", "derpp", "lwf"])
+def test_methods_stop_and_continue_on_low_rank_changes(name: str, tmp_path: Path) -> None:
+    check_stops(
+        tmp_path,
+        [3, 10],
+        method=lambda made: method_for(name, made),
+        scenario="class",
+        learner=lambda rt: learner(with_lora(mlp(), 2), rt),
+    )
+
+
+def test_saved_networks_have_their_layers(tmp_path: Path) -> None:
+    """What is loaded from a folder predicts as the run did."""
+    words = "dataset=seqmnist5k", "dataset.tasks=5", "scenario=class", "tracking=none"
+    more = "dataset.train_per_task=100", "model.hidden=[20]", "runtime.threads=1"
+    for name, change in {"ewc": "model.lora=2", "ranpac": "model.random_features=50"}.items():
+        run = cl_bench.run(*words, *more, f"method={name}", change, output_dir=str(tmp_path))
+        loaded = cl_bench.load(run.folder)
+        hits = [loaded.predict(test.x) == test.y for test in loaded.stream.tests]
+        found = torch.stack([each.double().mean() for each in hits]).mean()
+        assert float(found) == pytest.approx(run.metrics["ACC"])
+
+
+def test_ranpac_equals_its_formula() -> None:
+    """Ridge regression by a solver, with the strength that a loop over all of them chooses."""
+    torch.manual_seed(0)
+    stream, made = blobs("class"), learner(with_random_features(mlp().double(), 30))
+    method = method_for("ranpac", revealed(made, stream, 2))
+    theta = made.flat.theta.detach().clone()
+    x, y = torch.empty(0, 30, dtype=torch.float64), torch.empty(0, dtype=torch.long)
+
+    def solved(strength: float) -> torch.Tensor:
+        matrix = x.T @ x + strength * torch.eye(30, dtype=torch.float64)
+        return torch.linalg.solve(matrix, x.T @ F.one_hot(y, 6).double())
+
+    strengths = set()
+    stream.tests[2].y.copy_(stream.tests[2].y.roll(7))  # labels that nothing predicts
+    for task, held_out in zip(stream.tasks, stream.tests, strict=True):
+        for rows in task.chunks(7):
+            method.observe(rows)
+            x, y = torch.cat([x, made.features(rows)]), torch.cat([y, rows.y])
+        unseen = rows_of(held_out, len(held_out))
+        own, wanted = made.features(unseen), F.one_hot(unseen.y, 6).double()
+        errors = {s: float((own @ solved(s) - wanted).square().mean()) for s in STRENGTHS}
+        method.validate(held_out)
+        strengths.add(method.strength)
+        assert errors[method.strength] == pytest.approx(min(errors.values()), rel=1e-4)
+        x, y = torch.cat([x, own]), torch.cat([y, unseen.y])
+        method.end_task(task)
+        found = method.predict(unseen)[:, y.unique()]
+        expected = (own @ solved(method.strength))[:, y.unique()]
+        torch.testing.assert_close(found, expected)
+    assert len(strengths) > 1 and made.sample_gradients == 0
+    assert made.flat.theta.detach().equal(theta)
