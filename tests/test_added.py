@@ -124,11 +124,11 @@ WRONG = {
         "model=conv5",
         "model.lora=2",
     ),
-    r"model\.lora=2: model\.head_mode=head_only fixes parameters in another way": (
+    r"model\.lora=2: model\.head_mode=head_only does not go with it": (
         "model.lora=2",
         "model.head_mode=head_only",
     ),
-    r"model\.fixed=features: model\.lora=2 fixes": ("model.lora=2", "model.fixed=features"),
+    r"model\.fixed=features: model\.lora=2 does not go": ("model.lora=2", "model.fixed=features"),
     r"model\.lora=0: ": ("model.lora=0",),
     r"model\.random_features=9: needs a new head, not that of the backbone": (
         "model=efficientnet_lite0",

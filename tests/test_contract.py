@@ -281,6 +281,7 @@ def test_every_method_on_a_vision_transformer(name: str, tmp_path: Path) -> None
         "er_aml",
         "lucir",
         "xder",
+        "l2p",
     )  # in class-IL, so few steps do not bring out new classes
     scenario = "class" if serves(name, "class") and not slow else "task"
     options: dict[str, Any] = {"name": name, "scenario": scenario, "learner": transformer}

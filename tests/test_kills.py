@@ -23,8 +23,11 @@ from cl_bench.results.source_code import code_of
 
 TASKS = 2
 SMALL = ("tracking=none", "dataset.tasks=2", "dataset.train_per_task=24", "runtime.threads=1")
-SMALL += ("model.hidden=[12]", "model.pretrained=null", "evaluation.batch_size=500")
+SMALL += ("model.pretrained=null", "evaluation.batch_size=500")
 SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
+NETWORK = {
+    "l2p": ("model.prompts=[3,2,2]", "+model.arguments.depth=1", "+model.arguments.embed_dim=6")
+}
 QUICK = {
     "halrp": ("method.growth=null",),  # the perceptron is small
     "mer": FEWER_STEPS,
@@ -42,7 +45,8 @@ def planned(name: str, where: Path, data: Path) -> Plan:
     """The run of a method, as the command plans it."""
     able = class_of(name).scenarios
     scenario = next(each for each in ("data", "task", "class") if each in able)
-    chosen = f"method={name}", f"scenario={scenario}", *QUICK.get(name, ())
+    network = NETWORK.get(name, ("model.hidden=[12]",))
+    chosen = f"method={name}", f"scenario={scenario}", *network, *QUICK.get(name, ())
     cfg = composed(*chosen, *SMALL, f"data_dir={data}")
     plain = check_config(cfg)
     labels = ["pmnist5k", scenario, name]

@@ -150,7 +150,7 @@ def count_parameters(
     if net is None:
         return None
     name_head(net, model["head"], num_classes)
-    keys = ("fixed", "lora", "random_features")
+    keys = ("fixed", "lora", "random_features", "prompts")
     with torch.device("meta"):
         net = trained_network(net, model["head_mode"], *(model.get(key) for key in keys))
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()

@@ -26,7 +26,7 @@ COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset
 WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
 # where one is false, or `scenario.live.future`, the config has the hash from before this option
 CUDA_OPTIONS = ("tf32", "benchmark", "graphs")
-LATER_MODEL_KEYS = ("head", "fixed", "lora", "random_features")
+LATER_MODEL_KEYS = ("head", "fixed", "lora", "random_features", "prompts")
 
 
 def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, get_type_hints
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from cl_bench.models.fold import fold
 from cl_bench.models.head import head_of
 from cl_bench.models.imagenet import WEIGHTS
 from cl_bench.models.linearized import HeadMode, Linearized
+from cl_bench.models.prompts import with_prompts
 
 Norm = Literal["batch", "folded"]
 
@@ -29,6 +31,7 @@ class Keys(TypedDict):
     head: str | None
     lora: Size | None
     random_features: Size | None
+    prompts: tuple[Size, Size, Size] | None
 
 
 PREPARE_KEYS = get_type_hints(Keys, include_extras=True)
@@ -45,6 +48,7 @@ def prepare_network(
     fixed: str | None = None,
     lora: int | None = None,
     random_features: int | None = None,
+    prompts: Sequence[int] | None = None,
 ) -> nn.Module:
     """Turn a freshly initialised network into the one that a run trains; `x` is any input.
 
@@ -58,7 +62,7 @@ def prepare_network(
         backbones.load(net, pretrained, with_head)
     if norm == "folded":
         fold(net, x)
-    net = trained_network(net, head_mode, fixed, lora, random_features)
+    net = trained_network(net, head_mode, fixed, lora, random_features, prompts)
     return Linearized(net, head_mode) if linearize and head_mode != "head_only" else net
 
 
@@ -68,6 +72,7 @@ def trained_network(
     fixed: str | None,
     lora: int | None,
     random_features: int | None,
+    prompts: Sequence[int] | None,
 ) -> nn.Module:
     """A network with layers added, and without a gradient for the parameters that stay fixed.
 
@@ -75,11 +80,15 @@ def trained_network(
     fixed                the name of a submodule whose parameters stay as they are
     lora                 train changes of this rank of the linear layers, and the head
     random_features      the number of random features that take the place of the network's own
+    prompts              the number of prompts of a pool, the tokens of each, and those that an
+                         image gets; trained with the head alone
     """
     if fixed is not None:
         part_of(net, fixed).requires_grad_(False)
     if lora is not None:
         net = with_lora(net, lora)
+    if prompts is not None:
+        net = with_prompts(net, *prompts)
     if random_features is not None:
         net = with_random_features(net, random_features)
     if head_mode == "head_only":
@@ -133,15 +142,17 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
 
 def _check_fixed(model: dict[str, Any], has_batch_norm: bool) -> None:
     """Refuse two keys that fix parameters, and a fixed network under batch norm that is trained."""
-    found = [f"{key}={model[key]}" for key in ("fixed", "lora") if model.get(key) is not None]
+    keys = ("fixed", "lora", "prompts")
+    found = [f"{key}={model[key]}" for key in keys if model.get(key) is not None]
     if model["linearize"]:
         found.append("linearize=true")
     elif model["head_mode"] == "head_only":
         found.append("head_mode=head_only")
+    if model.get("prompts") is not None and model.get("random_features") is not None:
+        found.append(f"random_features={model['random_features']}")
     if len(found) > 1:
         raise UserError(
-            f"model.{found[0]}: model.{found[1]} fixes parameters in another way; leave one of "
-            "them out"
+            f"model.{found[0]}: model.{found[1]} does not go with it; leave one of them out"
         )
     if found and has_batch_norm and model["norm"] == "batch":
         raise UserError(
