@@ -19,6 +19,8 @@ from cl_bench.config.build import make_network
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.config.size import count_parameters
+from cl_bench.core.learner import Learner
+from cl_bench.core.runtime import Runtime
 from cl_bench.models.foreign import adopt
 from cl_bench.models.head import head_of
 from cl_bench.models.prompts import LARGEST, Prompted, with_prompts
@@ -61,6 +63,11 @@ def prompted(*sizes: int, family: str = "timm", side: int = 4, channels: int = 1
     for parameter in (net.keys, net.prompts):
         nn.init.normal_(parameter, std=0.5)
     return net
+
+
+def on_prompts(rt: Runtime) -> Learner:
+    """A learner on a network with prompts."""
+    return learner(prompted(4, 2, 2), rt, transform=identity(rt.device))
 
 
 def outputs_with(net: Any, family: str, x: Tensor, before: Tensor | None) -> Tensor:
@@ -153,7 +160,7 @@ def test_methods_stop_and_continue_on_prompts(name: str, tmp_path: Path) -> None
         [3, 10],
         method=lambda made: method_for(name, made),
         scenario="class",
-        learner=lambda rt: learner(prompted(4, 2, 2), rt, transform=identity(rt.device)),
+        learner=on_prompts,
     )
 
 

@@ -20,6 +20,7 @@ from conftest import ROOT, SLOW, finished, identity, learner, machine, mlp, name
 from forks import Command
 from hydra.types import RunMode
 from pretended_cuda import PretendedCuda
+from test_l2p import prompted
 from test_pretended_cuda import FEWER, KINDS, short_run
 from torch import nn
 
@@ -141,11 +142,18 @@ def convolutions(rt: Any) -> Learner:
     return learner(NormNet().double(), rt, transform=identity(rt.device))
 
 
+def prompts(rt: Any) -> Learner:
+    return learner(prompted(4, 2, 2).double(), rt, transform=identity(rt.device))
+
+
 NETWORKS = {"mlp": perceptron, "resnet": residual, "tangent": tangent}
 
 
 def test_every_method(tmp_path: Path) -> None:
-    cases = {name: lambda name=name: outcome(name, learner=perceptron) for name in KINDS}
+    pairs = {name: (name, perceptron) for name in KINDS} | {"prompts": ("l2p", prompts)}
+    cases = {
+        key: lambda pair=pair: outcome(pair[0], learner=pair[1]) for key, pair in pairs.items()
+    }
     assert_same(cases, tmp_path)
 
 

@@ -23,12 +23,14 @@ from conftest import (
 )
 from pretended_cuda import Mismatch, PretendedCuda
 from test_contract import PLAIN_ALONE, small_run
+from test_l2p import on_prompts
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import StopRun
 from cl_bench.core.learner import Learner
 from cl_bench.curvature import base
 from cl_bench.engine import checkpoint
+from cl_bench.models.added import with_lora, with_random_features
 from cl_bench.models.strided import StridedConvNet
 from cl_bench.probes.knn import KNN
 from cl_bench.probes.max_eigenvalue import MaxEigenvalue
@@ -76,7 +78,11 @@ def strided(rt: Any) -> Learner:
 
 
 NETWORKS = {"mlp": perceptron, "norm": batch_norm, "resnet": residual, "folded": folded}
-NETWORKS |= {"tangent": tangent, "strided": strided}
+NETWORKS |= {"tangent": tangent, "strided": strided, "prompts": on_prompts}
+NETWORKS |= {
+    "lora": lambda rt: learner(with_lora(mlp(), 2), rt),
+    "random features": lambda rt: learner(with_random_features(mlp(), 8), rt),
+}
 
 
 def short_run(name: str, *overrides: str, device: str = "cuda", **options: Any) -> SmallRun:
@@ -163,6 +169,9 @@ OPTIONS = [
     ("lamaml", ("method.order=second",), "mlp"),
     ("emcl", ("method.inner=gradient",), "norm"),
     ("hat", (), "strided"),
+    ("l2p", (), "prompts"),
+    ("ewc", (), "lora"),
+    ("ranpac", (), "random features"),
     ("halrp", ("method.pruning=magnitude",), "mlp"),
     ("halrp", ("method.pruning=ranks",), "mlp"),
     ("halrp", ("method.importance=flat",), "mlp"),
