@@ -36,6 +36,9 @@ REQUIRED = {  # so that every run can start from the backbone
     "model.norm": "batch",
     "model.linearize": False,
     "model.head_mode": "bilinear",
+    "model.lora": None,
+    "model.random_features": None,
+    "model.prompts": None,
 }
 RECIPE = ("model", "criterion", "optimizer", "schedule", "runtime", "seed")
 SHAPE = (

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import composed, learner, method_for
+from conftest import composed, group_of, learner, method_for
 from test_class_incremental import revealed, rows_of
+from torch import nn
 
 import cl_bench
 from cl_bench.base.exceptions import UserError
-from cl_bench.config.build import make_network
+from cl_bench.config.build import build, make_network
 from cl_bench.config.check import check_config
 from cl_bench.config.name import config_hash
 from cl_bench.config.size import count_parameters
+from cl_bench.core.learner import Learner
+from cl_bench.core.types import Batch
 from cl_bench.methods.ranpac import STRENGTHS
 from cl_bench.models.added import LowRank, RandomFeatures, with_lora, with_random_features
 from cl_bench.models.head import head_input, head_of
@@ -70,11 +73,44 @@ def test_lora_trains_the_head_and_low_rank_changes(name: str) -> None:
 
 def test_a_low_rank_layer_is_the_sum_of_two_matrices() -> None:
     torch.manual_seed(0)
-    part = LowRank(torch.nn.Linear(5, 4), 2)
-    torch.nn.init.normal_(part.up.weight)
+    part = LowRank(nn.Linear(5, 4), 2)
+    nn.init.normal_(part.up.weight)
     x = torch.rand(3, 7, 5)
     assert torch.linalg.matrix_rank(part.weight - part.base.weight) == 2
     torch.testing.assert_close(part(x), F.linear(x, part.weight, part.bias))
+
+
+class ReadsWeights(nn.Module):
+    """A network that computes with the weight of a layer itself, as attention of some libraries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(16, 5), nn.Linear(5, 4), nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = F.linear(x.flatten(1), self.first.weight, self.first.bias).tanh()
+        return self.head(self.second(hidden).tanh())
+
+
+def test_curvature_where_a_network_reads_the_weight_of_a_layer() -> None:
+    """Kronecker factors are refused, and the diagonal is that of the gradients of each sample."""
+    torch.manual_seed(0)
+    net = with_lora(ReadsWeights(), 2)
+    first, second = low_rank_parts(net)
+    nn.init.normal_(first.up.weight)
+    nn.init.normal_(second.base.weight, std=1e-5)  # small gradients of `first` count, too
+    made, task = learner(net.double()), blobs("class").tasks[0]
+    with pytest.raises(UserError, match=r"the gradient of .*first\.\w+\.weight does not come from"):
+        build(group_of("curvature", "curvature=kfac")).check(made, task)
+    labels = "curvature=diag_fisher", "curvature.labels=empirical"
+    estimator = build(group_of("curvature", *labels))
+    estimator.check(made, task)
+    found = estimator(made, task).values
+    total = torch.zeros_like(found)
+    for one in Batch(task.x, task.y, task.t).slices(1):
+        theta = made.flat.theta.detach().clone().requires_grad_()
+        total += torch.autograd.grad(made.loss(theta, one), theta)[0].square() / len(task)
+    torch.testing.assert_close(found, total, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("init", ["zero", "same"])
@@ -98,6 +134,20 @@ def test_random_features_are_the_relu_of_a_projection(init: str) -> None:
     alone = *words, "model.head_mode=head_only"
     assert len(learner(built(*alone)).flat.theta) == 6 * 41
     assert count_parameters(composed(*alone).model, RGB, 6) == 6 * 41
+
+
+def test_random_features_come_back() -> None:
+    """A checkpoint has the projection, so that a run does not depend on how it is drawn again."""
+
+    def drawn(seed: int) -> Learner:
+        torch.manual_seed(seed)
+        return learner(with_random_features(mlp(), 9))
+
+    before, after = drawn(0), drawn(1)
+    features = [made.features(batch()) for made in (before, after)]
+    assert not features[0].equal(features[1])
+    after.load_state_dict(before.state_dict())
+    assert after.features(batch()).equal(features[0])
 
 
 def test_random_features_of_a_tangent() -> None:
@@ -130,6 +180,20 @@ WRONG = {
     ),
     r"model\.fixed=features: model\.lora=2 does not go": ("model.lora=2", "model.fixed=features"),
     r"model\.lora=0: ": ("model.lora=0",),
+    r"model\.fixed=head: the head is in it, and model\.random_features=9 puts a new one": (
+        *("model=mlp", "model.fixed=head"),
+        "model.random_features=9",
+    ),
+    r"model\.random_features=60000: the products of all pairs take at least": (
+        "method=ranpac",
+        "model.random_features=60000",
+    ),
+    r"model\.arguments: .*num_layers": (
+        "model=torchvision",
+        "model.name=vit_b_16",
+        "+model.arguments.num_layers=1",
+        "model.lora=2",
+    ),
     r"model\.random_features=9: needs a new head, not that of the backbone": (
         "model=efficientnet_lite0",
         "model.head_init=pretrained",
@@ -177,7 +241,7 @@ def test_ranpac_equals_its_formula() -> None:
     torch.manual_seed(0)
     stream, made = blobs("class"), learner(with_random_features(mlp().double(), 30))
     method = method_for("ranpac", revealed(made, stream, 2))
-    theta = made.flat.theta.detach().clone()
+    theta, epochs = made.flat.theta.detach().clone(), 2
     x, y = torch.empty(0, 30, dtype=torch.float64), torch.empty(0, dtype=torch.long)
 
     def solved(strength: float) -> torch.Tensor:
@@ -187,9 +251,12 @@ def test_ranpac_equals_its_formula() -> None:
     strengths = set()
     stream.tests[2].y.copy_(stream.tests[2].y.roll(7))  # labels that nothing predicts
     for task, held_out in zip(stream.tasks, stream.tests, strict=True):
-        for rows in task.chunks(7):
-            method.observe(rows)
-            x, y = torch.cat([x, made.features(rows)]), torch.cat([y, rows.y])
+        method.begin_task(task)
+        for _ in range(epochs):
+            for rows in task.chunks(7):
+                method.observe(rows)
+        seen = rows_of(task, len(task))
+        x, y = torch.cat([x, made.features(seen)]), torch.cat([y, seen.y])
         unseen = rows_of(held_out, len(held_out))
         own, wanted = made.features(unseen), F.one_hot(unseen.y, 6).double()
         errors = {s: float((own @ solved(s) - wanted).square().mean()) for s in STRENGTHS}

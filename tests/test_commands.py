@@ -193,7 +193,7 @@ REFUSED = [
     ),
     (
         ("model._target_=torchvision.models.resnet18",),
-        "got an unexpected keyword argument 'hidden'",
+        "got an unexpected keyword argument 'activation'",
     ),
     (
         ("criterion._target_=cl_bench.core.criteria.Criterion",),

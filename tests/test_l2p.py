@@ -23,7 +23,7 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.runtime import Runtime
 from cl_bench.models.foreign import adopt
 from cl_bench.models.head import head_of
-from cl_bench.models.prompts import LARGEST, Prompted, with_prompts
+from cl_bench.models.prompts import INIT_MAX, Prompted, Transformer, with_prompts
 from cl_bench.testing.contract import check_stops
 from cl_bench.testing.small import blobs, identity, mlp
 
@@ -44,9 +44,10 @@ SIZE: dict[str, Any] = {
 def transformer(family: str, side: int = 4, channels: int = 1) -> Any:
     """A vision transformer of two blocks of width 6, without a pool of prompts."""
     torch.manual_seed(0)
-    if family == "timm":
+    if family != "torchvision":
+        more = {"reg_tokens": 2, "no_embed_class": True} if family == "timm registers" else {}
         net: Any = timm.create_model(
-            "vit_tiny_patch16_224", img_size=side, in_chans=channels, **SIZE
+            "vit_tiny_patch16_224", img_size=side, in_chans=channels, **SIZE, **more
         )
     else:
         net = torchvision.models.VisionTransformer(side, 2, 2, 2, 6, 12, num_classes=6)
@@ -73,7 +74,7 @@ def on_prompts(rt: Runtime) -> Learner:
 def outputs_with(net: Any, family: str, x: Tensor, before: Tensor | None) -> Tensor:
     """(T, d): all tokens after the last norm for one image, with tokens `before` its own."""
     blocks, norm = (
-        (net.blocks, net.norm) if family == "timm" else (net.encoder.layers, net.encoder.ln)
+        (net.encoder.layers, net.encoder.ln) if family == "torchvision" else (net.blocks, net.norm)
     )
     found: list[Tensor] = []
 
@@ -90,9 +91,9 @@ def outputs_with(net: Any, family: str, x: Tensor, before: Tensor | None) -> Ten
     return found[0]
 
 
-@pytest.mark.parametrize("family", ["timm", "torchvision"])
+@pytest.mark.parametrize("family", ["timm", "timm registers", "torchvision"])
 def test_an_image_gets_the_prompts_of_the_nearest_keys(family: str) -> None:
-    channels = 1 if family == "timm" else 3
+    channels = 3 if family == "torchvision" else 1
     net = prompted(5, 3, 2, family=family, channels=channels).eval()
     x, body = 9 * torch.randn(12, channels, 4, 4), net.body
     with torch.no_grad(), net.similarity():
@@ -117,7 +118,8 @@ def test_l2p_equals_its_formula() -> None:
     stream, made = blobs("class"), learner(prompted(6, 2, 1).double(), transform=identity())
     method, net = method_for("l2p", revealed(made, stream, 1), "method.pull=0.3"), made.net
     assert isinstance(net, Prompted)
-    method.begin_task(stream.tasks[1])
+    made.task = stream.tasks[1]
+    method.begin_task(made.task)
     rows = rows_of(stream.tasks[1], 5)
     x = made.transform.view(rows.x).double()
     losses, used = [], set()
@@ -153,13 +155,29 @@ def test_the_transformer_itself_draws_nothing() -> None:
     assert made(x).equal(made(x)) and not any(m.training for m in made.body.modules())
 
 
-@pytest.mark.parametrize("name", ["l2p", "ewc", "derpp"])
-def test_methods_stop_and_continue_on_prompts(name: str, tmp_path: Path) -> None:
+def test_close_keys_are_told_apart_in_bfloat16() -> None:
+    """The choice of prompts is computed in full precision, also inside autocast."""
+    net = prompted(8, 1, 1)
+    with torch.no_grad():
+        net.keys.copy_(torch.ones(6) + 1e-3 * torch.randn(8, 6))
+    net.transformer = Transformer(lambda x: x, lambda tokens: tokens, head_of(net))
+    tokens = torch.ones(32, 2, 6) + 0.1 * torch.randn(32, 2, 6)
+    with torch.no_grad(), net.similarity():
+        plain = net(tokens)[:, -1]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net(tokens)[:, -1].equal(plain)
+
+
+STOPPED = [("l2p", "class"), ("l2p", "task"), ("ewc", "class"), ("derpp", "class")]
+
+
+@pytest.mark.parametrize(("name", "scenario"), STOPPED)
+def test_methods_stop_and_continue_on_prompts(name: str, scenario: str, tmp_path: Path) -> None:
     check_stops(
         tmp_path,
         [3, 10],
         method=lambda made: method_for(name, made),
-        scenario="class",
+        scenario=scenario,
         learner=on_prompts,
     )
 
@@ -172,7 +190,7 @@ def test_configs_with_prompts() -> None:
     count = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert count == 10 * 12 + 10 * 10 * 12 + 100 * 13  # keys, prompts, and the head
     assert count_parameters(cfg.model, (3, 32, 32), 100) == count
-    assert not head_of(net).weight.any() and 0 < float(net.keys.detach().max()) <= LARGEST
+    assert not head_of(net).weight.any() and 0 < float(net.keys.detach().max()) <= INIT_MAX
     assert config_hash(cfg) != config_hash(composed(*words, "model.prompts=[10,10,5]"))
 
 
@@ -180,7 +198,7 @@ WRONG = {
     r"model\.prompts=null: method=l2p trains prompts .*\[10,10,4\]": ("model.prompts=null",),
     r"model\.lora=2: model\.prompts=\[10, 10, 4\] does not go with it": ("model.lora=2",),
     r"model\.prompts=.*: model\.random_features=5 does not go": ("model.random_features=5",),
-    r"model\.prompts=\[10, 10\]: must be a list of 3 values": ("model.prompts=[10,10]",),
+    r"model\.prompts=\[10, 10\]: must be null or a list of 3 values": ("model.prompts=[10,10]",),
     r"model\.prompts=\[4, 2, 5\]: an image cannot get 5 of 4": ("model.prompts=[4,2,5]",),
     r"model\.prompts: goes with vision transformers .* this is MLP": ("model=mlp",),
 }
@@ -195,7 +213,8 @@ def test_what_does_not_go_together(message: str) -> None:
 def test_without_prompts_the_classes_of_the_task_are_learned() -> None:
     stream, made = blobs("class"), learner(mlp())
     method = method_for("l2p", revealed(made, stream, 1))
-    method.begin_task(stream.tasks[1])
+    made.task = stream.tasks[1]
+    method.begin_task(made.task)
     theta = made.flat.theta.detach().clone().requires_grad_()
     rows = rows_of(stream.tasks[1], 8)
     loss = F.cross_entropy(made.logits(theta, rows)[:, 2:4], rows.y - 2)

@@ -149,7 +149,10 @@ def type_in_words(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, UnionType):
-        return " or ".join(type_in_words(arg) for arg in args)
+        if any(typing.get_origin(arg) in (list, tuple, Sequence) for arg in args):
+            # null comes first, so that it does not read as a value in the list
+            args = sorted(args, key=lambda arg: arg is not NoneType)
+        return " or ".join(map(type_in_words, args))
     if origin is tuple:
         return f"a list of {len(args)} values, each {type_in_words(args[0])}"
     if origin in (list, Sequence):

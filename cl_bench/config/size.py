@@ -15,6 +15,7 @@ from cl_bench.core import runtime
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
+from cl_bench.methods.shared.feature_sums import FeatureSums
 from cl_bench.models.head import name_head
 from cl_bench.models.prepare import trained_network
 
@@ -40,6 +41,9 @@ def check(plain: dict[str, Any]) -> None:
             _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
     if stores:
         _check_room(plain, None if known is None else known[1], tasks)
+    width = plain["model"].get("random_features")
+    if width is not None and issubclass(get_object(method["_target_"]), FeatureSums):
+        _require(f"model.random_features={width}: the products of all pairs", 3 * 8 * width**2)
     if known is not None:
         count = count_parameters(plain["model"], *known)
         if count is not None:

@@ -26,6 +26,7 @@ COPIED = {"scenario.split", "scenario.heads"}  # to `dataset.split` and `dataset
 WAITING = {"runtime.per_gpu"}  # when a run starts, and no number of it
 # where one is false, or `scenario.live.future`, the config has the hash from before this option
 CUDA_OPTIONS = ("tf32", "benchmark", "graphs")
+# where one is null, the config has the hash from before this key
 LATER_MODEL_KEYS = ("head", "fixed", "lora", "random_features", "prompts")
 
 
@@ -69,8 +70,7 @@ def _of_data(plain: Node) -> set[str]:
 def _of_model(model: Node) -> set[str]:
     """The initial weights where pre-trained ones replace them; `linearize` with a head alone.
 
-    A key that came later than the first runs is left out where it is null, so that a config without
-    it keeps its hash.
+    A key that is younger than the first records is left out where it is null.
     """
     replaced = model["pretrained"] is not None and model.get("head_init") in ("zero", "pretrained")
     found = {"model.init"} if replaced and "init" in model else set()

@@ -34,6 +34,7 @@ class FeatureClassifier(FeatureSums):
     ) -> None:
         super().__init__(learner, products=rule == "lda")
         self.rule, self.shrinkage = rule, shrinkage
+        self.option = "ncm" if rule == "nearest_mean" else "slda"
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:

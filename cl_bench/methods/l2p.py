@@ -5,6 +5,7 @@ arXiv:2112.08654
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class L2P(Method):
     def __init__(self, learner: Learner, pull: NonNegative) -> None:
         super().__init__(learner)
         self.pull = pull
-        self.present = torch.zeros_like(learner.flat.grad[:0]).bool()  # (K,): classes of the task
+        self.present = lru_cache(maxsize=1)(self._present)
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
@@ -39,11 +40,16 @@ class L2P(Method):
             )
 
     def begin_task(self, task: Task) -> None:
-        none = torch.zeros_like(self.learner.heads.live[0])
-        self.present = none.index_fill(0, task.y, True)
+        self.present.cache_clear()
 
     def observe(self, batch: Batch) -> Tensor:
-        return self.learner.descend_on(self._objective, batch, self.present)
+        return self.learner.descend_on(self._objective, batch, self.present())
+
+    def _present(self) -> Tensor:
+        """(K,) bool: the classes of the task that is learned now."""
+        task = self.learner.task
+        assert task is not None
+        return torch.zeros_like(self.learner.heads.live[0]).index_fill(0, task.y, True)
 
     def _objective(self, theta: Tensor, batch: Batch, present: Tensor) -> Tensor:
         """The mean objective; `present` are the classes (K,) of the task."""

@@ -27,9 +27,10 @@ class RanPAC(FeatureSums):
 
     After each task the strength is the power of ten from 1e-8 to 1e8 with the smallest squared
     error on `schedule.holdout` of the task's images, by the sums of all others. Then these images
-    are added to the sums.
+    are added to the sums. Strengths so small that the matrix has no Cholesky factor are left out.
     """
 
+    option = "ranpac"
     uses_held_out: ClassVar[bool] = True
 
     def __init__(self, learner: Learner) -> None:
@@ -50,21 +51,22 @@ class RanPAC(FeatureSums):
 
     def _best(self, x: Tensor, y: Tensor) -> float:
         """The strength of the smallest error on features (N, d) and labels (N,)."""
-        eigenvalues, vectors = torch.linalg.eigh(self.products)
-        inputs, weights = x @ vectors, vectors.T @ self.sums.T
         wanted = F.one_hot(y, len(self.count)).to(x.dtype)
-        errors = [
-            (inputs @ (weights / _at_least(eigenvalues, strength)[:, None]) - wanted).square().sum()
-            for strength in STRENGTHS
-        ]
-        return STRENGTHS[int(torch.stack(errors).argmin())]
+        errors: dict[float, float] = {}
+        for strength in STRENGTHS:
+            weight = self._solution(strength)
+            if weight is not None:
+                errors[strength] = float((x @ weight.T - wanted).square().sum())
+        return min(errors, key=lambda strength: errors[strength])
 
     def _rows(self) -> tuple[Tensor, Tensor]:
-        eigenvalues, vectors = torch.linalg.eigh(self.products)
-        inverse = vectors / _at_least(eigenvalues, self.strength) @ vectors.T
-        return self.sums @ inverse, torch.zeros_like(self.count)
+        weight = self._solution(self.strength)
+        assert weight is not None, "the matrix had a Cholesky factor with fewer samples"
+        return weight, torch.zeros_like(self.count)
 
-
-def _at_least(eigenvalues: Tensor, strength: float) -> Tensor:
-    """Eigenvalues of G + strength I; those of G have no negative sign but by rounding."""
-    return eigenvalues.clamp(min=0) + strength
+    def _solution(self, strength: float) -> Tensor | None:
+        """W (K, d); None where rounding leaves the matrix without a Cholesky factor."""
+        matrix = self.products.clone()
+        matrix.diagonal().add_(strength)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        return None if bool(failed) else torch.cholesky_solve(self.sums.T, factor).T

@@ -20,7 +20,11 @@ from cl_bench.models.layers import replace_module
 
 
 class Added(nn.Module):
-    """A network to which layers were added; it has another type, as its formulas no longer hold."""
+    """A network to which layers were added.
+
+    Its class differs from the network's own, so that the formulas for the gradients of `MLP` and
+    others are not used for it.
+    """
 
     def __init__(self, body: nn.Module, head: str) -> None:
         super().__init__()
@@ -97,7 +101,7 @@ def with_lora(net: nn.Module, rank: int) -> nn.Module:
 def with_random_features(net: nn.Module, count: int) -> nn.Module:
     """The network with `count` random features in place of its own, and a new head on them.
 
-    The new head is 0 where the old one is (model.head_init=zero).
+    The new head is 0 where the old one is (model.head_init=zero), else as PyTorch initialises it.
     """
     name, old = head_name(net), head_of(net)
     device, dtype = old.weight.device, old.weight.dtype

@@ -84,7 +84,12 @@ def trained_network(
                          image gets; trained with the head alone
     """
     if fixed is not None:
-        part_of(net, fixed).requires_grad_(False)
+        part = part_of(net, fixed).requires_grad_(False)
+        if random_features is not None and head_of(net) in [*part.modules()]:
+            raise UserError(
+                f"model.fixed={fixed}: the head is in it, and model.random_features="
+                f"{random_features} puts a new one in its place; fix another part"
+            )
     if lora is not None:
         net = with_lora(net, lora)
     if prompts is not None:

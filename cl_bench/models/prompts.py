@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.models.head import head_name, head_of
 
-LARGEST = 0.01  # first values of keys and prompts are uniform between 0 and this
+INIT_MAX = 0.01  # first values of keys and prompts are uniform between 0 and this
 Function = Callable[[Tensor], Tensor]
 
 
@@ -34,8 +34,9 @@ class Prompted(nn.Module):
 
     A prompt is `length` tokens, without positions, and has a key (d,). An image gets the prompts
     whose keys have the largest cosine with its query, the class token after the last block of the
-    transformer without prompts. The head classifies the mean of the prompts' outputs. Only keys,
-    prompts and head are trained.
+    transformer without prompts. The head classifies the mean of the prompts' outputs. Prompts and
+    head are trained; keys have a gradient in the objective of L2P alone, and otherwise keep their
+    first values.
     """
 
     def __init__(self, net: nn.Module, number: int, length: int, chosen: int) -> None:
@@ -48,7 +49,7 @@ class Prompted(nn.Module):
         weight = head_of(net).weight
         sizes = (number, weight.shape[1]), (number, length, weight.shape[1])
         with torch.device(weight.device):
-            keys, prompts = (nn.Parameter(LARGEST * torch.rand(size)) for size in sizes)
+            keys, prompts = (nn.Parameter(INIT_MAX * torch.rand(size)) for size in sizes)
         self.keys, self.prompts = keys, prompts
         self._shows_similarity = False
 
@@ -72,8 +73,9 @@ class Prompted(nn.Module):
         embed, encode, classify = self.transformer
         with torch.no_grad():
             tokens = embed(x)
-            query = F.normalize(encode(tokens)[:, 0], dim=1)
-        cosines = query @ F.normalize(self.keys, dim=1).to(query.dtype).mT
+            query = F.normalize(encode(tokens)[:, 0].to(self.keys.dtype), dim=1)
+        # not a matrix product, which autocast would round to bfloat16, so that keys would tie
+        cosines = (query[:, None] * F.normalize(self.keys, dim=1)).sum(2)
         best, indices = cosines.topk(self.chosen, dim=1)
         prompts = self.prompts[indices].flatten(1, 2).to(tokens.dtype)
         outputs = encode(torch.cat([prompts, tokens], 1))[:, : prompts.shape[1]]
@@ -105,7 +107,12 @@ def parts_of(net: Any) -> Transformer:
             net.heads,
         )
     known = type(net).__name__ == "VisionTransformer" and family == "timm"
-    if known and net.cls_token is not None and net.attn_pool is None:
+    if known and net.cls_token is None:
+        raise UserError(
+            "model.prompts: the query of an image is the class token, which this network lacks; "
+            "use another model.name"
+        )
+    if known:
         return Transformer(
             lambda x: net.norm_pre(net._pos_embed(net.patch_embed(x))),
             lambda tokens: net.norm(net.blocks(tokens)),

@@ -19,14 +19,17 @@ NEVER = -1e9  # the logit of a class of which no sample came
 
 
 class FeatureSums(Method):
-    """Counts samples and adds up features by class; the head is all that predictions take from it.
+    """Counts samples and adds up features by class; predictions use the head made of these sums.
 
     count     (K,): the samples of each class
     sums      (K, d): the sum of the features of each class
     products  (d, d): the sum of x x' over all samples, if it is asked for
 
-    Sums are in float64 and do not depend on the order of the samples. Images are not augmented.
+    Sums are in float64 and do not depend on the order of the samples. Images are not augmented, and
+    the epochs of a task after the first add nothing.
     """
+
+    option: str  # the option of `method` that it is
 
     def __init__(self, learner: Learner, products: bool) -> None:
         super().__init__(learner)
@@ -35,19 +38,25 @@ class FeatureSums(Method):
         self.count = zeros(classes, dtype=torch.float64)
         self.sums = zeros(classes, size, dtype=torch.float64)
         self.products = zeros((size, size) if products else (0, 0), dtype=torch.float64)
+        self.left = 0  # samples of this task that are still to come in its first epoch
         self.ready = lru_cache(maxsize=1)(self._classifier)
 
     def check_network(self, task: Task) -> None:
-        refuse_linearised_head(self.learner.net, "ncm, slda or ranpac")
+        refuse_linearised_head(self.learner.net, self.option)
         if self.learner.heads.bias_of(self.learner.flat.grad) is None:
             raise UserError(
-                "method=ncm, slda and ranpac: the head of the model has no bias, which they need; "
-                "use another model"
+                f"method={self.option}: the head of the model has no bias, which it needs; use "
+                "another model"
             )
+
+    def begin_task(self, task: Task) -> None:
+        self.left = len(task)
 
     def observe(self, batch: Batch) -> Tensor:
         """Add the batch to the sums; returns 0, as there is no loss."""
-        self._add(batch, self._features(batch))
+        if self.left > 0:
+            self.left -= len(batch.y)
+            self._add(batch, self._features(batch))
         return torch.zeros((), device=batch.y.device)
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.flat import FlatParams
 from cl_bench.core.state import Rebuilt
+from cl_bench.models.added import Added
 from cl_bench.models.conv5 import Conv5
 from cl_bench.models.convnet import ConvNet
 from cl_bench.models.layers import ACTIVATIONS
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.mlp import MLP
+from cl_bench.models.prompts import Prompted
 from cl_bench.models.strided import StridedConvNet
 
 NETWORKS = (MLP, ConvNet, StridedConvNet, Conv5)  # a plain sequence of layers, and `head`
@@ -106,6 +108,11 @@ def check(net: Any, flat: FlatParams, method: str) -> None:
         raise UserError(
             f"model.linearize=true: method={method} gates the hidden units of a network, which its "
             "tangent does not have; use model.linearize=false"
+        )
+    if isinstance(net, Added | Prompted):
+        raise UserError(
+            f"model.lora, random_features or prompts: method={method} gates the units of the "
+            "network alone; use null for all three"
         )
     if type(net) not in NETWORKS:
         raise UserError(
