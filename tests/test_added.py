@@ -251,6 +251,7 @@ def test_ranpac_equals_its_formula() -> None:
     strengths = set()
     stream.tests[2].y.copy_(stream.tests[2].y.roll(7))  # labels that nothing predicts
     for task, held_out in zip(stream.tasks, stream.tests, strict=True):
+        made.task = task
         method.begin_task(task)
         for _ in range(epochs):
             for rows in task.chunks(7):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ from cl_bench.config.check import check_config
 from cl_bench.core.greedy import Greedy
 from cl_bench.core.herding import Herding, herded
 from cl_bench.core.types import Batch, Task
+from cl_bench.data.stream import sequential
+from cl_bench.models.added import with_random_features
 from cl_bench.probes.nearest_mean import NearestMean
+from cl_bench.testing.contract import check_stops
 from cl_bench.testing.small_run import SmallRun
 
 
@@ -362,6 +366,49 @@ def test_feature_classifiers_equal_their_formulas(name: str) -> None:
         distances = torch.einsum("bki,ij,bkj->bk", gaps, matrix, gaps)
         assert method.predict(rows).argmax(1).equal(distances.argmin(1))
     assert made.flat.theta.detach().equal(theta) and made.sample_gradients == 0
+
+
+@pytest.mark.parametrize("name", ["ncm", "slda"])
+def test_a_network_adapts_to_the_first_task(name: str) -> None:
+    """As fine-tuning does; the sums are those of all tasks in the features of this network."""
+    adapted = SmallRun(lambda made: method_for(name, made, "method.adapt=true"), "class")()
+    one = partial(sequential, first=1)
+    first = SmallRun(lambda made: method_for("finetune", made), "class", arranged=one)()
+    method: Any = adapted.made
+    made, other = method.learner, first.made.learner
+    assert made.flat.theta.equal(other.flat.theta) and not method.adapting
+    assert made.sample_gradients == other.sample_gradients > 0
+    sums = torch.zeros_like(method.sums)
+    for task in adapted.stream.tasks:
+        rows = rows_of(task, len(task))
+        sums.index_add_(0, rows.y, made.features(rows).double())
+    torch.testing.assert_close(method.sums, sums)
+    assert (
+        method.count.tolist()
+        == torch.bincount(
+            torch.cat([task.y for task in adapted.stream.tasks]), minlength=6
+        ).tolist()
+    )
+
+
+@pytest.mark.parametrize("name", ["ncm", "ranpac"])
+def test_a_run_that_adapts_stops_and_continues(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "method": lambda made: method_for(name, made, "method.adapt=true"),
+        "scenario": "task",
+    }
+    check_stops(tmp_path, [3, 8, 6], **options)
+
+
+def test_what_cannot_adapt() -> None:
+    words = "method=ncm", "method.adapt=true", "dataset=seqmnist5k", "scenario=class"
+    with pytest.raises(UserError, match=r"method\.adapt=true: .*, which stream=online does not"):
+        check_config(composed(*words, "stream=online", "schedule.epochs=1"))
+    made = learner(with_random_features(mlp(), 4))
+    for name, parameter in made.net.named_parameters():
+        parameter.requires_grad_("head" in name)
+    with pytest.raises(UserError, match=r"method=ncm with method\.adapt=true trains the features"):
+        method_for("ncm", made, "method.adapt=true").check_network(blobs("class").tasks[0])
 
 
 def test_the_nearest_mean_of_a_network() -> None:

@@ -75,6 +75,11 @@ def _check_hidden(plain: dict[str, Any], hidden: str) -> None:
             f"{hidden}: the method {method.__name__} must be told where a task ends; use one that "
             f"says task_free = True: {', '.join(_task_free_methods())}"
         )
+    if plain["method"].get("adapt") is True:
+        raise UserError(
+            f"method.adapt=true: the network is trained until the first task ends, which {hidden} "
+            "does not tell; use method.adapt=false"
+        )
     options = plain["method"].get("buffer")
     idle = "method.buffer" in method.unused(plain)
     if options and not idle and not get_object(options["_target_"]).task_free:

@@ -1,4 +1,4 @@
-"""Classifiers on the features of a network that is not trained: nearest class mean, and LDA.
+"""Classifiers on the features of a network that does not change: nearest class mean, and LDA.
 
 ncm   nearest class mean (Mensink et al. 2013; Rebuffi et al. 2017 on learned features)
 slda  linear discriminant analysis with a covariance of all classes (Hayes & Kanan 2020, "Lifelong
@@ -30,15 +30,20 @@ class FeatureClassifier(FeatureSums):
     task_free = True
 
     def __init__(
-        self, learner: Learner, rule: Literal["nearest_mean", "lda"], shrinkage: Share
+        self,
+        learner: Learner,
+        rule: Literal["nearest_mean", "lda"],
+        shrinkage: Share,
+        adapt: bool,
     ) -> None:
-        super().__init__(learner, products=rule == "lda")
+        super().__init__(learner, rule == "lda", adapt)
         self.rule, self.shrinkage = rule, shrinkage
         self.option = "ncm" if rule == "nearest_mean" else "slda"
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        return {"method.shrinkage"} if config["method"]["rule"] == "nearest_mean" else set()
+        idle = {"method.shrinkage"} if config["method"]["rule"] == "nearest_mean" else set[str]()
+        return idle | FeatureSums.unused(config)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         means = self.sums / self.count.clamp(min=1)[:, None]

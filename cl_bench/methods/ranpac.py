@@ -1,6 +1,6 @@
 """RanPAC: ridge regression from random features to classes (McDonnell et al. 2023).
 
-arXiv:2307.02251, without its first phase, which adapts the network to the first task.
+arXiv:2307.02251
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class RanPAC(FeatureSums):
     """The head is W = (G + strength I)^-1 C, with G the sum of x x' and C the sum of x y'.
 
     x are the features of an image, and y its label as a one-hot vector; the sums are over all
-    samples so far. Nothing is trained. The features are those of model.random_features: the ReLU of
+    samples so far. Nothing is trained, unless the network adapts to the first task (phase 1 of the
+    paper, `adapt`). The features are those of model.random_features: the ReLU of
     a random projection of the network's own.
 
     After each task the strength is the power of ten from 1e-8 to 1e8 with the smallest squared
@@ -33,12 +34,15 @@ class RanPAC(FeatureSums):
     option = "ranpac"
     uses_held_out: ClassVar[bool] = True
 
-    def __init__(self, learner: Learner) -> None:
-        super().__init__(learner, products=True)
+    def __init__(self, learner: Learner, adapt: bool) -> None:
+        super().__init__(learner, products=True, adapt=adapt)
         self.strength = 1.0
 
     @torch.no_grad()
     def validate(self, held_out: Task) -> None:
+        task = self.learner.task
+        assert task is not None
+        self._stop_adapting(task)
         parts = [*held_out.chunks(512)]
         found = [self._features(part) for part in parts]
         self.strength = self._best(torch.cat(found), torch.cat([part.y for part in parts]))

@@ -1,4 +1,4 @@
-"""Sums of the features of a network that is not trained, from which its head is computed."""
+"""Sums of the features of a network that does not change, from which its head is computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Method
-from cl_bench.methods.shared.head_rows import refuse_linearised_head
+from cl_bench.methods.shared.head_rows import refuse_linearised, refuse_linearised_head
 
 NEVER = -1e9  # the logit of a class of which no sample came
 
@@ -26,13 +26,15 @@ class FeatureSums(Method):
     products  (d, d): the sum of x x' over all samples, if it is asked for
 
     Sums are in float64 and do not depend on the order of the samples. Images are not augmented, and
-    the epochs of a task after the first add nothing.
+    the epochs of a task after the first add nothing. With `adapt` the network is trained on the
+    first task, with its head, and then stays as it is; only after that the sums of this task begin.
     """
 
     option: str  # the option of `method` that it is
 
-    def __init__(self, learner: Learner, products: bool) -> None:
+    def __init__(self, learner: Learner, products: bool, adapt: bool) -> None:
         super().__init__(learner)
+        self.adapting = adapt
         classes, size = learner.heads.rows_of(learner.flat.grad).shape
         zeros = learner.flat.grad.new_zeros
         self.count = zeros(classes, dtype=torch.float64)
@@ -41,8 +43,14 @@ class FeatureSums(Method):
         self.left = 0  # samples of this task that are still to come in its first epoch
         self.ready = lru_cache(maxsize=1)(self._classifier)
 
+    @staticmethod
+    def unused(config: dict[str, Any]) -> set[str]:
+        return set() if config["method"]["adapt"] else {"method.adapt"}
+
     def check_network(self, task: Task) -> None:
         refuse_linearised_head(self.learner.net, self.option)
+        if self.adapting:
+            refuse_linearised(self.learner.net, f"{self.option} with method.adapt=true")
         if self.learner.heads.bias_of(self.learner.flat.grad) is None:
             raise UserError(
                 f"method={self.option}: the head of the model has no bias, which it needs; use "
@@ -53,16 +61,26 @@ class FeatureSums(Method):
         self.left = len(task)
 
     def observe(self, batch: Batch) -> Tensor:
-        """Add the batch to the sums; returns 0, as there is no loss."""
+        """Add the batch to the sums; returns 0, as there is no loss.
+
+        In a first task to which the network adapts, a step of the optimizer; returns the loss.
+        """
+        if self.adapting:
+            return self.learner.descend(batch)
         if self.left > 0:
             self.left -= len(batch.y)
             self._add(batch, self._features(batch))
         return torch.zeros((), device=batch.y.device)
 
+    def end_task(self, task: Task) -> None:
+        self._stop_adapting(task)
+
     def networks(self) -> Iterator[tuple[str, Snapshot]]:
-        yield "", self.ready()
+        yield "", self.learner.snapshot() if self.adapting else self.ready()
 
     def predict(self, batch: Batch) -> Tensor:
+        if self.adapting:
+            return super().predict(batch)
         with self.learner.evaluating(full_precision=True):  # small gaps between large logits
             return self.learner.snapshot_logits(self.ready(), batch)
 
@@ -73,6 +91,13 @@ class FeatureSums(Method):
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Weight (K, d) and bias (K,) of the head, by the sums so far."""
         raise NotImplementedError
+
+    def _stop_adapting(self, task: Task) -> None:
+        """Take the sums of the task to which the network has adapted, if it does so until now."""
+        if self.adapting:
+            self.adapting = False
+            for batch in task.chunks(512):
+                self._add(batch, self._features(batch))
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> Tensor:
