@@ -180,6 +180,10 @@ WRONG = {
     ),
     r"model\.fixed=features: model\.lora=2 does not go": ("model.lora=2", "model.fixed=features"),
     r"model\.lora=0: ": ("model.lora=0",),
+    r"model\.lora=200: .* of layer features\.1, whose weight is 100 x 3072, is at most 100": (
+        "model=mlp",
+        "model.lora=200",
+    ),
     r"model\.fixed=head: the head is in it, and model\.random_features=9 puts a new one": (
         *("model=mlp", "model.fixed=head"),
         "model.random_features=9",

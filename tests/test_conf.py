@@ -36,8 +36,10 @@ def test_every_option_composes_and_binds(group: str, name: str) -> None:
         extra = [f"dataset.split={split}", "dataset.tasks=5", "dataset.train_per_task=null"]
     if group == "dataset":
         extra = ["dataset.source.load._target_=builtins.list"] if name == "arrays" else []
-    if group == "backbone" or name.startswith(("resnet18_224", "efficientnet", "torchvision")):
-        extra = ["dataset=seqcifar100"]  # they see three channels
+    if group == "backbone" or name.startswith(
+        ("resnet18_224", "efficientnet", "torchvision", "timm", "l2p")
+    ):
+        extra = ["dataset=seqcifar100"]  # they see three channels, or patches of 16 pixels
     if name == "blurry":
         extra = ["dataset=seqmnist5k", "scenario=class"]
     if name == "imagenet32":  # the file of backbone=imagenet32 is for the user to make
@@ -115,7 +117,8 @@ PAIRS = [
 
 @pytest.mark.parametrize(("method", "dataset"), PAIRS)
 def test_every_method_with_every_kind_of_dataset(method: str, dataset: str) -> None:
-    extra = NO_BACKBONE if method == "dlcft" else []
+    needed = {"dlcft": NO_BACKBONE, "l2p": ["+model.arguments.patch_size=4"]}
+    extra = needed.get(method, [])
     plain = check_config(composed(f"method={method}", f"dataset={dataset}", *extra))
     assert plain["dataset"]["name"] == dataset
 

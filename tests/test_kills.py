@@ -26,7 +26,12 @@ SMALL = ("tracking=none", "dataset.tasks=2", "dataset.train_per_task=24", "runti
 SMALL += ("model.pretrained=null", "evaluation.batch_size=500")
 SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
 NETWORK = {
-    "l2p": ("model.prompts=[3,2,2]", "+model.arguments.depth=1", "+model.arguments.embed_dim=6")
+    "l2p": (
+        "model.prompts=[3,2,2]",
+        "+model.arguments.depth=1",
+        "+model.arguments.embed_dim=6",
+        "+model.arguments.patch_size=7",
+    )
 }
 QUICK = {
     "halrp": ("method.growth=null",),  # the perceptron is small

@@ -200,6 +200,13 @@ WRONG = {
     r"model\.prompts=.*: model\.random_features=5 does not go": ("model.random_features=5",),
     r"model\.prompts=\[10, 10\]: must be null or a list of 3 values": ("model.prompts=[10,10]",),
     r"model\.prompts=\[4, 2, 5\]: an image cannot get 5 of 4": ("model.prompts=[4,2,5]",),
+    r"model\.name=vit_tiny_patch16_224: patches of 5 pixels do not fill images of 32; use": (
+        "+model.arguments.patch_size=5",
+    ),
+    r"model\.prompts: goes with vision transformers .* this is ResNet": (
+        "model=torchvision",
+        "model.name=resnet18",
+    ),
     r"model\.prompts: goes with vision transformers .* this is MLP": ("model=mlp",),
 }
 

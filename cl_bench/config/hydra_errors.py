@@ -7,6 +7,7 @@ import shlex
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import hydra.errors
@@ -151,10 +152,18 @@ def _other_places(full: str, parent: Any, key: Any) -> str:
         return f", but {', '.join(places)}"
     group, _, own = full.rpartition(".")
     group = group.rpartition(".")[2]
-    options = [f for f in folders.option_files(group) if group and own in OmegaConf.load(f)]
+    files = folders.option_files(group) if group else []
+    options = [f for f in files if own in _own_keys(f, group)]
     names = [f"{group}={file.stem}" for file in options]
     have = "has it" if len(names) == 1 else "have it" if len(names) < 5 else "and others have it"
     return f", but {', '.join(names[:4])} {have}" if names else ""
+
+
+def _own_keys(file: Path, group: str) -> Any:
+    """The keys of an option of a group, which may stand below the group's name in its file."""
+    node = OmegaConf.load(file)
+    below = node.get(group) if isinstance(node, DictConfig) else None
+    return {*node, *below} if isinstance(below, DictConfig) else node
 
 
 def _no_such_option(file: str, options: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ arXiv:2307.02251
 
 from __future__ import annotations
 
+from math import log10
 from typing import ClassVar
 
 import torch
@@ -50,8 +51,8 @@ class RanPAC(FeatureSums):
             self._add(part, x)
 
     def capacity(self) -> dict[str, float]:
-        """The strength of the penalty."""
-        return {"strength": self.strength}
+        """The logarithm of the strength of the penalty, to the base 10."""
+        return {"log10_strength": log10(self.strength)}
 
     def _best(self, x: Tensor, y: Tensor) -> float:
         """The strength of the smallest error on features (N, d) and labels (N,)."""

@@ -80,7 +80,7 @@ class RandomFeatures(nn.Module):
 def with_lora(net: nn.Module, rank: int) -> nn.Module:
     """The network in which the head and a `LowRank` part of each other linear layer are trained.
 
-    Raises UserError where it has no other linear layer.
+    Raises UserError where it has no other linear layer, or one that is smaller than the rank.
     """
     head = head_of(net)
     linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and m is not head]
@@ -94,6 +94,11 @@ def with_lora(net: nn.Module, rank: int) -> nn.Module:
     for name in linear:
         layer = net.get_submodule(name)
         assert isinstance(layer, nn.Linear)
+        if rank > min(layer.weight.shape):
+            raise UserError(
+                f"model.lora={rank}: the rank of a change of layer {name}, whose weight is "
+                f"{layer.out_features} x {layer.in_features}, is at most {min(layer.weight.shape)}"
+            )
         replace_module(net, name, LowRank(layer, rank))
     return Added(net, head_name(net))
 

@@ -159,7 +159,7 @@ def _check_fixed(model: dict[str, Any], has_batch_norm: bool) -> None:
         raise UserError(
             f"model.{found[0]}: model.{found[1]} does not go with it; leave one of them out"
         )
-    if found and has_batch_norm and model["norm"] == "batch":
+    if found and has_batch_norm and model["norm"] == "batch" and model.get("prompts") is None:
         raise UserError(
             f"model.{found[0]}: batch norm's statistics would move under a fixed backbone; "
             "use model.norm=folded"

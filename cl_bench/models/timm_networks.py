@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,17 @@ from cl_bench.base.bounds import Text
 from cl_bench.base.exceptions import UserError
 from cl_bench.models.layers import HeadInit, initialise
 from cl_bench.models.library import built, fetched, tagged
+
+
+def _require_whole_patches(name: str, side: int, arguments: dict[str, Any]) -> None:
+    """Raise UserError where patches would leave out a margin of the images."""
+    named = re.search(r"patch(\d+)", name)
+    size = arguments.get("patch_size", int(named[1]) if named else 1)
+    if isinstance(size, int) and size > 0 and side % size and "dynamic_img_pad" not in arguments:
+        raise UserError(
+            f"model.name={name}: patches of {size} pixels do not fill images of {side}; use "
+            "+model.arguments.patch_size=<a divisor of it>, or another dataset.transform.resize"
+        )
 
 
 def timm_network(
@@ -30,6 +42,7 @@ def timm_network(
     given: dict[str, Any] = {"in_chans": shape[0], "num_classes": num_classes}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         given["img_size"] = tuple(shape[1:])
+        _require_whole_patches(name, shape[1], arguments)
     given |= arguments
 
     def make() -> nn.Module:

@@ -45,7 +45,11 @@ class FeatureSums(Method):
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        return set() if config["method"]["adapt"] else {"method.adapt"}
+        """Without `adapt` nothing is trained, whatever the optimizer and the number of epochs."""
+        if config["method"]["adapt"]:
+            return set()
+        idle = {f"optimizer.{key}" for key in config["optimizer"]} | {"schedule.epochs"}
+        return idle | {"method.adapt"}
 
     def check_network(self, task: Task) -> None:
         refuse_linearised_head(self.learner.net, self.option)
