@@ -58,7 +58,8 @@ def _names(words: tuple[str, ...]) -> set[str]:
     """The keys of a command and their groups: a line says which of them is at fault."""
     keys = {word.lstrip("+~").partition("=")[0] for word in words}
     groups = {key.partition(".")[0] for key in keys} - {""}
-    parts = {"model.pretrained"} if "method=dlcft" in words else set()  # what dlcft chooses
+    chosen = {"method=dlcft": {"model.pretrained"}, "method=l2p": {"model.name"}}
+    parts = {key for word in words for key in chosen.get(word, ())}  # what a method chooses
     return keys - {""} | groups | parts | ({"no key", "empty"} if not groups else set())
 
 
@@ -223,7 +224,10 @@ REFUSED = [
         "must be at least 0 and bel",
     ),
     (("optimizer._target_=torch.optim.nope",), "optimizer._target_=torch.optim.nope: "),
-    (("method.strength=1",), "method.strength: no such key of the class Finetune, but method=ewc"),
+    (
+        ("method.strength=1",),
+        "method.strength: no such key of the class Finetune, but method=dlcft",
+    ),
     (
         ("dataset=pmnist5k", "dataset.imbalance=0.01", "dataset.train_per_task=4000"),
         "a task has 988 training images with dataset.imbalance=0.01",
