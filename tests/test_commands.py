@@ -194,7 +194,7 @@ REFUSED = [
     ),
     (
         ("model._target_=torchvision.models.resnet18",),
-        "got an unexpected keyword argument 'activation'",
+        "got an unexpected keyword argument 'hidden'",
     ),
     (
         ("criterion._target_=cl_bench.core.criteria.Criterion",),

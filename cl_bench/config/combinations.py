@@ -25,8 +25,10 @@ def check(plain: dict[str, Any]) -> None:
     _check_data(plain)
     boundaries.check(plain)
     _check_early_stopping(plain)
+    library.check(plain["model"])
+    prepare.fixing_key(plain["model"])
+    size.check(plain)  # builds the network without values, and refuses what it does not take
     _check_model(plain)
-    size.check(plain)
     if "curvature" in plain["method"]:
         _check_curvature(plain, plain["method"]["curvature"])
     _check_buffer(plain)
@@ -162,7 +164,6 @@ def _check_model(plain: dict[str, Any]) -> None:
             f"runtime.compile=true: model.dropout={model['dropout']} draws from a generator of the "
             "run's own, which a graph cannot hold; use runtime.compile=false, or model.dropout=[]"
         )
-    library.check(model)
     normalised = has_batch_norm(model)
     folds = plain["schedule"]["batch_norm"] == "folded" and normalised
     if folds and model["norm"] == "batch" and not method.allows_folding:

@@ -156,7 +156,8 @@ def count_parameters(
     name_head(net, model["head"], num_classes)
     keys = ("fixed", "lora", "random_features", "prompts")
     with torch.device("meta"):
-        net = trained_network(net, model["head_mode"], *(model.get(key) for key in keys))
+        added = {key: model.get(key) for key in keys}
+        net = trained_network(net, model["head_mode"], **added)
     norms = nn.modules.batchnorm._BatchNorm if model["norm"] == "folded" else ()
     left_out = {id(p) for m in net.modules() if isinstance(m, norms) for p in m.parameters()}
     kept = [p for p in net.parameters() if p.requires_grad and id(p) not in left_out]

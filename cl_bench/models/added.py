@@ -20,7 +20,7 @@ from cl_bench.models.layers import replace_module
 
 
 class Added(nn.Module):
-    """A network to which layers were added.
+    """A network (`body`) to which layers were added.
 
     Its class differs from the network's own, so that the formulas for the gradients of `MLP` and
     others are not used for it.

@@ -129,7 +129,12 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
             "model.head_mode=linearized: the backbone's share is w0 J psi, and with "
             "model.head_init=zero w0 is 0; use model.head_init=same, or model.head_mode=bilinear"
         )
-    _check_fixed(model, has_batch_norm)
+    fixing = fixing_key(model)
+    if fixing is not None and has_batch_norm and model["norm"] == "batch":
+        raise UserError(
+            f"model.{fixing}: batch norm's statistics would move under a fixed backbone; "
+            "use model.norm=folded"
+        )
     name = backbones.resolve_name(model)
     if model.get("head_init") == "pretrained" and model.get("random_features") is not None:
         raise UserError(
@@ -145,8 +150,11 @@ def check(model: dict[str, Any], has_batch_norm: bool, transform: dict[str, Any]
         backbones.check(name, model, transform)
 
 
-def _check_fixed(model: dict[str, Any], has_batch_norm: bool) -> None:
-    """Refuse two keys that fix parameters, and a fixed network under batch norm that is trained."""
+def fixing_key(model: dict[str, Any]) -> str | None:
+    """The key, with its value, by which a part of the network's parameters is fixed; None for none.
+
+    Raises UserError where there are two.
+    """
     keys = ("fixed", "lora", "prompts")
     found = [f"{key}={model[key]}" for key in keys if model.get(key) is not None]
     if model["linearize"]:
@@ -159,8 +167,4 @@ def _check_fixed(model: dict[str, Any], has_batch_norm: bool) -> None:
         raise UserError(
             f"model.{found[0]}: model.{found[1]} does not go with it; leave one of them out"
         )
-    if found and has_batch_norm and model["norm"] == "batch" and model.get("prompts") is None:
-        raise UserError(
-            f"model.{found[0]}: batch norm's statistics would move under a fixed backbone; "
-            "use model.norm=folded"
-        )
+    return found[0] if found else None

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.models.added import Added
 from cl_bench.models.head import head_name, head_of
 
 INIT_MAX = 0.01  # first values of keys and prompts are uniform between 0 and this
@@ -29,7 +30,7 @@ class Transformer(NamedTuple):
     classify: Function  # (B, d) -> (B, K)
 
 
-class Prompted(nn.Module):
+class Prompted(Added):
     """The transformer sees `chosen` of its `number` prompts before the tokens of an image.
 
     A prompt is `length` tokens, without positions, and has a key (d,). An image gets the prompts
@@ -40,12 +41,11 @@ class Prompted(nn.Module):
     """
 
     def __init__(self, net: nn.Module, number: int, length: int, chosen: int) -> None:
-        super().__init__()
+        super().__init__(net, head_name(net))
         self.transformer = parts_of(net)
         net.requires_grad_(False).eval()
         head_of(net).requires_grad_(True)
-        self.body, self.chosen = net, chosen
-        self.head_name = f"body.{head_name(net)}"
+        self.chosen = chosen
         weight = head_of(net).weight
         sizes = (number, weight.shape[1]), (number, length, weight.shape[1])
         with torch.device(weight.device):

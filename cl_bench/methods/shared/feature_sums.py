@@ -45,11 +45,14 @@ class FeatureSums(Method):
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        """Without `adapt` nothing is trained, whatever the optimizer and the number of epochs."""
+        """Without `adapt` nothing is trained, whatever the optimizer and the number of epochs.
+
+        The number of epochs still says when the tests of evaluation.every are made.
+        """
         if config["method"]["adapt"]:
             return set()
-        idle = {f"optimizer.{key}" for key in config["optimizer"]} | {"schedule.epochs"}
-        return idle | {"method.adapt"}
+        idle = {f"optimizer.{key}" for key in config["optimizer"]} | {"method.adapt"}
+        return idle if config["evaluation"]["every"] is not None else idle | {"schedule.epochs"}
 
     def check_network(self, task: Task) -> None:
         refuse_linearised_head(self.learner.net, self.option)
@@ -103,7 +106,6 @@ class FeatureSums(Method):
             for batch in task.chunks(512):
                 self._add(batch, self._features(batch))
 
-    @torch.no_grad()
     def _features(self, batch: Batch) -> Tensor:
         """(B, d), in float64."""
         with self.learner.evaluating(full_precision=True):

@@ -23,7 +23,6 @@ from cl_bench.models.convnet import ConvNet
 from cl_bench.models.layers import ACTIVATIONS
 from cl_bench.models.linearized import Linearized
 from cl_bench.models.mlp import MLP
-from cl_bench.models.prompts import Prompted
 from cl_bench.models.strided import StridedConvNet
 
 NETWORKS = (MLP, ConvNet, StridedConvNet, Conv5)  # a plain sequence of layers, and `head`
@@ -109,7 +108,7 @@ def check(net: Any, flat: FlatParams, method: str) -> None:
             f"model.linearize=true: method={method} gates the hidden units of a network, which its "
             "tangent does not have; use model.linearize=false"
         )
-    if isinstance(net, Added | Prompted):
+    if isinstance(net, Added):
         raise UserError(
             f"model.lora, random_features or prompts: method={method} gates the units of the "
             "network alone; use null for all three"
