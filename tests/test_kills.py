@@ -26,6 +26,7 @@ SMALL = ("tracking=none", "dataset.tasks=2", "dataset.train_per_task=24", "runti
 SMALL += ("model.pretrained=null", "evaluation.batch_size=500")
 SMALL += ("schedule.epochs=2", "schedule.batch_size=12")
 NETWORK = {
+    "ranpac": ("model.hidden=[12]", "model.random_features=30"),
     "l2p": (
         "model.prompts=[3,2,2]",
         "+model.arguments.depth=1",

@@ -19,7 +19,7 @@ from conftest import SLOW, command, finished
 RUNS = ("-m", *SLOW, "dataset.tasks=2", "runtime.threads=1", "tracking=none")
 RUNS += ("dataset.train_per_task=200",)
 # two runs: the second one still trains, for seconds, when the first one ends
-SWEEP = (*RUNS, "schedule.epochs=1,20")
+SWEEP = (*RUNS, "schedule.epochs=1,12")
 RAY = ("hydra.launcher.ray.init.address=null", "hydra.launcher.ray.remote.num_gpus=0")
 OWN: dict[str, tuple[str, ...]] = {"cores": ("hydra.launcher.n_jobs=2",), "ray_cluster": RAY}
 PLUGIN = {"cores": "joblib", "slurm_local": "submitit", "ray_cluster": "ray"}
@@ -121,7 +121,7 @@ def test_a_preempted_job_is_queued_again(straight: dict[str, Any], tmp_path: Pat
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     where = tmp_path / "outputs"
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    words = (*RUNS, "schedule.epochs=20", "hydra/launcher=slurm_local")
+    words = (*RUNS, "schedule.epochs=12", "hydra/launcher=slurm_local")
     process = command(*words, where=where, CUDA_VISIBLE_DEVICES=gpus)
     until(lambda: any(f.stat().st_size for f in where.rglob("metrics.jsonl")), "a first row")
     (worker,) = running(where)
