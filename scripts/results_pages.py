@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from results_tables import (
     grouped,
     label,
     long_table,
+    ordered,
+    shared_line,
     short_table,
     wide_table,
+    without_shared_options,
 )
 
 from cl_bench.base.escape import markdown, visible
@@ -53,16 +57,24 @@ def pages(root: Path) -> dict[Path, str]:
     if not TABLE.search(readme.read_text()):
         raise UserError(f"{readme}: has no table between a line {START} and a line {END}")
     texts = readme, *sorted((root / "docs/notes").glob("*.md"))
-    return made | {text: filled(text, tables) for text in texts}
+    sort = {name: about[name].get("order") for name in order}
+    return made | {text: filled(text, tables, sort) for text in texts}
 
 
-def filled(file: Path, tables: dict[str, list[ResultRow]]) -> str:
-    """The text of a file with its tables made again; UserError where a marking line is wrong."""
+def filled(
+    file: Path, tables: dict[str, list[ResultRow]], order: Mapping[str, str | None] | None = None
+) -> str:
+    """The text of a file with its tables made again; UserError where a marking line is wrong.
+
+    order  the metric by which the rows of a table are sorted
+    """
 
     def again(found: re.Match[str]) -> str:
         if found[2] not in tables:
             raise UserError(f"{file}: results/{found[2]}.csv: there is no such table")
-        return f"{found[1]}\n\n{short_table(tables[found[2]])}\n\n{END}"
+        shared, rows = without_shared_options(tables[found[2]])
+        rows = ordered(rows, (order or {}).get(found[2]))
+        return "\n\n".join([found[1], *shared_line(shared), short_table(rows), END])
 
     text, count = TABLE.subn(again, file.read_text())
     if len(re.findall(START, text, re.M)) > count:
@@ -90,7 +102,13 @@ on the papers (`docs/notes`).
 
 
 def page(name: str, about: dict[str, Any], rows: list[ResultRow]) -> str:
-    """The page on one table of results."""
+    """The page on one table of results.
+
+    about  its `title` and `text`, and optionally the metric that rows are sorted by (`order`), the
+           one that is drawn (`figure`), and the published figures to set beside it (`beside`)
+    """
+    shared, rows = without_shared_options(rows)
+    rows = ordered(rows, about.get("order"))
     groups = grouped(rows)
     parts = [f"# {about['title']}", MADE.format(f"{name}.csv")]
     parts += [about["text"]] if about["text"] else []
@@ -99,6 +117,7 @@ def page(name: str, about: dict[str, Any], rows: list[ResultRow]) -> str:
     wide = not sparse or all(any(row.metric == "ACC" for row in group) for group in groups)
     if "figure" in about:
         parts.append(bars(groups, about["figure"]))
+    parts += shared_line(shared)
     parts.append(wide_table(groups, metrics) if wide else long_table(rows))
     if "beside" in about:
         parts.append("## Beside published figures\n\nOf another protocol, as the text above says.")

@@ -6,6 +6,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 from math import hypot, sqrt
 from typing import Any
@@ -25,6 +26,45 @@ def grouped(rows: Iterable[ResultRow]) -> list[Group]:
     for row in rows:
         found.setdefault(row.row, []).append(row)
     return list(found.values())
+
+
+def without_shared_options(rows: list[ResultRow]) -> tuple[list[str], list[ResultRow]]:
+    """The options that stand in every row label, and the rows with labels that lack them.
+
+    There are none where a label would be left without an option.
+    """
+    parts = {row.row: row.row.partition(", ") for row in rows}
+    options = [part[0].split() for part in parts.values()]
+    shared = [word for word in options[0] if "=" in word and all(word in o for o in options)]
+    if len(options) == 1 or not shared or min(map(len, options)) == len(shared):
+        return [], rows
+    short = {
+        label: " ".join(word for word in part[0].split() if word not in shared) + part[1] + part[2]
+        for label, part in parts.items()
+    }
+    return shared, [replace(row, row=short[row.row]) for row in rows]
+
+
+def ordered(rows: list[ResultRow], metric: str | None) -> list[ResultRow]:
+    """The rows of each label together, from the highest mean of a metric to the lowest.
+
+    Labels without the metric come last; with None the order stays.
+    """
+    if metric is None:
+        return rows
+    groups = grouped(rows)
+    means = {g[0].row: row.mean for g in groups for row in g if row.metric == metric}
+    groups.sort(key=lambda group: means.get(group[0].row, Decimal("-Infinity")), reverse=True)
+    return [row for group in groups for row in group]
+
+
+def shared_line(words: list[str]) -> list[str]:
+    """The sentence above a table that names the options which its row labels lack."""
+    return (
+        [f"Every row has `{visible(' '.join(words))}`; the first column shows the rest."]
+        if words
+        else []
+    )
 
 
 def wide_table(groups: list[Group], metrics: list[str]) -> str:

@@ -32,7 +32,7 @@ NETWORK = {
         "+model.arguments.depth=1",
         "+model.arguments.embed_dim=6",
         "+model.arguments.patch_size=7",
-    )
+    ),
 }
 QUICK = {
     "halrp": ("method.growth=null",),  # the perceptron is small

@@ -75,6 +75,26 @@ def test_tables_in_texts(tmp_path: Path) -> None:
             module.filled(file, tables)
 
 
+def test_options_that_all_rows_share_stand_above_the_table() -> None:
+    """Words after a comma stay; no label is left empty; labels are sorted by a metric."""
+    module, (first, *_) = load_script("results_tables"), read(ROOT / "results/pmnist.csv")
+
+    def rows(*labels: str) -> list[ResultRow]:
+        return [replace(first, row=label, mean=Decimal(len(label))) for label in labels]
+
+    shared, short = module.without_shared_options(rows("a=1 b=2 c=3, x a=1", "b=2 a=1 d=4"))
+    assert shared == ["a=1", "b=2"] and [row.row for row in short] == ["c=3, x a=1", "d=4"]
+    for labels in (("a=1", "a=1 b=2"), ("a=1 b=2",), ("plain words", "plain text"), ("a=1", "b=1")):
+        given = rows(*labels)
+        assert module.without_shared_options(given) == ([], given)
+    given = rows("a=1", "a=1 b=2", "a=1 b")
+    other = replace(given[0], metric="other", mean=Decimal(99))
+    alone = replace(given[0], row="none", metric="other")
+    made = module.ordered([*given, other, alone], first.metric)
+    assert made == [given[1], given[2], given[0], other, alone]
+    assert module.ordered([*given, other], None) == [*given, other]
+
+
 def test_a_drawing_has_a_bar_for_each_row() -> None:
     """The longest is 340 units long, the others in proportion."""
     module, rows = load_script("results_tables"), read(ROOT / "results/curvature_quality.csv")
