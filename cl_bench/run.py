@@ -50,8 +50,8 @@ def main(cfg: DictConfig) -> float:
         from cl_bench.engine import job
 
         plan = job.make_plan(cfg, HydraConfig.get())
+        set_imports_apart()
         if sweeping:
-            set_imports_apart()
             note_folder(Path(HydraConfig.get().runtime.output_dir), plan.folder.path)
         return job.run(plan) if cfg.get("study") is None else job.run_study(plan)
     except StopRun as stop:

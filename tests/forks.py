@@ -31,6 +31,7 @@ IMPORTED = (
     "omegaconf",
 )
 IMPORTED += ("numpy", "pydantic", "safetensors.torch", "filelock", "matplotlib.figure")
+IMPORTED += ("pandas",)
 IMPORTED += ("matplotlib.backends.backend_agg", "rich.progress", "hydra._internal.utils")
 
 

@@ -51,6 +51,7 @@ def test_a_run_is_that_of_the_command(tmp_path: Path) -> None:
     assert matrix.iloc[-1].mean() == pytest.approx(run.metrics["ACC"])
     assert list(matrix.index) == ["initial", "task_0", "task_1", "task_2"]
     csv = pd.read_csv(run.folder / "accuracy.csv", index_col="after")
+    assert (run.folder / "accuracy.csv").read_text() == run.accuracy.to_csv()
     pd.testing.assert_frame_equal(csv, matrix, check_exact=False)
     assert "er on pmnist5k, data-incremental, seed 3: ACC " in repr(run)
 

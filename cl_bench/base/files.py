@@ -39,6 +39,12 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
+def user_cache() -> Path:
+    """The folder `cl_bench` in the user's cache folder, by the XDG specification."""
+    user = os.environ.get("XDG_CACHE_HOME", "")
+    return absolute(user if os.path.isabs(user) else "~/.cache") / "cl_bench"
+
+
 def require_writable(folder: Path) -> None:
     """Create the folder if needed; raise OSError where no file can be created in it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ that cannot be written and does not have the data set, in the user's cache folde
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -63,9 +62,7 @@ def load_cached(home: Path, spec: SourceSpec, cache_dir: str | None = None) -> S
 def cache_files(home: Path, spec: SourceSpec, cache_dir: str | None) -> list[Path]:
     """The places where the prepared source may be kept, in order of preference."""
     own = home / "cache"
-    user = os.environ.get("XDG_CACHE_HOME", "")
-    user = user if os.path.isabs(user) else "~/.cache"  # as the XDG specification has it
-    folders = [own, files.absolute(user) / "cl_bench" / "cache"]
+    folders = [own, files.user_cache() / "cache"]
     folders = folders if cache_dir is None else [files.absolute(cache_dir)]
     keys = [spec.key if folder == own else spec.shared_key or spec.key for folder in folders]
     return [folder / f"{key}.safetensors" for folder, key in zip(folders, keys, strict=True)]

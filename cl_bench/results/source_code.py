@@ -8,7 +8,6 @@ a method of the user's imports) the version counts, unless a `_target_` is in th
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import platform
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench import __version__
+from cl_bench.results.source_text import Import, ParsedTexts
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb")
 ENGINE = "cl_bench.engine.execution"  # every run is made by it and what it imports
@@ -38,10 +38,11 @@ NOT_COUNTED = (  # our modules that check, name, show or store a run, and change
         f"cl_bench.config.{name}"
         for name in ("schema", "size", "tuned", "arguments", "unused_options")
     ),
-    *(f"cl_bench.results.{name}" for name in ("figures", "folder", "source_code", "terminal")),
-    "cl_bench.results.tracking",
+    *(f"cl_bench.results.{name}" for name in ("figures", "folder", "source_code", "source_text")),
+    *(f"cl_bench.results.{name}" for name in ("terminal", "tracking")),
 )
 MAX_NAMED = 3  # modules that are named in a text
+_texts = ParsedTexts()
 _contents: dict[str, bytes] = {}  # the source of each module, as this process first found it
 
 
@@ -104,6 +105,7 @@ def with_imports(roots: set[str]) -> tuple[dict[str, str], set[str]]:
             left += [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
             tops = {n.partition(".")[0] for n in imported} - own
             packages |= tops & NUMERICAL if top == "cl_bench" else tops
+    _texts.write()
     return files, packages
 
 
@@ -164,32 +166,19 @@ def _source_file(name: str, search_path: tuple[str, ...]) -> Path | None:
 @cache
 def read_source(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
     """The hash of a module's source, and the modules that it may import."""
-    text = _contents.setdefault(name, file.read_bytes())
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # a file that is being edited; it cannot be imported
-        return hashlib.sha256(text).hexdigest()[:16], ()
-    imported = tuple(_imported(tree, name, file.name == "__init__.py"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body[0] = ast.Pass()
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16], imported
+    found = _texts.look_up(_contents.setdefault(name, file.read_bytes()))
+    return found.sha256, tuple(_imported(found.imports, name, file.name == "__init__.py"))
 
 
-def _imported(tree: ast.Module, name: str, package: bool) -> Iterator[str]:
+def _imported(imports: Iterable[Import], name: str, package: bool) -> Iterator[str]:
     """The modules that import statements may name, and the packages that the module is in."""
     parents = name.split(".")
     yield from (".".join(parents[:i]) for i in range(1, len(parents)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = parents[: len(parents) - node.level + package] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+    for level, own, names in imports:
+        above = parents[: len(parents) - level + package] if level else []
+        module = ".".join([*above, *([own] if own else [])])
+        yield module
+        yield from (f"{module}.{each}" for each in names)
 
 
 def software_versions() -> dict[str, Any]:
