@@ -1,8 +1,9 @@
 """`python -m <module> ...` as a process of its own, without the seconds that imports take.
 
-A server process imports PyTorch and Hydra once, nothing of this package, and forks for each
-command. The fork is a process like any other: its own environment, folder, streams, signals and
-exit code. The tests of what a fresh interpreter imports start one (test_architecture).
+A server process imports PyTorch, Hydra and this package once, and forks for each command. The fork
+is a process like any other: its own environment, folder, streams, signals and exit code. One that
+may find the package elsewhere imports it itself. The tests of what a fresh interpreter imports, and
+of the same record by one, start one (test_architecture, test_run).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ IMPORTED = (
 )
 IMPORTED += ("numpy", "pydantic", "safetensors.torch", "filelock", "matplotlib.figure")
 IMPORTED += ("pandas",)
+ROOT = Path(__file__).parents[1]
+OWN = ("cl_bench.engine.job", "cl_bench.results.tracking", "cl_bench.methods.er")
 IMPORTED += ("matplotlib.backends.backend_agg", "rich.progress", "hydra._internal.utils")
 
 
@@ -106,8 +109,10 @@ def _server() -> socket.socket:
 
 def _serve(connection: socket.socket) -> list[str] | None:
     """Fork for each request; returns its words in the fork that runs it, None at the end."""
-    for name in IMPORTED:
+    sys.path.insert(1, str(ROOT))
+    for name in (*IMPORTED, *OWN):
         importlib.import_module(name)
+    sys.path.remove(str(ROOT))
     gc.freeze()  # what is shared is not written to
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -144,6 +149,9 @@ def _begin(
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    if cwd != str(ROOT) or env.get("PYTHONPATH", str(ROOT)) != str(ROOT):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cl_bench"]:
+            del sys.modules[name]
     sys.path[0] = cwd
     sys.path[1:1] = [part for part in env.get("PYTHONPATH", "").split(os.pathsep) if part]
     sys.argv = words
