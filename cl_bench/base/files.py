@@ -136,6 +136,21 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def write_unlocked(path: Path, content: str) -> None:
+    """Replace a file that several processes may write at once: the last one wins.
+
+    It is not synced, so that it may be damaged after a loss of power.
+    """
+    handle, fresh = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as out:
+            out.write(content)
+        os.replace(fresh, path)
+    except BaseException:
+        os.unlink(fresh)
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a file by `content` as JSON; NaN raises ValueError (see `record.json_value`)."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +67,8 @@ class ParsedTexts:
         self._changed = False
         newest = dict([*self._known.items()][-KEPT:])
         with suppress(OSError):
-            _replace(self.file, json.dumps(newest))
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            files.write_unlocked(self.file, json.dumps(newest))
 
     @property
     def file(self) -> Path:
@@ -110,16 +109,3 @@ def _checked(entry: Any) -> Parsed | None:
     texts = [sha256, *(text for level, module, names in found for text in (module, *names))]
     right = all(isinstance(text, str) for text in texts) and len(sha256) == 16
     return Parsed(sha256, found) if right and all(type(i.level) is int for i in found) else None
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file that several processes may write at once: the last one wins."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(dir=file.parent)
-    try:
-        with os.fdopen(handle, "w") as out:
-            out.write(text)
-        os.replace(fresh, file)
-    except OSError:
-        os.unlink(fresh)
-        raise
