@@ -152,10 +152,10 @@ GROUPS = ("dataset", "scenario", "method")
 def test_every_command_is_accepted(file: Path) -> None:
     """By the check that a run makes, each job of a sweep; or the note says why it is not.
 
-    Of at most five commands of a table, from its first to its last.
+    Of at most four commands of a table, from its first to its last.
     """
     every = [*{(row.command, row.note): None for row in read(file)}]
-    for command, note in every[:: -(-len(every) // 5)]:
+    for command, note in every[:: -(-len(every) // 4)]:
         words = shlex.split(command)
         if words[:1] == ["python"]:
             assert OTHER_PROGRAM in note and (ROOT / words[1]).is_file()
