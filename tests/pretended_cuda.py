@@ -33,12 +33,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import pretended_graphs
 import torch
-from pretended_graphs import tensors
+from pretended_graphs import has_tensor, tensors
 from torch import Generator, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -205,8 +205,7 @@ class PretendedCuda(contextlib.ExitStack):
     def note(self, kind: str, what: str) -> None:
         """Count an event."""
         self.events[kind, what] += 1
-        if kind != "kernel":
-            self.sites[kind, what, _site()] += 1
+        self.sites[kind, what, _site()] += 1
 
     def count(self, *kinds: str) -> int:
         """The number of events of these kinds so far."""
@@ -244,6 +243,30 @@ def _site() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
+class Kind(NamedTuple):
+    """What is known of an operation, whatever its operands."""
+
+    waits: bool  # for some operands the host waits
+    refused: bool  # where algorithms have to be deterministic
+    kernel: tuple[str, str] | None  # the event of its kernel; None without one
+
+
+_kinds: dict[int, Kind] = {}  # by the id of the operation, which PyTorch keeps
+
+
+def _kind_of(func: Any) -> Kind:
+    found = _kinds.get(id(func))
+    if found is None:
+        packet = func.overloadpacket
+        has_kernel = not func.is_view and packet not in NO_KERNEL
+        found = _kinds[id(func)] = Kind(
+            packet in WAITED_FOR | READ_AT | WRITTEN_AT,
+            packet in REFUSED_WHEN_DETERMINISTIC,
+            ("kernel", str(packet)) if has_kernel else None,
+        )
+    return found
+
+
 class Operations(TorchDispatchMode):
     """Checks and marks each ATen operation."""
 
@@ -259,27 +282,31 @@ class Operations(TorchDispatchMode):
         """The result of an operation, marked with its place."""
         world, operands = self.world, tensors(args, kwargs)
         place = self.place_of_result(func, args, operands)
+        if place == "cpu":
+            return func(*args, **kwargs)
         if place == "cuda":
-            self.note_waits(func, args, kwargs)
-            packet = func.overloadpacket
-            if (
-                packet in REFUSED_WHEN_DETERMINISTIC
-                and torch.are_deterministic_algorithms_enabled()
-            ):
-                world.note("nondeterministic", str(func))
-                raise RuntimeError(f"{func} does not have a deterministic implementation on CUDA")
-            if not func.is_view and packet not in NO_KERNEL:
-                world.note("kernel", str(packet))
+            self.note_launch(func, args, kwargs)
         before = {_plain(t).untyped_storage()._cdata for t in operands}
         out = func(*args, **kwargs)
         if world.kind == "mps" and place == "cuda":
             assert all(t.dtype != torch.float64 for t in tensors(out)), (
                 f"{func}: mps has no float64"
             )
-        for tensor in tensors(out) if place != "cpu" else ():
+        for tensor in tensors(out):
             if tensor.untyped_storage()._cdata not in before:
                 world.put(tensor, place)
         return out
+
+    def note_launch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Count an operation on the device and its waits; raise where CUDA refuses it."""
+        known = _kind_of(func)
+        if known.waits:
+            self.note_waits(func, args, kwargs)
+        if known.refused and torch.are_deterministic_algorithms_enabled():
+            self.world.note("nondeterministic", str(func))
+            raise RuntimeError(f"{func} does not have a deterministic implementation on CUDA")
+        if known.kernel:
+            self.world.events[known.kernel] += 1
 
     def place_of_result(self, func: Any, args: Any, operands: list[Tensor]) -> str:
         """cpu, cuda, or `any`; raises Mismatch where operands lie on both."""
@@ -407,7 +434,7 @@ class Functions(TorchFunctionMode):
             raise Mismatch(
                 f"Expected a '{target}' device type for generator but found '{rng.device}'"
             )
-        if told is None and (world.asked is not None or tensors(args, kwargs)):
+        if told is None and (world.asked is not None or has_tensor(args, kwargs)):
             return func(*args, **kwargs)
         from_values = func in (torch.tensor, torch.as_tensor, torch.asarray)
         if target == "cuda" and from_values and not isinstance(args[0], Tensor):
