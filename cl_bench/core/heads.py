@@ -69,11 +69,13 @@ class Heads:
         """A copy of theta (P,) whose head has, for these classes (K,), rows of `weight` (K, d).
 
         bias  (K,), for a head that has one; None: 0
+
+        Rows and bias may lie on another device.
         """
         found = theta.detach().clone()
         bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
         for rows in self._parts(found):
-            new = (weight if rows.ndim > 1 else bias).to(rows.dtype)
+            new = (weight if rows.ndim > 1 else bias).to(rows)
             rows.copy_(torch.where(classes.view(-1, *[1] * (rows.ndim - 1)), new, rows))
         return found
 

@@ -56,7 +56,7 @@ class RanPAC(FeatureSums):
 
     def _best(self, x: Tensor, y: Tensor) -> float:
         """The strength of the smallest error on features (N, d) and labels (N,)."""
-        wanted = F.one_hot(y, len(self.count)).to(x.dtype)
+        wanted = F.one_hot(y.to(x.device), len(self.count)).to(x.dtype)
         errors: dict[float, float] = {}
         for strength in STRENGTHS:
             weight = self._solution(strength)

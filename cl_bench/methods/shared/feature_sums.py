@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.types import Batch, Snapshot, Task
+from cl_bench.core.types import Batch, Snapshot, Task, in_float64
 from cl_bench.methods.base import Method
 from cl_bench.methods.shared.head_rows import refuse_linearised, refuse_linearised_head
 
@@ -25,9 +25,10 @@ class FeatureSums(Method):
     sums      (K, d): the sum of the features of each class
     products  (d, d): the sum of x x' over all samples, if it is asked for
 
-    Sums are in float64 and do not depend on the order of the samples. Images are not augmented, and
-    the epochs of a task after the first add nothing. With `adapt` the network is trained on the
-    first task, with its head, and then stays as it is; only after that the sums of this task begin.
+    Sums are in float64, on the CPU where the device has no such numbers (mps), so that they do not
+    depend on the order of the samples but for rounding. Images are not augmented, and the epochs of
+    a task after the first add nothing. With `adapt` the network is trained on the first task, with
+    its head, and then stays as it is; only after that the sums of this task begin.
     """
 
     option: str  # the option of `method` that it is
@@ -36,10 +37,9 @@ class FeatureSums(Method):
         super().__init__(learner)
         self.adapting = adapt
         classes, size = learner.heads.rows_of(learner.flat.grad).shape
-        zeros = learner.flat.grad.new_zeros
-        self.count = zeros(classes, dtype=torch.float64)
-        self.sums = zeros(classes, size, dtype=torch.float64)
-        self.products = zeros((size, size) if products else (0, 0), dtype=torch.float64)
+        zeros = in_float64(learner.flat.grad[:0]).new_zeros
+        self.count, self.sums = zeros(classes), zeros(classes, size)
+        self.products = zeros((size, size) if products else (0, 0))
         self.left = 0  # samples of this task that are still to come in its first epoch
         self.ready = lru_cache(maxsize=1)(self._classifier)
 
@@ -109,14 +109,15 @@ class FeatureSums(Method):
     def _features(self, batch: Batch) -> Tensor:
         """(B, d), in float64."""
         with self.learner.evaluating(full_precision=True):
-            return self.learner.features(batch).double()
+            return in_float64(self.learner.features(batch))
 
     @torch.no_grad()
     def _add(self, batch: Batch, x: Tensor) -> None:
         """Add the features (B, d) of a batch to the sums."""
         self.ready.cache_clear()
-        self.count.index_add_(0, batch.y, torch.ones_like(batch.y, dtype=torch.float64))
-        self.sums.index_add_(0, batch.y, x)
+        labels = batch.y.to(x.device)
+        self.count.index_add_(0, labels, torch.ones_like(labels, dtype=x.dtype))
+        self.sums.index_add_(0, labels, x)
         if self.products.numel():
             self.products.addmm_(x.T, x)
 
@@ -126,5 +127,5 @@ class FeatureSums(Method):
         weight, bias = self._rows()
         bias = torch.where(self.count > 0, bias, NEVER)
         now = self.learner.snapshot()
-        every = torch.ones_like(self.count, dtype=torch.bool)
+        every = torch.ones(len(weight), dtype=torch.bool, device=now.theta.device)
         return now._replace(theta=self.learner.heads.with_rows(now.theta, every, weight, bias))
