@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from cl_bench.base import files
 
+FORMAT = 1  # raise it when `parse` finds something else in the same text
 KEPT = 1000  # texts; a run has about a hundred
 
 
@@ -38,7 +39,7 @@ class Parsed(NamedTuple):
 class ParsedTexts:
     """What is found in texts, by their SHA-256: read from a file, and written for other processes.
 
-    The file has the version of Python in its name, on which the hashes depend.
+    The file has the version of Python in its name, because the hashes depend on it.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class ParsedTexts:
 
     @property
     def file(self) -> Path:
-        return files.user_cache() / f"sources-python{platform.python_version()}.json"
+        return files.user_cache() / f"sources{FORMAT}-python{platform.python_version()}.json"
 
 
 def parse(text: bytes) -> Parsed:
