@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> float:
         from cl_bench.engine import job
 
         plan = job.make_plan(cfg, HydraConfig.get())
-        set_imports_apart()
+        freeze_imports()
         if sweeping:
             note_folder(Path(HydraConfig.get().runtime.output_dir), plan.folder.path)
         return job.run(plan) if cfg.get("study") is None else job.run_study(plan)
@@ -97,7 +97,7 @@ def show_gpus() -> None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
-def set_imports_apart() -> None:
+def freeze_imports() -> None:
     """Let the collector of garbage leave out, from now on, what is there before the first job.
 
     That is modules above all. A job begins with a collection, which would take 0.1 s for them.

@@ -47,33 +47,33 @@ def pages(root: Path) -> dict[Path, str]:
     unknown = sorted({*titles} - {*tables})
     if unknown:
         raise UserError(f"results/titles.yaml: {unknown[0]}: there is no such table")
-    order = [name for name in titles if name in tables]
-    order += [name for name in tables if name not in titles]
+    names = [name for name in titles if name in tables]
+    names += [name for name in tables if name not in titles]
     docs = root / "docs/results"
-    about = {name: titles.get(name, {"title": name, "text": ""}) for name in order}
-    made = {docs / f"{name}.md": page(name, about[name], tables[name]) for name in order}
+    about = {name: titles.get(name, {"title": name, "text": ""}) for name in names}
+    made = {docs / f"{name}.md": page(name, about[name], tables[name]) for name in names}
     made[docs / "index.md"] = index(about)
     readme = root / "README.md"
     if not TABLE.search(readme.read_text()):
         raise UserError(f"{readme}: has no table between a line {START} and a line {END}")
     texts = readme, *sorted((root / "docs/notes").glob("*.md"))
-    sort = {name: about[name].get("order") for name in order}
-    return made | {text: filled(text, tables, sort) for text in texts}
+    order_by = {name: about[name].get("order") for name in names}
+    return made | {text: filled(text, tables, order_by) for text in texts}
 
 
 def filled(
-    file: Path, tables: dict[str, list[ResultRow]], order: Mapping[str, str | None] | None = None
+    file: Path, tables: dict[str, list[ResultRow]], order_by: Mapping[str, str | None] | None = None
 ) -> str:
     """The text of a file with its tables made again; UserError where a marking line is wrong.
 
-    order  the metric by which the rows of a table are sorted
+    order_by  the metric by which the rows of a table are sorted, by the table's name
     """
 
     def again(found: re.Match[str]) -> str:
         if found[2] not in tables:
             raise UserError(f"{file}: results/{found[2]}.csv: there is no such table")
         shared, rows = without_shared_options(tables[found[2]])
-        rows = ordered(rows, (order or {}).get(found[2]))
+        rows = ordered(rows, (order_by or {}).get(found[2]))
         return "\n\n".join([found[1], *shared_line(shared), short_table(rows), END])
 
     text, count = TABLE.subn(again, file.read_text())

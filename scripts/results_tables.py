@@ -48,12 +48,15 @@ def without_shared_options(rows: list[ResultRow]) -> tuple[list[str], list[Resul
 def ordered(rows: list[ResultRow], metric: str | None) -> list[ResultRow]:
     """The rows of each label together, from the highest mean of a metric to the lowest.
 
-    Labels without the metric come last; with None the order stays.
+    Labels without the metric come last; with None the order stays. Raises UserError where no row
+    has the metric.
     """
     if metric is None:
         return rows
     groups = grouped(rows)
     means = {g[0].row: row.mean for g in groups for row in g if row.metric == metric}
+    if not means:
+        raise UserError(f"order: {metric}: no row of {rows[0].table} has this metric")
     groups.sort(key=lambda group: means.get(group[0].row, Decimal("-Infinity")), reverse=True)
     return [row for group in groups for row in group]
 

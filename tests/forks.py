@@ -32,10 +32,9 @@ IMPORTED = (
     "omegaconf",
 )
 IMPORTED += ("numpy", "pydantic", "safetensors.torch", "filelock", "matplotlib.figure")
-IMPORTED += ("pandas",)
-ROOT = Path(__file__).parents[1]
+IMPORTED += ("matplotlib.backends.backend_agg", "rich.progress", "hydra._internal.utils", "pandas")
 OWN = ("cl_bench.engine.job", "cl_bench.results.tracking", "cl_bench.methods.er")
-IMPORTED += ("matplotlib.backends.backend_agg", "rich.progress", "hydra._internal.utils")
+ROOT = Path(__file__).parents[1]
 
 
 class Command:

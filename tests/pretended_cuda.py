@@ -133,6 +133,8 @@ class PretendedCuda(contextlib.ExitStack):
             found = load(file, map_location="cpu", **options)
             if map_location is not None and self.is_device(map_location):
                 for tensor in tensors(found):
+                    if self.kind == "mps" and tensor.dtype == torch.float64:
+                        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
                     self.put(tensor, "cuda")
             return found
 

@@ -286,6 +286,17 @@ def test_a_device_without_float64_and_page_locked_memory(words: tuple[str, ...])
         assert run.theta.cpu().equal(plain.theta)
 
 
+@pytest.mark.parametrize("name", ["ncm", "ranpac", "er", "ewc"])
+def test_a_run_comes_back_to_a_device_without_float64(name: str, tmp_path: Path) -> None:
+    plain = short_run(name, device="cpu")()
+    with PretendedCuda(kind="mps"):
+        with pytest.raises(StopRun):
+            short_run(name, device="mps", folder=tmp_path, stop_at=6)()
+        again = short_run(name, device="mps", folder=tmp_path)()
+        assert again.theta.cpu().equal(plain.theta)
+        assert json.dumps(again.rows[-1]) == json.dumps(plain.rows[-1])
+
+
 @pytest.mark.parametrize("name", ["finetune", "der", "agem", "ewc", "lamaml", "emcl", "dlcft"])
 def test_nothing_waits_between_steps(name: str) -> None:
     """A task of twice as many steps has more waits for one reason: the losses that are logged."""

@@ -92,6 +92,8 @@ def test_options_that_all_rows_share_stand_above_the_table() -> None:
     alone = replace(given[0], row="none", metric="other")
     made = module.ordered([*given, other, alone], first.metric)
     assert made == [given[1], given[2], given[0], other, alone]
+    with pytest.raises(UserError, match="order: ACCC: no row of pmnist has this metric"):
+        module.ordered(given, "ACCC")
     assert module.ordered([*given, other], None) == [*given, other]
 
 

@@ -48,28 +48,28 @@ def test_comments_docstrings_and_layout_have_no_part_in_the_hash() -> None:
 
 
 def test_a_later_process_reads_what_was_found(texts: ParsedTexts, request: Any) -> None:
-    found = texts.look_up(TEXT)
+    found = texts.parsed(TEXT)
     texts.write()
     assert json.loads(texts.file.read_text())
     request.getfixturevalue("never_parsed")
-    assert texts.look_up(TEXT) == ParsedTexts().look_up(TEXT) == found
+    assert texts.parsed(TEXT) == ParsedTexts().parsed(TEXT) == found
     with pytest.raises(AssertionError, match="it was parsed"):
-        ParsedTexts().look_up(TEXT + b"m = 1\n")
+        ParsedTexts().parsed(TEXT + b"m = 1\n")
 
 
 def test_the_file_is_written_when_there_is_something_new(texts: ParsedTexts) -> None:
     texts.write()
     assert not texts.file.exists()
-    texts.look_up(b"a = (")
+    texts.parsed(b"a = (")
     texts.write()
     assert not texts.file.exists(), "it is no Python"
-    texts.look_up(TEXT)
+    texts.parsed(TEXT)
     texts.write()
     stamp = texts.file.stat().st_mtime_ns
-    texts.look_up(TEXT)
+    texts.parsed(TEXT)
     texts.write()
     again = ParsedTexts()
-    again.look_up(TEXT)
+    again.parsed(TEXT)
     again.write()
     assert texts.file.stat().st_mtime_ns == stamp
     assert [*texts.file.parent.iterdir()] == [texts.file]
@@ -92,25 +92,25 @@ DAMAGED = [
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_file_is_made_again(content: bytes, texts: ParsedTexts) -> None:
-    found = texts.look_up(TEXT)
+    found = texts.parsed(TEXT)
     texts.write()
     whole = texts.file.read_bytes()
     (name,) = json.loads(whole)
     texts.file.write_bytes(content.replace(b"NAME", name.encode()))
     again = ParsedTexts()
-    assert again.look_up(TEXT) == found
+    assert again.parsed(TEXT) == found
     again.write()
     assert texts.file.read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_written_changes_nothing(texts: ParsedTexts) -> None:
     texts.file.parent.write_text("a file where the folder would be")
-    found = texts.look_up(TEXT)
+    found = texts.parsed(TEXT)
     texts.write()
-    assert texts.look_up(TEXT) == found == ParsedTexts().look_up(TEXT)
+    assert texts.parsed(TEXT) == found == ParsedTexts().parsed(TEXT)
     texts.file.parent.unlink()
     texts.file.mkdir(parents=True)
-    texts.look_up(b"n = 1")
+    texts.parsed(b"n = 1")
     texts.write()
     assert [*texts.file.parent.iterdir()] == [texts.file] and not [*texts.file.iterdir()]
 
@@ -118,9 +118,9 @@ def test_a_folder_that_cannot_be_written_changes_nothing(texts: ParsedTexts) -> 
 def test_the_newest_are_kept(texts: ParsedTexts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_text, "KEPT", 3)
     for number in range(5):
-        texts.look_up(b"a = %d" % number)
+        texts.parsed(b"a = %d" % number)
     texts.write()
     again = ParsedTexts()
     monkeypatch.setattr(source_text, "parse", lambda _: Parsed("parsed again....", ()))
-    kept = [again.look_up(b"a = %d" % n).sha256 != "parsed again...." for n in range(5)]
+    kept = [again.parsed(b"a = %d" % n).sha256 != "parsed again...." for n in range(5)]
     assert kept == [False, False, True, True, True]

@@ -39,7 +39,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def user_cache() -> Path:
+def user_cache_folder() -> Path:
     """The folder `cl_bench` in the user's cache folder, by the XDG specification."""
     user = os.environ.get("XDG_CACHE_HOME", "")
     return absolute(user if os.path.isabs(user) else "~/.cache") / "cl_bench"
@@ -141,13 +141,13 @@ def write_unlocked(path: Path, content: str) -> None:
 
     It is not synced, so that it may be damaged after a loss of power.
     """
-    handle, fresh = tempfile.mkstemp(dir=path.parent)
+    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as out:
-            out.write(content)
+        with os.fdopen(handle, "wb") as out:
+            out.write(content.encode())
         os.replace(fresh, path)
     except BaseException:
-        os.unlink(fresh)
+        Path(fresh).unlink(missing_ok=True)
         raise
 
 

@@ -62,7 +62,7 @@ def load_cached(home: Path, spec: SourceSpec, cache_dir: str | None = None) -> S
 def cache_files(home: Path, spec: SourceSpec, cache_dir: str | None) -> list[Path]:
     """The places where the prepared source may be kept, in order of preference."""
     own = home / "cache"
-    folders = [own, files.user_cache() / "cache"]
+    folders = [own, files.user_cache_folder() / "cache"]
     folders = folders if cache_dir is None else [files.absolute(cache_dir)]
     keys = [spec.key if folder == own else spec.shared_key or spec.key for folder in folders]
     return [folder / f"{key}.safetensors" for folder, key in zip(folders, keys, strict=True)]

@@ -143,9 +143,22 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
     body = io.BytesIO(memoryview(content)[start:])
     del content  # a large checkpoint is not kept in memory twice
     try:
+        if device.type == "mps":  # which has no float64
+            return _moved(torch.load(body, map_location="cpu", weights_only=True), device)
         return torch.load(body, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises many kinds, on a file with a forged checksum
         raise DamagedError(f"{file}: cannot be read ({type(error).__name__})") from None
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A state with its tensors on a device, but for those in float64, which stay where they are."""
+    if isinstance(value, Tensor):
+        return value if value.dtype == torch.float64 else value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return value
 
 
 def _require_identity(file: Path, state: Any, wanted: dict[str, Any]) -> None:

@@ -166,7 +166,7 @@ def _source_file(name: str, search_path: tuple[str, ...]) -> Path | None:
 @cache
 def read_source(name: str, file: Path) -> tuple[str, tuple[str, ...]]:
     """The hash of a module's source, and the modules that it may import."""
-    found = _texts.look_up(_contents.setdefault(name, file.read_bytes()))
+    found = _texts.parsed(_contents.setdefault(name, file.read_bytes()))
     return found.sha256, tuple(_imported(found.imports, name, file.name == "__init__.py"))
 
 

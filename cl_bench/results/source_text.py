@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from cl_bench.base import files
 
-FORMAT = 1  # raise it when `parse` finds something else in the same text
 KEPT = 1000  # texts; a run has about a hundred
 
 
@@ -39,14 +38,15 @@ class Parsed(NamedTuple):
 class ParsedTexts:
     """What is found in texts, by their SHA-256: read from a file, and written for other processes.
 
-    The file has the version of Python in its name, because the hashes depend on it.
+    The name of the file has the version of Python and a hash of this module, because what is found
+    depends on both.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, Any] | None = None  # None before the file is read
         self._changed = False  # since it was read or written
 
-    def look_up(self, text: bytes) -> Parsed:
+    def parsed(self, text: bytes) -> Parsed:
         """What is found in a text; one that is no Python is hashed whole, and imports nothing."""
         if self._known is None:
             self._known = _read(self.file)
@@ -73,7 +73,8 @@ class ParsedTexts:
 
     @property
     def file(self) -> Path:
-        return files.user_cache() / f"sources{FORMAT}-python{platform.python_version()}.json"
+        own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+        return files.user_cache_folder() / f"sources-{platform.python_version()}-{own}.json"
 
 
 def parse(text: bytes) -> Parsed:

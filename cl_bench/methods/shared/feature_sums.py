@@ -25,10 +25,10 @@ class FeatureSums(Method):
     sums      (K, d): the sum of the features of each class
     products  (d, d): the sum of x x' over all samples, if it is asked for
 
-    Sums are in float64, on the CPU where the device has no such numbers (mps), so that they do not
-    depend on the order of the samples but for rounding. Images are not augmented, and the epochs of
-    a task after the first add nothing. With `adapt` the network is trained on the first task, with
-    its head, and then stays as it is; only after that the sums of this task begin.
+    Sums are in float64, so that the order of the samples changes them by rounding alone; they are
+    on the CPU where the device has no such numbers (mps). Images are not augmented, and the epochs
+    of a task after the first add nothing. With `adapt` the network is trained on the first task,
+    with its head, and then stays as it is; only after that the sums of this task begin.
     """
 
     option: str  # the option of `method` that it is
