@@ -8,6 +8,7 @@
     python scripts/bench.py --lowrank --tasks 3 schedule.epochs=5   # HALRP (CIFAR-100)
     python scripts/bench.py dataset=pmnist --online --tasks 3    # replay, projection, meta-learning
     python scripts/bench.py dataset=pmnist --peers --tasks 6     # Avalanche, where it is installed
+    python scripts/bench.py dataset=pmnist --gpu --tasks 3       # CUDA graphs, several runs at once
 
 In each round one task is trained by the plain loop and by each contender in turn, so that a slow
 moment of the machine affects all of them. The ratios are those of the medians over the rounds. The
@@ -25,6 +26,7 @@ import time
 
 import torch
 from bench_curvature import against_curvlinops, curvature, growth
+from bench_gpu import gpu
 from bench_linearized import linearized
 from bench_lowrank import lowrank
 from bench_online import online
@@ -130,6 +132,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers", action="store_true", help="measure against other frameworks that are installed"
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="measure CUDA graphs and several runs at once instead"
+    )
+    parser.add_argument(
+        "--runs", type=positive, default=8, help="with --gpu, the number of runs at once"
+    )
     parser.add_argument("--save", action="store_true", help="write the ratios to results/speed.csv")
     return parser.parse_intermixed_args()
 
@@ -139,24 +147,31 @@ def main() -> None:
     args = arguments()
     print(f"torch {torch.__version__}, {' '.join(args.overrides) or 'pmnist5k'}")
     found = Ratios(args.overrides)
-    if args.online:
-        online(args.overrides, args.tasks, not args.no_compile, found)
-    elif args.lowrank:
-        lowrank(args.overrides, args.tasks, found)
-    elif args.linearized:
-        linearized(args.overrides, args.tasks, found)
-    elif args.peers:
-        peers(args.overrides, args.tasks, found)
-    elif args.curvature:
-        curvature(args.overrides, args.tasks, found)
-        growth(args.overrides, found)
-        against_curvlinops(64, found)
-    else:
-        training(args.overrides, args.tasks, not args.no_compile, found)
-        if not args.no_process:
-            process(args.overrides)
+    measure(args, args.overrides, args.tasks, found)
     if args.save:
         found.save()
+
+
+def measure(args: argparse.Namespace, overrides: list[str], tasks: int, found: Ratios) -> None:
+    """Run what the command line asks for; the ratios are added to `found`."""
+    if args.online:
+        online(overrides, tasks, not args.no_compile, found)
+    elif args.lowrank:
+        lowrank(overrides, tasks, found)
+    elif args.linearized:
+        linearized(overrides, tasks, found)
+    elif args.peers:
+        peers(overrides, tasks, found)
+    elif args.gpu:
+        gpu(overrides, tasks, args.runs, found)
+    elif args.curvature:
+        curvature(overrides, tasks, found)
+        growth(overrides, found)
+        against_curvlinops(64, found)
+    else:
+        training(overrides, tasks, not args.no_compile, found)
+        if not args.no_process:
+            process(overrides)
 
 
 if __name__ == "__main__":

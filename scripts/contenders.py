@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from torch import Tensor
 
 from cl_bench.config.build import build, make_method, make_network, make_stream
 from cl_bench.config.compose import composed
@@ -28,6 +29,7 @@ class Contender:
         self.method = make_method(cfg, self.machine, self.stream)
         self.schedule, self.evaluation = build(cfg.schedule), build(cfg.evaluation)
         self.host = Host(self.machine.seconds, log_every=10**9)
+        self.planned = 0  # steps that were planned ahead (runtime.graphs)
         self.end_task, self.method.end_task = self.method.end_task, lambda task: None
 
     def train(self, task: Task) -> float:
@@ -35,6 +37,7 @@ class Contender:
         progress, order = Progress.start(self.stream), self.machine.order
         rest = self.schedule, self.evaluation, order, progress, self.host
         experiment.learn(Session(self.method, self.stream, *rest), task)
+        self.planned += progress.planned
         return progress.train_seconds[-1]
 
     def finish(self, task: Task) -> float:
@@ -53,7 +56,7 @@ class Contender:
 
 
 class Bare:
-    """A plain PyTorch loop with the same data, network, loss and optimizer as its `twin`."""
+    """A plain PyTorch loop with the data, network, loss, optimizer and precision of its `twin`."""
 
     def __init__(self, twin: Contender, cfg: DictConfig) -> None:
         self.machine, stream = twin.machine, twin.stream
@@ -62,6 +65,7 @@ class Bare:
         self.net = self.machine.place(net)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=cfg.optimizer.lr)
         self.size, self.stream = cfg.schedule.batch_size, stream
+        self.channels_last = self.machine.channels_last and stream.tasks[0].x.ndim == 4
         self.masked = not bool(stream.live(0).all())
 
     def train(self, task: Task) -> float:
@@ -72,9 +76,10 @@ class Bare:
         first, last = int(own.min()), int(own.max()) + 1
         self.net.train()
         for index in order.split(self.size):
-            x, y = task.x[index].float().div_(255), task.y[index]
+            x, y = self._images(task.x[index]), task.y[index]
             self.optimizer.zero_grad()
-            logits = self.net(x)
+            with self.machine.autocast():
+                logits = self.net(x).float()
             if self.masked:
                 logits, y = logits[:, first:last], y - first
             F.cross_entropy(logits, y).backward()
@@ -88,10 +93,16 @@ class Bare:
         self.net.eval()
         hits = torch.zeros((), dtype=torch.long, device=test.y.device)
         for i in range(0, len(test), size):
-            x, y = test.x[i : i + size].float().div_(255), test.y[i : i + size]
-            hits += (self.net(x).argmax(1) == y).sum()
+            x, y = self._images(test.x[i : i + size]), test.y[i : i + size]
+            with self.machine.autocast():
+                hits += (self.net(x).argmax(1) == y).sum()
         hits.item()
         return self.machine.seconds() - started
+
+    def _images(self, raw: Tensor) -> Tensor:
+        """Pixels as floats from 0 to 1, in the layout of the run."""
+        x = raw.float().div_(255)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
 def rounds(tasks: list[Task], runners: dict[str, Callable[[Task], float]]) -> dict[str, float]:
