@@ -47,18 +47,15 @@ def by_graphs(overrides: list[str], tasks: int, found: Ratios) -> None:
             runners["bare"] = Bare(plain, composed(*words)).train
         seconds = rounds(chosen, runners)
         steps = plain.schedule.epochs * -(-len(chosen[0]) // plain.schedule.batch_size)
-        each, quick = (1e6 * seconds[key] / steps for key in ("plain", "graphs"))
-        share = pair["graphs"].planned / (
-            steps * (len(chosen) + 2)
-        )  # `rounds` begins with one more
-        print(f"{name:10}{steps:8}{each:12.0f}{quick:12.0f}{quick / each:8.2f}{share:10.0%}")
-        found.add(f"method={name}", "cost of a step as a graph over one without", quick / each)
-        found.add(f"method={name}", "a step", each / 1e6, "seconds")
+        slow, quick = (1e6 * seconds[key] / steps for key in ("plain", "graphs"))
+        trained = len(chosen) + 2  # tasks: the first one, and one more with which `rounds` begins
+        share = pair["graphs"].planned / (steps * trained)
+        print(f"{name:10}{steps:8}{slow:12.0f}{quick:12.0f}{quick / slow:8.2f}{share:10.0%}")
+        found.add(f"method={name}", "cost of a step as a graph over one without", quick / slow)
+        found.add(f"method={name}", "a step", slow / 1e6, "seconds")
         if name == "finetune":
-            ratio = seconds["plain"] / seconds["bare"]
-            print(
-                f"{'':10}of the bare loop's time: {ratio:.2f}, by graphs {ratio * quick / each:.2f}"
-            )
+            ratio, by_graph = (seconds[key] / seconds["bare"] for key in ("plain", "graphs"))
+            print(f"{'':10}of the bare loop's time: {ratio:.2f}, by graphs {by_graph:.2f}")
             found.add("method=finetune", "cost of a step over the bare loop's", ratio)
 
 

@@ -63,11 +63,8 @@ def ordered(rows: list[ResultRow], metric: str | None) -> list[ResultRow]:
 
 def shared_line(words: list[str]) -> list[str]:
     """The sentence above a table that names the options which its row labels lack."""
-    return (
-        [f"Every row has `{visible(' '.join(words))}`; the first column shows the rest."]
-        if words
-        else []
-    )
+    shown = visible(" ".join(words))
+    return [f"Every row has `{shown}`; the first column shows the rest."] if words else []
 
 
 def wide_table(groups: list[Group], metrics: list[str]) -> str:

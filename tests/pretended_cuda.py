@@ -38,7 +38,7 @@ from unittest import mock
 
 import pretended_graphs
 import torch
-from pretended_graphs import has_tensor, tensors
+from pretended_graphs import tensors
 from torch import Generator, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -436,7 +436,7 @@ class Functions(TorchFunctionMode):
             raise Mismatch(
                 f"Expected a '{target}' device type for generator but found '{rng.device}'"
             )
-        if told is None and (world.asked is not None or has_tensor(args, kwargs)):
+        if told is None and (world.asked is not None or tensors(args, kwargs)):
             return func(*args, **kwargs)
         from_values = func in (torch.tensor, torch.as_tensor, torch.asarray)
         if target == "cuda" and from_values and not isinstance(args[0], Tensor):

@@ -133,20 +133,6 @@ def tensors(*values: Any) -> list[Tensor]:
     return found
 
 
-def has_tensor(*values: Any) -> bool:
-    """Whether there is a tensor among values and in their lists, tuples and dicts."""
-    for value in values:
-        if isinstance(value, Tensor):
-            return True
-        if type(value) is dict:
-            value = value.values()
-        elif not isinstance(value, (list, tuple)):
-            continue
-        if value and has_tensor(*value):
-            return True
-    return False
-
-
 def _address(tensor: Tensor) -> tuple[Any, Any]:
     return tensor.untyped_storage()._cdata, tensor.storage_offset()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,14 +28,6 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParsedTexts:
     return ParsedTexts()
 
 
-@pytest.fixture
-def never_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: bytes) -> Parsed:
-        raise AssertionError("it was parsed")
-
-    monkeypatch.setattr(source_text, "parse", refuse)
-
-
 def test_imports_are_found_wherever_they_stand() -> None:
     assert list(parse(TEXT).imports) == [Import(*each) for each in IMPORTS]
 
@@ -47,11 +38,16 @@ def test_comments_docstrings_and_layout_have_no_part_in_the_hash() -> None:
     assert parse(TEXT.replace(b"def i", b"def j")).sha256 != parse(TEXT).sha256
 
 
-def test_a_later_process_reads_what_was_found(texts: ParsedTexts, request: Any) -> None:
+def test_a_later_process_reads_what_was_found(
+    texts: ParsedTexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: bytes) -> Parsed:
+        raise AssertionError("it was parsed")
+
     found = texts.parsed(TEXT)
     texts.write()
     assert json.loads(texts.file.read_text())
-    request.getfixturevalue("never_parsed")
+    monkeypatch.setattr(source_text, "parse", refuse)
     assert texts.parsed(TEXT) == ParsedTexts().parsed(TEXT) == found
     with pytest.raises(AssertionError, match="it was parsed"):
         ParsedTexts().parsed(TEXT + b"m = 1\n")

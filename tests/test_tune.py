@@ -298,8 +298,12 @@ def test_the_spaces_that_come_with_the_package() -> None:
         UserError, match=r"there are suite, suite_pmnist, suite_seqcifar100, or name a \.yaml"
     ):
         read_spaces("none")
-    suites = {"pmnist": "suite_pmnist", "seqcifar10": "suite", "seqcifar10_task": "suite"}
-    suites["seqcifar100"] = "suite_seqcifar100"
+    suites = {
+        "pmnist": "suite_pmnist",
+        "seqcifar10": "suite",
+        "seqcifar10_task": "suite",
+        "seqcifar100": "suite_seqcifar100",
+    }
     for suite, name in suites.items():
         cfg = compose.composed(f"experiment=suite/{suite}", with_hydra=True)
         methods = cfg.hydra.sweeper.params.method

@@ -159,9 +159,9 @@ class Folder:
 
 def accuracy_csv(record: RunRecord) -> str:
     """`accuracy_table` as the text of a CSV file, without loading pandas, which takes a while."""
-    names = [f"task_{j}" for j in range(len(record.initial))]
+    names, rows = _accuracies(record)
     lines = [["after", *names]]
-    for after, row in zip(["initial", *names], [record.initial, *record.accuracy], strict=True):
+    for after, row in zip(["initial", *names], rows, strict=True):
         lines.append([after, *("" if v is None or isnan(v) else repr(float(v)) for v in row)])
     return "".join(f"{','.join(line)}\n" for line in lines)
 
@@ -170,11 +170,15 @@ def accuracy_table(record: RunRecord) -> pd.DataFrame:
     """The accuracies: a row before training and after each task, a column for each tested task."""
     import pandas as pd
 
-    names = [f"task_{j}" for j in range(len(record.initial))]
-    rows = [record.initial, *record.accuracy]
+    names, rows = _accuracies(record)
     table = pd.DataFrame(rows, columns=pd.Index(names), dtype=float)
     table.index = pd.Index(["initial", *names], name="after")
     return table
+
+
+def _accuracies(record: RunRecord) -> tuple[list[str], list[list[float | None]]]:
+    """The names of the tasks, and the accuracies before training and after each task."""
+    return [f"task_{j}" for j in range(len(record.initial))], [record.initial, *record.accuracy]
 
 
 def previous(checkpoint: Path) -> Path:
