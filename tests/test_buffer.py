@@ -211,5 +211,5 @@ def test_a_ring_with_a_capacity_shares_it_equally_by_the_tasks_so_far() -> None:
     assert kept[1] == [[6, 7, 8], [16, 17, 18]]
     assert kept[2] == [[7, 8], [17, 18], [27, 28]] and len(ring) == 6
     assert all(int(part.t[0]) == k for k, part in enumerate(ring.by_task()))
-    assert Ring.max_samples({"per_task": 10, "capacity": 7}, tasks=20) == 7
+    assert Ring.max_samples({"per_task": 10, "capacity": 7}, tasks=20, classes=None) == 7
     assert Ring.unused_options({"per_task": 10, "capacity": None}) == {"capacity"}

@@ -143,16 +143,18 @@ def test_bic_is_bounded_where_images_are_separable() -> None:
     assert 2 < alpha < 5 and abs(beta) < 2
 
 
-def test_bic_never_trains_on_what_it_corrects_by() -> None:
+@pytest.mark.parametrize(
+    ("size", "trained_on", "unseen"),
+    [("buffer.capacity=40", 28, 12), ("buffer.per_class=10", 28, 12), ("buffer.per_class=3", 8, 4)],
+)
+def test_bic_never_trains_on_what_it_corrects_by(size: str, trained_on: int, unseen: int) -> None:
     """Neither are those images in the memory that it replays, nor in the tasks."""
-    stream, _, method = after_first_task(
-        "bic", "buffer.capacity=40", "method.held_out=0.3", held_out=True
-    )
+    stream, _, method = after_first_task("bic", size, "method.held_out=0.3", held_out=True)
     for rows in stream.tasks[1].chunks(8):
         method.observe(rows)
     method.validate(stream.held_out[1])
     method.end_task(stream.tasks[1])
-    assert len(method.memory) == 28 and len(method.unseen) == 12
+    assert len(method.memory) == trained_on and len(method.unseen) == unseen
     trained = {image.numpy().tobytes() for task in stream.tasks for image in task.x}
     assert {image.numpy().tobytes() for image in method.memory.stored().x} <= trained
     assert not {image.numpy().tobytes() for image in method.unseen.stored().x} & trained
@@ -168,6 +170,9 @@ def test_bic_needs_a_share_of_the_memory_for_each_class() -> None:
     ):
         check_config(composed(*BIC, "buffer.capacity=500"))
     check_config(composed(*BIC, "buffer.capacity=995"))
+    check_config(composed(*BIC, "buffer.per_class=2"))
+    with pytest.raises(UserError, match=r"buffer\.per_class=1: method=bic keeps method\.held_out"):
+        check_config(composed(*BIC, "buffer.per_class=1"))
     with pytest.raises(UserError, match="use a memory with a capacity, such as buffer=herding"):
         check_config(composed(*BIC, "buffer=everything"))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.check import check_config
 from cl_bench.core.greedy import Greedy
-from cl_bench.core.herding import Herding, herded
+from cl_bench.core.herding import Equal, Herding, herded
 from cl_bench.core.types import Batch, Task
 from cl_bench.data.stream import sequential
 from cl_bench.models.added import with_random_features
@@ -112,15 +112,32 @@ def test_herding_is_the_authors_rule_for_features_of_length_one() -> None:
 
 def test_a_herding_memory_is_shared_by_the_classes() -> None:
     """Each class keeps its first exemplars when others come; the oldest choice stays first."""
+    assert Herding.unused_options({"capacity": 13}) == {"insert", "per_class"}
+    herding_keeps(Herding(13, "all", False, torch.Generator()), (6, 3, 2))
+
+
+def test_a_herding_memory_has_as_many_samples_of_each_class() -> None:
+    """With `per_class`; of a class with fewer samples it has all of them."""
+    herding_keeps(Herding(13, "all", False, torch.Generator(), per_class=4), (4, 4, 4))
+    options = {"capacity": 13, "per_class": 4}
+    assert Herding.unused_options(options) == {"insert", "capacity"}
+    assert Herding.max_samples(options, tasks=3, classes=6) == 24
+    assert Herding.max_samples(options, tasks=3, classes=None) is None
+    memory, (task, *_) = Equal(13, "all", False, torch.Generator(), 999), blobs("class").tasks
+    memory.choose(task, lambda _: torch.empty(0))
+    assert len(memory) == len(task)
+
+
+def herding_keeps(memory: Herding, shares: tuple[int, ...]) -> None:
+    """Each class has so many samples after each task: the first ones that herding chooses."""
     stream = blobs("class")
-    memory = Herding(13, "all", False, torch.Generator())
 
     def features(batches: Any) -> Tensor:
         pixels = torch.cat([each.x for each in batches]).flatten(1).float()
         return F.normalize(pixels, dim=1)
 
     kept: dict[int, list[Tensor]] = {}
-    for task, share in zip(stream.tasks, (6, 3, 2), strict=True):
+    for task, share in zip(stream.tasks, shares, strict=True):
         memory.begin_task(task)
         memory.add(rows_of(task, 8))
         memory.choose(task, features)
@@ -139,7 +156,7 @@ def test_a_herding_memory_is_shared_by_the_classes() -> None:
         )
         expected = task.x[first][found]
         assert rows.x[rows.y == task.y[0]].equal(expected)
-    assert len(memory) == 12
+    assert len(memory) == 6 * shares[-1]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +178,15 @@ def test_a_memory_has_a_sample_for_each_class_of_each_task_in_data_il() -> None:
         check_config(composed(*words, "buffer=herding"))
     with pytest.raises(UserError, match=r"it has its share of each class after the first task"):
         check_config(composed(*words, "buffer=greedy"))
+
+
+def test_a_memory_that_grows_with_the_classes_is_refused_where_it_is_too_large() -> None:
+    """Of 20 tasks that have all 10 classes it has 200 times as many."""
+    words = "method=er", "buffer=equal", "dataset=pmnist", "buffer.per_class=10"
+    needed = 200 * 10 * 28 * 28 / 2**20
+    check_config(composed(*words, f"budget_mib={needed + 0.1}"))
+    with pytest.raises(UserError, match=r"buffer\.per_class=10: its images take 1\.495 MiB"):
+        check_config(composed(*words, f"budget_mib={needed - 0.1}"))
 
 
 def test_a_memory_of_exemplars_has_no_logits() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from cl_bench.base.exceptions import UserError
 from cl_bench.config.meta import meta_network, without_weights
 from cl_bench.core import runtime
+from cl_bench.core.memory import capacity_of
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
@@ -38,7 +39,7 @@ def check(plain: dict[str, Any]) -> None:
             f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
         )
         if stores:
-            _check_buffer(method["buffer"], tasks, prod(contents.shape), plain["budget_mib"])
+            _check_buffer(plain, tasks, None if known is None else known[1], prod(contents.shape))
     if stores:
         _check_room(plain, None if known is None else known[1], tasks)
     width = plain["model"].get("random_features")
@@ -52,12 +53,14 @@ def check(plain: dict[str, Any]) -> None:
             _check_curvature(method["curvature"], count)
 
 
-def _check_buffer(
-    options: dict[str, Any], tasks: int, values: int, budget_mib: float | None
-) -> None:
+def _check_buffer(plain: dict[str, Any], tasks: int, classes: int | None, values: int) -> None:
     """Refuse a buffer that is too large; `values`: the bytes of an image."""
-    rows = get_object(options["_target_"]).max_samples(options, tasks) or 0
-    key = "per_task" if options.get("capacity") is None and "per_task" in options else "capacity"
+    options, budget_mib = plain["method"]["buffer"], plain["budget_mib"]
+    if classes is not None and plain["scenario"]["name"] == "data":
+        classes *= tasks
+    rows = get_object(options["_target_"]).max_samples(options, tasks, classes) or 0
+    per_part = next((key for key in ("per_class", "per_task") if options.get(key)), "capacity")
+    key = "capacity" if capacity_of(options) else per_part
     named = f"buffer.{key}={options.get(key)}: its images"
     _require(named, rows * values)
     if budget_mib is not None and rows * values > budget_mib * 2**20:

@@ -150,7 +150,7 @@ class Ring(Buffer):
         return {self.filled + n % self.per_task: i for i, n in enumerate(now, first)}
 
     @classmethod
-    def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:
+    def max_samples(cls, options: dict[str, Any], tasks: int, classes: int | None) -> int | None:
         return options.get("capacity") or tasks * options["per_task"]
 
     def end_task(self) -> None:

@@ -1,4 +1,4 @@
-"""Memories that choose an equal share of each class from the whole task, when it has ended."""
+"""Memories that choose as many samples of each class, from the whole task when it has ended."""
 
 from __future__ import annotations
 
@@ -16,24 +16,39 @@ from cl_bench.core.types import Batch, Task, to_device_of
 class Herding(Buffer):
     """Exemplars of each class, chosen when a task has ended (iCaRL: Rebuffi et al. 2017, alg. 4).
 
-    The memory is shared equally by the classes so far; where a class comes in several tasks, by
-    its parts. When new classes come, each of the others keeps its first exemplars, which are the
-    most typical ones.
+    capacity   so many samples in all, shared equally by the classes so far. When new classes come,
+               each of the others keeps its first exemplars, which are the most typical ones.
+    per_class  so many of each class, in place of `capacity`: the memory grows with the classes
+
+    A class that comes in several tasks counts as a class in each of them.
     """
 
     keeps_logits: ClassVar[bool] = False
     chooses_at_end: ClassVar[bool] = True
     shared_by: ClassVar[str | None] = "classes of each task"
 
-    def __init__(self, capacity: Count, insert: Insert, replacement: bool, rng: Generator) -> None:
+    def __init__(
+        self,
+        capacity: Count,
+        insert: Insert,
+        replacement: bool,
+        rng: Generator,
+        per_class: Count | None = None,
+    ) -> None:
         super().__init__(rng, insert, replacement)
-        self.capacity = capacity
+        self.capacity, self.per_class = capacity, per_class
         self.groups: list[list[int]] = []  # of the rows, in their order: task, class, how many
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """`insert`: the whole task is looked at, once."""
-        return {"insert"}
+        """`insert`, because the whole task is looked at once, and one of the two sizes."""
+        return {"insert", "capacity" if options.get("per_class") else "per_class"}
+
+    @classmethod
+    def max_samples(cls, options: dict[str, Any], tasks: int, classes: int | None) -> int | None:
+        if not options.get("per_class"):
+            return options["capacity"]
+        return None if classes is None else classes * options["per_class"]
 
     def add(self, batch: Batch) -> None:
         """Nothing: samples are chosen from the whole task, when it has ended."""
@@ -42,7 +57,7 @@ class Herding(Buffer):
         """Choose exemplars of the task by their features, and keep fewer of the others."""
         pairs = torch.stack([task.t, task.y], 1).cpu()
         groups = pairs.unique(dim=0).tolist()
-        share = self.capacity // (len(self.groups) + len(groups))
+        share = self.per_class or self.capacity // (len(self.groups) + len(groups))
         if not share:  # else refused before the run, unless the classes were not known
             raise UserError(
                 f"buffer.capacity: {self.capacity} samples are shared by the classes of each task, "

@@ -20,6 +20,11 @@ Features = Callable[[list[Batch]], Tensor]  # -> (N, d) features of length 1 of 
 Insert = Literal["first", "all"]  # offer samples in a task's first epoch, or in all of them
 
 
+def capacity_of(options: dict[str, Any]) -> int | None:
+    """The samples in all, by a buffer's options; None: a number of each class, or no limit."""
+    return None if options.get("per_class") else options.get("capacity")
+
+
 class Buffer(Stateful):
     """A memory of samples: `add` offers a batch, `sample` draws, `by_task` gives all of it.
 
@@ -42,8 +47,13 @@ class Buffer(Stateful):
         self.now: int | None = None  # id of the task that is learned
 
     @classmethod
-    def max_samples(cls, options: dict[str, Any], tasks: int) -> int | None:
-        """The number of samples it allocates, from a config's options; None: it grows."""
+    def max_samples(cls, options: dict[str, Any], tasks: int, classes: int | None) -> int | None:
+        """The number of samples it allocates, from a config's options; None: it grows.
+
+        tasks    how many there are
+        classes  how many there are, those of each task counted apart where all tasks have the same
+                 ones; None: it is not known before the data are read
+        """
         return options.get("capacity")
 
     def __len__(self) -> int:

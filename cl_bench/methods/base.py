@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.core.learner import Learner
-from cl_bench.core.memory import Buffer
+from cl_bench.core.memory import Buffer, capacity_of
 from cl_bench.core.state import Stateful
 from cl_bench.core.types import Batch, Snapshot, Task
 
@@ -106,7 +106,7 @@ class Rehearsal(Method):
 
         Empty where the memory has no capacity.
         """
-        capacity = options["buffer"].get("capacity")
+        capacity = capacity_of(options["buffer"])
         return () if capacity is None else (capacity,)
 
     def with_old(self, new: Batch, count: int) -> Batch:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_bench.base.bounds import Count, Part, Positive
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
-from cl_bench.core.memory import Buffer
+from cl_bench.core.memory import Buffer, capacity_of
 from cl_bench.core.types import Batch, Task, in_float64
 from cl_bench.methods.shared.exemplars import Distilled
 from cl_bench.methods.shared.head_rows import refuse_linearised_head
@@ -48,15 +48,23 @@ class BiC(Distilled):
         steps: Count,
         rate: Positive,
     ) -> None:
-        replayed, unseen = _sizes(buffer.keywords["capacity"], held_out)
-        super().__init__(learner, partial(buffer, capacity=replayed), replay, temperature)
-        self.unseen = buffer(rng=learner.rng, capacity=unseen)
+        size = "per_class" if buffer.keywords.get("per_class") else "capacity"
+        replayed, unseen = _sizes(buffer.keywords[size], held_out)
+        super().__init__(learner, partial(buffer, **{size: replayed}), replay, temperature)
+        self.unseen = buffer(**{size: unseen}, rng=learner.rng)
         self.steps, self.rate = steps, rate
         self.alpha, self.beta = 1.0, 0.0  # of the last task
 
     @staticmethod
     def check(config: dict[str, Any]) -> None:
-        if config["method"]["buffer"].get("capacity") is None:
+        options, held_out = config["method"]["buffer"], config["method"]["held_out"]
+        per_class = options.get("per_class")
+        if per_class and not min(_sizes(per_class, held_out)):
+            raise UserError(
+                f"buffer.per_class={per_class}: method=bic keeps method.held_out={held_out:g} of "
+                "them from training, which leaves none; use more, or a smaller share"
+            )
+        if not per_class and capacity_of(options) is None:
             raise UserError(
                 "method=bic: a share of the memory is never trained on; use a memory with a "
                 "capacity, such as buffer=herding"
@@ -64,7 +72,7 @@ class BiC(Distilled):
 
     @staticmethod
     def parts_of_memory(options: dict[str, Any]) -> tuple[int, ...]:
-        capacity = options["buffer"].get("capacity")
+        capacity = capacity_of(options["buffer"])
         return () if capacity is None else _sizes(capacity, options["held_out"])
 
     def check_network(self, task: Task) -> None:
@@ -118,6 +126,6 @@ class BiC(Distilled):
 
 
 def _sizes(capacity: int, held_out: float) -> tuple[int, int]:
-    """The samples of the memory that are replayed, and those that no step sees."""
+    """The samples of the memory, or of a class, that are replayed, and those no step sees."""
     unseen = max(round(held_out * capacity), 1)
     return capacity - unseen, unseen
