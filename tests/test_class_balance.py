@@ -111,15 +111,21 @@ def test_bic_corrects_by_steps_of_momentum() -> None:
     stream, made, method = after_first_task("bic", *words, held_out=True)
     for rows in stream.tasks[1].chunks(8):
         method.observe(rows)
-    before = made.flat.theta.detach().clone()
+    before, drawn = made.flat.theta.detach().clone(), made.rng.get_state()
+    unseen = method._balanced(stream.held_out[1])
+    old, new = unseen.rows(slice(0, 9)), unseen.rows(slice(9, None))
+    assert old.x.equal(method.unseen.stored().x) and len(old.y) == 9, "all that were held out"
+    assert new.y.bincount(minlength=4)[2:].tolist() in ([5, 4], [4, 5]), "as many, where there are"
+    of_the_task = {image.numpy().tobytes() for image in stream.held_out[1].x}
+    assert len({image.numpy().tobytes() for image in new.x} & of_the_task) == 9
+    made.rng.set_state(drawn)
     method.validate(stream.held_out[1])
-    unseen = method.unseen.stored()
-    assert unseen.y.bincount().tolist() == [3, 3, 3, 3], "as many of each class, 12 in all"
+    assert method.unseen.stored().y.bincount().tolist() == [3, 3, 3, 3], "12 in all"
     logits = made.logits(before, unseen)[:, :4].detach()
     pair, velocity = torch.tensor([1.0, 0.0], dtype=torch.float64), 0.0
     for step in range(50):
         z = torch.cat([logits[:, :2], pair[0] * logits[:, 2:] + pair[1]], 1)
-        slope = (z.softmax(1) - F.one_hot(unseen.y, 4))[:, 2:] / 12
+        slope = (z.softmax(1) - F.one_hot(unseen.y, 4))[:, 2:] / 18
         g = torch.stack([(slope * logits[:, 2:]).sum(), slope.sum() + 0.1 * pair[1]])
         velocity = 0.9 * velocity + g
         pair = pair - 0.2 * 0.1 ** sum(step >= end for end in (15, 30, 40, 45)) * velocity
@@ -128,6 +134,16 @@ def test_bic_corrects_by_steps_of_momentum() -> None:
     torch.testing.assert_close(after[:, :2], logits[:, :2])
     torch.testing.assert_close(after[:, 2:4], method.alpha * logits[:, 2:] + method.beta)
     torch.testing.assert_close(after[:, 4:], made.logits(before, unseen)[:, 4:].detach())
+
+
+@pytest.mark.parametrize("name", ["wa", "bic"])
+def test_a_task_in_which_all_classes_come_again_has_no_old_ones(name: str) -> None:
+    """As with `stream=blurry stream.disjoint=0`: the loss is the cross-entropy alone."""
+    words = ("buffer.capacity=40",) if name == "bic" else (CAPACITY,)
+    stream, _, method = after_first_task(name, *words, held_out=name == "bic")
+    both = [torch.cat([getattr(task, field) for task in stream.tasks[:2]]) for field in "xyt"]
+    method.begin_task(Task(1, *both))
+    assert method.observe(rows_of(stream.tasks[1], 8)).isfinite() and not bool(method.past.any())
 
 
 def test_bic_is_bounded_where_images_are_separable() -> None:

@@ -12,7 +12,7 @@ from cl_bench.base.bounds import Count, Part, Positive
 from cl_bench.base.exceptions import UserError
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer, capacity_of
-from cl_bench.core.types import Batch, Task, in_float64
+from cl_bench.core.types import Batch, Task, in_float64, to_device_of
 from cl_bench.methods.shared.exemplars import Distilled
 from cl_bench.methods.shared.head_rows import refuse_linearised_head
 
@@ -26,10 +26,12 @@ class BiC(Distilled):
 
     A share `held_out` of the memory holds images that no step has seen: `schedule.holdout` of each
     task's images is kept from training, and exemplars are chosen from it for this part. After a
-    task, alpha z + beta takes the place of each logit z of a new class (eq. 4). From alpha = 1 and
-    beta = 0, `steps` steps of gradient descent on the whole part lower its mean loss (eq. 5) and,
-    as in the authors' code, 0.05 beta^2. They have momentum 0.9, and the rate `rate` falls to a
-    tenth after 30, 60, 80 and 90 % of them. The correction is written into the rows of the head.
+    task, alpha z + beta takes the place of each logit z of a new class (eq. 4). It is fitted to
+    this part as it was before the task, and to as many random ones of the task's held-out images
+    of each class. From alpha = 1 and beta = 0, `steps` steps of gradient descent on all of them
+    lower their mean loss (eq. 5) and, as in the authors' code, 0.05 beta^2. They have momentum 0.9,
+    and the rate `rate` falls to a tenth after 30, 60, 80 and 90 % of them. The correction is
+    written into the rows of the head.
 
     Where the images are separable, the loss has no minimum, and alpha would grow without limit: the
     number of steps bounds it.
@@ -81,14 +83,23 @@ class BiC(Distilled):
             raise UserError("method=bic: corrects the bias of the head, and this head has none")
 
     def validate(self, held_out: Task) -> None:
-        """Choose images of the held-out ones, and correct the rows of new classes by them all."""
+        """Correct the rows of new classes, and then choose images of the held-out ones."""
+        if bool(self.past.any()):
+            self._correct(self._balanced(held_out))
         self.unseen.begin_task(held_out)
         for batch in held_out.chunks(512):
             self.unseen.add(batch)
         self.unseen.choose(held_out, self.learner.unit_features)
         self.unseen.end_task()
-        if bool(self.past.any()):
-            self._correct(self.unseen.stored())
+
+    def _balanced(self, held_out: Task) -> Batch:
+        """The images of earlier tasks that no step has seen, and as many of each class of this."""
+        old = self.unseen.stored()
+        count = int(old.y.bincount().max())
+        order = torch.randperm(len(held_out), generator=self.learner.rng)
+        labels = held_out.y.cpu()[order]
+        chosen = torch.cat([order[labels == label][:count] for label in labels.unique()])
+        return old.cat(held_out.batch(to_device_of(chosen, held_out.y)))
 
     @torch.no_grad()
     def _correct(self, rows: Batch) -> None:

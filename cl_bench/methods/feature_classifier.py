@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.base.bounds import Share
+from cl_bench.base.bounds import Fraction
 from cl_bench.core.learner import Learner
 from cl_bench.methods.shared.feature_sums import FeatureSums
 
@@ -33,7 +33,7 @@ class FeatureClassifier(FeatureSums):
         self,
         learner: Learner,
         rule: Literal["nearest_mean", "lda"],
-        shrinkage: Share,
+        shrinkage: Fraction,
         adapt: bool,
     ) -> None:
         super().__init__(learner, rule == "lda", adapt)

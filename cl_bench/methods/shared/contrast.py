@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-FAR = -1e9  # in place of minus infinity, so that a row in which nothing is allowed has no NaN
+FAR = -1e9  # in place of minus infinity: a softmax over no class at all then has no NaN
 
 
 def contrasts(scores: Tensor, wanted: Tensor, allowed: Tensor) -> Tensor:

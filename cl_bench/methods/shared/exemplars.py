@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cl_bench.base.bounds import Count, Positive
-from cl_bench.core.criteria import masked
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer
 from cl_bench.core.types import Batch, Snapshot, Task
 from cl_bench.methods.base import Rehearsal
+from cl_bench.methods.shared.contrast import FAR
 
 
 class Exemplars(Rehearsal):
@@ -84,7 +84,7 @@ class Distilled(Exemplars):
         if batch.logits is None:
             return loss
         before, after = (
-            masked(z.float() / self.temperature, past).log_softmax(-1)
+            (z.float() / self.temperature).masked_fill(~past, FAR).log_softmax(-1)
             for z in (batch.logits, logits)
         )
         kept = -(before.exp() * after.masked_fill(~past, 0.0)).sum(-1).mean()
