@@ -171,6 +171,7 @@ def test_bic_never_trains_on_what_it_corrects_by(size: str, trained_on: int, uns
     method.validate(stream.held_out[1])
     method.end_task(stream.tasks[1])
     assert len(method.memory) == trained_on and len(method.unseen) == unseen
+    assert method.capacity() == {"stored": trained_on + unseen}
     trained = {image.numpy().tobytes() for task in stream.tasks for image in task.x}
     assert {image.numpy().tobytes() for image in method.memory.stored().x} <= trained
     assert not {image.numpy().tobytes() for image in method.unseen.stored().x} & trained

@@ -62,6 +62,24 @@ def test_other_streams_are_other_tables(tmp_path: Path) -> None:
     assert two.ranks(two.metrics[0]) == {0: 1, 1: 2} and twenty.ranks(twenty.metrics[0]) == {}
 
 
+def test_a_row_names_the_size_of_the_memory_that_is_in_use(tmp_path: Path) -> None:
+    """`per_class` takes the place of `capacity`, and this that of `per_task`."""
+    sizes = {"a": (2000, 20), "b": (500, None), "c": (200, None)}
+    for name, (capacity, per_class) in sizes.items():
+        own = {"method__buffer__capacity": capacity, "method__buffer__per_class": per_class}
+        write(tmp_path, "icarl", name, (0.5,), **own)
+    for name, capacity in (("d", None), ("e", 50)):
+        own = {"method__buffer__capacity": capacity, "method__buffer__per_task": 10}
+        write(tmp_path, "agem", name, (0.5,), **own)
+    (table,) = tables(gather(read_all(tmp_path)), None)
+    options = {row.runs[0].hash: row.options for row in table.rows}
+    assert options["a"] == "buffer.per_class=20"
+    assert (options["b"], options["c"]) == ("buffer.capacity=500", "buffer.capacity=200")
+    assert (options["d"], options["e"]) == ("buffer.per_task=10", "buffer.capacity=50")
+    pooled = gather(read_all(tmp_path), ["buffer.capacity"])
+    assert "buffer.capacity=2000" not in " ".join(row.options for row in pooled)
+
+
 def test_best_and_second_are_of_rivals(runs: Path) -> None:
     """By what is printed: joint training has no place, nor one seed beside rows of several."""
     (own, _) = tables(gather(read_all(runs)), None)

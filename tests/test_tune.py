@@ -360,7 +360,7 @@ def test_tuned_values_yield_to_what_is_typed(
 
     write(values, "dataset.tasks=3")
     tuned.apply(cfg, file, ["method=ewc", "optimizer.lr=0.5"])
-    assert capsys.readouterr().out == f"tuned: method.strength=7 ({file})\n"
+    assert capsys.readouterr().err == f"tuned: method.strength=7 ({file})\n"
     assert cfg.method.strength == 7 and cfg.optimizer.lr == 0.5
     plain = composed("method=ewc", "optimizer.lr=0.5", "method.strength=7")
     cfg.tuned = True

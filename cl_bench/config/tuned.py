@@ -7,6 +7,7 @@ cl_bench/tuned_values; those of the user's folder go before them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def apply(cfg: DictConfig, file: Path, overrides: Iterable[str]) -> None:
     unused = unused_keys(plain, target_nodes(plain, ""))
     _require_same(file, conditions(cfg, values), evidence.get("under"), unused)
     values = {key: value for key, value in values.items() if key not in overridden}
-    print("tuned:", *(f"{key}={value}" for key, value in values.items()), f"({file})")
+    words = (f"{key}={value}" for key, value in values.items())
+    print("tuned:", *words, f"({file})", file=sys.stderr)  # stdout may be a config: --cfg job
     for key, value in values.items():
         if OmegaConf.select(cfg, key, default=cfg) is cfg:
             raise UserError(f"tuned=true: {file} has {key}, which this config does not have")

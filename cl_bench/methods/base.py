@@ -78,7 +78,7 @@ class Method(Stateful):
         """Called after the last batch of a task, whose data is not seen again."""
 
     def capacity(self) -> dict[str, float]:
-        """Numbers for the record after each task: the parameter count of a method that grows."""
+        """Numbers for the record after each task: stored samples, parameters where they grow."""
         return {}
 
     def networks(self) -> Iterator[tuple[str, Snapshot]]:
@@ -108,6 +108,10 @@ class Rehearsal(Method):
         """
         capacity = capacity_of(options["buffer"])
         return () if capacity is None else (capacity,)
+
+    def capacity(self) -> dict[str, float]:
+        """The number of samples in the memory, if it is used."""
+        return {} if self.memory.empty else {"stored": len(self.memory)}
 
     def with_old(self, new: Batch, count: int) -> Batch:
         """The new samples, and after them `count` drawn from the memory, if it has any."""

@@ -77,6 +77,9 @@ class BiC(Distilled):
         capacity = capacity_of(options["buffer"])
         return () if capacity is None else _sizes(capacity, options["held_out"])
 
+    def capacity(self) -> dict[str, float]:
+        return {"stored": len(self.memory) + len(self.unseen)}
+
     def check_network(self, task: Task) -> None:
         refuse_linearised_head(self.learner.net, "bic")
         if self.learner.heads.bias_of(self.learner.flat.theta) is None:

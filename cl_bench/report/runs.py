@@ -16,6 +16,8 @@ from cl_bench.results.records import Records
 
 Record = dict[str, Any]  # the content of a record.json
 Key = TypeVar("Key", bound=Hashable)
+# sizes of a memory: where several are there, the first that is not null is the one in use
+SIZES = ("method.buffer.per_class", "method.buffer.capacity", "method.buffer.per_task")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +62,16 @@ def finished_runs(records: Records) -> list[Run]:
 
 
 def _config(record: Record) -> Leaves:
-    """The values that can change a number; `continue_from` is the hash of the run that it names."""
+    """The values that can change a number; `continue_from` is the hash of the run that it names.
+
+    Of the keys that say how large a memory is, it has the one that was used.
+    """
     config, parent = leaves(record["config"]), record.get("parent")
     config.pop("continue_from", None)
+    sizes = [key for key in SIZES if key in config]
+    used = next((key for key in sizes if config[key] is not None), None)
+    for key in {*sizes} - {used or "method.buffer.capacity"}:
+        del config[key]
     return config | ({"continue_from": parent["hash"]} if parent else {})
 
 

@@ -76,9 +76,10 @@ def require_one_config(runs: list[Run], name: str) -> None:
     """Raise UserError where the runs of a row are of several configs."""
     if len({run.hash for run in runs}) > 1:
         first, *others = (run.config for run in runs)
+        places = sorted({str(run.folder.parent) for run in runs})
         keys = {k for other in others for k in {*first, *other} if first.get(k) != other.get(k)}
         shown = ", ".join(sorted(keys - {"seed"})[:5])
         raise UserError(
             f"output_dir: {name} was run there with other values of {shown or 'other keys'}, too; "
-            "choose another output_dir"
+            f"choose another output_dir, or move all but one of {', '.join(places)} out of it"
         )
