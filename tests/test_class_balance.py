@@ -141,8 +141,9 @@ def test_a_task_in_which_all_classes_come_again_has_no_old_ones(name: str) -> No
     """As with `stream=blurry stream.disjoint=0`: the loss is the cross-entropy alone."""
     words = ("buffer.capacity=40",) if name == "bic" else (CAPACITY,)
     stream, _, method = after_first_task(name, *words, held_out=name == "bic")
-    both = [torch.cat([getattr(task, field) for task in stream.tasks[:2]]) for field in "xyt"]
-    method.begin_task(Task(1, *both))
+    one, two = stream.tasks[:2]
+    x, y, t = (torch.cat(pair) for pair in ((one.x, two.x), (one.y, two.y), (one.t, two.t)))
+    method.begin_task(Task(1, x, y, t))
     assert method.observe(rows_of(stream.tasks[1], 8)).isfinite() and not bool(method.past.any())
 
 

@@ -116,6 +116,15 @@ def stopped_and_continued(
     return contract.check_stops(where, stops, straight, **options)
 
 
+def test_an_optimizer_whose_state_goes_on_is_continued(tmp_path: Path) -> None:
+    """Within a task and between two; it trains otherwise than one that is fresh in each task."""
+    adam = lambda rt: learner(mlp(), rt, lambda p: torch.optim.Adam(p, lr=0.01))  # noqa: E731
+    kept = {"learner": adam, "schedule": scheduled(epochs=2, fresh_optimizer=False)}
+    run = stopped_and_continued(tmp_path, [3, 8], name="ewc", scenario="task", **kept)
+    fresh = small_run("ewc", "task", learner=adam)()
+    assert not run.theta.equal(fresh.theta)
+
+
 Straight = Callable[..., SmallRun]
 
 

@@ -215,6 +215,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             [on, "method=ewc", "schedule.epochs=3", "schedule.patience=1"],
         ),
         ("task 0 of that run is another one", [on, "method=ewc", "scenario.order=[1,0,2,3,4]"]),
+        (
+            "schedule.fresh_optimizer=false: a finished run keeps no state of its optimizer",
+            [on, "method=ewc", "schedule.fresh_optimizer=false"],
+        ),
         ("there is no finished run in this folder", [f"continue_from={tmp_path}/nothing"]),
         ("there is no finished run in this folder", ["continue_from=/dev/null"]),
         ("continue_from=[1]: must be a text", ["continue_from=[1]"]),

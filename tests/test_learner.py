@@ -52,6 +52,27 @@ def test_masked_loss_is_the_loss_on_slices(device: str) -> None:
     torch.testing.assert_close(made.flat.grad, flat, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_state_of_the_optimizer_at_a_new_task(fresh: bool) -> None:
+    """The steps are those of one Adam of PyTorch in all tasks, or of one in each."""
+    torch.manual_seed(0)
+    made = learner(mlp(), optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
+    theta, rows, optimizer = made.flat.theta.detach().clone(), on("cpu"), None
+    for task in range(3):
+        made.begin_task(LIVE, torch.tensor([task]), None, fresh)
+        made.anneal(0.5)  # which the next task undoes
+        if fresh or optimizer is None:
+            optimizer = torch.optim.Adam([theta], lr=0.05)
+        for _ in range(2):
+            made.gradient(rows)
+            theta.grad = made.flat.grad.clone()
+            made.step()
+            optimizer.step()
+        assert made.flat.theta.detach().equal(theta)
+    made.begin_task(LIVE, torch.tensor([0]), None, fresh)
+    assert made.lr == 0.1 and bool(made.optimizer.state_dict()["state"]) != fresh
+
+
 def test_a_head_that_is_not_live_stays_as_it_was() -> None:
     torch.manual_seed(0)
     net: Any = mlp()

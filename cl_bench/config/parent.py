@@ -69,6 +69,11 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
             f"{KEY}={name}: that run has seed {seed}, this one {cfg.seed}; use seed={seed}, or "
             f"write the folder with seed${{seed}} at its end"
         )
+    if not resolved["schedule"].get("fresh_optimizer", True):
+        raise UserError(
+            f"schedule.fresh_optimizer=false: a finished run keeps no state of its optimizer, so "
+            f"that {KEY}={name} cannot go on with it; use true"
+        )
     same_method = config["method"]["_target_"] == resolved["method"]["_target_"]
     theirs, ours = (dict(all_leaves(whole, "")) for whole in (config, resolved))
     for key in ("scenario.name", *SAME):

@@ -62,19 +62,21 @@ class Learner(NetworkFunction):
         self._objectives: dict[Any, Callable] = {}  # of `differentiate_logits`
         self.inner = InnerLoop(self, self._sgd_step, self._count, sequence)
 
-    def begin_task(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
-        """Set the classes that compete during a task, and start a fresh optimizer on theta.
+    def begin_task(
+        self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None, fresh: bool = True
+    ) -> None:
+        """Set the classes that compete during a task, and the optimizer that moves theta.
 
         live         (T, K) bool: the classes that compete for a sample of each task now
         tasks        ids of the tasks that are learned now: one, or all of a joined stream
         live_at_end  (T, K) bool: `live` after the last task; None: all classes
-
-        With a zero gradient, momentum and weight decay would still move head rows of classes that
-        do not compete. Therefore the optimizer starts without state, and decay skips those rows.
+        fresh        start an optimizer without state. One that goes on has momentum, which moves
+                     head rows of classes that do not compete, though their gradient is zero
         """
         self.reveal(live, tasks, live_at_end)
-        self.lr_factor = 1.0
-        self.restart_optimizer(self.flat.theta)
+        self.anneal(1.0)
+        if fresh or self.optimized is not self.flat.theta:
+            self.restart_optimizer(self.flat.theta)
 
     def restart_optimizer(self, vector: nn.Parameter) -> None:
         """Let a fresh optimizer move `vector` by its `grad`, until the next task begins."""
@@ -119,10 +121,7 @@ class Learner(NetworkFunction):
         return self.losses(theta, batch).mean()
 
     def gradient(self, batch: Batch) -> Tensor:
-        """Augment the batch and fill `flat.grad` with the gradient of its mean loss.
-
-        Returns the loss, detached and on the device.
-        """
+        """Augment the batch and fill `flat.grad` with the gradient of its mean loss."""
         return self.loss_gradient(self.augmented(batch))
 
     def loss_gradient(self, batch: Batch) -> Tensor:

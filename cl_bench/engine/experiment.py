@@ -109,7 +109,7 @@ def prepare_task(session: Session, task: Task) -> None:
         learner.train(**mode)
         return
     progress.order = session.order.get_state()
-    learner.begin_task(*classes)
+    learner.begin_task(*classes, session.schedule.fresh_optimizer)
     learner.train(**mode)
     if session.schedule.warm_up == "head":
         fit_head(learner, task, new_classes(stream, task))

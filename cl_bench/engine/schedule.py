@@ -38,6 +38,8 @@ class Schedule:
                            held out
     warm_up=head           before each task, the rows of the head for its new classes are fitted,
                            with all other parameters fixed (`fit_head`)
+    fresh_optimizer=false  the optimizer's state (Adam's moments, momentum) goes on from task to
+                           task, in place of an optimizer without state for each
     """
 
     epochs: Epochs
@@ -51,13 +53,15 @@ class Schedule:
     clip: Positive | None
     patience: Count | None
     holdout: Part
+    fresh_optimizer: bool = True
 
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
-        """Options of another annealing, and `ramp`, `clip` and `patience` where they are off."""
+        """Options of another annealing, and those that are off, such as `ramp` and `patience`."""
         used = {"exponential": {"decay"}, "milestones": {"decay", "milestones"}}
         found = {"decay", "milestones"} - used.get(options["annealing"], set())
         stopping = set() if options["patience"] else {"patience", "holdout"}
+        found |= {"fresh_optimizer"} if options.get("fresh_optimizer", True) else set()
         return found | stopping | {key for key in ("ramp", "clip") if not options[key]}
 
     def epochs_of(self, task: Task) -> int:
