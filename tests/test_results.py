@@ -287,8 +287,12 @@ def test_a_command_may_begin_with_an_experiment() -> None:
 def test_a_record_may_lack_an_option_that_came_later() -> None:
     """Where its value of today changes no number."""
     record = record_of("method=er")
-    del record["config"]["runtime"]["per_gpu"]
+    del record["config"]["runtime"]["per_gpu"], record["config"]["schedule"]["fresh_optimizer"]
     assert commands.find_command(record) == "dataset=pmnist5k method=er"
+    other = record_of("method=er", "buffer=equal", "buffer.capacity=300")
+    del other["config"]["method"]["buffer"]["per_class"]
+    found = commands.find_command(other)
+    assert found == "dataset=pmnist5k method=er buffer=equal buffer.capacity=300"
     del record["config"]["schedule"]["batch_size"]
     record["hash"] = "0123456789"
     assert commands.find_command(record) is None

@@ -78,7 +78,7 @@ def find_command(record: Record, experiment: str | None = None) -> str | None:
             raise
         return None
     # an option that the record's code did not have yet may stay at the value that it has now
-    ways = [chosen, [word for word in chosen if not word.startswith("~")]]
+    ways = [[word for word in chosen if not word.startswith("~")], chosen]
     chosen = next((words for words in ways if hash_of([*words, seed]) == wanted), [])
     if not chosen:
         return None
@@ -111,15 +111,19 @@ def _overrides(chosen: list[str], goal: Leaves) -> list[str]:
 def _nearest_option(
     group: str, chosen: list[str], config: Leaves, goal: Leaves
 ) -> tuple[list[str], Leaves]:
-    """The choice with the option of a group whose config differs in the fewest keys from `goal`."""
+    """The choice with the option of a group whose config is nearest to `goal`.
+
+    That is the one with the most classes in common, and of several the one with the most values.
+    """
     tried = [(chosen, config)]
     for name in folders.option_names(group):
         more = [*chosen, f"{group}={name}"]
         tried.append((more, _composed_leaves(more)))
 
-    def differing(choice: tuple[list[str], Leaves]) -> int:
+    def differing(choice: tuple[list[str], Leaves]) -> tuple[int, int]:
         keys = {key for key in (*choice[1], *goal) if key.startswith(group)}
-        return sum(choice[1].get(key, ...) != goal.get(key, ...) for key in keys)
+        other = [key for key in keys if choice[1].get(key, ...) != goal.get(key, ...)]
+        return sum(key.endswith("_target_") for key in other), len(other)
 
     return min(tried, key=differing)
 
