@@ -10,9 +10,9 @@ from hydra.utils import get_object
 from torch import nn
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.memory_size import size_key
 from cl_bench.config.meta import meta_network, without_weights
 from cl_bench.core import runtime
-from cl_bench.core.memory import capacity_of
 from cl_bench.data.check import shape_and_classes
 from cl_bench.data.plan import number_of
 from cl_bench.data.published import Contents, known_contents
@@ -31,7 +31,7 @@ def check(plain: dict[str, Any]) -> None:
     """
     dataset, method = plain["dataset"], plain["method"]
     contents, known = known_contents(dataset["source"]), shape_and_classes(dataset)
-    tasks = number_of(dataset["tasks"])
+    tasks, classes = number_of(dataset["tasks"]), None if known is None else known[1]
     unused = get_object(method["_target_"]).unused(plain)
     stores = "buffer" in method and "method.buffer" not in unused
     if contents is not None:
@@ -39,9 +39,9 @@ def check(plain: dict[str, Any]) -> None:
             f"dataset.tasks={dataset['tasks']}: their images", _stream_bytes(dataset, contents)
         )
         if stores:
-            _check_buffer(plain, tasks, None if known is None else known[1], prod(contents.shape))
+            _check_buffer(plain, tasks, classes, prod(contents.shape))
     if stores:
-        _check_room(plain, None if known is None else known[1], tasks)
+        _check_room(plain, classes, tasks)
     width = plain["model"].get("random_features")
     if width is not None and issubclass(get_object(method["_target_"]), FeatureSums):
         _require(f"model.random_features={width}: the products of all pairs", 3 * 8 * width**2)
@@ -59,8 +59,7 @@ def _check_buffer(plain: dict[str, Any], tasks: int, classes: int | None, values
     if classes is not None and plain["scenario"]["name"] == "data":
         classes *= tasks
     rows = get_object(options["_target_"]).max_samples(options, tasks, classes) or 0
-    per_part = next((key for key in ("per_class", "per_task") if options.get(key)), "capacity")
-    key = "capacity" if capacity_of(options) else per_part
+    key = size_key(options)
     named = f"buffer.{key}={options.get(key)}: its images"
     _require(named, rows * values)
     if budget_mib is not None and rows * values > budget_mib * 2**20:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from cl_bench.base.bounds import Count
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.memory_size import size_key
 from cl_bench.core.memory import Buffer, Features, Insert
 from cl_bench.core.types import Batch, Task, to_device_of
 
@@ -42,11 +43,11 @@ class Herding(Buffer):
     @classmethod
     def unused_options(cls, options: dict[str, Any]) -> set[str]:
         """`insert`, because the whole task is looked at once, and one of the two sizes."""
-        return {"insert", "capacity" if options.get("per_class") else "per_class"}
+        return {"insert", "per_class" if size_key(options) == "capacity" else "capacity"}
 
     @classmethod
     def max_samples(cls, options: dict[str, Any], tasks: int, classes: int | None) -> int | None:
-        if not options.get("per_class"):
+        if size_key(options) == "capacity":
             return options["capacity"]
         return None if classes is None else classes * options["per_class"]
 

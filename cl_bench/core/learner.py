@@ -85,7 +85,7 @@ class Learner(NetworkFunction):
         self.anneal(self.lr_factor)
 
     def reveal(self, live: Tensor, tasks: Tensor, live_at_end: Tensor | None) -> None:
-        """Set the classes that compete, as `begin_task` does, and keep the optimizer.
+        """Set the classes that compete, whose head rows alone decay, and keep the optimizer.
 
         Called alone when a run continues within a task, and before the first task.
         """

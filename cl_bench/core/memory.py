@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from cl_bench.base.memory_size import size_key
 from cl_bench.core.decisions import decide, sizes_of
 from cl_bench.core.state import Stateful
 from cl_bench.core.storage import pairs_of, written
@@ -21,8 +22,8 @@ Insert = Literal["first", "all"]  # offer samples in a task's first epoch, or in
 
 
 def capacity_of(options: dict[str, Any]) -> int | None:
-    """The samples in all, by a buffer's options; None: a number of each class, or no limit."""
-    return None if options.get("per_class") else options.get("capacity")
+    """The samples in all, by a buffer's options; None: of each class or task, or no limit."""
+    return options.get("capacity") if size_key(options) == "capacity" else None
 
 
 class Buffer(Stateful):

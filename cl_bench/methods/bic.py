@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_bench.base.bounds import Count, Part, Positive
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.memory_size import size_key
 from cl_bench.core.learner import Learner
 from cl_bench.core.memory import Buffer, capacity_of
 from cl_bench.core.types import Batch, Task, in_float64, to_device_of
@@ -50,7 +51,7 @@ class BiC(Distilled):
         steps: Count,
         rate: Positive,
     ) -> None:
-        size = "per_class" if buffer.keywords.get("per_class") else "capacity"
+        size = size_key(buffer.keywords)
         replayed, unseen = _sizes(buffer.keywords[size], held_out)
         super().__init__(learner, partial(buffer, **{size: replayed}), replay, temperature)
         self.unseen = buffer(**{size: unseen}, rng=learner.rng)

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from cl_bench.base.escape import visible
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.memory_size import SIZES, size_key
 from cl_bench.config.nodes import Leaves, leaves
 from cl_bench.results.records import Records
 
 Record = dict[str, Any]  # the content of a record.json
 Key = TypeVar("Key", bound=Hashable)
-# sizes of a memory: where several are there, the first that is not null is the one in use
-SIZES = ("method.buffer.per_class", "method.buffer.capacity", "method.buffer.per_task")
+BUFFER = "method.buffer."
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +68,10 @@ def _config(record: Record) -> Leaves:
     """
     config, parent = leaves(record["config"]), record.get("parent")
     config.pop("continue_from", None)
-    sizes = [key for key in SIZES if key in config]
-    used = next((key for key in sizes if config[key] is not None), None)
-    for key in {*sizes} - {used or "method.buffer.capacity"}:
-        del config[key]
+    sizes = {key: config.pop(place) for key in SIZES if (place := f"{BUFFER}{key}") in config}
+    if sizes:
+        used = size_key(sizes)
+        config[f"{BUFFER}{used}"] = sizes.get(used)
     return config | ({"continue_from": parent["hash"]} if parent else {})
 
 
