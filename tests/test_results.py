@@ -293,6 +293,11 @@ def test_a_record_may_lack_an_option_that_came_later() -> None:
     del other["config"]["method"]["buffer"]["per_class"]
     found = commands.find_command(other)
     assert found == "dataset=pmnist5k method=er buffer=equal buffer.capacity=300"
+    experiment = "experiment=vandeven/cifar100", "method=er"  # which sets the later option
+    older = record_of(*experiment, "schedule.fresh_optimizer=true")
+    del older["config"]["schedule"]["fresh_optimizer"]
+    found = commands.find_command(older, "vandeven/cifar100")
+    assert found == " ".join([*experiment, "schedule.fresh_optimizer=true"])
     del record["config"]["schedule"]["batch_size"]
     record["hash"] = "0123456789"
     assert commands.find_command(record) is None

@@ -22,6 +22,7 @@ COMPETING = {"data": scenario.data_il, "task": scenario.task_il, "class": scenar
 def check(plain: dict[str, Any]) -> None:
     """Raise UserError where two groups of a resolved config do not go together."""
     _check_optimizer(plain)
+    _check_schedule(plain)
     _check_data(plain)
     boundaries.check(plain)
     _check_early_stopping(plain)
@@ -78,11 +79,25 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
                 f"optimizer.{key}={optimizer[key]}: the method steps by itself, as plain SGD; "
                 "use optimizer=sgd with momentum and weight_decay 0"
             )
+
+
+def keeps_optimizer(plain: dict[str, Any]) -> bool:
+    """Whether the optimizer's state goes on from task to task."""
+    return not plain["schedule"].get("fresh_optimizer", True)
+
+
+def _check_schedule(plain: dict[str, Any]) -> None:
+    method = get_object(plain["method"]["_target_"])
     clip = plain["schedule"]["clip"]
     if clip is not None and (method.requires_plain_sgd or not method.allows_clipping):
         raise UserError(
             f"schedule.clip={clip}: the method makes steps of its own, which are not clipped; use "
             "schedule.clip=null"
+        )
+    if keeps_optimizer(plain) and not method.allows_kept_optimizer:
+        raise UserError(
+            "schedule.fresh_optimizer=false: the method trains a network, or free weights, of each "
+            "task, with an optimizer that knows no other task; use schedule.fresh_optimizer=true"
         )
 
 

@@ -22,6 +22,7 @@ CLAIMS = (  # what a method says about the configs that it can be used in
     "scenarios",
     "requires_plain_sgd",
     "allows_clipping",
+    "allows_kept_optimizer",
     "forbids_weight_decay",
     "curvature_is_penalty",
 )

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench.base import files
 from cl_bench.base.exceptions import UserError
 from cl_bench.base.files import DamagedError
+from cl_bench.config.combinations import keeps_optimizer
 from cl_bench.config.nodes import Leaves, all_leaves, leaves_without, target_nodes
 from cl_bench.config.unused_options import unused_keys
 from cl_bench.config.words import typed
@@ -69,7 +70,7 @@ def find(cfg: DictConfig, resolved: dict[str, Any]) -> Parent | None:
             f"{KEY}={name}: that run has seed {seed}, this one {cfg.seed}; use seed={seed}, or "
             f"write the folder with seed${{seed}} at its end"
         )
-    if not resolved["schedule"].get("fresh_optimizer", True):
+    if keeps_optimizer(resolved):
         raise UserError(
             f"schedule.fresh_optimizer=false: a finished run keeps no state of its optimizer, so "
             f"that {KEY}={name} cannot go on with it; use true"

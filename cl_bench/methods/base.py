@@ -30,6 +30,8 @@ class Method(Stateful):
     allows_folding: ClassVar[bool] = False
     # False where it makes steps that schedule.clip does not reach
     allows_clipping: ClassVar[bool] = True
+    # False where the optimizer's state must not go on to the next task
+    allows_kept_optimizer: ClassVar[bool] = True
     # True where it works without being told that a task ends (stream=online)
     task_free: ClassVar[bool] = False
     # True where it replays the logits that samples had when they were stored
@@ -129,6 +131,7 @@ class Separate(Method):
     """A task-IL method with a network for each task; theta predicts for tasks not yet learned."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
+    allows_kept_optimizer = False
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)

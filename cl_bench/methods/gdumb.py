@@ -29,6 +29,7 @@ class GDumb(Rehearsal):
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "class")
     allows_folding = False
+    allows_kept_optimizer = False
 
     def __init__(
         self,

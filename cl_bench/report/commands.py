@@ -68,17 +68,14 @@ def find_command(record: Record, experiment: str | None = None) -> str | None:
     labels, wanted, seed = record["labels"], record["hash"], f"seed={record['seed']}"
     if any(labels[group] not in folders.option_names(group) for group in LABELS):
         return None
-    chosen = [f"{group}={labels[group]}" for group in LABELS]
-    if experiment is not None:
-        chosen.insert(0, f"experiment={experiment}")
+    labelled = [f"{group}={labels[group]}" for group in LABELS]
+    first = [] if experiment is None else [f"experiment={experiment}"]
     try:
-        chosen = _overrides(chosen, _typed_leaves(record["config"]))
+        ways = list(_ways(first, labelled, _typed_leaves(record["config"])))
     except Exception as error:
         if errors.explain(error) is None:
             raise
         return None
-    # an option that the record's code did not have yet may stay at the value that it has now
-    ways = [[word for word in chosen if not word.startswith("~")], chosen]
     chosen = next((words for words in ways if hash_of([*words, seed]) == wanted), [])
     if not chosen:
         return None
@@ -88,6 +85,24 @@ def find_command(record: Record, experiment: str | None = None) -> str | None:
         if hash_of([*shorter, seed]) == wanted:
             chosen = shorter
     return shlex.join(chosen)
+
+
+def _ways(first: list[str], labelled: list[str], goal: Leaves) -> Iterator[list[str]]:
+    """The overrides that may lead to a config, of which its hash decides.
+
+    They differ in the options that the record's code did not have yet: these have the value of
+    today's options, or of the options without the experiment, which may set them, or none.
+    """
+    chosen = _overrides([*first, *labelled], goal)
+    known = [word for word in chosen if not word.startswith("~")]
+    yield known
+    if first and known != chosen:
+        plain = [word for word in _overrides(labelled, goal) if not word.startswith("~")]
+        config, today = _composed_leaves(plain), _composed_leaves(known)
+        missing = [word[1:] for word in chosen if word.startswith("~")]
+        moved = [key for key in missing if key in config and config[key] != today.get(key)]
+        yield [*known, *(f"{key}={typed(config[key])}" for key in moved)]
+    yield chosen
 
 
 def _overrides(chosen: list[str], goal: Leaves) -> list[str]:
