@@ -26,6 +26,8 @@ COUNTS = [
     ("resnet18", (3, 32, 32), 100, 11_220_132),
     ("resnet18", (3, 32, 32), 10, 11_173_962),
     ("resnet18_224", (3, 224, 224), 1000, 11_689_512),
+    ("resnet32", (3, 32, 32), 10, 464_154),
+    ("resnet32", (3, 32, 32), 100, 470_004),
     ("lenet", (3, 32, 32), 10, 2_995_620),
     ("alexnet", (3, 32, 32), 10, 6_533_450),
     ("alexnet", (3, 64, 64), 10, 23_310_666),
@@ -52,6 +54,23 @@ def test_every_model_is_counted() -> None:
 def test_larger_images_pool_to_the_same_features() -> None:
     net = built("reduced_resnet18", (3, 84, 84), 100)
     assert net.head.in_features == 160 and net(torch.zeros(1, 3, 84, 84)).shape == (1, 100)
+
+
+def test_resnet32_has_shortcuts_without_parameters() -> None:
+    """Option A of He et al. (2016): every second pixel, and zeros in the channels that are added.
+
+    31 convolutions and the head are the 32 layers. Without what a block adds, the features of an
+    image are the means of its stem's output at every fourth pixel, and zeros.
+    """
+    net = built("resnet32", (3, 32, 32), 10).eval()
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 31 and all(m.kernel_size == (3, 3) for m in convs)
+    for block in net.blocks:
+        block.bn2.weight.data.zero_()
+    x = torch.rand(2, 3, 32, 32)
+    found, stem = net.features(x), net.stem(x)
+    torch.testing.assert_close(found[:, :16], stem[:, :, ::4, ::4].mean((2, 3)))
+    assert found.shape == (2, 64) and found[:, 16:].eq(0).all()
 
 
 def test_torchvisions_weights_fit() -> None:
@@ -130,7 +149,10 @@ def with_random_batch_norm(name: str) -> tuple[Any, list[nn.BatchNorm2d]]:
     return net, norms
 
 
-@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
+FOLDED = ["reduced_resnet18", "resnet32", "resnet18_224", "efficientnet_lite0"]
+
+
+@pytest.mark.parametrize("name", FOLDED)
 def test_folding_keeps_what_the_network_computes(name: str) -> None:
     """To 1e-10 in float64, whatever the statistics and weights of batch norm are."""
     net, norms = with_random_batch_norm(name)
@@ -143,7 +165,7 @@ def test_folding_keeps_what_the_network_computes(name: str) -> None:
     assert all(m.bias is not None for m in folded.modules() if isinstance(m, nn.Conv2d))
 
 
-@pytest.mark.parametrize("name", ["reduced_resnet18", "resnet18_224", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", FOLDED)
 def test_folding_in_place(name: str) -> None:
     """The same function and the same parameters, of which batch norm adds its bias alone."""
     net, norms = with_random_batch_norm(name)

@@ -1,12 +1,15 @@
-"""ResNet-18 (He et al. 2016) for small images, and torchvision's for images of 224 pixels.
+"""Residual networks (He et al. 2016, arXiv:1512.03385), for small images and for 224 pixels.
 
-Width 20 gives the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840) with
-1,109,240 parameters for 100 outputs, width 64 the usual network for 32x32 images with 11,220,132.
+ResNet-32 is the paper's network for CIFAR (section 4.2), with 464,154 parameters for 10 outputs.
+ResNet-18 of width 20 is the "reduced ResNet-18" of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840)
+with 1,109,240 parameters for 100 outputs, and of width 64 the usual network for 32x32 images with
+11,220,132.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -30,21 +33,26 @@ SAFE_CHANNELS = 8  # fewer input channels need the workaround in `Block`
 class Block(nn.Module):
     """conv3x3 - BN - act - conv3x3 - BN, plus the shortcut, then act.
 
-    The shortcut is a strided 1x1 convolution with BN where shapes change. With fewer than eight
-    input channels, the image is subsampled before a 1x1 convolution without stride: on CPUs without
-    AVX-512, in channels_last, the backward pass of a strided one in PyTorch 2.14 writes beyond its
-    memory.
+    Where shapes change, a projected shortcut is a strided 1x1 convolution with BN, and another one
+    takes every second pixel and adds channels of zeros (the paper's options B and A). With fewer
+    than eight input channels, the image is subsampled before a 1x1 convolution without stride: on
+    CPUs without AVX-512, in channels_last, the backward pass of a strided one in PyTorch 2.14
+    writes beyond its memory.
     """
 
-    def __init__(self, before: int, after: int, stride: int, activation: Activation) -> None:
+    def __init__(
+        self, before: int, after: int, stride: int, activation: Activation, projected: bool = True
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
         self.bn1 = batch_norm(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.bn2 = batch_norm(after)
         self.shortcut = nn.Sequential()
-        self.subsample = stride if before < SAFE_CHANNELS else 1
-        if stride != 1 or before != after:
+        self.subsample = stride if before < SAFE_CHANNELS or not projected else 1
+        if not projected:
+            self.shortcut.append(nn.ZeroPad3d((0, 0, 0, 0, 0, after - before)))
+        elif stride != 1 or before != after:
             conv = nn.Conv2d(before, after, 1, stride // self.subsample, bias=False)
             self.shortcut = nn.Sequential(conv, batch_norm(after))
         self.act1, self.act2 = ACTIVATIONS[activation](), ACTIVATIONS[activation]()
@@ -58,10 +66,13 @@ class Block(nn.Module):
 class ResNet18(WithSignedFeatures, nn.Module):
     """conv3x3 - BN - act, four stages of two blocks (strides 1, 2, 2, 2), mean, head.
 
-    With `signed_features` no activation follows the last block.
+    Each stage has twice the channels of the one before. With `signed_features` no activation
+    follows the last block.
     """
 
     batch_norm = True
+    stages: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)  # blocks of each
+    projected: ClassVar[bool] = True  # shortcuts where shapes change
 
     def __init__(
         self,
@@ -77,10 +88,10 @@ class ResNet18(WithSignedFeatures, nn.Module):
         stem = nn.Conv2d(shape[0], width, 3, 1, 1, bias=False)
         self.stem = nn.Sequential(stem, batch_norm(width), ACTIVATIONS[activation]())
         blocks, before = [], width
-        for stage in range(4):
+        for stage, count in enumerate(self.stages):
             after = width * 2**stage
-            for stride in (1 if stage == 0 else 2, 1):
-                blocks.append(Block(before, after, stride, activation))
+            for stride in (1 if stage == 0 else 2, *[1] * (count - 1)):
+                blocks.append(Block(before, after, stride, activation, self.projected))
                 before = after
         if signed_features:
             blocks[-1].act2 = nn.Identity()
@@ -95,6 +106,16 @@ class ResNet18(WithSignedFeatures, nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float -> (B, d)."""
         return self.blocks(self.stem(x)).mean((2, 3))
+
+
+class ResNet32(ResNet18):
+    """conv3x3 - BN - act, three stages of five blocks (strides 1, 2, 2), mean, head.
+
+    iCaRL, BiC, WA and LUCIR were published with it on CIFAR-100, at a width of 16.
+    """
+
+    stages = (5, 5, 5)
+    projected = False
 
 
 class TorchvisionResNet18(nn.Module):
