@@ -201,6 +201,18 @@ def test_an_interrupt_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert next(steps) == 60, "31 steps before the interrupt, and the other 29 after it"
 
 
+def test_each_test_image_counts_the_same_where_tasks_are_unequal(tmp_path: Path) -> None:
+    options = (*CLASS_SPLIT, "dataset.tasks=[4,3,3]", "evaluation.predictions=each")
+    run = made(tmp_path, "method=er", "scenario=class", *options)
+    shares = []
+    for after in range(3):
+        found = run.predictions(after=after)
+        shares.append((found["label"] == found["predicted"]).mean())
+    assert run.metrics["ACC_images"] == pytest.approx(shares[-1])
+    assert run.metrics["AIA_images"] == pytest.approx(sum(shares) / 3)
+    assert run.metrics["ACC_images"] != run.metrics["ACC"]
+
+
 @pytest.mark.usefixtures("pictures")
 def test_predictions_are_kept_and_confusion_follows(tmp_path: Path) -> None:
     options = ("scenario=class", *CLASS_SPLIT, "evaluation.predictions=each")

@@ -53,6 +53,21 @@ def test_what_was_not_measured_is_nan() -> None:
     assert kept.initial[1] == 0.2 and kept.initial.isnan().tolist() == [True, False, True]
 
 
+def test_each_image_counts_the_same_where_tasks_are_unequal() -> None:
+    """With 50, 20 and 30 test images: the accuracy on all of them, and its mean over time."""
+    matrix = AccuracyMatrix(3, [50, 20, 30])
+    matrix.values = made().values
+    found = matrix.summary()
+    last = 0.5 * 0.6 + 0.2 * 0.7 + 0.3 * 1.0
+    assert found["ACC_images"] == pytest.approx(last)
+    second = (50 * 0.95 + 20 * 0.8) / 70
+    assert found["AIA_images"] == pytest.approx((0.9 + second + last) / 3)
+    assert matrix.until(1).summary()["ACC_images"] == pytest.approx(second)
+    matrix.values[1, 0] = nan
+    assert isnan(matrix.summary()["AIA_images"]) and not isnan(matrix.summary()["ACC_images"])
+    assert AccuracyMatrix(3, [20] * 3).summary().keys() == made().summary().keys()
+
+
 def test_until() -> None:
     early = made().until(1)
     assert early.acc == pytest.approx(0.875) and early.bwt == pytest.approx(0.05)

@@ -73,7 +73,10 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """ACC, ACC_task, BWT, FWT, forgetting, LA, AIA, AUC: fractions; None where not measured."""
+        """ACC, ACC_task, BWT, FWT, forgetting, LA, AIA, AUC: fractions; None where not measured.
+
+        ACC_images and AIA_images, too, where tasks have unequal numbers of test images.
+        """
         return dict(self.record.metrics)
 
     @property

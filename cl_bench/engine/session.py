@@ -45,7 +45,7 @@ class Progress:
     @classmethod
     def start(cls, stream: Stream) -> Progress:
         """The progress of a run that has not begun."""
-        return cls(AccuracyMatrix(len(stream.tests)))
+        return cls(AccuracyMatrix(len(stream.tests), [len(test) for test in stream.tests]))
 
     def summary(self) -> dict[str, float]:
         """All metrics: those of the matrix, and ACC_task and AUC where they were measured."""
@@ -68,7 +68,7 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; UserError where its numbers do not fit the stream."""
-        tasks = len(self.matrix.values)
+        matrix, tasks = self.matrix, len(self.matrix.values)
         values, initial = (part.cpu() for part in state["matrix"])
         fits = values.shape == (tasks, tasks) and initial.shape == (tasks,)
         counts = state["done"], state["step"], state["steps"], state["images"]
@@ -76,8 +76,8 @@ class Progress:
             raise UserError(f"has an impossible progress ({state['done']} of {tasks} tasks done)")
         for f in fields(self):
             setattr(self, f.name, state.get(f.name, getattr(self, f.name)))
-        self.matrix = AccuracyMatrix(0)
-        self.matrix.values, self.matrix.initial = values, initial
+        matrix.values, matrix.initial = values, initial
+        self.matrix = matrix
         self.order = None if self.order is None else self.order.cpu()
 
 

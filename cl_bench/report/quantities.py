@@ -64,6 +64,8 @@ METRICS = (  # in percent
     _metric("forgetting", "mean over tasks of the best earlier accuracy minus the final one", -1),
     _metric("LA", "mean over tasks of the accuracy right after the task"),
     _metric("AIA", "mean over time of the mean accuracy on the tasks so far"),
+    _metric("ACC_images", "accuracy on all test images after the last task"),
+    _metric("AIA_images", "mean over time of the accuracy on the test images of the tasks so far"),
     _metric("AUC", "mean accuracy on the classes seen so far, tested along the way"),
     GROWTH,
 )

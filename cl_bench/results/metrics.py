@@ -13,12 +13,15 @@ class AccuracyMatrix:
     """R (T, T): R[i, j] in [0, 1] is the accuracy on task j after learning task i.
 
     `initial` (T,) holds the accuracies of the untrained network. Entries that were not measured are
-    NaN, and so is each metric whose definition needs one of them.
+    NaN, and so is each metric whose definition needs one of them. `images` are the numbers of test
+    images of the tasks; where they differ, there are metrics in which each image counts the same.
     """
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, images: Sequence[int] = ()) -> None:
         self.values = torch.full((tasks, tasks), nan, dtype=torch.float64)
         self.initial = torch.full((tasks,), nan, dtype=torch.float64)
+        differ = len(set(images)) > 1
+        self.images = torch.tensor(images, dtype=torch.float64) if differ else None
 
     @classmethod
     def of(
@@ -39,6 +42,7 @@ class AccuracyMatrix:
         """The matrix as it stood after `task`: its first task + 1 rows and columns."""
         part = AccuracyMatrix(task + 1)
         part.values, part.initial = self.values[: task + 1, : task + 1], self.initial[: task + 1]
+        part.images = None if self.images is None else self.images[: task + 1]
         return part
 
     @property
@@ -83,6 +87,14 @@ class AccuracyMatrix:
         rows = [self.values[i, : i + 1].mean() for i in range(len(self.values))]
         return _mean(torch.stack(rows))
 
+    def _of_images(self) -> dict[str, float]:
+        """The accuracies on the test images of all tasks so far: the last one, and their mean."""
+        if self.images is None:
+            return {}
+        parts = [self.images[: i + 1] / self.images[: i + 1].sum() for i in range(len(self.values))]
+        rows = [self.values[i, : i + 1] @ part for i, part in enumerate(parts)]
+        return {"ACC_images": float(rows[-1]), "AIA_images": _mean(torch.stack(rows))}
+
     def summary(self) -> dict[str, float]:
         """The metrics of the matrix by the names that records, tables and wandb use."""
         return {
@@ -92,6 +104,7 @@ class AccuracyMatrix:
             "forgetting": self.forgetting,
             "LA": self.learning_accuracy,
             "AIA": self.average_incremental_accuracy,
+            **self._of_images(),
         }
 
 

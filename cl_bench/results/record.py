@@ -44,7 +44,8 @@ class RunRecord:
     stream: dict[str, Any]
     accuracy: list[list[Share | None]]  # (T, T), row = after task, column = tested
     initial: list[Share | None]  # (T,), before training
-    # ACC, BWT, FWT, forgetting, LA, AIA, and ACC_task and AUC where measured
+    # ACC, BWT, FWT, forgetting, LA, AIA; ACC_task and AUC where measured; ACC_images and AIA_images
+    # where tasks have unequal numbers of test images
     metrics: dict[str, Metric | None]
     parameters: Total
     state_bytes: Total  # of tensors that the method keeps between steps, without the network

@@ -12,7 +12,7 @@ from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord
 
 MAX_TASKS = 20  # of a matrix that fits into a terminal
-WIDTH = 120  # columns where there is no terminal
+WIDTH = 160  # columns where there is no terminal
 
 
 def print_record(record: RunRecord, folder: Folder, title: str, note: str) -> None:
@@ -22,11 +22,11 @@ def print_record(record: RunRecord, folder: Folder, title: str, note: str) -> No
         console.print(matrix_table(record.accuracy))
     table = Table()
     for name in record.metrics:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     growth = (record.method or {}).get("growth")
     shown = {} if growth is None else {"growth": growth}
     for name in (*shown, "gradients", "train s", "test s", "peak MiB"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     measured, gradients = record.measured, record.gradients_per_sample
     table.add_row(
         *(percent(value) for value in [*record.metrics.values(), *shown.values()]),
