@@ -35,6 +35,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "er": MEMORY,
     "derpp": MEMORY,
     "derpp method.forward=together": MEMORY,  # one forward pass, as Avalanche has it
+    "derpp method.forward=together method.draws=1": MEMORY,  # and its one draw for both terms
     "agem": ("buffer=ring", "buffer.per_task=100"),
     "ewc_online": ("method.strength=1",),
     "si": ("method.strength=1",),
@@ -123,11 +124,11 @@ def peers(overrides: list[str], tasks: int, found: Ratios) -> None:
             taken[name].append(run(task))
     seconds = {name: statistics.median(each) for name, each in taken.items()}
     print(f"\n{len(first)} images a task, median of {len(chosen)} tasks after the first")
-    print(f"{'':32}{'cl_bench':>10}{'Avalanche':>12}   of the bare loop")
+    print(f"{'':46}{'cl_bench':>10}{'Avalanche':>12}   of the bare loop")
     for name in ours:
         peer = f"{name.split()[0]}, Avalanche"
         own, other = (seconds[n] / seconds["bare"] for n in (name, peer))
-        print(f"{name:32}{own:10.2f}{other:12.2f}")
+        print(f"{name:46}{own:10.2f}{other:12.2f}")
         found.add(f"method={name}", "cost of a task over the bare loop's", own)
         found.add(f"method={name}", "cost of a task over the bare loop's, Avalanche", other)
 

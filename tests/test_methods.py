@@ -305,18 +305,20 @@ def _copy(rng: Generator) -> Generator:
     return twin
 
 
-@pytest.mark.parametrize("distance", ["mean", "sum"])
-def test_der_equals_its_formula(distance: str) -> None:
+@pytest.mark.parametrize(("distance", "draws"), [("mean", 2), ("sum", 2), ("mean", 1)])
+def test_der_equals_its_formula(distance: str, draws: int) -> None:
     """loss + alpha |f(x') - z'|^2 + beta loss(x'', y''), by a slow version; z' as it was stored."""
     made = learner(mlp())
     options = "method.alpha=0.7", "method.beta=0.4", f"method.distance={distance}"
-    method = method_for("der", made, *options, "method.replay=3", "buffer.capacity=8")
+    options += f"method.draws={draws}", "method.replay=3", "buffer.capacity=8"
+    method = method_for("der", made, *options)
     rows = batch(8)
     said = made.logits(made.flat.theta, rows).detach()
     method.observe(rows)
     assert method.memory.rows.logits.equal(said), "before the step"
     state, theta = made.rng.get_state(), made.flat.theta.detach().clone().requires_grad_()
-    dark, light = method.memory.sample(3), method.memory.sample(3)
+    dark = method.memory.sample(3)
+    light = method.memory.sample(3) if draws == 2 else dark
     made.rng.set_state(state)
     gap = (made.logits(theta, dark) - dark.logits).square().sum(1)
     gap = gap / 6 if distance == "mean" else gap
@@ -325,6 +327,7 @@ def test_der_equals_its_formula(distance: str) -> None:
     loss = method.observe(rows)
     torch.testing.assert_close(loss, total.detach())
     torch.testing.assert_close(made.flat.theta.detach(), theta.detach() - 0.1 * slope)
+    assert made.sample_gradients == 8 + 8 + 3 * draws
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4])

@@ -19,6 +19,7 @@ class DER(Rehearsal):
 
     z' are the logits of x' in the step in which it was stored, before the update and with the
     augmentation of that step. When it is replayed, x' is augmented anew.
+    draws=1        x'' is x', as in Avalanche: a third fewer images in a step of DER++
     distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
     forward=apart  batch norm sees x, x' and x'' each by itself, as in the authors' code; together:
                    all at once, which takes less time. Without batch norm in training they are one
@@ -35,23 +36,26 @@ class DER(Rehearsal):
         replay: Count,
         alpha: NonNegative,
         beta: NonNegative,
+        draws: Literal[1, 2],
         distance: Literal["mean", "sum"],
         forward: Literal["apart", "together"],
     ) -> None:
         super().__init__(learner, buffer)
-        self.forward = forward
+        self.forward, self.draws = forward, draws if beta else 1
         self.replay, self.alpha, self.beta, self.distance = replay, alpha, beta, distance
 
     @staticmethod
     def unused(config: dict[str, Any]) -> set[str]:
-        return {"method.forward"} if config["method"]["forward"] == "apart" else set()
+        options = config["method"]
+        apart = {"method.forward"} if options["forward"] == "apart" else set()
+        two = {"method.draws"} if options["draws"] == 2 or not options["beta"] else set()
+        return apart | two
 
     def observe(self, batch: Batch) -> Tensor:
         learner, memory = self.learner, self.memory
         parts = [learner.augmented(batch)]
         if not memory.empty:
-            draws = 2 if self.beta else 1
-            parts += [learner.augmented(memory.sample(self.replay)) for _ in range(draws)]
+            parts += [learner.augmented(memory.sample(self.replay)) for _ in range(self.draws)]
         whole = parts[0].cat(*parts[1:])
         stored = parts[1].logits if len(parts) > 1 else None
         sizes = tuple(len(part.y) for part in parts)
@@ -64,7 +68,7 @@ class DER(Rehearsal):
     def _loss(
         self, logits: Tensor, whole: Batch, stored: Tensor | None, sizes: tuple[int, ...]
     ) -> Tensor:
-        """The loss from the logits of the new batch, and of x' and x'' after it."""
+        """The loss from the logits of the new batch, and of the draws after it."""
         learner = self.learner
         losses = learner.criterion(logits, whole.y, learner.heads.competing(whole)).split(sizes)
         loss = losses[0].mean()
@@ -73,4 +77,4 @@ class DER(Rehearsal):
         gap = (logits.split(sizes)[1].to(stored.dtype) - stored).square()
         distance = gap.mean(-1) if self.distance == "mean" else gap.sum(-1)
         loss = loss + self.alpha * distance.mean()
-        return loss + self.beta * losses[2].mean() if len(losses) > 2 else loss
+        return loss + self.beta * losses[-1].mean() if self.beta else loss
