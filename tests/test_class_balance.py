@@ -395,6 +395,14 @@ LATE = [
     ("method=lucir schedule.warm_up=head", "schedule.warm_up=head: fits logits that are linear"),
     ("method=lucir schedule.clip=1", "schedule.clip"),
     ("method=gdumb schedule.fresh_optimizer=false", "schedule.fresh_optimizer=false: the method"),
+    *(
+        (
+            f"method=er model=reduced_resnet18 optimizer=adam schedule.fresh_optimizer=false "
+            f"schedule.batch_norm={mode}",
+            f"schedule.batch_norm={mode}: with schedule.fresh_optimizer=false",
+        )
+        for mode in ("frozen", "folded")
+    ),
 ]
 
 

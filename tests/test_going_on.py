@@ -174,6 +174,19 @@ def test_auc_needs_all_tests_along_the_way(tmp_path: Path) -> None:
     assert "AUC" not in run(tmp_path, every, continue_from=third.folder).metrics
 
 
+def test_metrics_of_unequal_tasks_go_on(tmp_path: Path) -> None:
+    """And a method that replays otherwise, which is no state of it."""
+    options = "method=derpp", "scenario=class", "dataset.tasks=[4,3,3]"
+    whole = run(tmp_path / "whole", *options)
+    parent = run(tmp_path, *options, "stream.first=2")
+    child = run(tmp_path, *options, continue_from=parent.folder)
+    for name in ("ACC_images", "AIA_images"):
+        assert child.metrics[name] == whole.metrics[name] is not None
+    other = run(tmp_path, *options, "method.draws=1", continue_from=parent.folder)
+    back = run(tmp_path, *options, "stream.first=2", "method.draws=1")
+    assert run(tmp_path, *options, continue_from=back.folder).folder != other.folder
+
+
 def test_a_run_without_boundaries_does_not_go_on(tmp_path: Path) -> None:
     parent = run(tmp_path, "method=er", "scenario=class", "stream=online", "stream.first=2")
     options = "method=er", "scenario=class", "stream=online"

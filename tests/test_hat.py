@@ -323,7 +323,10 @@ def test_networks_without_gates_are_refused(message: str) -> None:
         (("scenario=class",), "scenario=class: the method can be used with task"),
         (("optimizer.weight_decay=0.1",), "optimizer.weight_decay=0.1: the method has penalties"),
         (("schedule.clip=1.0",), "schedule.clip=1.0: the method makes steps of its own"),
-        (("schedule.fresh_optimizer=false",), "schedule.fresh_optimizer=false: the method trains"),
+        *(
+            ((f"method={name}", "schedule.fresh_optimizer=false"), "fresh_optimizer=false: the")
+            for name in ("hat", "packnet", "independent", "apd", "halrp")
+        ),
         (("method.s_max=0.5",), "method.s_max=0.5"),
     ],
 )

@@ -350,25 +350,28 @@ def test_ders_parts_may_share_a_forward_pass(beta: float, monkeypatch: pytest.Mo
         assert count == ends[0][2]
 
 
+@pytest.mark.parametrize("draws", [2, 1])
 @pytest.mark.parametrize("forward", ["apart", "together"])
-def test_what_batch_norm_sees_of_ders_parts(forward: str) -> None:
+def test_what_batch_norm_sees_of_ders_parts(forward: str, draws: int) -> None:
     """Each part by itself, or all of them at once: the loss by a slow version."""
     torch.manual_seed(0)
     made = learner(NormNet().double(), transform=identity())
     options = "method.alpha=0.7", "method.beta=0.4", "method.replay=3", "buffer.capacity=8"
-    method = method_for("der", made, *options, f"method.forward={forward}")
+    options += f"method.forward={forward}", f"method.draws={draws}"
+    method = method_for("der", made, *options)
     method.observe(batch(8))
     state = made.rng.get_state()
-    old, rows = [method.memory.sample(3), method.memory.sample(3)], batch(8)
+    old, rows = [method.memory.sample(3) for _ in range(draws)], batch(8)
     made.rng.set_state(state)
     with torch.no_grad():
         parts = [part.x.double() / 255 for part in (rows, *old)]
-        new, dark, light = (
+        new, dark, *light = (
             (made.net(x) for x in parts)
             if forward == "apart"
-            else made.net(torch.cat(parts)).split([8, 3, 3])
+            else made.net(torch.cat(parts)).split([8, *[3] * draws])
         )
-    expected = F.cross_entropy(new, rows.y) + 0.4 * F.cross_entropy(light, old[1].y)
+    labelled = light[0] if light else dark
+    expected = F.cross_entropy(new, rows.y) + 0.4 * F.cross_entropy(labelled, old[-1].y)
     expected = expected + 0.7 * (dark - old[0].logits).square().mean()
     torch.testing.assert_close(method.observe(rows), expected, rtol=1e-6, atol=1e-6)
 

@@ -298,6 +298,11 @@ def test_a_record_may_lack_an_option_that_came_later() -> None:
     del older["config"]["schedule"]["fresh_optimizer"]
     found = commands.find_command(older, "vandeven/cifar100")
     assert found == " ".join([*experiment, "schedule.fresh_optimizer=true"])
+    readings = record_of("experiment=emcl/readings")  # which has a class that no option has
+    del readings["config"]["schedule"]["fresh_optimizer"]
+    assert (
+        commands.find_command(readings, "emcl/readings") == "experiment=emcl/readings method=emcl"
+    )
     del record["config"]["schedule"]["batch_size"]
     record["hash"] = "0123456789"
     assert commands.find_command(record) is None

@@ -294,15 +294,15 @@ def test_stratified_is_exact() -> None:
     assert len(split.stratified(y, 7, Generator().manual_seed(0))) == 7
 
 
-ICARL = [68, 56, 78, 8, 23, 84, 90, 65, 74, 76, 40, 89, 3, 92, 55, 9, 26, 80, 43, 38, 58, 70, 77, 1]
-ICARL += [85, 19, 17, 50, 28, 53, 13, 81, 45, 82, 6, 59, 83, 16, 15, 44, 91, 41, 72, 60, 79, 52, 20]
-ICARL += [10, 31, 54, 37, 95, 14, 71, 96, 98, 97, 2, 64, 66, 42, 22, 35, 86, 24, 34, 87, 21, 99, 0]
-ICARL += [88, 27, 18, 94, 11, 12, 47, 25, 30, 46, 62, 69, 36, 61, 7, 63, 75, 5, 32, 4, 51, 48, 73]
-ICARL += [93, 39, 67, 29, 49, 57, 33]  # the order of CIFAR-100's classes in iCaRL's public code
+LUCIR = [68, 56, 78, 8, 23, 84, 90, 65, 74, 76, 40, 89, 3, 92, 55, 9, 26, 80, 43, 38, 58, 70, 77, 1]
+LUCIR += [85, 19, 17, 50, 28, 53, 13, 81, 45, 82, 6, 59, 83, 16, 15, 44, 91, 41, 72, 60, 79, 52, 20]
+LUCIR += [10, 31, 54, 37, 95, 14, 71, 96, 98, 97, 2, 64, 66, 42, 22, 35, 86, 24, 34, 87, 21, 99, 0]
+LUCIR += [88, 27, 18, 94, 11, 12, 47, 25, 30, 46, 62, 69, 36, 61, 7, 63, 75, 5, 32, 4, 51, 48, 73]
+LUCIR += [93, 39, 67, 29, 49, 57, 33]  # the order of CIFAR-100's classes in LUCIR's public code
 
 
-def test_the_order_of_icarl() -> None:
-    assert split.numpy_order(1993, 100) == ICARL
+def test_the_order_of_lucir() -> None:
+    assert split.numpy_order(1993, 100) == LUCIR
 
 
 def test_an_order_of_classes_by_seed_or_as_a_list() -> None:

@@ -38,6 +38,9 @@ IDLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((), ("schedule.decay=0.5",)),
     (("schedule.annealing=cosine",), ("schedule.decay=0.5",)),
     ((), ("schedule.batch_norm=frozen",)),
+    ((), ("schedule.fresh_optimizer=false",)),  # plain SGD has no state
+    (("method=joint", "optimizer=adam"), ("schedule.fresh_optimizer=false",)),
+    (("method=der",), ("method.draws=1",)),
     ((), ("model.norm=folded",)),
     (("model.head_mode=head_only",), ("model.linearize=true",)),
     (("method=ewc", "curvature=diag_ggn"), ("curvature.probes=3",)),
@@ -75,6 +78,8 @@ LOUD = [  # the same options where they count
     (("schedule.annealing=exponential",), ("schedule.decay=0.5",)),
     (("dataset=seqcifar100",), ("schedule.batch_norm=frozen",)),
     (("dataset=seqcifar100",), ("model.norm=folded",)),
+    (("optimizer.momentum=0.9",), ("schedule.fresh_optimizer=false",)),
+    (("method=derpp",), ("method.draws=1",)),
     (("method=ewc", "curvature=diag_hessian"), ("curvature.probes=3",)),
     (("method=er", "schedule.epochs=2"), ("buffer.insert=first",)),
     (("method=lwf", "method.source=buffer"), ("buffer.capacity=7",)),

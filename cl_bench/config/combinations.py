@@ -94,10 +94,19 @@ def _check_schedule(plain: dict[str, Any]) -> None:
             f"schedule.clip={clip}: the method makes steps of its own, which are not clipped; use "
             "schedule.clip=null"
         )
-    if keeps_optimizer(plain) and not method.allows_kept_optimizer:
+    if not keeps_optimizer(plain):
+        return
+    if not method.allows_kept_optimizer:
         raise UserError(
-            "schedule.fresh_optimizer=false: the method trains a network, or free weights, of each "
-            "task, with an optimizer that knows no other task; use schedule.fresh_optimizer=true"
+            "schedule.fresh_optimizer=false: the method begins each task with weights that an "
+            "earlier optimizer must not move, or anew; use schedule.fresh_optimizer=true"
+        )
+    mode, model = plain["schedule"]["batch_norm"], plain["model"]
+    if mode != "train" and model["norm"] == "batch" and has_batch_norm(model):
+        raise UserError(
+            f"schedule.batch_norm={mode}: with schedule.fresh_optimizer=false the optimizer would "
+            "go on moving what is fixed after the first task; use schedule.batch_norm=train, or "
+            "schedule.fresh_optimizer=true"
         )
 
 

@@ -26,7 +26,7 @@ KEY = "continue_from"
 SAME = ("model", "scenario", "schedule.batch_norm", "evaluation.split", "evaluation.holdout")
 # the order of the tasks, whose first ones are compared with the parent's, and the number of stored
 # samples in a step, which is no state of the method
-FREE = ("scenario.order", "method.replay")
+FREE = ("scenario.order", "method.replay", "method.draws", "method.forward")
 EVERY = "evaluation.every"
 # keys that decide which images a task has
 STREAM = ("dataset.", "stream.", "scenario.order", "schedule.patience", "schedule.holdout")

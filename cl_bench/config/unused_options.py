@@ -13,6 +13,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from cl_bench.config.meta import has_batch_norm
+from cl_bench.core.optim import PLAIN_SGD
 from cl_bench.data import stream
 from cl_bench.methods.base import Rehearsal
 from cl_bench.methods.emcl import EMCL
@@ -41,7 +42,7 @@ def unused_keys(plain: Node, nodes: Iterable[tuple[str, Node]]) -> set[str]:
     found |= COPIED | WAITING | _of_data(plain) | _of_model(plain["model"])
     found |= {f"runtime.{name}" for name in CUDA_OPTIONS if not plain["runtime"].get(name)}
     found |= set() if plain["scenario"]["live"].get("future") else {"scenario.live.future"}
-    return found | _of_batch_norm(plain) | _of_buffer(plain)
+    return found | _of_batch_norm(plain) | _of_buffer(plain) | _of_optimizer(plain)
 
 
 def _of_data(plain: Node) -> set[str]:
@@ -89,6 +90,14 @@ def _of_batch_norm(plain: Node) -> set[str]:
         found.add("method.batch_norm")
     curvature = method.get("curvature", {})
     return found | ({"method.curvature.batch_norm"} if "batch_norm" in curvature else set())
+
+
+def _of_optimizer(plain: Node) -> set[str]:
+    """Whether the optimizer's state goes on, where it has none, or there is one task."""
+    optimizer = plain["optimizer"]
+    stateless = optimizer["_target_"] in PLAIN_SGD and not optimizer.get("momentum")
+    one_task = get_object(plain["stream"]["_target_"]) is stream.joint
+    return {"schedule.fresh_optimizer"} if stateless or one_task else set()
 
 
 def _of_buffer(plain: Node) -> set[str]:

@@ -55,8 +55,8 @@ class TrainingLimit:
 def numpy_order(seed: int, classes: int) -> list[int]:
     """The class order that `numpy.random.seed(seed)` and `shuffle` give.
 
-    With 100 classes, seed 1993 is the order of iCaRL's public code (Rebuffi et al. 2017) and of
-    most class-incremental work since.
+    With 100 classes, seed 1993 is the order of LUCIR's public code (Hou et al. 2019) and of much
+    class-incremental work since. iCaRL's own code has this seed, too, but draws from it before.
     """
     return np.random.RandomState(seed).permutation(classes).tolist()
 

@@ -30,7 +30,7 @@ class Method(Stateful):
     allows_folding: ClassVar[bool] = False
     # False where it makes steps that schedule.clip does not reach
     allows_clipping: ClassVar[bool] = True
-    # False where the optimizer's state must not go on to the next task
+    # False where a task begins with weights that an earlier optimizer's momentum must not move
     allows_kept_optimizer: ClassVar[bool] = True
     # True where it works without being told that a task ends (stream=online)
     task_free: ClassVar[bool] = False

@@ -19,7 +19,7 @@ class DER(Rehearsal):
 
     z' are the logits of x' in the step in which it was stored, before the update and with the
     augmentation of that step. When it is replayed, x' is augmented anew.
-    draws=1        x'' is x', as in Avalanche: a third fewer images in a step of DER++
+    draws=1        x'' is x', as in Avalanche: with as many as new samples, a third fewer images
     distance=mean  |.|^2 is the mean over classes, as in the authors' code; sum: as in eq. 5
     forward=apart  batch norm sees x, x' and x'' each by itself, as in the authors' code; together:
                    all at once, which takes less time. Without batch norm in training they are one
@@ -36,9 +36,9 @@ class DER(Rehearsal):
         replay: Count,
         alpha: NonNegative,
         beta: NonNegative,
-        draws: Literal[1, 2],
         distance: Literal["mean", "sum"],
         forward: Literal["apart", "together"],
+        draws: Literal[1, 2] = 2,
     ) -> None:
         super().__init__(learner, buffer)
         self.forward, self.draws = forward, draws if beta else 1
@@ -48,8 +48,8 @@ class DER(Rehearsal):
     def unused(config: dict[str, Any]) -> set[str]:
         options = config["method"]
         apart = {"method.forward"} if options["forward"] == "apart" else set()
-        two = {"method.draws"} if options["draws"] == 2 or not options["beta"] else set()
-        return apart | two
+        idle = options.get("draws", 2) == 2 or not options["beta"]
+        return apart | ({"method.draws"} if idle else set())
 
     def observe(self, batch: Batch) -> Tensor:
         learner, memory = self.learner, self.memory

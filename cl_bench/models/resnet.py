@@ -33,11 +33,11 @@ SAFE_CHANNELS = 8  # fewer input channels need the workaround in `Block`
 class Block(nn.Module):
     """conv3x3 - BN - act - conv3x3 - BN, plus the shortcut, then act.
 
-    Where shapes change, a projected shortcut is a strided 1x1 convolution with BN, and another one
-    takes every second pixel and adds channels of zeros (the paper's options B and A). With fewer
-    than eight input channels, the image is subsampled before a 1x1 convolution without stride: on
-    CPUs without AVX-512, in channels_last, the backward pass of a strided one in PyTorch 2.14
-    writes beyond its memory.
+    Where shapes change, the shortcut is a strided 1x1 convolution with BN (the paper's option B);
+    with projected=False it has every `stride`-th pixel, and zeros in new channels (option A). With
+    fewer than eight input channels, the image is subsampled before a 1x1 convolution without
+    stride: on CPUs without AVX-512, in channels_last, the backward pass of a strided one in PyTorch
+    2.14 writes beyond its memory.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Block(nn.Module):
         self.bn2 = batch_norm(after)
         self.shortcut = nn.Sequential()
         self.subsample = stride if before < SAFE_CHANNELS or not projected else 1
-        if not projected:
+        if not projected and after != before:
             self.shortcut.append(nn.ZeroPad3d((0, 0, 0, 0, 0, after - before)))
-        elif stride != 1 or before != after:
+        elif projected and (stride != 1 or before != after):
             conv = nn.Conv2d(before, after, 1, stride // self.subsample, bias=False)
             self.shortcut = nn.Sequential(conv, batch_norm(after))
         self.act1, self.act2 = ACTIVATIONS[activation](), ACTIVATIONS[activation]()
@@ -111,7 +111,8 @@ class ResNet18(WithSignedFeatures, nn.Module):
 class ResNet32(ResNet18):
     """conv3x3 - BN - act, three stages of five blocks (strides 1, 2, 2), mean, head.
 
-    iCaRL, BiC, WA and LUCIR were published with it on CIFAR-100, at a width of 16.
+    iCaRL was published with it on CIFAR-100, of width 16 and with `signed_features`. LUCIR's has
+    projected shortcuts.
     """
 
     stages = (5, 5, 5)

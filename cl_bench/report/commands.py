@@ -71,12 +71,12 @@ def find_command(record: Record, experiment: str | None = None) -> str | None:
     labelled = [f"{group}={labels[group]}" for group in LABELS]
     first = [] if experiment is None else [f"experiment={experiment}"]
     try:
-        ways = list(_ways(first, labelled, _typed_leaves(record["config"])))
+        ways = _ways(first, labelled, _typed_leaves(record["config"]))
+        chosen = next((words for words in ways if hash_of([*words, seed]) == wanted), [])
     except Exception as error:
         if errors.explain(error) is None:
             raise
         return None
-    chosen = next((words for words in ways if hash_of([*words, seed]) == wanted), [])
     if not chosen:
         return None
     # datasets choose a scenario, and experiments a dataset and a scenario
@@ -91,15 +91,18 @@ def _ways(first: list[str], labelled: list[str], goal: Leaves) -> Iterator[list[
     """The overrides that may lead to a config, of which its hash decides.
 
     They differ in the options that the record's code did not have yet: these have the value of
-    today's options, or of the options without the experiment, which may set them, or none.
+    today's options, or that of the options without the experiment, which may set them, or none.
     """
     chosen = _overrides([*first, *labelled], goal)
     known = [word for word in chosen if not word.startswith("~")]
     yield known
-    if first and known != chosen:
-        plain = [word for word in _overrides(labelled, goal) if not word.startswith("~")]
-        config, today = _composed_leaves(plain), _composed_leaves(known)
-        missing = [word[1:] for word in chosen if word.startswith("~")]
+    missing = [word[1:] for word in chosen if word.startswith("~")]
+    if first and missing:
+        try:
+            plain = [word for word in _overrides(labelled, goal) if not word.startswith("~")]
+            config, today = _composed_leaves(plain), _composed_leaves(known)
+        except UserError:  # these options cannot lead there
+            config = today = {}
         moved = [key for key in missing if key in config and config[key] != today.get(key)]
         yield [*known, *(f"{key}={typed(config[key])}" for key in moved)]
     yield chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isnan
 from statistics import mean
 
 from cl_bench.base.exceptions import UserError
@@ -39,6 +40,22 @@ def _metric(name: str, meaning: str, better: int = 1) -> Quantity:
     return Quantity(name, _at(f"metrics.{name}", 100), meaning, better=better)
 
 
+def _of_images(name: str, meaning: str) -> Quantity:
+    """A metric of the test images of unequal tasks, also of a record that is older than it."""
+
+    def read(record: Record) -> float | None:
+        images = value_or_none(record, "stream.test_images")
+        if not images or len(images) != len(record["accuracy"]) or len(set(images)) == 1:
+            return None
+        from cl_bench.results.metrics import AccuracyMatrix  # imports PyTorch
+
+        matrix = AccuracyMatrix.of(record["accuracy"], record["initial"], images)
+        found = matrix.summary()[name]
+        return None if isnan(found) else 100 * found
+
+    return Quantity(name, read, meaning, better=1)
+
+
 def _train_seconds(record: Record) -> float:
     return sum(record["measured"]["train_seconds"])
 
@@ -64,8 +81,8 @@ METRICS = (  # in percent
     _metric("forgetting", "mean over tasks of the best earlier accuracy minus the final one", -1),
     _metric("LA", "mean over tasks of the accuracy right after the task"),
     _metric("AIA", "mean over time of the mean accuracy on the tasks so far"),
-    _metric("ACC_images", "accuracy on all test images after the last task"),
-    _metric("AIA_images", "mean over time of the accuracy on the test images of the tasks so far"),
+    _of_images("ACC_images", "accuracy on all test images after the last task"),
+    _of_images("AIA_images", "mean over time of the accuracy on all test images so far"),
     _metric("AUC", "mean accuracy on the classes seen so far, tested along the way"),
     GROWTH,
 )

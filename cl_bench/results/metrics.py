@@ -25,10 +25,13 @@ class AccuracyMatrix:
 
     @classmethod
     def of(
-        cls, values: Sequence[Sequence[float | None]], initial: Sequence[float | None]
+        cls,
+        values: Sequence[Sequence[float | None]],
+        initial: Sequence[float | None],
+        images: Sequence[int] = (),
     ) -> AccuracyMatrix:
         """The matrix with the values in a record, None for entries that were not measured."""
-        matrix = cls(0)
+        matrix = cls(0, images)
         matrix.values = torch.tensor([_with_nan(row) for row in values], dtype=torch.float64)
         matrix.initial = torch.tensor(_with_nan(initial), dtype=torch.float64)
         return matrix

@@ -12,7 +12,7 @@ from cl_bench.results.folder import Folder
 from cl_bench.results.record import RunRecord
 
 MAX_TASKS = 20  # of a matrix that fits into a terminal
-WIDTH = 160  # columns where there is no terminal
+WIDTH = 120  # columns where there is no terminal
 
 
 def print_record(record: RunRecord, folder: Folder, title: str, note: str) -> None:
@@ -20,24 +20,19 @@ def print_record(record: RunRecord, folder: Folder, title: str, note: str) -> No
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if len(record.accuracy) <= MAX_TASKS:
         console.print(matrix_table(record.accuracy))
-    table = Table()
-    for name in record.metrics:
-        table.add_column(name, justify="right", overflow="fold")
     growth = (record.method or {}).get("growth")
-    shown = {} if growth is None else {"growth": growth}
-    for name in (*shown, "gradients", "train s", "test s", "peak MiB"):
-        table.add_column(name, justify="right", overflow="fold")
+    shown = record.metrics if growth is None else {**record.metrics, "growth": growth}
     measured, gradients = record.measured, record.gradients_per_sample
-    table.add_row(
-        *(percent(value) for value in [*record.metrics.values(), *shown.values()]),
-        "-" if gradients is None else f"{gradients:.1f}",
-        f"{sum(measured['train_seconds']):.1f}",
-        f"{sum(measured['eval_seconds']):.1f}",
-        f"{measured['peak_mib']:.0f}",
-    )
+    costs = {
+        "gradients": "-" if gradients is None else f"{gradients:.1f}",
+        "train s": f"{sum(measured['train_seconds']):.1f}",
+        "test s": f"{sum(measured['eval_seconds']):.1f}",
+        "peak MiB": f"{measured['peak_mib']:.0f}",
+    }
     units = "in percent, gradients per training image"
     console.print(f"{title}, seed {record.seed}: {note}; {units}:", soft_wrap=True, markup=False)
-    console.print(table)
+    console.print(one_row({name: percent(value) for name, value in shown.items()}))
+    console.print(one_row(costs))
     if record.best_epochs is not None:
         kept = ", ".join(map(str, record.best_epochs))
         console.print(f"epochs kept by early stopping, task by task: {kept}")
@@ -55,6 +50,15 @@ def describe_backbone(backbone: dict[str, Any], model: dict[str, Any]) -> str:
     return (
         f"{backbone['name']}, pre-trained on {data} (test accuracy {percent(accuracy)} %)" + changed
     )
+
+
+def one_row(values: dict[str, str]) -> Table:
+    """A table with a column for each value."""
+    table = Table()
+    for name in values:
+        table.add_column(name, justify="right")
+    table.add_row(*values.values())
+    return table
 
 
 def matrix_table(rows: list[list[float | None]]) -> Table:

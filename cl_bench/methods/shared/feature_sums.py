@@ -52,6 +52,7 @@ class FeatureSums(Method):
         if config["method"]["adapt"]:
             return set()
         idle = {f"optimizer.{key}" for key in config["optimizer"]} | {"method.adapt"}
+        idle |= {"schedule.fresh_optimizer"}
         return idle if config["evaluation"]["every"] is not None else idle | {"schedule.epochs"}
 
     def check_network(self, task: Task) -> None:
