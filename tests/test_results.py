@@ -28,6 +28,7 @@ from cl_bench.config.name import config_hash, normalise_floats
 from cl_bench.config.nodes import CONF
 from cl_bench.report import __main__ as report
 from cl_bench.report import commands, results_table
+from cl_bench.report.pool import with_added_seeds
 from cl_bench.report.results_table import COLUMNS, ResultRow, as_csv, merged, read
 
 FILES = sorted((ROOT / "results").glob("*.csv"))
@@ -243,6 +244,54 @@ def test_saving_replaces_the_same_and_keeps_the_rest(
     assert merged([changed], [kept, by_hand]) == [kept, by_hand]
 
 
+def test_seeds_that_are_added_later_count_as_those_of_one_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean, deviation and interval of all seeds, also where one part has a single seed."""
+    accuracies = 0.5, 0.63, 0.7, 0.41, 0.44
+    write(tmp_path / "all", "er", "aaa", accuracies)
+    write(tmp_path / "all", "ewc", "bbb", (0.2, 0.3))
+    rows = save(monkeypatch, tmp_path / "all", tmp_path / "toy.csv")
+    for first in (1, 3, 4):
+        for part, chosen in (("a", range(first)), ("b", range(first, 5))):
+            write(tmp_path / f"{part}{first}", "er", "aaa", accuracies)
+            for seed in {*range(5)} - {*chosen}:
+                (tmp_path / f"{part}{first}/toy/data/er/aaa/seed{seed}/record.json").unlink()
+        write(tmp_path / f"a{first}", "ewc", "bbb", (0.2, 0.3))
+        (tmp_path / f"apart{first}").mkdir()
+        file = tmp_path / f"apart{first}/toy.csv"
+        save(monkeypatch, tmp_path / f"a{first}", file)
+        added = save(monkeypatch, tmp_path / f"b{first}", file, "--add-seeds")
+        for row, whole in zip(added, rows, strict=True):
+            assert (row.key, row.n, row.seeds) == (whole.key, whole.n, whole.seeds)
+            for name in ("mean", "sd", "lower", "upper"):
+                own, expected = float(getattr(row, name)), float(getattr(whole, name))
+                assert own == pytest.approx(expected, abs=1e-6), (row.key, name)
+        a, b = ",".join(map(str, range(first))), ",".join(map(str, range(first, 5)))
+        assert f"seeds {a} and {b} were saved apart" in added[0].note
+        assert added[-1] == rows[-1], "a row without new seeds stays"
+
+
+def test_a_command_gets_the_added_seeds() -> None:
+    """Commits, versions and notes are of both parts, each once."""
+    old = ResultRow(**dict.fromkeys(COLUMNS, None) | TEXTS | {"mean": Decimal(1), "n": 1})  # type: ignore[arg-type]
+    old = replace(old, commit="a; b", note="config c", date="2026-11-20")
+    new = replace(old, mean=Decimal(3), seeds="2", commit="b", date="2026-11-01")
+    (row,) = with_added_seeds([old], [new])
+    assert row.command == "method=er dataset=pmnist5k dataset.tasks=2 seed=2,7"
+    assert (row.mean, row.n, row.seeds, row.commit) == (2, 2, "2,7", "a; b")
+    assert row.sd is not None and float(row.sd) == pytest.approx(2**0.5)
+    assert (row.note, row.date) == ("config c; seeds 7 and 2 were saved apart", "2026-11-20")
+    assert with_added_seeds([], [new]) == [new]
+    for wrong, said in (
+        ({"seeds": "2,7", "n": 2, "sd": Decimal(1)}, "mine: has seed 2 already"),
+        ({"n": 5}, "mine: ACC: n=5 is not its seeds' number"),
+        ({"seeds": "7,8", "n": 2}, "mine: ACC: has no standard deviation"),
+    ):
+        with pytest.raises(UserError, match=said):
+            with_added_seeds([replace(old, **wrong)], [new])
+
+
 def record_of(*overrides: str) -> dict[str, Any]:
     """What a record says of a config: what was chosen, all values, and the hash."""
     cfg = composed(*overrides)
@@ -402,6 +451,7 @@ def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path
         ("binary.csv", [], "binary.csv: is not text in UTF-8"),
         ("new.csv", ["--experiment", "suite/none"], "--experiment suite/none: there is no such"),
         ("new.csv", ["--experiment", "suite/pmnist"], "--experiment suite/pmnist: has tuned=true"),
+        ("", ["--add-seeds"], "--add-seeds: has no meaning without --save"),
         (
             "pooled.csv",
             ["--by", "linear"],
@@ -424,7 +474,8 @@ def test_saving_elsewhere_is_refused_in_one_line(
     Path("twice.csv").write_text("\n".join([",".join(COLUMNS), row, row]))
     Path("binary.csv").write_bytes(b"\xff\xfe")
     before = {p.name: p.read_bytes() for p in runs.glob("*.csv")}
-    monkeypatch.setattr("sys.argv", ["report", ".", "--save", file, *more])
+    saving = ["--save", file] if file else []
+    monkeypatch.setattr("sys.argv", ["report", ".", *saving, *more])
     with pytest.raises(SystemExit) as caught:
         report.main()
     said = capsys.readouterr().err

@@ -64,6 +64,12 @@ def _parser() -> Parser:
         metavar="OPTION",
         help="with --save: commands of new rows begin with experiment=OPTION, as the runs' own did",
     )
+    parser.add_argument(
+        "--add-seeds",
+        action="store_true",
+        help="with --save: a config that the table has keeps its seeds, and those of the runs, "
+        "which must be others, are added to them",
+    )
     return parser
 
 
@@ -76,13 +82,16 @@ def main() -> None:
     try:
         if options.experiment and not options.save:
             raise UserError(f"--experiment {options.experiment}: has no meaning without --save")
+        if options.add_seeds and not options.save:
+            raise UserError("--add-seeds: has no meaning without --save")
         by = [key for word in options.by for key in word.split(",") if key]
         rows = write_report(roots, by, options.baseline, out)
         if options.save:
             from cl_bench.report.save import save  # slow to import: it checks configs
 
             file = options.save.expanduser()
-            print(visible(f"{file}: {save(rows, file, options.experiment)} rows"))
+            count = save(rows, file, options.experiment, options.add_seeds)
+            print(visible(f"{file}: {count} rows"))
     except UserError as error:
         parser.exit(2, f"error: {visible(str(error))}\n")
 

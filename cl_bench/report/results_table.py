@@ -160,6 +160,11 @@ def _unescaped(text: str) -> str:
     return text[1:] if escaped else text
 
 
+def ten_digits(value: float | None) -> Decimal | None:
+    """A number with the digits that the table keeps."""
+    return None if value is None else Decimal(f"{value:.10g}")
+
+
 def as_csv(rows: Iterable[ResultRow]) -> str:
     """The text of a file with these rows."""
     return csv_table(COLUMNS, ([getattr(row, name) for name in COLUMNS] for row in rows))

@@ -18,9 +18,18 @@ from cl_bench.config.compose import composed
 from cl_bench.config.words import typed
 from cl_bench.report.commands import find_command, hash_of, overrides_of
 from cl_bench.report.orders import ORDER, OrderGroup, disparity, order_groups
+from cl_bench.report.pool import with_added_seeds
 from cl_bench.report.published import Comparison, comparisons
 from cl_bench.report.quantities import COSTS, METRICS
-from cl_bench.report.results_table import NAME, ResultRow, faults, merged, read, write
+from cl_bench.report.results_table import (
+    NAME,
+    ResultRow,
+    faults,
+    merged,
+    read,
+    ten_digits,
+    write,
+)
 from cl_bench.report.rows import Row
 from cl_bench.report.runs import Run
 from cl_bench.report.statistics import Summary
@@ -50,12 +59,15 @@ def _require_fixed_values(experiment: str) -> None:
         )
 
 
-def save(rows: Sequence[Row], file: Path, experiment: str | None = None) -> int:
+def save(
+    rows: Sequence[Row], file: Path, experiment: str | None = None, add_seeds: bool = False
+) -> int:
     """Write the rows into a table, in place of those of the same label and metric.
 
     A config whose command is in the table already keeps that row's label and command. Commands that
-    are found for others begin with `experiment`, an option of that group. Returns the number of
-    rows that the table has now.
+    are found for others begin with `experiment`, an option of that group. With `add_seeds` the
+    seeds of a row that the table has are kept, and the new ones are pooled with them (pool.py).
+    Returns the number of rows that the table has now.
     """
     if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
         raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
@@ -72,6 +84,7 @@ def save(rows: Sequence[Row], file: Path, experiment: str | None = None) -> int:
     if twins:
         raise UserError(f"--save: two configs have the label {twins[0]}; save them into two tables")
     new = [*_result_rows(entries, file.stem)]
+    new = with_added_seeds(old, new) if add_seeds else new
     for line in new:
         fault = next(faults(line, file.stem), None)
         if fault is not None:
@@ -225,8 +238,3 @@ def _order_rows(group: OrderGroup, entries: list[Entry], table: str) -> Iterator
     for name, values in ({"ACC": found.acc} | singles).items():
         line = _result_row(entry, table, name, "percent", values)
         yield replace(line, n=len(group.orders), seeds=seeds, note=note)
-
-
-def ten_digits(value: float | None) -> Decimal | None:
-    """A number with the digits that the table keeps."""
-    return None if value is None else Decimal(f"{value:.10g}")

@@ -36,21 +36,21 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """mean -+ t sd / sqrt(n), with t the 97.5 % quantile of Student's t with n - 1 degrees.
-
-        None for a single number.
-        """
-        if self.sd is None:
-            return None
-        from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats starts slowly
-
-        half = float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.sd / self.n**0.5
-        return self.mean - half, self.mean + half
+        """The 95 % Student t interval of the mean; None for a single number."""
+        return None if self.sd is None else t_interval(self.mean, self.sd, self.n)
 
     def formatted(self, digits: int = 2, plus_minus: str = " ± ") -> str:
         """`71.20 ± 0.31`."""
         spread = "" if self.sd is None else f"{plus_minus}{self.sd:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"
+
+
+def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
+    """mean -+ t sd / sqrt(n), with t the 97.5 % quantile of Student's t with n - 1 degrees."""
+    from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats starts slowly
+
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * sd / n**0.5
+    return mean - half, mean + half
 
 
 def summary(values: Sequence[float]) -> Summary | None:
