@@ -73,9 +73,9 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """ACC, ACC_task, BWT, FWT, forgetting, LA, AIA, AUC: fractions; None where not measured.
+        """ACC, ACC_task, BWT, FWT, forgetting, LA, AIA, AUC, ACC_images: fractions, or None.
 
-        ACC_images and AIA_images, too, where tasks have unequal numbers of test images.
+        None: not measured. results/metrics.py explains each.
         """
         return dict(self.record.metrics)
 
@@ -131,8 +131,7 @@ class Run:
         size, and changed as the task's are (with permuted pixels, say). `task` says which classes
         compete, and is needed in task-IL and by methods with a network for each task.
         """
-        x = self._as_images(images)
-        net, view = self.network(task), self._transform.view
+        x, net, view = self._as_images(images), self.network(task), self._transform.view
         outputs = torch.cat([net(view(part)) for part in x.split(CHUNK)])
         live = torch.full((outputs.shape[1],), -torch.inf)
         live[self._competing(task)] = 0.0
@@ -163,9 +162,8 @@ class Run:
             ) from None
         except files.DamagedError as error:
             raise UserError(str(error)) from None
-        names = self.class_names
-        named = {f"{key}_name": [names[c] for c in found[key]] for key in ("label", "predicted")}
-        return found.assign(**named)
+        names, keys = self.class_names, ("label", "predicted")
+        return found.assign(**{f"{key}_name": [names[c] for c in found[key]] for key in keys})
 
     def confusion(self, after: int | None = None) -> pd.DataFrame:
         """(K, K) numbers of test images: a row for each true class, a column for a predicted one.

@@ -52,6 +52,12 @@ def _parser() -> Parser:
         "rows: 'ewc method.strength=5'",
     )
     parser.add_argument("--out", type=Path, help="folder for the files (default: the folder read)")
+    _add_table_options(parser)
+    return parser
+
+
+def _add_table_options(parser: Parser) -> None:
+    """The options of --save."""
     parser.add_argument(
         "--save",
         type=Path,
@@ -70,7 +76,6 @@ def _parser() -> Parser:
         help="with --save: a config that the table has keeps its seeds, and those of the runs, "
         "which must be others, are added to them",
     )
-    return parser
 
 
 def main() -> None:
