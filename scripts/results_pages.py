@@ -141,25 +141,24 @@ def commands(groups: list[Group]) -> str:
 
 def notes(groups: list[Group]) -> list[str]:
     """The section with the notes on the rows, and the device, commit, versions and date."""
-    noted: dict[str, list[str]] = {}
-    moved: dict[str, None] = {}
-    for group in groups:
-        for text in dict.fromkeys(row.note for row in group):
-            parts = [part for part in text.split("; ") if part]
-            moved |= {p.removeprefix(MOVED): None for p in parts if p.startswith(MOVED)}
-            note = "; ".join(part for part in parts if not part.startswith(MOVED))
-            if note:
-                noted.setdefault(note, []).append(label(group[0].row))
-    lines = []
-    for text, names in noted.items():
-        which = "All rows" if len(names) == len(groups) > 1 else "; ".join(names)
-        lines.append(f"- {which}: {markdown(visible(text))}.")
-    sources = ", ".join(f"`{visible(source)}`" for source in moved)
-    lines += [f"- Carried over from {sources}."] if moved else []
     every = [row for group in groups for row in group]
+    parts = [dict.fromkeys(visible(part) for part in row.note.split("; ") if part) for row in every]
+    shared = [part for part in parts[0] if len(groups) > 1 and all(part in p for p in parts)]
+    shared = [part for part in shared if not part.startswith(MOVED)]
+    noted: dict[str, dict[str, None]] = {}
+    for row, own in zip(every, parts, strict=True):
+        text = "; ".join(p for p in own if p not in shared and not p.startswith(MOVED))
+        if text:
+            noted.setdefault(text, {})[label(row.row)] = None
+    lines = [f"- All rows: {markdown('; '.join(shared))}."] if shared else []
+    lines += [f"- {'; '.join(names)}: {markdown(text)}." for text, names in noted.items()]
+    moved = dict.fromkeys(p for own in parts for p in own if p.startswith(MOVED))
+    sources = ", ".join(f"`{part.removeprefix(MOVED)}`" for part in moved)
+    lines += [f"- Carried over from {sources}."] if moved else []
     for name in ("device", "commit", "versions", "date"):
-        values = list(dict.fromkeys(visible(getattr(r, name)) for r in every if getattr(r, name)))
-        lines += [f"- {name.capitalize()}: {markdown('; '.join(values))}."] if values else []
+        texts = [text for row in every for text in visible(getattr(row, name)).split("; ")]
+        values = "; ".join(dict.fromkeys(filter(None, texts)))
+        lines += [f"- {name.capitalize()}: {markdown(values)}."] if values else []
     return ["## Notes\n\n" + "\n".join(lines)] if lines else []
 
 

@@ -98,6 +98,29 @@ def test_options_that_all_rows_share_stand_above_the_table() -> None:
     assert module.ordered([*given, other], None) == [*given, other]
 
 
+def test_what_all_rows_note_stands_once_on_a_page() -> None:
+    """So does each commit, also one of two that are in a cell."""
+    module, (first, *_) = load_script(), read(ROOT / "results/pmnist.csv")
+    rows = [
+        replace(first, row="a", note="config 1; seed=3 was added later", commit="c; d", date=""),
+        replace(first, row="b", note="config 2; seed=3 was added later; carried over from f"),
+    ]
+    rows[1] = replace(rows[1], commit="d", date="", versions="python 3", device="cpu")
+    rows[0] = replace(rows[0], versions="python 3", device="cpu")
+    (text,) = module.notes([[row] for row in rows])
+    assert text.splitlines()[2:] == [
+        "- All rows: seed=3 was added later.",
+        "- a: config 1.",
+        "- b: config 2.",
+        "- Carried over from `f`.",
+        "- Device: cpu.",
+        "- Commit: c; d.",
+        "- Versions: python 3.",
+    ]
+    (text,) = module.notes([[rows[0]]])
+    assert "- a: config 1; seed=3 was added later." in text
+
+
 def test_a_drawing_has_a_bar_for_each_row() -> None:
     """The longest is 340 units long, the others in proportion."""
     module, rows = load_script("results_tables"), read(ROOT / "results/curvature_quality.csv")
@@ -113,7 +136,7 @@ def test_results_beside_published_figures_of_another_protocol() -> None:
     """Of figures for two memories that is shown which was asked for; differences in their SE."""
     module, rows = load_script("results_tables"), read(ROOT / "results/suite_seqcifar10.csv")
     text = module.beside_published(rows, "DER", **{"buffer.capacity": 500}).replace("\xa0", " ")
-    assert "| `gem` | class | ACC | 22.36 ± 1.74 | 26.20 ± 1.26 | -3.84 |" in text
+    assert "| `gem` | class | ACC | 22.32 ± 1.23 | 26.20 ± 1.26 | -3.88 |" in text
     (row,) = (row for row in rows if row.method == "joint" and row.metric == "ACC")
     own = replace(row, dataset="seqcifar100", mean=Decimal("50.38"), sd=Decimal("0.6"), n=4)
     text = module.beside_published([own], "van de Ven 2022").replace("\xa0", " ")
@@ -267,8 +290,8 @@ def test_seeds_that_are_added_later_count_as_those_of_one_save(
             for name in ("mean", "sd", "lower", "upper"):
                 own, expected = float(getattr(row, name)), float(getattr(whole, name))
                 assert own == pytest.approx(expected, abs=1e-6), (row.key, name)
-        a, b = ",".join(map(str, range(first))), ",".join(map(str, range(first, 5)))
-        assert f"seeds {a} and {b} were saved apart" in added[0].note
+        later = ",".join(map(str, range(first, 5)))
+        assert f"seed={later} was added later" in added[0].note
         assert added[-1] == rows[-1], "a row without new seeds stays"
 
 
@@ -281,7 +304,7 @@ def test_a_command_gets_the_added_seeds() -> None:
     assert row.command == "method=er dataset=pmnist5k dataset.tasks=2 seed=2,7"
     assert (row.mean, row.n, row.seeds, row.commit) == (2, 2, "2,7", "a; b")
     assert row.sd is not None and float(row.sd) == pytest.approx(2**0.5)
-    assert (row.note, row.date) == ("config c; seeds 7 and 2 were saved apart", "2026-11-20")
+    assert (row.note, row.date) == ("config c; seed=2 was added later", "2026-11-20")
     assert with_added_seeds([], [new]) == [new]
     for wrong, said in (
         ({"seeds": "2,7", "n": 2, "sd": Decimal(1)}, "mine: has seed 2 already"),

@@ -54,7 +54,7 @@ def _pooled(old: ResultRow, new: ResultRow) -> ResultRow:
     found = _moments(old) + _moments(new)
     lower, upper = t_interval(found.mean, found.sd, found.n)
     seeds = ",".join(map(str, sorted([*_numbers(old), *_numbers(new)])))
-    apart = f"seeds {old.seeds} and {new.seeds} were saved apart"
+    added = f"seed={new.seeds} was added later"
     return replace(
         new,
         command=_with_seeds(new.command, seeds),
@@ -68,7 +68,7 @@ def _pooled(old: ResultRow, new: ResultRow) -> ResultRow:
         commit=_joined(old.commit, new.commit),
         versions=_joined(old.versions, new.versions),
         date=max(old.date, new.date),
-        note=_joined(old.note, new.note, apart),
+        note=_joined(old.note, new.note, added),
     )
 
 
