@@ -394,7 +394,7 @@ LATE = [
     ),
     ("method=lucir schedule.warm_up=head", "schedule.warm_up=head: fits logits that are linear"),
     ("method=lucir schedule.clip=1", "schedule.clip"),
-    ("method=gdumb schedule.fresh_optimizer=false", "schedule.fresh_optimizer=false: the method"),
+    ("method=gdumb schedule.fresh_optimizer=false", "schedule.fresh_optimizer=false: GDumb trains"),
     *(
         (
             f"method=er model=reduced_resnet18 optimizer=adam schedule.fresh_optimizer=false "

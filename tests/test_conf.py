@@ -300,7 +300,8 @@ def test_a_method_that_cannot_serve_the_scenario(monkeypatch: pytest.MonkeyPatch
     from cl_bench.methods.er import ER
 
     monkeypatch.setattr(ER, "scenarios", ("task", "class"))
-    with pytest.raises(UserError, match="scenario=data: the method can be used with task, class"):
+    line = "scenario=data: ER can be used with scenario=task or scenario=class"
+    with pytest.raises(UserError, match=line):
         check_config(composed("method=er"))
 
 

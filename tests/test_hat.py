@@ -320,7 +320,7 @@ def test_networks_without_gates_are_refused(message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("scenario=class",), "scenario=class: the method can be used with task"),
+        (("scenario=class",), "scenario=class: HAT can be used with scenario=task"),
         (("optimizer.weight_decay=0.1",), "optimizer.weight_decay=0.1: the method has penalties"),
         (("schedule.clip=1.0",), "schedule.clip=1.0: the method makes steps of its own"),
         *(

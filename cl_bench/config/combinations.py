@@ -98,8 +98,9 @@ def _check_schedule(plain: dict[str, Any]) -> None:
         return
     if not method.allows_kept_optimizer:
         raise UserError(
-            "schedule.fresh_optimizer=false: the method begins each task with weights that an "
-            "earlier optimizer must not move, or anew; use schedule.fresh_optimizer=true"
+            f"schedule.fresh_optimizer=false: {method.__name__} trains new weights on each task, "
+            "or keeps weights of earlier tasks as they are, which an optimizer that goes on "
+            "would move; use schedule.fresh_optimizer=true"
         )
     mode, model = plain["schedule"]["batch_norm"], plain["model"]
     if mode != "train" and model["norm"] == "batch" and has_batch_norm(model):
@@ -138,9 +139,10 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"scenario.live._target_={plain['scenario']['live']['_target_']}: belongs "
             f"to another scenario than scenario.name={name}; use scenario=<option>"
         )
-    usable = get_object(plain["method"]["_target_"]).scenarios
-    if name not in usable:
-        raise UserError(f"scenario={name}: the method can be used with {', '.join(usable)}")
+    method = get_object(plain["method"]["_target_"])
+    if name not in method.scenarios:
+        usable = " or ".join(f"scenario={scenario}" for scenario in method.scenarios)
+        raise UserError(f"scenario={name}: {method.__name__} can be used with {usable}")
     _check_heads(name, split, plain["dataset"]["heads"])
     tasks, first = number_of(plain["dataset"]["tasks"]), plain["stream"]["first"]
     task_order(plain["scenario"]["order"], tasks)
