@@ -228,5 +228,5 @@ def digits(value: Decimal | None, unit: str) -> str:
     if value is None:
         return ""
     if len(value.as_tuple().digits) > 4 and unit == "percent":
-        return f"{value:.2f}"
+        return f"{value:z.2f}"  # z: no negative zero
     return f"{value:.4g}" if len(value.as_tuple().digits) > 5 else str(value).lower()
