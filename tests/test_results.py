@@ -406,6 +406,10 @@ def test_a_config_that_stands_there_keeps_its_label(
             record.write_text(json.dumps(content))
     old = ResultRow(**dict.fromkeys(COLUMNS, None) | TEXTS | {"mean": Decimal(1), "n": 1})  # type: ignore[arg-type]
     results_table.write(file, [old])
+    with pytest.raises(SystemExit):  # seed 7 would be lost
+        save(monkeypatch, runs, file)
+    assert read(file) == [old]
+    results_table.write(file, [replace(old, seeds="1")])
     rows = save(monkeypatch, runs, file)
     mine = [row for row in rows if row.row == "mine"]
     assert mine[0].mean == Decimal("62.5") and mine[0].seeds == "0,1"
@@ -474,6 +478,7 @@ def test_a_wrong_cell_is_named(change: dict[str, str], line: str, tmp_path: Path
         ("binary.csv", [], "binary.csv: is not text in UTF-8"),
         ("new.csv", ["--experiment", "suite/none"], "--experiment suite/none: there is no such"),
         ("new.csv", ["--experiment", "suite/pmnist"], "--experiment suite/pmnist: has tuned=true"),
+        ("new.csv", ["--add-seeds"], "--add-seeds: new.csv: there is no such table"),
         ("", ["--add-seeds"], "--add-seeds: has no meaning without --save"),
         (
             "pooled.csv",

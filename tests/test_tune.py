@@ -350,6 +350,9 @@ def test_tuned_values_yield_to_what_is_typed(
     cfg = composed("method=ewc", "optimizer.lr=0.5")
     with pytest.raises(UserError, match=r"nothing was tuned for pmnist5k/data/ewc \(there is none"):
         tuned.apply(cfg, file, [])
+    other = composed("method=packnet", "scenario=class")
+    with pytest.raises(UserError, match="scenario=class: PackNet can be used with scenario=task"):
+        tuned.apply(other, tuned.values_file(tmp_path, "pmnist5k", "class", "packnet"), [])
     file.parent.mkdir(parents=True)
     values = {"method.strength": 7, "optimizer.lr": 0.2}
 

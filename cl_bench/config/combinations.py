@@ -127,6 +127,14 @@ def _check_heads(scenario: str, split: str, heads: str) -> None:
         )
 
 
+def require_scenario(plain: dict[str, Any]) -> None:
+    """Raise UserError where the method cannot be used in the scenario."""
+    name, method = plain["scenario"]["name"], get_object(plain["method"]["_target_"])
+    if name not in method.scenarios:
+        usable = " or ".join(f"scenario={scenario}" for scenario in method.scenarios)
+        raise UserError(f"scenario={name}: {method.__name__} can be used with {usable}")
+
+
 def _check_data(plain: dict[str, Any]) -> None:
     images = data.check(plain)
     if images is not None:
@@ -139,10 +147,7 @@ def _check_data(plain: dict[str, Any]) -> None:
             f"scenario.live._target_={plain['scenario']['live']['_target_']}: belongs "
             f"to another scenario than scenario.name={name}; use scenario=<option>"
         )
-    method = get_object(plain["method"]["_target_"])
-    if name not in method.scenarios:
-        usable = " or ".join(f"scenario={scenario}" for scenario in method.scenarios)
-        raise UserError(f"scenario={name}: {method.__name__} can be used with {usable}")
+    require_scenario(plain)
     _check_heads(name, split, plain["dataset"]["heads"])
     tasks, first = number_of(plain["dataset"]["tasks"]), plain["stream"]["first"]
     task_order(plain["scenario"]["order"], tasks)

@@ -49,13 +49,17 @@ def apply(cfg: DictConfig, file: Path, overrides: Iterable[str]) -> None:
     of the method, curvature, model, criterion, optimizer or schedule.
     """
     if not file.is_file():
+        from cl_bench.config.combinations import require_scenario  # imports PyTorch
+
+        require_scenario(resolved(cfg))
         known = sorted(p.relative_to(file.parents[2]) for p in file.parents[2].rglob("*.yaml"))
         tuned = ", ".join(str(p.with_suffix("")) for p in known) or "none yet"
         wanted = f"{file.parents[1].name}/{file.parent.name}/{file.stem}"
         raise UserError(
             f"tuned=true: nothing was tuned for {wanted} (there is {tuned}); "
             f"python -m cl_bench.tune method={file.stem} dataset={file.parents[1].name} "
-            "'grid=<key>=<values>' does it"
+            f"scenario={file.parent.name} 'grid=<key>=<values>' does it, with this run's other "
+            "options; tuned=false does without"
         )
     overridden = {override.split("=")[0].lstrip("+~") for override in overrides}
     values, evidence = _read(file)

@@ -46,11 +46,26 @@ def with_added_seeds(old: Iterable[ResultRow], new: Iterable[ResultRow]) -> list
     return [_pooled(before[row.key], row) if row.key in before else row for row in new]
 
 
+def require_all_seeds(old: Iterable[ResultRow], new: Iterable[ResultRow]) -> None:
+    """Raise UserError where a new row would take the place of one that has other seeds, too."""
+    before = {row.key: row for row in old}
+    for row in new:
+        lost = {*_numbers(before[row.key])} - {*_numbers(row)} if row.key in before else None
+        if lost:
+            raise UserError(
+                f"--save: {row.row}: has seed {before[row.key].seeds} in the table, and "
+                f"{row.seeds} here; save the runs of all of them, or use --add-seeds where all "
+                "seeds here are new; to replace it, delete its rows from the table first"
+            )
+
+
 def _pooled(old: ResultRow, new: ResultRow) -> ResultRow:
     both = sorted({*_numbers(old)} & {*_numbers(new)})
     if both:
         text = ",".join(map(str, both))
-        raise UserError(f"--add-seeds: {old.row}: has seed {text} already; leave out --add-seeds")
+        raise UserError(
+            f"--add-seeds: {old.row}: has seed {text} already; read folders of other seeds"
+        )
     found = _moments(old) + _moments(new)
     lower, upper = t_interval(found.mean, found.sd, found.n)
     seeds = ",".join(map(str, sorted([*_numbers(old), *_numbers(new)])))

@@ -18,7 +18,7 @@ from cl_bench.config.compose import composed
 from cl_bench.config.words import typed
 from cl_bench.report.commands import find_command, hash_of, overrides_of
 from cl_bench.report.orders import ORDER, OrderGroup, disparity, order_groups
-from cl_bench.report.pool import with_added_seeds
+from cl_bench.report.pool import require_all_seeds, with_added_seeds
 from cl_bench.report.published import Comparison, comparisons
 from cl_bench.report.quantities import COSTS, METRICS
 from cl_bench.report.results_table import (
@@ -69,14 +69,12 @@ def save(
     seeds of a row that the table has are kept, and the new ones are pooled with them (pool.py).
     Returns the number of rows that the table has now.
     """
-    if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
-        raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
+    old = _table_before(file, add_seeds)
     if experiment is not None:
         _require_fixed_values(experiment)
     for row in rows:
         if len(row.hashes) > 1:
             raise UserError(f"--save: {row.name}: pools several configs; leave out --by")
-    old = read(file) if file.exists() else []
     known = _known_configs(old)
     entries = [_entry(row, known, experiment) for row in rows]
     labels = [entry.label for entry in entries]
@@ -85,6 +83,7 @@ def save(
         raise UserError(f"--save: two configs have the label {twins[0]}; save them into two tables")
     new = [*_result_rows(entries, file.stem)]
     new = with_added_seeds(old, new) if add_seeds else new
+    require_all_seeds(old, new)
     for line in new:
         fault = next(faults(line, file.stem), None)
         if fault is not None:
@@ -92,6 +91,17 @@ def save(
     every = merged(old, new)
     write(file, every)
     return len(every)
+
+
+def _table_before(file: Path, add_seeds: bool) -> list[ResultRow]:
+    """The rows that the table has; UserError where its name or `add_seeds` cannot be right."""
+    if file.suffix != ".csv" or not re.fullmatch(NAME, file.stem):
+        raise UserError(f"--save {file}: must be a file <table>.csv, such as results/pmnist.csv")
+    if file.exists():
+        return read(file)
+    if add_seeds:
+        raise UserError(f"--add-seeds: {file}: there is no such table; leave it out to make one")
+    return []
 
 
 def _known_configs(old: Iterable[ResultRow]) -> dict[tuple[str, str], tuple[str, str]]:
