@@ -14,6 +14,7 @@ from test_class_incremental import next_draw, revealed, rows_of
 from torch import Tensor
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.config import compose
 from cl_bench.config.check import check_config
 from cl_bench.core.herding import Equal
 from cl_bench.core.types import Batch, Task
@@ -411,6 +412,26 @@ def test_what_is_refused_before_any_data_is_read(words: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         check_config(composed("dataset=seqmnist5k", "scenario=class", *words.split()))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("method=icarl buffer.per_class=20 buffer.capacity=100", True),
+        ("method=gem buffer.per_task=10 buffer.capacity=100", True),
+        ("method=icarl buffer.per_class=20 buffer.capacity=null", False),
+        ("method=icarl buffer.per_class=20", False),
+    ],
+)
+def test_one_size_of_a_memory_is_typed(words: str, refused: bool) -> None:
+    """Of two, one would have no effect."""
+    cfg = compose.composed_by_hydra(*words.split(), with_hydra=True)
+    hydra = compose.take_hydra(cfg)
+    if not refused:
+        compose.fill_in(cfg, hydra)
+        return
+    with pytest.raises(UserError, match=r"buffer\.capacity=100: are two sizes of one memory"):
+        compose.fill_in(cfg, hydra)
 
 
 def test_an_equal_memory_keeps_random_samples_and_their_logits() -> None:

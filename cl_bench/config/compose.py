@@ -10,6 +10,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cl_bench.base.exceptions import UserError
+from cl_bench.base.memory_size import SIZES
 from cl_bench.config import backbone, folders, tuned
 from cl_bench.config.nodes import CONF, LABELS
 
@@ -38,10 +39,20 @@ def fill_in(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
     keys that the backbone changed with their new values.
     """
     typed = hydra.overrides.task
+    _require_one_size(typed)
     changed = backbone.apply(cfg, typed)
     if cfg.get("tuned"):
         tuned.apply(cfg, tuned.find_file(cfg, labels_of(hydra)), typed)
     return changed
+
+
+def _require_one_size(typed: Sequence[str]) -> None:
+    """Raise UserError where two sizes of a memory are typed, of which one would have no effect."""
+    words = [word.lstrip("+") for word in typed]
+    sizes = [w for w in words if w.startswith(tuple(f"buffer.{size}=" for size in SIZES))]
+    sizes = [word for word in sizes if not word.endswith("=null")]
+    if len({word.split("=")[0] for word in sizes}) > 1:
+        raise UserError(f"{' '.join(sizes)}: are two sizes of one memory; leave one out")
 
 
 def shown(words: Sequence[str]) -> str | None:
