@@ -27,6 +27,7 @@ from cl_bench.config.name import config_hash
 from cl_bench.tuning import optuna_search, trials
 from cl_bench.tuning.axis import Axis
 from cl_bench.tuning.command import _tune_one as tune_one
+from cl_bench.tuning.command import at_ends
 from cl_bench.tuning.search import Search
 from cl_bench.tuning.spaces import read_spaces, searches
 from cl_bench.tuning.trials import Trial
@@ -48,6 +49,21 @@ def test_a_grid_is_the_product_of_its_values() -> None:
     assert words[0] == "method=ewc" and "evaluation.split=val" in words
     assert words[-3:] == ["method.strength=1", "optimizer.lr=0.1", "seed=3"]
     assert "stream.first=2" in words
+
+
+def test_a_best_value_at_an_end_is_told() -> None:
+    """With two values each is an end; what is no number has none."""
+
+    def found(*points: dict[str, str]) -> list[str]:
+        return at_ends([Trial(point) for point in points])
+
+    rates = [{"lr": rate, "merging": "sum", "k": k} for rate, k in (("0.3", "1"), ("0.1", "2"))]
+    assert found(*rates) == []
+    rates.append({"lr": "3e-2", "merging": "apart", "k": "1"})
+    assert found(*rates) == ["lr=0.3 is the highest that was tried: others may be better still"]
+    assert found(*rates[1:], rates[0]) == []
+    (line,) = found(*rates[::-1])
+    assert line.startswith("lr=3e-2 is the lowest")
 
 
 def test_axes_are_hydras_sweeps() -> None:

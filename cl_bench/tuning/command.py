@@ -54,7 +54,23 @@ def _tune_one(search: Search) -> None:
     if diverged:
         print(f"training {DIVERGED} at {diverged} of {len(trials)} points, which are skipped")
     print(f"best: {ranked[0].row()}")
+    for line in at_ends(ranked):
+        print(line)
     print(visible(f"files: {write_best(search, ranked)} (used with tuned=true)"))
+
+
+def at_ends(ranked: list[Trial]) -> list[str]:
+    """A line for each key whose best value is the lowest or the highest of at least three."""
+    lines = []
+    for key, value in ranked[0].point.items():
+        try:
+            tried = sorted({float(trial.point[key]) for trial in ranked})
+        except ValueError:
+            continue  # not numbers
+        if len(tried) > 2 and float(value) in (tried[0], tried[-1]):
+            which = "lowest" if float(value) == tried[0] else "highest"
+            lines.append(f"{key}={value} is the {which} that was tried: others may be better still")
+    return lines
 
 
 def write_best(search: Search, ranked: list[Trial]) -> Path:
