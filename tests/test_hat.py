@@ -324,7 +324,10 @@ def test_networks_without_gates_are_refused(message: str) -> None:
         (("optimizer.weight_decay=0.1",), "optimizer.weight_decay=0.1: the method has penalties"),
         (("schedule.clip=1.0",), "schedule.clip=1.0: the method makes steps of its own"),
         *(
-            ((f"method={name}", "schedule.fresh_optimizer=false"), "fresh_optimizer=false: the")
+            (
+                (f"method={name}", "schedule.fresh_optimizer=false"),
+                "trains new weights on each task",
+            )
             for name in ("hat", "packnet", "independent", "apd", "halrp")
         ),
         (("method.s_max=0.5",), "method.s_max=0.5"),
