@@ -481,6 +481,21 @@ def test_a_part_of_a_method_is_typed_by_its_group(key: str, hint: str) -> None:
     assert errors.explain(caught.value) == f"method.buffer.{key}: no such key{hint}"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("method=der++", "method=der++: no such method (did you mean derpp?)"),
+        ("schedule.lr=0.1", "schedule.lr: no such key of the class Schedule, but optimizer.lr"),
+        ("model.epochs=4", "model.epochs: no such key of the class MLP, but schedule.epochs"),
+        ("stream.foo=2", "stream.foo: no such key; there are first"),
+    ],
+)
+def test_a_wrong_name_is_answered_by_the_right_one(wrong: str, message: str) -> None:
+    with pytest.raises(Exception, match=r"foo|lr|epochs|der") as caught:
+        composed(wrong)
+    assert (errors.explain(caught.value) or "").startswith(message)
+
+
 def test_the_sweeps_flag_may_stand_between_overrides() -> None:
     """Hydra takes no override behind a flag that others precede."""
     words = ["-cn", "config", "a=1", "-m", "b=2"]

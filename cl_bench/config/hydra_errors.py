@@ -156,7 +156,19 @@ def _other_places(full: str, parent: Any, key: Any) -> str:
     options = [f for f in files if own in _own_keys(f, group)]
     names = [f"{group}={file.stem}" for file in options]
     have = "has it" if len(names) == 1 else "have it" if len(names) < 5 else "and others have it"
-    return f", but {', '.join(names[:4])} {have}" if names else ""
+    if names:
+        return f", but {', '.join(names[:4])} {have}"
+    others = _groups_with(own, parent) if group else []
+    return f", but {', '.join(others)}" if others else ""
+
+
+def _groups_with(key: str, node: Any) -> list[str]:
+    """`optimizer.lr` for `lr`, where a group of the config that `node` is part of has this key."""
+    root = node
+    while isinstance(root, DictConfig) and root._get_parent() is not None:
+        root = root._get_parent()
+    groups = root.items_ex(resolve=False) if isinstance(root, DictConfig) else []
+    return [f"{name}.{key}" for name, node in groups if isinstance(node, DictConfig) and key in node]
 
 
 def _own_keys(file: Path, group: str) -> Any:
@@ -179,7 +191,8 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
     known = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
     where = f"in {part}/ there" if nested and entries else "there"
     written = f"{root}={part}/{name}" if nested else f"{group}={name}"
-    near = get_close_matches(name, [entry.rstrip("/") for entry in known], n=1, cutoff=0.7)
+    names = [entry.rstrip("/") for entry in known]
+    near = get_close_matches(name.replace("+", "p"), names, n=1, cutoff=0.7)  # der++: derpp
     meant = f" (did you mean {near[0]}?)" if near else ""
     if f"{name}/" in known:
         meant = f" ({name}/ is a folder: {group}={name}/<name>)"

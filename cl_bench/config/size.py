@@ -87,10 +87,13 @@ def _check_room(plain: dict[str, Any], classes: int | None, tasks: int) -> None:
     if classes is not None and shared in ("classes", "classes of each task"):
         every = classes * learned if shared == "classes of each task" else classes
         count = every if again else _first_classes(plain["dataset"]["tasks"], classes, learned)
-    parts = get_object(method["_target_"]).parts_of_memory(method)
+    owner = get_object(method["_target_"])
+    parts = owner.parts_of_memory(method)
     if count is None or not parts or min(parts) >= count:
         return
-    part = "" if len(parts) == 1 else f" in a part of {min(parts)} samples"
+    part = f" in a part of {min(parts)} samples" if len(parts) > 1 else ""
+    if by := owner.divides_memory_by:
+        part += f" (method.{by}={method[by]:g} of the memory)"
     what = shared if again else (shared or "").partition(" of each task")[0]
     raise UserError(
         f"buffer.capacity={options['capacity']}: each of {count} {what} needs a sample{part}; use "

@@ -96,7 +96,12 @@ class Rehearsal(Method):
     """A method with a memory of past samples (`buffer`).
 
     A subclass offers each sample to `memory` once an epoch, or once at the end of a task.
+
+    divides_memory_by  the option of the method by which its memory has parts, for error messages;
+                       empty where it has one part (`parts_of_memory`)
     """
+
+    divides_memory_by: ClassVar[str] = ""
 
     def __init__(self, learner: Learner, buffer: Callable[..., Buffer]) -> None:
         super().__init__(learner)

@@ -40,6 +40,7 @@ class BiC(Distilled):
 
     scenarios: ClassVar[tuple[str, ...]] = ("class",)
     uses_held_out: ClassVar[bool] = True
+    divides_memory_by: ClassVar[str] = "held_out"
 
     def __init__(
         self,

@@ -59,7 +59,10 @@ class Search:
             raise UserError(f"seeds={options['seeds']}: a seed is listed twice")
         search = cls(overrides, axes, strategy, seeds=seeds, **numbers)
         if "trials" in given and strategy == "grid":
-            raise UserError(f"trials={search.trials}: strategy=grid runs all points; leave it out")
+            raise UserError(
+                f"trials={search.trials}: strategy=grid runs all points; leave it out, or use "
+                "strategy=sobol, random or optuna"
+            )
         if search.jobs > 1 and strategy == "optuna":
             raise UserError(
                 f"jobs={search.jobs}: strategy=optuna runs one point after the other; use jobs=1"
