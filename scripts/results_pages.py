@@ -52,7 +52,7 @@ def pages(root: Path) -> dict[Path, str]:
     docs = root / "docs/results"
     about = {name: titles.get(name, {"title": name, "text": ""}) for name in names}
     made = {docs / f"{name}.md": page(name, about[name], tables[name]) for name in names}
-    made[docs / "index.md"] = index(about)
+    made[docs / "index.md"] = index(about, sorted((root / "docs/notes").glob("*.md")))
     readme = root / "README.md"
     if not TABLE.search(readme.read_text()):
         raise UserError(f"{readme}: has no table between a line {START} and a line {END}")
@@ -84,8 +84,9 @@ def filled(
     return text
 
 
-def index(about: dict[str, dict[str, Any]]) -> str:
-    """The first page: a list of all tables."""
+def index(about: dict[str, dict[str, Any]], notes: list[Path]) -> str:
+    """The first page: a list of all tables, and links to the notes on what they show."""
+    links = ", ".join(f"[{note.stem}](../notes/{note.name})" for note in notes)
     lines = "\n".join(f"- [{about[name]['title']}]({name}.md)" for name in about)
     return f"""# Results
 
@@ -94,8 +95,8 @@ def index(about: dict[str, dict[str, Any]]) -> str:
 What was measured with this benchmark. Each page shows one file of `results/`, whose
 `README.md` says what the columns hold: mean ± standard deviation over n seeds (or
 orders of the tasks), the published figure where its protocol is the same, and the
-command that gave the numbers. What was tried and did not work is told in the notes
-on the papers (`docs/notes`).
+command that gave the numbers. What was tried and did not work is told in the notes:
+{links}.
 
 {lines}
 """
@@ -105,7 +106,8 @@ def page(name: str, about: dict[str, Any], rows: list[ResultRow]) -> str:
     """The page on one table of results.
 
     about  its `title` and `text`, and optionally the metric that rows are sorted by (`order`), the
-           one that is drawn (`figure`), and the published figures to set beside it (`beside`)
+           one that is drawn (`figure`), the published figures to set beside it (`beside`), and
+           what is said of their protocol (`beside_text`)
     """
     shared, rows = without_shared_options(rows)
     rows = ordered(rows, about.get("order"))
@@ -120,7 +122,8 @@ def page(name: str, about: dict[str, Any], rows: list[ResultRow]) -> str:
     parts += shared_line(shared)
     parts.append(wide_table(groups, metrics) if wide else long_table(rows))
     if "beside" in about:
-        parts.append("## Beside published figures\n\nOf another protocol, as the text above says.")
+        text = about.get("beside_text", "Of another protocol, as the text above says.")
+        parts.append(f"## Beside published figures\n\n{text}")
         parts.append(beside_published(rows, **about["beside"]))
     parts += [f"## Commands\n\n```bash\n{commands(groups)}\n```", *notes(groups)]
     return "\n\n".join(parts) + "\n"
