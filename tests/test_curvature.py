@@ -20,7 +20,7 @@ from cl_bench.curvature import backward, capture, diagonal, roots, sums
 from cl_bench.curvature.base import Estimator, checked_eigh, eigh
 from cl_bench.curvature.dense import FullFisher, FullHessian
 from cl_bench.curvature.diagonal import BY_ROWS, MAS, BatchedFisher, Fisher, Identity
-from cl_bench.curvature.elementwise import CACHED, elementwise
+from cl_bench.curvature.elementwise import PATCHES, elementwise
 from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
@@ -514,7 +514,7 @@ def test_parts_of_a_task_do_not_matter(
     monkeypatch.setattr(backward, "CHUNK", 5)
     for module in ("backward", "capture", "diagonal", "kfac", "sums", "products"):
         monkeypatch.setattr(f"cl_bench.curvature.{module}.FLOATS", 30)
-    monkeypatch.setitem(CACHED, "cpu", 30)
+    monkeypatch.setitem(PATCHES, "cpu", 30)
     torch.testing.assert_close(ESTIMATORS[name](made, task).matvec(v), whole, **CLOSE)
 
 
@@ -553,12 +553,12 @@ def test_a_part_of_the_samples() -> None:
         nn.Conv2d(3, 6, (1, 3), dilation=2, groups=3, bias=False),
     ],
 )
-@pytest.mark.parametrize("cached", [2**20, 1])
+@pytest.mark.parametrize("patches", [2**20, 1])
 def test_squares_of_any_convolution(
-    layer: nn.Conv2d, cached: int, monkeypatch: pytest.MonkeyPatch
+    layer: nn.Conv2d, patches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two roots, the samples at once or one by one."""
-    monkeypatch.setitem(CACHED, "cpu", cached)
+    monkeypatch.setitem(PATCHES, "cpu", patches)
     a = torch.randn(4, 3, 7, 8, generator=Generator().manual_seed(0))
     net = nn.Sequential(layer)
     with capture.captured(net) as sites:

@@ -168,7 +168,9 @@ def _groups_with(key: str, node: Any) -> list[str]:
     while isinstance(root, DictConfig) and root._get_parent() is not None:
         root = root._get_parent()
     groups = root.items_ex(resolve=False) if isinstance(root, DictConfig) else []
-    return [f"{name}.{key}" for name, node in groups if isinstance(node, DictConfig) and key in node]
+    return [
+        f"{name}.{key}" for name, node in groups if isinstance(node, DictConfig) and key in node
+    ]
 
 
 def _own_keys(file: Path, group: str) -> Any:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -94,10 +95,33 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
             if type(layer) in SERVED:
                 hook = layer.register_forward_hook(watch(name), with_kwargs=True)
                 stack.callback(hook.remove)
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not layer.training:
+                    stack.enter_context(_as_scaling(layer))
             else:
                 stack.enter_context(_copied_parameters(name, layer, sites))
         yield sites
     _once(sites)
+
+
+@contextmanager
+def _as_scaling(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Iterator[None]:
+    """Let batch norm with fixed statistics scale and shift each channel, which it does.
+
+    PyTorch's own backward pass sums over the batch there, too, and takes several times as long.
+    """
+
+    def forward(input: Tensor) -> Tensor:
+        assert layer.running_mean is not None and layer.running_var is not None
+        scale = layer.weight * (layer.running_var + layer.eps).rsqrt()
+        shift = layer.bias - layer.running_mean * scale
+        shape = -1, *[1] * (input.dim() - 2)
+        return torch.addcmul(shift.view(shape), input, scale.view(shape))
+
+    layer.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 @contextmanager

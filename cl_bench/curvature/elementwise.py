@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cl_bench.curvature.capture import FLOATS, Site
 
-CACHED = {"cpu": 2**20}  # floats of per-sample gradients at once, which stay in the cache
+PATCHES = {"cpu": 2**20}  # floats of patches at once: 4 MiB stay in the cache
 
 
 def elementwise(
@@ -112,9 +112,11 @@ def _of_rows(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> Tensor:
     assert isinstance(layer.padding, tuple)
     (high, wide), (down, right), (rows, columns) = layer.padding, layer.stride, layer.kernel_size
     height, width = s.shape[3:]
-    size = len(s) * layer.out_channels * layer.in_channels * columns  # of a sample's gradients
-    part = max(1, CACHED.get(a.device.type, FLOATS) // size)
+    copied = layer.in_channels * columns * a.shape[2] * width  # of a sample, and its gradients
+    own = max(copied, len(s) * layer.out_channels * layer.in_channels * columns)
+    part = max(1, PATCHES.get(a.device.type, FLOATS) // own)
     total = a.new_zeros(layer.out_channels, rows, columns * layer.in_channels)
+    room = a.new_empty(part, len(s) * len(total), total.shape[2])  # new memory costs more
     for inputs, slopes in zip(a.split(part), s.split(part, 1), strict=True):
         padded = F.pad(inputs.movedim(1, -1), (0, 0, wide, wide, high, high))
         starts = range(0, columns * layer.dilation[1], layer.dilation[1])
@@ -124,9 +126,11 @@ def _of_rows(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> Tensor:
         for row in range(rows):
             top = row * layer.dilation[0]
             seen = beside[:, top : top + down * (height - 1) + 1 : down].flatten(1, 2)
-            gradients = flat @ seen  # (B, R out, kernel width x in)
-            summed = power(gradients, out=gradients).sum(0)
-            total[:, row].add_(summed.unflatten(0, (len(s), -1)).sum(0))
+            gradients = torch.bmm(
+                flat, seen, out=room[: len(flat)]
+            )  # (B, R out, kernel width x in)
+            powers = power(gradients, out=gradients).unflatten(1, (len(s), -1))
+            total[:, row].add_(powers.sum((0, 1)))
     return total.unflatten(2, (columns, -1)).movedim(3, 1)
 
 
@@ -135,12 +139,12 @@ def _norm(
 ) -> tuple[Tensor, ...]:
     """The statistics are the running ones, taken as constants."""
     assert layer.running_mean is not None and layer.running_var is not None
-    centred = a - layer.running_mean.view(-1, *[1] * (a.dim() - 2))
-    weight, bias = s * centred, s
-    if a.dim() > 2:
-        weight, bias = weight.flatten(3).sum(3), bias.flatten(3).sum(3)
-    weight = weight * (layer.running_var + layer.eps).rsqrt()
-    return power(weight).sum((0, 1)), power(bias).sum((0, 1))
+    a, s = a.reshape(*a.shape[:2], -1), s.reshape(*s.shape[:3], -1)  # (B, C, L) and (R, B, C, L)
+    part = max(1, PATCHES.get(a.device.type, FLOATS) // s[:, 0].numel())
+    pairs = zip(a.split(part), s.split(part, 1), strict=True)
+    centred = [(slopes * (x - layer.running_mean[:, None])).sum(3) for x, slopes in pairs]
+    weight = torch.cat(centred, 1) * (layer.running_var + layer.eps).rsqrt()
+    return power(weight).sum((0, 1)), power(s.sum(3)).sum((0, 1))
 
 
 ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
