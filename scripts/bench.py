@@ -25,7 +25,7 @@ import tempfile
 import time
 
 import torch
-from bench_curvature import against_curvlinops, curvature, growth
+from bench_curvature import curvature
 from bench_gpu import gpu
 from bench_linearized import linearized
 from bench_lowrank import lowrank
@@ -125,6 +125,11 @@ def arguments() -> argparse.Namespace:
         "--curvature", action="store_true", help="measure curvatures and penalties instead"
     )
     parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help="with --curvature, passes of these alone, e.g. 'diag_fisher labels=sampled,mas'",
+    )
+    parser.add_argument(
         "--linearized", action="store_true", help="measure linearised networks instead"
     )
     parser.add_argument("--online", action="store_true", help="measure single-pass methods instead")
@@ -165,9 +170,7 @@ def measure(args: argparse.Namespace, overrides: list[str], tasks: int, found: R
     elif args.gpu:
         gpu(overrides, tasks, args.runs, found)
     elif args.curvature:
-        curvature(overrides, tasks, found)
-        growth(overrides, found)
-        against_curvlinops(64, found)
+        curvature(overrides, tasks, args.only, found)
     else:
         training(overrides, tasks, not args.no_compile, found)
         if not args.no_process:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from contenders import Contender, composed, rounds
 from ratios import Ratios
 
+from cl_bench.base.exceptions import UserError
 from cl_bench.config.build import build, make_network, without_keys
 from cl_bench.core.criteria import CrossEntropy
 from cl_bench.core.learner import Learner
@@ -20,7 +22,7 @@ BACKENDS = {
     "diag_fisher labels=sampled": ["curvature=diag_fisher", "curvature.labels=sampled"],
     "diag_fisher labels=exact": ["curvature=diag_fisher", "curvature.labels=exact"],
     "diag_batched": ["curvature=diag_batched"],
-    "diag_hessian, 10 probes": ["curvature=diag_hessian"],
+    "diag_hessian 10 probes": ["curvature=diag_hessian"],
     "hessian_row_sums": ["curvature=hessian_row_sums", "curvature.samples=null"],
     "mas": ["curvature=mas"],
     "kfac": ["curvature=kfac"],
@@ -40,23 +42,43 @@ PENALTIES = {
 }
 
 
-def curvature(overrides: list[str], tasks: int, found: Ratios) -> None:
-    """Compare curvatures with an epoch of training, and the per-sample Fisher with a loop."""
+def curvature(overrides: list[str], tasks: int, only: str | None, found: Ratios) -> None:
+    """Compare curvatures with an epoch of training, and the per-sample Fisher with a loop.
+
+    only  names of curvatures (`BACKENDS`), with commas between them, of which passes alone are
+          measured; UserError for an unknown one
+    """
+    names = only.split(",") if only else list(BACKENDS)
+    for name in names:
+        if name not in BACKENDS:
+            raise UserError(f"--only {name}: must be one of {', '.join(BACKENDS)}")
     base = ["runtime.threads=1", *overrides]
     plain = Contender("method=finetune", *base)
-    learner, chosen = plain.method.learner, plain.stream.tasks[:tasks]
+    chosen = plain.stream.tasks[:tasks]
+    passes(plain, chosen, base, names, found)
+    if only:
+        return
+    few, learner = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt")), plain.method.learner
+    loop = looped_fisher(plain, few)
+    empirical = build(composed(*base, *BACKENDS["diag_fisher labels=empirical"]).curvature)
+    timed = _timed(plain, partial(empirical, learner))
+    fast = statistics.median(timed(few) for _ in range(5))
+    print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
+    steps(base, chosen, found)
+    growth(overrides, found)
+    against_curvlinops(64, found)
+
+
+def passes(
+    plain: Contender, chosen: list[Task], base: list[str], names: list[str], found: Ratios
+) -> None:
+    """Compare a pass of each curvature over a task with an epoch of training on it."""
+    learner = plain.method.learner
     plain.train(chosen[0])
-
-    def timed(estimate: Any) -> Callable[[Task], float]:
-        def run(task: Task) -> float:
-            started = plain.machine.seconds()
-            estimate(learner, task)
-            return plain.machine.seconds() - started
-
-        return run
-
-    made = {n: build(composed(*base, *o).curvature) for n, o in BACKENDS.items()}
-    runners = {"an epoch of training": plain.train, **{n: timed(e) for n, e in made.items()}}
+    runners = {"an epoch of training": plain.train}
+    for name in names:
+        made = build(composed(*base, *BACKENDS[name]).curvature)
+        runners[name] = _timed(plain, partial(made, learner))
     seconds = rounds(chosen, runners)
     print(f"\none pass over {len(chosen[0])} samples, median of {len(chosen)} tasks")
     for name, value in seconds.items():
@@ -64,11 +86,17 @@ def curvature(overrides: list[str], tasks: int, found: Ratios) -> None:
         print(f"{name:32}{value:9.3f} s{epochs:9.2f} epochs")
         if name in BACKENDS:
             found.add(" ".join(BACKENDS[name]), "a pass over an epoch of training", epochs)
-    few = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt"))
-    loop = looped_fisher(plain, few)
-    fast = statistics.median(timed(made["diag_fisher labels=empirical"])(few) for _ in range(5))
-    print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
-    steps(base, chosen, found)
+
+
+def _timed(plain: Contender, run: Callable[[Task], object]) -> Callable[[Task], float]:
+    """The seconds that `run` takes."""
+
+    def seconds(task: Task) -> float:
+        started = plain.machine.seconds()
+        run(task)
+        return plain.machine.seconds() - started
+
+    return seconds
 
 
 def looped_fisher(plain: Contender, task: Task) -> float:
