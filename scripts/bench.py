@@ -144,7 +144,10 @@ def arguments() -> argparse.Namespace:
         "--runs", type=positive, default=8, help="with --gpu, the number of runs at once"
     )
     parser.add_argument("--save", action="store_true", help="write the ratios to results/speed.csv")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if args.only and not args.curvature:
+        parser.error(f"--only {args.only}: has no meaning without --curvature")
+    return args
 
 
 def main() -> None:

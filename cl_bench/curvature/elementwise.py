@@ -114,9 +114,10 @@ def _of_rows(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> Tensor:
     height, width = s.shape[3:]
     copied = layer.in_channels * columns * a.shape[2] * width  # of a sample, and its gradients
     own = max(copied, len(s) * layer.out_channels * layer.in_channels * columns)
-    part = max(1, PATCHES.get(a.device.type, FLOATS) // own)
+    part = min(len(a), max(1, PATCHES.get(a.device.type, FLOATS) // own))
     total = a.new_zeros(layer.out_channels, rows, columns * layer.in_channels)
-    room = a.new_empty(part, len(s) * len(total), total.shape[2])  # new memory costs more
+    # the gradients (B, R out, kernel width x in) of a part; memory that is used again costs less
+    room = a.new_empty(part, len(s) * layer.out_channels, total.shape[2])
     for inputs, slopes in zip(a.split(part), s.split(part, 1), strict=True):
         padded = F.pad(inputs.movedim(1, -1), (0, 0, wide, wide, high, high))
         starts = range(0, columns * layer.dilation[1], layer.dilation[1])
@@ -126,9 +127,7 @@ def _of_rows(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> Tensor:
         for row in range(rows):
             top = row * layer.dilation[0]
             seen = beside[:, top : top + down * (height - 1) + 1 : down].flatten(1, 2)
-            gradients = torch.bmm(
-                flat, seen, out=room[: len(flat)]
-            )  # (B, R out, kernel width x in)
+            gradients = torch.bmm(flat, seen, out=room[: len(flat)])
             powers = power(gradients, out=gradients).unflatten(1, (len(s), -1))
             total[:, row].add_(powers.sum((0, 1)))
     return total.unflatten(2, (columns, -1)).movedim(3, 1)
