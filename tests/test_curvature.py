@@ -573,6 +573,24 @@ def test_squares_of_any_convolution(
         torch.testing.assert_close(found[f"0.{name}"], looped, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm2d(3)])
+def test_batch_norm_is_a_scaling_while_it_is_captured(layer: nn.BatchNorm1d) -> None:
+    """The same output, in evaluation mode alone; afterwards it is PyTorch's own again."""
+    drawn = Generator().manual_seed(0)
+    a = torch.randn(4, 3, 2, 5, generator=drawn) * 3 + 2
+    a = a if isinstance(layer, nn.BatchNorm2d) else a[..., 0]
+    layer(a)  # sets its statistics
+    nn.init.uniform_(layer.weight, 0.5, 2.0, generator=drawn)
+    net = nn.Sequential(layer).eval()
+    whole = net(a)
+    with capture.captured(net) as sites:
+        assert "forward" in vars(layer)
+        torch.testing.assert_close(net(a), whole)
+    assert "forward" not in vars(layer) and len(sites) == 1
+    with capture.captured(net.train()):
+        assert "forward" not in vars(layer)
+
+
 @pytest.mark.parametrize("rank", [300, 20])
 def test_eigenvectors_in_float32_pass_a_check(rank: int) -> None:
     """As those of float64, also of a matrix of low rank; what is not exact is not taken."""
