@@ -75,7 +75,7 @@ def passes(
     """Compare a pass of each curvature over a task with an epoch of training on it."""
     learner = plain.method.learner
     plain.train(chosen[0])
-    runners = {"an epoch of training": plain.train}
+    runners: dict[str, Callable[[Task], float]] = {"an epoch of training": plain.train}
     for name in names:
         made = build(composed(*base, *BACKENDS[name]).curvature)
         runners[name] = _timed(plain, partial(made, learner))
