@@ -67,7 +67,7 @@ def test_the_table_of_a_suite(tmp_path: Path) -> None:
         ("er", pytest.approx(55.0), 2),
         ("ewc", pytest.approx(30.0), 2),
     ]
-    assert page.findings == ["highest: er, ACC 55.00 (n = 2)"]
+    assert page.findings == ["measured on toy, scenario=data", "highest: er, ACC 55.00 (n = 2)"]
     assert {"gradients", "train s", "state MiB"} <= page.rows[0].keys()
     assert "ACC_task" not in page.rows[0], "no run measured it"
     page.write(tmp_path / "out")

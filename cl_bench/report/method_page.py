@@ -33,7 +33,11 @@ class MethodTable(SweepPage):
         metrics = [m for m in METRICS if m is not ACC_TASK or m.values(measured)]
         rows = [self._row(method, cells[method], metrics) for method in cells]
         rows.sort(key=lambda row: -row["ACC"])
-        findings = [f"highest: {rows[0]['method']}, ACC {rows[0]['ACC']:.2f} (n = {rows[0]['n']})"]
+        streams = sorted({f"{run.dataset}, scenario={run.scenario}" for run in measured})
+        findings = [
+            f"measured on {' and '.join(streams)}",
+            f"highest: {rows[0]['method']}, ACC {rows[0]['ACC']:.2f} (n = {rows[0]['n']})",
+        ]
         return Page(self.title, findings, rows, lambda figure: self._draw(figure, rows))
 
     def _row(self, method: str, runs: list[Run], metrics: list[Quantity]) -> dict[str, Any]:
