@@ -145,7 +145,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--save", action="store_true", help="write the ratios to results/speed.csv")
     args = parser.parse_intermixed_args()
-    if args.only and not args.curvature:
+    if args.only is not None and not args.curvature:
         parser.error(f"--only {args.only}: has no meaning without --curvature")
     return args
 

@@ -43,12 +43,14 @@ PENALTIES = {
 
 
 def curvature(overrides: list[str], tasks: int, only: str | None, found: Ratios) -> None:
-    """Compare curvatures with an epoch of training, and the per-sample Fisher with a loop.
+    """Compare curvatures with an epoch of training, and then penalties with plain steps.
+
+    Also the per-sample Fisher with a loop, the growth over 100 tasks, and K-FAC with curvlinops.
 
     only  names of curvatures (`BACKENDS`), with commas between them, of which passes alone are
           measured; UserError for an unknown one
     """
-    names = only.split(",") if only else list(BACKENDS)
+    names = list(BACKENDS) if only is None else [name.strip() for name in only.split(",")]
     for name in names:
         if name not in BACKENDS:
             raise UserError(f"--only {name}: must be one of {', '.join(BACKENDS)}")
@@ -56,7 +58,7 @@ def curvature(overrides: list[str], tasks: int, only: str | None, found: Ratios)
     plain = Contender("method=finetune", *base)
     chosen = plain.stream.tasks[:tasks]
     passes(plain, chosen, base, names, found)
-    if only:
+    if only is not None:
         return
     few, learner = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt")), plain.method.learner
     loop = looped_fisher(plain, few)

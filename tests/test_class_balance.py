@@ -186,7 +186,7 @@ def test_bic_needs_a_share_of_the_memory_for_each_class() -> None:
     with pytest.raises(
         UserError,
         match=r"each of 100 classes needs a sample in a part of 50 samples "
-        r"\(method\.held_out=0\.1 of the memory\); use at least 995",
+        r"\(method\.held_out=0\.1 divides the memory\); use at least 995",
     ):
         check_config(composed(*BIC, "buffer.capacity=500"))
     check_config(composed(*BIC, "buffer.capacity=995"))
@@ -392,7 +392,7 @@ LATE = [
     ("method=xder buffer.capacity=5 stream.first=3", "buffer.capacity=5: each of 6 classes needs"),
     (
         "method=bic buffer.capacity=19 method.held_out=0.5",
-        "in a part of 9 samples (method.held_out=0.5 of the memory); use at least 20",
+        "in a part of 9 samples (method.held_out=0.5 divides the memory); use at least 20",
     ),
     ("method=lucir schedule.warm_up=head", "schedule.warm_up=head: fits logits that are linear"),
     ("method=lucir schedule.clip=1", "schedule.clip"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -26,6 +27,7 @@ from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue
 from cl_bench.curvature.sums import gram, mirrored
 from cl_bench.models.head import head_of
+from cl_bench.models.layers import accept_single_samples
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 ESTIMATORS: dict[str, Estimator] = {
@@ -575,20 +577,55 @@ def test_squares_of_any_convolution(
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm2d(3)])
 def test_batch_norm_is_a_scaling_while_it_is_captured(layer: nn.BatchNorm1d) -> None:
-    """The same output, in evaluation mode alone; afterwards it is PyTorch's own again."""
+    """The same output, in evaluation mode alone; afterwards its `forward` is the one before."""
     drawn = Generator().manual_seed(0)
     a = torch.randn(4, 3, 2, 5, generator=drawn) * 3 + 2
     a = a if isinstance(layer, nn.BatchNorm2d) else a[..., 0]
     layer(a)  # sets its statistics
-    nn.init.uniform_(layer.weight, 0.5, 2.0, generator=drawn)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.5, 2.0, generator=drawn)
     net = nn.Sequential(layer).eval()
-    whole = net(a)
-    with capture.captured(net) as sites:
-        assert "forward" in vars(layer)
+    accept_single_samples(net)
+    before, whole = vars(layer)["forward"], net(a)
+    with capture.captured(net), capture.captured(net):
+        assert vars(layer)["forward"] is not before
         torch.testing.assert_close(net(a), whole)
-    assert "forward" not in vars(layer) and len(sites) == 1
+    assert vars(layer)["forward"] is before
+    with pytest.raises(ZeroDivisionError), capture.captured(net):
+        _ = 1 / 0
+    assert vars(layer)["forward"] is before
     with capture.captured(net.train()):
-        assert "forward" not in vars(layer)
+        assert vars(layer)["forward"] is before
+    net(a[:1])
+    del layer.forward
+    with capture.captured(net.eval()):
+        assert "forward" in vars(layer)
+    assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("power", [torch.square, torch.abs])
+@pytest.mark.parametrize("patches", [2**20, 1])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 2, 5)])
+def test_powers_of_batch_norm(
+    shape: tuple[int, ...], patches: int, power: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two roots, the samples at once or one by one, against a loop over samples."""
+    monkeypatch.setitem(PATCHES, "cpu", patches)
+    drawn = Generator().manual_seed(0)
+    layer = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(3)
+    a = torch.randn(shape, generator=drawn) * 3 + 2
+    layer(a)  # sets its statistics
+    net = nn.Sequential(layer).eval()
+    with capture.captured(net) as sites:
+        out = net(a)
+    (s,) = torch.autograd.grad(out.square().sum(), sites[0].output)
+    found = dict(elementwise(sites[0], torch.stack([s, 2 * s]), power))
+    for name, parameter in layer.named_parameters():
+        looped = torch.zeros_like(parameter)
+        for i in range(4):
+            (g,) = torch.autograd.grad(layer(a[i : i + 1]).square().sum(), parameter)
+            looped += power(g) + power(2 * g)
+        torch.testing.assert_close(found[f"0.{name}"], looped, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [300, 20])

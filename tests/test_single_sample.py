@@ -91,6 +91,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "gem with a reservoir": ("method=gem", "buffer=reservoir", "buffer.capacity=2"),
     "derpp": ("method=derpp", "buffer.capacity=1"),
     "a last batch of one": ("schedule.batch_size=8",),
+    "a last batch of one, after a curvature": ("method=ewc", "schedule.batch_size=8"),
     "single samples": ("schedule.batch_size=1", "dataset.train_per_task=3"),
     "after a linear layer": ("model=lenet", "model.hidden=[8]", "schedule.batch_size=8"),
     "er": ("method=er", "buffer.capacity=1", "method.combine=sum", "method.replay=1"),

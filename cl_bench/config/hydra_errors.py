@@ -40,6 +40,7 @@ def explain_key(error: BaseException) -> str | None:
             near = get_close_matches(str(error.key), keys, n=1, cutoff=0.7)
             hint = f" (did you mean {near[0]}?)" if near else ""
             hint = hint or _more_arguments(error.full_key, parent)
+            hint = hint or _in_other_groups(error.full_key, parent)
         owner = _class_of(parent) if missing else ""
         reason = f"no such key{owner}{hint}" if missing else first_line(error)
         return f"{error.full_key}: {reason}{known}"
@@ -156,21 +157,26 @@ def _other_places(full: str, parent: Any, key: Any) -> str:
     options = [f for f in files if own in _own_keys(f, group)]
     names = [f"{group}={file.stem}" for file in options]
     have = "has it" if len(names) == 1 else "have it" if len(names) < 5 else "and others have it"
-    if names:
-        return f", but {', '.join(names[:4])} {have}"
-    others = _groups_with(own, parent) if group else []
-    return f", but {', '.join(others)}" if others else ""
+    return f", but {', '.join(names[:4])} {have}" if names else ""
 
 
-def _groups_with(key: str, node: Any) -> list[str]:
-    """`optimizer.lr` for `lr`, where a group of the config that `node` is part of has this key."""
-    root = node
-    while isinstance(root, DictConfig) and root._get_parent() is not None:
-        root = root._get_parent()
-    groups = root.items_ex(resolve=False) if isinstance(root, DictConfig) else []
-    return [
-        f"{name}.{key}" for name, node in groups if isinstance(node, DictConfig) and key in node
+def _in_other_groups(full: str, node: Any) -> str:
+    """Which other groups have a key of a group: `optimizer.lr` for `schedule.lr`.
+
+    `node` is the group. A key that the config has outside of all groups, such as `seed`, is named
+    alone.
+    """
+    group, _, key = full.partition(".")
+    root = node._get_parent() if isinstance(node, DictConfig) else None
+    if not isinstance(root, DictConfig) or "." in key or key.startswith("_") or group == "hydra":
+        return ""
+    if key in root:
+        return f", but {key}"
+    groups = [(name, part) for name, part in root.items_ex(resolve=False) if name != "hydra"]
+    places = [
+        f"{name}.{key}" for name, part in groups if isinstance(part, DictConfig) and key in part
     ]
+    return f", but {', '.join(places[:4])}" if places else ""
 
 
 def _own_keys(file: Path, group: str) -> Any:
@@ -194,7 +200,9 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
     where = f"in {part}/ there" if nested and entries else "there"
     written = f"{root}={part}/{name}" if nested else f"{group}={name}"
     names = [entry.rstrip("/") for entry in known]
-    near = get_close_matches(name.replace("+", "p"), names, n=1, cutoff=0.7)  # der++: derpp
+    near = get_close_matches(
+        name.replace("+", "p"), names, n=1, cutoff=0.7
+    )  # der++ is spelled derpp
     meant = f" (did you mean {near[0]}?)" if near else ""
     if f"{name}/" in known:
         meant = f" ({name}/ is a folder: {group}={name}/<name>)"

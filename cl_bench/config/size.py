@@ -92,8 +92,8 @@ def _check_room(plain: dict[str, Any], classes: int | None, tasks: int) -> None:
     if count is None or not parts or min(parts) >= count:
         return
     part = f" in a part of {min(parts)} samples" if len(parts) > 1 else ""
-    if by := owner.divides_memory_by:
-        part += f" (method.{by}={method[by]:g} of the memory)"
+    if part and (by := owner.divides_memory_by):
+        part += f" (method.{by}={method[by]:g} divides the memory)"
     what = shared if again else (shared or "").partition(" of each task")[0]
     raise UserError(
         f"buffer.capacity={options['capacity']}: each of {count} {what} needs a sample{part}; use "

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
             if type(layer) in SERVED:
                 hook = layer.register_forward_hook(watch(name), with_kwargs=True)
                 stack.callback(hook.remove)
-                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not layer.training:
+                if _has_fixed_statistics(layer):
                     stack.enter_context(_as_scaling(layer))
             else:
                 stack.enter_context(_copied_parameters(name, layer, sites))
@@ -103,11 +104,21 @@ def captured(net: nn.Module) -> Iterator[list[Site]]:
     _once(sites)
 
 
+def _has_fixed_statistics(layer: nn.Module) -> TypeGuard[nn.BatchNorm1d | nn.BatchNorm2d]:
+    """Whether it is batch norm, in evaluation mode, with a weight and a bias."""
+    if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) or layer.training:
+        return False
+    parts = layer.weight, layer.bias, layer.running_mean, layer.running_var
+    return all(part is not None for part in parts)
+
+
 @contextmanager
 def _as_scaling(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Iterator[None]:
-    """Let batch norm with fixed statistics scale and shift each channel, which it does.
+    """Inside the block, compute batch norm with fixed statistics as scale * x + shift.
 
-    PyTorch's own backward pass sums over the batch there, too, and takes several times as long.
+    PyTorch's own backward pass sums over the batch, for gradients that are not needed here, and
+    takes several times as long. Afterwards the layer has the `forward` that it had before, which
+    may be one of its own (`accept_single_samples`, `parallel.prepare`).
     """
 
     def forward(input: Tensor) -> Tensor:
@@ -117,11 +128,14 @@ def _as_scaling(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Iterator[None]:
         shape = -1, *[1] * (input.dim() - 2)
         return torch.addcmul(shift.view(shape), input, scale.view(shape))
 
+    own = vars(layer).get("forward")
     layer.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
         del layer.forward
+        if own is not None:
+            layer.forward = own
 
 
 @contextmanager

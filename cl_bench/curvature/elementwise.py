@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cl_bench.curvature.capture import FLOATS, Site
 
-PATCHES = {"cpu": 2**20}  # floats of patches at once: 4 MiB stay in the cache
+# floats of patches, or of other intermediate results, at once: 4 MiB stay in the cache
+PATCHES = {"cpu": 2**20}
 
 
 def elementwise(
@@ -112,9 +113,9 @@ def _of_rows(layer: nn.Conv2d, a: Tensor, s: Tensor, power: Callable) -> Tensor:
     assert isinstance(layer.padding, tuple)
     (high, wide), (down, right), (rows, columns) = layer.padding, layer.stride, layer.kernel_size
     height, width = s.shape[3:]
-    copied = layer.in_channels * columns * a.shape[2] * width  # of a sample, and its gradients
-    own = max(copied, len(s) * layer.out_channels * layer.in_channels * columns)
-    part = min(len(a), max(1, PATCHES.get(a.device.type, FLOATS) // own))
+    copied = layer.in_channels * columns * (a.shape[2] + 2 * high) * width  # floats of a sample
+    floats = max(copied, len(s) * layer.out_channels * layer.in_channels * columns)
+    part = min(len(a), max(1, PATCHES.get(a.device.type, FLOATS) // floats))
     total = a.new_zeros(layer.out_channels, rows, columns * layer.in_channels)
     # the gradients (B, R out, kernel width x in) of a part; memory that is used again costs less
     room = a.new_empty(part, len(s) * layer.out_channels, total.shape[2])

@@ -97,8 +97,8 @@ class Rehearsal(Method):
 
     A subclass offers each sample to `memory` once an epoch, or once at the end of a task.
 
-    divides_memory_by  the option of the method by which its memory has parts, for error messages;
-                       empty where it has one part (`parts_of_memory`)
+    divides_memory_by  the name of the option that sets the sizes of the parts of its memory
+                       (`parts_of_memory`), for error messages; empty where it has one part
     """
 
     divides_memory_by: ClassVar[str] = ""
