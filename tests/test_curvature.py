@@ -603,11 +603,16 @@ def test_batch_norm_is_a_scaling_while_it_is_captured(layer: nn.BatchNorm1d) -> 
     assert "forward" not in vars(layer)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("power", [torch.square, torch.abs])
 @pytest.mark.parametrize("patches", [2**20, 1])
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 2, 5)])
 def test_powers_of_batch_norm(
-    shape: tuple[int, ...], patches: int, power: Callable, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    patches: int,
+    power: Callable,
+    bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of two roots, the samples at once or one by one, against a loop over samples."""
     monkeypatch.setitem(PATCHES, "cpu", patches)
@@ -615,6 +620,8 @@ def test_powers_of_batch_norm(
     layer = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(3)
     a = torch.randn(shape, generator=drawn) * 3 + 2
     layer(a)  # sets its statistics
+    if not bias:
+        layer.register_parameter("bias", None)
     net = nn.Sequential(layer).eval()
     with capture.captured(net) as sites:
         out = net(a)

@@ -144,7 +144,8 @@ def _norm(
     pairs = zip(a.split(part), s.split(part, 1), strict=True)
     centred = [(slopes * (x - layer.running_mean[:, None])).sum(3) for x, slopes in pairs]
     weight = torch.cat(centred, 1) * (layer.running_var + layer.eps).rsqrt()
-    return power(weight).sum((0, 1)), power(s.sum(3)).sum((0, 1))
+    scaled = power(weight).sum((0, 1))
+    return (scaled,) if layer.bias is None else (scaled, power(s.sum(3)).sum((0, 1)))
 
 
 ELEMENTWISE: dict[type[nn.Module], Callable[..., tuple[Tensor, ...]]] = {
