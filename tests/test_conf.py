@@ -494,7 +494,7 @@ def test_a_part_of_a_method_is_typed_by_its_group(key: str, hint: str) -> None:
     ],
 )
 def test_a_wrong_name_is_answered_by_the_right_one(wrong: str, message: str) -> None:
-    with pytest.raises(Exception, match="override|no such|der") as caught:
+    with pytest.raises(Exception, match=r"override|no such|der") as caught:
         composed(wrong)
     assert (errors.explain(caught.value) or "").startswith(message)
 
