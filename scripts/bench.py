@@ -127,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help="with --curvature, passes of these alone, e.g. 'diag_fisher labels=sampled,mas'",
+        help="with --curvature, passes of these alone, e.g. 'diag_fisher sampled,mas'",
     )
     parser.add_argument(
         "--linearized", action="store_true", help="measure linearised networks instead"

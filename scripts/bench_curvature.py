@@ -18,15 +18,15 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Task
 
 BACKENDS = {
-    "diag_fisher labels=empirical": ["curvature=diag_fisher", "curvature.labels=empirical"],
-    "diag_fisher labels=sampled": ["curvature=diag_fisher", "curvature.labels=sampled"],
-    "diag_fisher labels=exact": ["curvature=diag_fisher", "curvature.labels=exact"],
+    "diag_fisher empirical": ["curvature=diag_fisher", "curvature.labels=empirical"],
+    "diag_fisher sampled": ["curvature=diag_fisher", "curvature.labels=sampled"],
+    "diag_fisher exact": ["curvature=diag_fisher", "curvature.labels=exact"],
     "diag_batched": ["curvature=diag_batched"],
     "diag_hessian 10 probes": ["curvature=diag_hessian"],
     "hessian_row_sums": ["curvature=hessian_row_sums", "curvature.samples=null"],
     "mas": ["curvature=mas"],
     "kfac": ["curvature=kfac"],
-    "kfac labels=exact": ["curvature=kfac", "curvature.labels=exact"],
+    "kfac exact": ["curvature=kfac", "curvature.labels=exact"],
     "tkfac": ["curvature=tkfac"],
     "ekfac": ["curvature=ekfac"],
 }
@@ -62,7 +62,7 @@ def curvature(overrides: list[str], tasks: int, only: str | None, found: Ratios)
         return
     few, learner = Task(0, *(getattr(chosen[0], f)[:200] for f in "xyt")), plain.method.learner
     loop = looped_fisher(plain, few)
-    empirical = build(composed(*base, *BACKENDS["diag_fisher labels=empirical"]).curvature)
+    empirical = build(composed(*base, *BACKENDS["diag_fisher empirical"]).curvature)
     timed = _timed(plain, partial(empirical, learner))
     fast = statistics.median(timed(few) for _ in range(5))
     print(f"per-sample Fisher of {len(few)} samples: {loop / fast:.0f} times faster than a loop")
@@ -91,7 +91,7 @@ def passes(
 
 
 def _timed(plain: Contender, run: Callable[[Task], object]) -> Callable[[Task], float]:
-    """The seconds that `run` takes."""
+    """A function of a task that gives the seconds which `run` takes on it."""
 
     def seconds(task: Task) -> float:
         started = plain.machine.seconds()

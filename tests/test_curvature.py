@@ -19,9 +19,10 @@ from cl_bench.core.learner import Learner
 from cl_bench.core.types import Batch, Task
 from cl_bench.curvature import backward, capture, diagonal, roots, sums
 from cl_bench.curvature.base import Estimator, checked_eigh, eigh
+from cl_bench.curvature.capture import PATCHES
 from cl_bench.curvature.dense import FullFisher, FullHessian
 from cl_bench.curvature.diagonal import BY_ROWS, MAS, BatchedFisher, Fisher, Identity
-from cl_bench.curvature.elementwise import PATCHES, elementwise
+from cl_bench.curvature.elementwise import elementwise
 from cl_bench.curvature.hessian import DiagonalHessian, HessianRowSums
 from cl_bench.curvature.kfac import EKFAC, KFAC, TKFAC
 from cl_bench.curvature.products import ggn_product, largest_eigenvalue

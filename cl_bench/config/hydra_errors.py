@@ -199,10 +199,8 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
     known = sorted(f"{e.stem}/" if e.is_dir() else e.stem for e in entries) or options
     where = f"in {part}/ there" if nested and entries else "there"
     written = f"{root}={part}/{name}" if nested else f"{group}={name}"
-    names = [entry.rstrip("/") for entry in known]
-    near = get_close_matches(
-        name.replace("+", "p"), names, n=1, cutoff=0.7
-    )  # der++ is spelled derpp
+    names, spelled = [entry.rstrip("/") for entry in known], name.replace("+", "p")  # der++: derpp
+    near = get_close_matches(spelled, names, n=1, cutoff=0.7)
     meant = f" (did you mean {near[0]}?)" if near else ""
     if f"{name}/" in known:
         meant = f" ({name}/ is a folder: {group}={name}/<name>)"

@@ -33,6 +33,7 @@ SERVED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 # the name of an attribute, set on a network that changes what its layers wrote in place
 IN_PLACE = "_changes_outputs_in_place"
 FLOATS = 2**25  # of intermediate results held at once: 128 MiB of float32
+PATCHES = {"cpu": 2**20}  # floats of what a layer makes of a part at once: 4 MiB stay in the cache
 
 
 @dataclass

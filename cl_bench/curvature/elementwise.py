@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_bench.curvature.capture import FLOATS, Site
-
-# floats of patches, or of other intermediate results, at once: 4 MiB stay in the cache
-PATCHES = {"cpu": 2**20}
+from cl_bench.curvature.capture import FLOATS, PATCHES, Site
 
 
 def elementwise(

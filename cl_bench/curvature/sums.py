@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cl_bench.core.learner import Learner
 from cl_bench.curvature.blocks import Place
-from cl_bench.curvature.capture import FLOATS, Site
-from cl_bench.curvature.elementwise import PATCHES, elementwise, kernel_gradients, windows
+from cl_bench.curvature.capture import FLOATS, PATCHES, Site
+from cl_bench.curvature.elementwise import elementwise, kernel_gradients, windows
 from cl_bench.curvature.kronecker import KroneckerFactors
 
 BANDS = {"cpu": 4}  # of a symmetric product: more save little, and elsewhere a launch costs more
